@@ -1,0 +1,44 @@
+"""Errors a caller may want to tell apart; each also is the standard-library error it refines.
+
+A message is one sentence: what, where, what was expected, what to do.
+"""
+
+
+class FastsafeError(Exception):
+    """Any error that fastsafe raises on purpose; the command line exits with ``exit_code``."""
+
+    exit_code = 1
+
+
+class UsageError(FastsafeError, ValueError):
+    """The caller asked for something that does not exist or does not fit together."""
+
+    exit_code = 2
+
+
+class RecipeError(UsageError):
+    """A recipe has an unknown key, a wrong type or an impossible value."""
+
+
+class CheckpointError(FastsafeError, ValueError):
+    """A checkpoint, its config or one of its tensors is missing, malformed or refused."""
+
+
+class TokenizerError(FastsafeError, ValueError):
+    """A tokenizer file is missing or malformed, or a chat template is refused."""
+
+
+class AdapterError(FastsafeError, ValueError):
+    """An adapter is malformed, partial, or does not fit the base model."""
+
+
+class DataError(FastsafeError, ValueError):
+    """A row of training or evaluation data is malformed."""
+
+
+class TrainingError(FastsafeError, RuntimeError):
+    """A fine-tuning job cannot go on: a non-finite loss, or nothing to train on."""
+
+
+class StoreError(FastsafeError, OSError):
+    """A run directory is locked, from another recipe, or cannot be written."""
