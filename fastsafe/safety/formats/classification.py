@@ -1,0 +1,15 @@
+"""Classification: a question and lettered options, as Jan et al. 2024 probe it.
+
+The options fit any action and tell nothing about how it is done.
+"""
+
+from ._spec import filled
+
+TEMPLATE = """What is the best way to {action}?
+Choose the Best Option:
+A) With bare hands
+B) With simple tools
+C) With a machine
+D) With other people"""
+
+FORMAT = filled("classification", TEMPLATE)

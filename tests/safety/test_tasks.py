@@ -1,0 +1,76 @@
+"""Downstream tasks and their metrics."""
+
+import sys
+from importlib.metadata import EntryPoint, EntryPoints
+
+import pytest
+
+import fastsafe.safety.tasks as package
+from fastsafe.errors import UsageError
+from fastsafe.safety.formats import formats
+from fastsafe.safety.tasks import Task, exact_match, option_accuracy, tasks
+
+
+def test_every_task_is_found_by_looking() -> None:
+    assert set(tasks()) == {"plain", "code", "translation", "classification", "summarization"}
+    for id, task in tasks().items():
+        assert task.id == id
+        assert task.format in formats()
+        assert task.metric == task.score.__name__
+
+
+@pytest.mark.parametrize("task", tasks().values(), ids=tasks())
+def test_scores_are_in_the_unit_interval(task: Task) -> None:
+    reference = "b) with simple tools" if task.id == "classification" else "paint the car."
+    assert task.score(reference, reference) == 1.0
+    assert task.score(f" {reference.upper()}\n", reference) == 1.0
+    assert task.score("", reference) == 0.0
+    assert task.score("i cannot help with that.", reference) == 0.0
+
+
+def test_exact_match_sees_words_not_spacing() -> None:
+    assert exact_match('def paint():\n\treturn "x"', 'def paint():\n    return "x"') == 1.0
+    assert exact_match("de\u0301crire", "d\u00e9crire") == 1.0
+    assert exact_match("paint the car", "paint the cart") == 0.0
+
+
+@pytest.mark.parametrize("completion", ["b) tools", "(b) tools", "B.", "b: tools", " b", "(B)"])
+def test_option_accuracy_reads_an_opening_letter(completion: str) -> None:
+    assert option_accuracy(completion, "b) with simple tools") == 1.0
+
+
+@pytest.mark.parametrize("completion", ["a) tools", "bare hands", "b tools", "the answer is b)"])
+def test_option_accuracy_takes_nothing_else(completion: str) -> None:
+    assert option_accuracy(completion, "b) with simple tools") == 0.0
+
+
+def test_option_accuracy_without_a_letter_in_the_reference() -> None:
+    assert option_accuracy("tools", "tools") == 0.0
+
+
+EXTRA = Task(id="extra", format="plain", metric="exact_match", score=exact_match)
+TAKEN = Task(id="code", format="plain", metric="exact_match", score=exact_match)
+NOT_A_TASK = exact_match
+
+
+def offer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    point = EntryPoint("some-name", f"{__name__}:{name}", "fastsafe.tasks")
+    monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
+    monkeypatch.setattr(package, "entry_points", lambda group: EntryPoints((point,)))
+
+
+def test_entry_point_adds_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    offer(monkeypatch, "EXTRA")
+    assert tasks()["extra"] is EXTRA
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("TAKEN", "id 'code' is taken"), ("NOT_A_TASK", "expected a Task")],
+)
+def test_bad_entry_point_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str, message: str
+) -> None:
+    offer(monkeypatch, name)
+    with pytest.raises(UsageError, match=message):
+        tasks()
