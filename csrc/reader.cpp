@@ -1,0 +1,141 @@
+#include "reader.hpp"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cerrno>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <system_error>
+#include <thread>
+
+namespace fastsafe {
+namespace {
+
+constexpr std::uint64_t kPieceBytes = 8 << 20;  // large enough to hide a system call
+constexpr unsigned kMaxThreads = 8;
+
+const char* kind_of(mode_t mode) {
+  if (S_ISDIR(mode)) return "a directory";
+  if (S_ISFIFO(mode)) return "a FIFO";
+  if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
+  if (S_ISSOCK(mode)) return "a socket";
+  return "a special file";
+}
+
+}  // namespace
+
+File::File(const std::string& path) {
+  // O_NONBLOCK: opening a FIFO must not wait for a writer
+  do {
+    descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
+  } while (descriptor_ < 0 && errno == EINTR);
+  if (descriptor_ < 0) {
+    const int code = errno;
+    // the way Linux says "this is a socket"
+    if (code == ENXIO) throw Error("is a socket or a device, expected a regular file");
+    throw Error(std::string("cannot be opened: ") + std::strerror(code));
+  }
+  std::string problem;
+  if (::fstat(descriptor_, &opened_) != 0) {
+    problem = std::string("cannot be examined: ") + std::strerror(errno);
+  } else if (!S_ISREG(opened_.st_mode)) {
+    problem = std::string("is ") + kind_of(opened_.st_mode) + ", expected a regular file";
+  }
+  if (!problem.empty()) {
+    ::close(descriptor_);
+    throw Error(problem);
+  }
+}
+
+File::~File() { ::close(descriptor_); }
+
+void File::read(std::uint64_t offset, char* buffer, std::uint64_t bytes) const {
+  while (bytes > 0) {
+    const ssize_t got = ::pread(descriptor_, buffer, std::min(bytes, kPieceBytes),
+                                static_cast<off_t>(offset));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) {
+      throw Error("cannot be read at byte " + std::to_string(offset) + ": " +
+                  std::strerror(errno));
+    }
+    if (got == 0) {
+      throw Error("ends at byte " + std::to_string(offset) + ", expected " +
+                  std::to_string(size()) + " bytes; it was truncated while being read");
+    }
+    offset += static_cast<std::uint64_t>(got);
+    buffer += got;
+    bytes -= static_cast<std::uint64_t>(got);
+  }
+}
+
+void File::read_ranges(char* buffer, std::uint64_t capacity, const std::vector<Range>& ranges,
+                       unsigned threads) const {
+  std::vector<Range> pieces;
+  for (Range r : ranges) {
+    if (r.bytes > size() || r.file_offset > size() - r.bytes || r.bytes > capacity ||
+        r.buffer_offset > capacity - r.bytes) {
+      throw Error("range of " + std::to_string(r.bytes) + " bytes at " +
+                  std::to_string(r.file_offset) + " lies outside the file of " +
+                  std::to_string(size()) + " bytes or outside the buffer of " +
+                  std::to_string(capacity));
+    }
+    for (; r.bytes > kPieceBytes; r.bytes -= kPieceBytes) {
+      pieces.push_back({r.file_offset, r.buffer_offset, kPieceBytes});
+      r.file_offset += kPieceBytes;
+      r.buffer_offset += kPieceBytes;
+    }
+    pieces.push_back(r);
+  }
+
+  std::atomic<std::size_t> next{0};
+  std::exception_ptr failure;
+  std::mutex failure_mutex;
+  auto work = [&] {
+    try {
+      for (std::size_t i = next++; i < pieces.size(); i = next++) {
+        read(pieces[i].file_offset, buffer + pieces[i].buffer_offset, pieces[i].bytes);
+      }
+    } catch (...) {
+      next = pieces.size();  // the others stop at their next piece
+      const std::lock_guard<std::mutex> lock(failure_mutex);
+      if (!failure) failure = std::current_exception();
+    }
+  };
+
+  if (threads == 0) threads = std::max(1u, std::thread::hardware_concurrency());
+  threads = std::min(threads, kMaxThreads);
+  std::uint64_t total = 0;
+  for (const Range& piece : pieces) total += piece.bytes;
+  // a thread per piece of full size: starting one for a few kilobytes costs more than it saves
+  const std::uint64_t useful = std::max<std::uint64_t>(1, total / kPieceBytes);
+  std::vector<std::thread> helpers;
+  helpers.reserve(threads);
+  for (std::uint64_t i = 1; i < std::min<std::uint64_t>(threads, useful); ++i) {
+    try {
+      helpers.emplace_back(work);
+    } catch (const std::system_error&) {
+      break;  // no more threads to be had: this one does the rest
+    }
+  }
+  work();
+  for (std::thread& helper : helpers) helper.join();
+  if (failure) std::rethrow_exception(failure);
+  check_unchanged();
+}
+
+void File::check_unchanged() const {
+  struct stat now;
+  if (::fstat(descriptor_, &now) != 0) {
+    throw Error(std::string("cannot be examined: ") + std::strerror(errno));
+  }
+  if (now.st_size != opened_.st_size || now.st_mtim.tv_sec != opened_.st_mtim.tv_sec ||
+      now.st_mtim.tv_nsec != opened_.st_mtim.tv_nsec) {
+    throw Error("was changed by another process while being read; read it again");
+  }
+}
+
+}  // namespace fastsafe

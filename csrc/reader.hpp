@@ -1,0 +1,50 @@
+// Bytes of a regular file, read with pread into memory that the caller owns.
+#pragma once
+
+#include <sys/stat.h>
+
+#include <cstdint>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace fastsafe {
+
+// One sentence about what is wrong with a file and what to do; the caller adds the path.
+struct Error : std::runtime_error {
+  using std::runtime_error::runtime_error;
+};
+
+struct Range {
+  std::uint64_t file_offset;
+  std::uint64_t buffer_offset;
+  std::uint64_t bytes;
+};
+
+// An open regular file. Never mapped: a file that shrinks under us is an Error, not a SIGBUS.
+class File {
+ public:
+  explicit File(const std::string& path);
+  ~File();
+  File(const File&) = delete;
+  File& operator=(const File&) = delete;
+
+  std::uint64_t size() const { return static_cast<std::uint64_t>(opened_.st_size); }
+
+  // Fills buffer[0, bytes) from `offset`, or throws.
+  void read(std::uint64_t offset, char* buffer, std::uint64_t bytes) const;
+
+  // Fills every range, with up to `threads` threads (0: one per core, at most 8). A range must lie
+  // inside the file and inside buffer[0, capacity).
+  void read_ranges(char* buffer, std::uint64_t capacity, const std::vector<Range>& ranges,
+                   unsigned threads) const;
+
+  // Throws when size or modification time differ from when the file was opened.
+  void check_unchanged() const;
+
+ private:
+  int descriptor_;
+  struct stat opened_;
+};
+
+}  // namespace fastsafe

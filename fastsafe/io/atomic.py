@@ -1,0 +1,107 @@
+"""Writes that are whole or absent: temporary name, fsync, rename, fsync of the folder.
+
+A process that dies half-way leaves at most an entry named ``.tmp-*`` beside the target.
+"""
+
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+PREFIX = ".tmp-"
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write ``data`` to ``path``, replacing a file that is there.
+
+    Raises:
+        OSError: The folder is missing, not writable or full; ``path`` is then unchanged.
+    """
+    with replace_file(path) as temporary:
+        temporary.write_bytes(data)
+
+
+def write_text(path: Path | str, text: str) -> None:
+    """Write ``text`` to ``path`` in UTF-8, newlines as they are; otherwise as ``write_bytes``."""
+    write_bytes(path, text.encode())
+
+
+@contextmanager
+def replace_file(path: Path | str) -> Iterator[Path]:
+    """Yield a temporary path; the file the caller makes there becomes ``path`` on success.
+
+    Raises:
+        OSError: The file cannot be synced or renamed. On any error ``path`` is unchanged.
+    """
+    path = Path(path)
+    temporary = _temporary(path)
+    try:
+        yield temporary
+        _sync(temporary)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync(path.parent)
+
+
+@contextmanager
+def publish_dir(path: Path | str) -> Iterator[Path]:
+    """Yield a new empty directory that becomes ``path`` on success and is removed on error.
+
+    What was at ``path`` is replaced. POSIX cannot swap a directory that holds something, so a
+    crash between the two renames leaves ``path`` absent and its old content as ``.tmp-*``:
+    absent or complete, never partial.
+
+    Raises:
+        OSError: The directory cannot be made, synced or renamed.
+    """
+    path = Path(path)
+    temporary, old = _temporary(path), _temporary(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder, _, files in os.walk(temporary, topdown=False):
+            for name in files:
+                _sync(Path(folder, name))
+            _sync(Path(folder))
+        if os.path.lexists(path):
+            path.rename(old)
+        try:
+            temporary.rename(path)
+        except OSError:
+            if os.path.lexists(old):
+                old.rename(path)
+            raise
+    except BaseException:
+        shutil.rmtree(temporary)
+        raise
+    _sync(path.parent)
+    _remove(old)
+
+
+def remove_leftovers(folder: Path | str) -> None:
+    """Remove what interrupted writes left in ``folder``; only for a folder nobody writes to now."""
+    for entry in Path(folder).glob(f"{PREFIX}*"):
+        _remove(entry)
+
+
+def _temporary(path: Path) -> Path:
+    return path.with_name(f"{PREFIX}{path.name[:200]}-{secrets.token_hex(8)}")
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,204 @@
+"""A checkpoint: one safetensors file, or shards with an index, and their JSON configs."""
+
+import hashlib
+import os
+import re
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from fastsafe import _native
+from fastsafe.errors import CheckpointError
+from fastsafe.io import safetensors
+from fastsafe.io.json_file import read_object
+from fastsafe.io.safetensors import TensorInfo
+
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MAX_CONFIG_BYTES = 4 << 20
+MAX_INDEX_BYTES = 64 << 20
+
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_SHARD_NAME = re.compile(r"[\w.+-]+\.safetensors", re.ASCII)
+_NUMBERED_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
+_HASH_PIECE_BYTES = 64 << 20
+
+
+class Checkpoint:
+    """The tensors and configs of a folder or of one safetensors file. Headers are read at once.
+
+    Attributes:
+        path: What was opened.
+        names: Every tensor, file by file in the order of the data.
+        shapes: Shape of each tensor.
+        dtypes: Dtype of each tensor as safetensors spells it, e.g. "BF16".
+
+    Raises:
+        CheckpointError: The path is missing, holds only pickle files, or a file, the index or
+            their agreement is not in order.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+        self._folder, files, index = _locate(self.path)
+        headers = {file: safetensors.read_header(self._folder / file).tensors for file in files}
+        self._file_of: dict[str, str] = {}
+        infos: dict[str, TensorInfo] = {}
+        for file, tensors in headers.items():
+            for name in tensors:
+                if name in infos:
+                    raise CheckpointError(
+                        f"{self.path}: tensor {name!r} is in {self._file_of[name]} and in {file},"
+                        " expected in one shard"
+                    )
+                self._file_of[name] = file
+            infos |= tensors
+        if index is not None:
+            _match_index(self._folder / INDEX, index, self._file_of, infos)
+        if not infos:
+            raise CheckpointError(f"{self.path}: checkpoint has no tensors, expected some")
+        self.names = tuple(infos)
+        self.shapes = {name: info.shape for name, info in infos.items()}
+        self.dtypes = {name: info.dtype for name, info in infos.items()}
+
+    def read(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Read tensors to the CPU, as ``safetensors.read`` does, one file after another.
+
+        Args:
+            names: Tensors to read; None reads all.
+
+        Raises:
+            CheckpointError: A name is not in the checkpoint, or a file has changed or is cut short.
+        """
+        wanted: dict[str, list[str]] = {}
+        for name in self.names if names is None else names:
+            if name not in self._file_of:
+                raise CheckpointError(f"{self.path}: tensor {name!r} is absent")
+            wanted.setdefault(self._file_of[name], []).append(name)
+        found: dict[str, Tensor] = {}
+        for file, part in wanted.items():
+            found |= safetensors.read(self._folder / file, part)
+        return found
+
+    def config(self) -> dict[str, Any]:
+        """Parse config.json, which must be there; its values are not checked here."""
+        return read_object(self._folder / "config.json", MAX_CONFIG_BYTES)
+
+    def generation_config(self) -> dict[str, Any]:
+        """Parse generation_config.json; empty when there is none."""
+        path = self._folder / "generation_config.json"
+        return read_object(path, MAX_CONFIG_BYTES) if os.path.lexists(path) else {}
+
+    def sha256(self) -> str:
+        """Hash name, size and content of config.json (if any) and of every weight file.
+
+        Reads everything once, so this takes as long as loading; the folder's own name and other
+        files do not matter.
+
+        Returns:
+            64 hexadecimal digits.
+        """
+        total = hashlib.sha256()
+        files = sorted(set(self._file_of.values()))
+        if os.path.lexists(self._folder / "config.json"):
+            files.insert(0, "config.json")
+        for name in files:
+            size, digest = _sha256(self._folder / name)
+            total.update(f"{name} {size} {digest}\n".encode())
+        return total.hexdigest()
+
+
+def _locate(path: Path) -> tuple[Path, list[str], dict[str, Any] | None]:
+    """Folder, names of the weight files in it, and the parsed index if there is one."""
+    if path.is_dir():
+        present = {entry.name for entry in path.iterdir()}
+        if WEIGHTS in present:  # transformers prefers it to an index, too
+            return path, [WEIGHTS], None
+        if INDEX in present:
+            index = read_object(path / INDEX, MAX_INDEX_BYTES)
+            return path, _shards(path, index, present), index
+        _refuse_pickle(path, present)
+        others = sorted(name for name in present if name.endswith(".safetensors"))
+        hint = f"; give the path of {others[0]} itself" if others else ""
+        raise CheckpointError(f"{path}: weights are missing, expected {WEIGHTS} or {INDEX}{hint}")
+    if not os.path.lexists(path):
+        raise CheckpointError(f"{path}: checkpoint does not exist, expected a folder or a file")
+    _refuse_pickle(path.parent, {path.name})
+    return path.parent, [path.name], None
+
+
+def _refuse_pickle(folder: Path, names: set[str]) -> None:
+    for name in sorted(names):
+        if name.endswith(_PICKLE_SUFFIXES):
+            raise CheckpointError(
+                f"{folder / name}: weights are a pickle, which can run code, expected safetensors;"
+                " on a machine you can lose, load them with transformers and call"
+                " save_pretrained(folder, safe_serialization=True)"
+            )
+
+
+def _shards(folder: Path, index: dict[str, Any], present: set[str]) -> list[str]:
+    """Names of the shards the index lists, checked one by one."""
+    where = folder / INDEX
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise CheckpointError(f"{where}: weight_map is {weight_map!r:.80}, expected an object")
+    shards: dict[str, None] = {}
+    for name, shard in weight_map.items():
+        if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
+            raise CheckpointError(
+                f"{where}: tensor {name!r} is in {shard!r:.80}, expected the plain name of a"
+                " .safetensors file in the same folder"
+            )
+        shards[shard] = None
+    for shard in shards:
+        if shard not in present:
+            raise CheckpointError(f"{where}: shard {shard} is missing; download it again")
+    unlisted = sorted(n for n in present - shards.keys() if _NUMBERED_SHARD.fullmatch(n))
+    if unlisted:
+        raise CheckpointError(
+            f"{where}: shard {unlisted[0]} is in the folder but not in the index; remove it or"
+            " download the checkpoint again"
+        )
+    return sorted(shards)
+
+
+def _match_index(
+    where: Path, index: dict[str, Any], file_of: dict[str, str], infos: dict[str, TensorInfo]
+) -> None:
+    """Check that shards and index name the same tensors, in the same places, of the same size."""
+    weight_map = index["weight_map"]
+    for name, shard in weight_map.items():
+        if name not in file_of:
+            raise CheckpointError(f"{where}: tensor {name!r} is missing, expected in {shard}")
+        if file_of[name] != shard:
+            raise CheckpointError(
+                f"{where}: tensor {name!r} is in {file_of[name]}, expected in {shard}"
+            )
+    for name, shard in file_of.items():
+        if name not in weight_map:
+            raise CheckpointError(
+                f"{where}: tensor {name!r} of {shard} is unexpected, the index does not list it"
+            )
+    metadata = index.get("metadata", {})
+    if not isinstance(metadata, dict):
+        raise CheckpointError(f"{where}: metadata is {metadata!r:.80}, expected an object")
+    total = sum(info.end - info.begin for info in infos.values())
+    if metadata.get("total_size", total) != total:
+        raise CheckpointError(
+            f"{where}: total_size is {metadata['total_size']!r:.80}, expected {total}, the sum of"
+            " the shards; download the checkpoint again"
+        )
+
+
+def _sha256(path: Path) -> tuple[int, str]:
+    digest = hashlib.sha256()
+    try:
+        file = _native.File(os.fsencode(path))
+        for begin in range(0, file.size, _HASH_PIECE_BYTES):
+            digest.update(file.read_bytes(begin, min(_HASH_PIECE_BYTES, file.size - begin)))
+    except _native.Error as error:
+        raise CheckpointError(f"{path}: {error}") from None
+    return file.size, digest.hexdigest()
