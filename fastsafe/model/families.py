@@ -1,0 +1,137 @@
+"""What sets each known architecture apart, as flags of one decoder."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """Fixed traits of an architecture, and the defaults of fields its config may leave out."""
+
+    model_type: str
+    norm_placement: str = "pre"  # norms stand before a block, after it ("post"), or "both"
+    norm_one_plus: bool = False  # norms multiply by 1 + weight
+    qk_norm: str | None = None  # of each "head", or of the whole "projection"
+    qkv_bias: bool | None = False  # None: as attention_bias says
+    o_bias: bool | None = False  # None: as attention_bias says
+    reads_mlp_bias: bool = False
+    activation_field: str = "hidden_act"
+    activation: str = "silu"  # default, as transformers spells it
+    fused_on_disk: bool = False  # qkv_proj and gate_up_proj are single tensors
+    scales_embedding: bool = False  # by sqrt(hidden_size)
+    reads_multipliers: bool = False  # Granite's four
+    query_scalar: bool = False  # query_pre_attn_scalar replaces head_dim in the scale
+    softcaps: bool = False  # reads final_logit_softcapping
+    attention_softcap: float | None = None  # default; None: the architecture has none
+    logits_softcap: float | None = None  # default; None: off
+    partial_rotary: bool = False
+    tied: bool = False  # default of tie_word_embeddings
+    head_dim: int | None = None  # default; None: hidden_size / num_heads
+    kv_heads_required: bool = False  # the default of num_key_value_heads is not num_heads
+    window: str | None = None  # "all" layers, those of "layer_types", or none
+    window_default: int | None = None  # where the config does not say
+    window_opt_in: bool = False  # only with use_sliding_window
+    window_pattern: int | None = None  # every n-th layer is full; None: from max_window_layers on
+    local_theta: float | None = None  # windowed layers have a rotary base of their own
+    default_theta: float = 10_000.0
+    norm_eps: float = 1e-6  # default
+
+
+FAMILIES = {
+    "LlamaForCausalLM": Family(model_type="llama", qkv_bias=None, o_bias=None, reads_mlp_bias=True),
+    "MistralForCausalLM": Family(
+        model_type="mistral", kv_heads_required=True, window="all", window_default=4096
+    ),
+    "Qwen2ForCausalLM": Family(
+        model_type="qwen2",
+        qkv_bias=True,
+        kv_heads_required=True,
+        window="layer_types",
+        window_default=4096,
+        window_opt_in=True,
+    ),
+    "Qwen3ForCausalLM": Family(
+        model_type="qwen3",
+        qk_norm="head",
+        qkv_bias=None,
+        o_bias=None,
+        kv_heads_required=True,
+        head_dim=128,
+        window="layer_types",
+        window_default=4096,
+        window_opt_in=True,
+    ),
+    "GemmaForCausalLM": Family(
+        model_type="gemma",
+        norm_one_plus=True,
+        qkv_bias=None,
+        o_bias=None,
+        activation="gelu_pytorch_tanh",
+        scales_embedding=True,
+        tied=True,
+        head_dim=256,
+        kv_heads_required=True,
+    ),
+    "Gemma2ForCausalLM": Family(
+        model_type="gemma2",
+        norm_placement="both",
+        norm_one_plus=True,
+        qkv_bias=None,
+        o_bias=None,
+        activation_field="hidden_activation",
+        activation="gelu_pytorch_tanh",
+        scales_embedding=True,
+        query_scalar=True,
+        softcaps=True,
+        attention_softcap=50.0,
+        logits_softcap=30.0,
+        tied=True,
+        head_dim=256,
+        kv_heads_required=True,
+        window="layer_types",
+        window_default=4096,
+        window_pattern=2,
+    ),
+    "Gemma3ForCausalLM": Family(
+        model_type="gemma3_text",
+        norm_placement="both",
+        norm_one_plus=True,
+        qk_norm="head",
+        qkv_bias=None,
+        o_bias=None,
+        activation_field="hidden_activation",
+        activation="gelu_pytorch_tanh",
+        scales_embedding=True,
+        query_scalar=True,
+        softcaps=True,
+        tied=True,
+        head_dim=256,
+        kv_heads_required=True,
+        window="layer_types",
+        window_default=4096,
+        window_pattern=6,
+        local_theta=10_000.0,
+        default_theta=1_000_000.0,
+    ),
+    "Phi3ForCausalLM": Family(
+        model_type="phi3",
+        fused_on_disk=True,
+        partial_rotary=True,
+        window="all",
+        norm_eps=1e-5,
+    ),
+    "GraniteForCausalLM": Family(
+        model_type="granite",
+        qkv_bias=None,
+        o_bias=None,
+        reads_mlp_bias=True,
+        reads_multipliers=True,
+    ),
+    "Olmo2ForCausalLM": Family(
+        model_type="olmo2",
+        norm_placement="post",
+        qk_norm="projection",
+        qkv_bias=None,
+        o_bias=None,
+        norm_eps=1e-5,
+    ),
+}

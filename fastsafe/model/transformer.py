@@ -1,0 +1,296 @@
+"""One decoder for every known architecture, over packed rows of tokens.
+
+What differs between families is a flag of ``ModelConfig``. Attention and the linear layers are
+hooks: the caller owns caching and masking (``Attend``), and adapters (``Project``).
+"""
+
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastsafe.errors import UsageError
+from fastsafe.model import weights as w
+from fastsafe.model.config import ModelConfig
+from fastsafe.model.layers import geglu, rms_norm, rope, softcap, swiglu
+from fastsafe.model.rope import Rotary
+from fastsafe.model.weights import Source, Weights
+
+
+class Attend(Protocol):
+    """Attention of one layer; owns the cache and the mask."""
+
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Attend, after rotation: q [N, H, D], k and v [N, Hkv, D] -> [N, H, D].
+
+        ``window`` counts the keys a query sees, itself included; ``softcap`` bounds the scores
+        after ``scale``. None of either means none.
+        """
+        ...
+
+
+class Project(Protocol):
+    """One fused linear of one layer, adapters included."""
+
+    def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
+        """Multiply x [M, I] by "qkv", "o", "gate_up" or "down" of a layer -> [M, O].
+
+        ``rows`` are the indices [M] of the packed rows that x holds; None = all.
+        """
+        ...
+
+
+class LinearSlot(NamedTuple):
+    """Rows [begin, end) of a fused weight that are one linear module of the file."""
+
+    layer: int
+    name: str  # "qkv", "o", "gate_up" or "down"
+    begin: int
+    end: int
+    in_features: int
+
+
+class Transformer:
+    """A decoder's weights and its forward pass; made by ``load`` or ``random``.
+
+    Attributes:
+        config: Sizes and flags.
+        device: Of all weights.
+        dtype: Of all weights.
+        embedding: [V, E].
+        head: [V, E]; the same tensor as ``embedding`` when tied.
+        layers: Fused weights of each layer.
+        final_norm: [E].
+    """
+
+    def __init__(self, config: ModelConfig, weights: Weights) -> None:
+        self.config = config
+        self.embedding, self.head, self.final_norm, self.layers = weights
+        self.device = self.embedding.device
+        self.dtype = self.embedding.dtype
+        self._rotaries = [Rotary(r, self.device, self.dtype) for r in config.ropes]
+        # Gemma rounds the factor to the weights' dtype, which moves it by 0.1 % in bf16
+        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
+        self._activate = swiglu if config.activation == "silu" else geglu
+
+    @classmethod
+    def load(
+        cls,
+        checkpoint: Source,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "Transformer":
+        """Read a checkpoint.
+
+        Args:
+            checkpoint: An open ``fastsafe.io.checkpoint.Checkpoint``.
+            device: Where the weights go.
+            dtype: float32, bfloat16 or float16; weights of another dtype are converted.
+
+        Raises:
+            CheckpointError: The config is refused, or tensors are missing, unexpected, mis-shaped
+                or not of a float dtype; nothing has been allocated then.
+        """
+        config = ModelConfig.from_json(checkpoint.config(), f"{checkpoint.path}/config.json")
+        return cls(config, w.load(checkpoint, config, torch.device(device), dtype))
+
+    @classmethod
+    def random(
+        cls,
+        config: ModelConfig,
+        *,
+        seed: int = 0,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> "Transformer":
+        """Make a model with random weights, the same for a seed on every device.
+
+        Matrices are normal with a standard deviation of 1/sqrt(in_features), the embedding of
+        0.02; norms are the identity and biases zero.
+        """
+        weights = w.allocate(config, torch.device(device), dtype)
+        generator = torch.Generator().manual_seed(seed)
+        for place in w.placements(config):
+            target = w.view(weights, place)
+            if len(place.shape) == 2:
+                std = 0.02 if place.layer == w.OUTSIDE else place.shape[1] ** -0.5
+                target.copy_(torch.randn(place.shape, generator=generator) * std)
+            else:
+                is_one = place.field.endswith("norm") and not config.norm_one_plus
+                target.fill_(1.0 if is_one else 0.0)
+        return cls(config, weights)
+
+    def forward(
+        self,
+        token_ids: Tensor,
+        positions: Tensor,
+        attend: Attend,
+        project: Project | None = None,
+        keep: Tensor | None = None,
+        context_lens: Tensor | None = None,
+    ) -> Tensor:
+        """Run all layers over packed rows.
+
+        Args:
+            token_ids: [N] int64 in [0, V). The range is not checked.
+            positions: [N] int64, index of each token in its own sequence.
+            attend: Attention; called once per layer, in order.
+            project: Linear layers; None = the base weights alone.
+            keep: [M] int64, rows whose hidden state is wanted; None = all. The last layer does
+                its output projection and MLP for these rows only.
+            context_lens: [N] int64, number of tokens of each row's own sequence up to the end
+                of this call. Read only where ``config.depends_on_length`` (dynamic and longrope
+                scaling); there None means that the rows are whole sequences from position 0.
+
+        Returns:
+            [N, E], or [M, E], after the final norm; dtype of the weights.
+
+        Raises:
+            UsageError: ``context_lens`` is needed and missing.
+        """
+        config = self.config
+        if config.depends_on_length and context_lens is None:
+            context_lens = _whole_lengths(positions)
+        rotations = [rotary(positions, context_lens) for rotary in self._rotaries]
+        linear = self._project if project is None else project
+        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        eps, one_plus, residual = config.norm_eps, config.norm_one_plus, config.residual_scale
+        last = len(self.layers) - 1
+        rows: Tensor | None = None
+
+        h = F.embedding(token_ids, self.embedding)
+        if self._embedding_scale != 1.0:
+            h = h * self._embedding_scale
+        for i, layer in enumerate(self.layers):
+            x = h
+            if layer.attention_norm is not None:
+                x = rms_norm(x, layer.attention_norm, eps, one_plus)
+            qkv = linear(i, "qkv", x, None)
+            if layer.q_norm is not None and layer.k_norm is not None:
+                q, k, v = self._normed(qkv, layer.q_norm, layer.k_norm)
+                cos, sin = rotations[config.rope_of_layer[i]]
+                q, k = rope(q, cos, sin), rope(k, cos, sin)
+            else:
+                qkv = qkv.view(-1, heads + 2 * kv_heads, dim)
+                cos, sin = rotations[config.rope_of_layer[i]]
+                turned = rope(qkv[:, :-kv_heads], cos, sin)
+                q, k, v = turned[:, :heads], turned[:, heads:], qkv[:, -kv_heads:]
+            mixed = attend(
+                i,
+                q,
+                k,
+                v,
+                scale=config.attention_scale,
+                window=config.windows[i],
+                softcap=config.attention_softcap,
+            ).reshape(-1, heads * dim)
+            if i == last and keep is not None:
+                rows, mixed, h = keep, mixed.index_select(0, keep), h.index_select(0, keep)
+            x = linear(i, "o", mixed, rows)
+            if layer.attention_out_norm is not None:
+                x = rms_norm(x, layer.attention_out_norm, eps, one_plus)
+            h = torch.add(h, x, alpha=residual)
+            x = h
+            if layer.mlp_norm is not None:
+                x = rms_norm(x, layer.mlp_norm, eps, one_plus)
+            x = linear(i, "down", self._activate(linear(i, "gate_up", x, rows)), rows)
+            if layer.mlp_out_norm is not None:
+                x = rms_norm(x, layer.mlp_out_norm, eps, one_plus)
+            h = torch.add(h, x, alpha=residual)
+        return rms_norm(h, self.final_norm, eps, one_plus)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Multiply by the head: hidden [M, E] -> [M, V] fp32, scaled and capped as configured."""
+        z = F.linear(hidden, self.head).float()
+        if self.config.logits_scale != 1.0:
+            z = z / self.config.logits_scale
+        cap = self.config.logits_softcap
+        return z if cap is None else softcap(z, cap)
+
+    def weight(self, layer: int, name: str) -> Tensor:
+        """Get a fused weight: "qkv", "o", "gate_up" or "down" of a layer, [O, I]."""
+        weight: Tensor = getattr(self.layers[layer], name)
+        return weight
+
+    def linear(self, layer: int, name: str, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Multiply x [M, I] by a fused weight and add its bias -> [M, O].
+
+        Args:
+            layer: Index of the layer.
+            name: "qkv", "o", "gate_up" or "down".
+            x: [M, I].
+            weight: [O, I] to use in place of the base's.
+        """
+        owner = self.layers[layer]
+        own = getattr(owner, name) if weight is None else weight
+        return F.linear(x, own, getattr(owner, name + "_bias"))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """List all weights under the names that transformers gives them, as views.
+
+        A tied head is not listed. Views of a fused weight share memory; make them contiguous to
+        save them.
+        """
+        weights = Weights(self.embedding, self.head, self.final_norm, self.layers)
+        return {place.name: w.view(weights, place) for place in w.placements(self.config)}
+
+    def slots(self) -> dict[str, LinearSlot]:
+        """Map the path of every linear module, as PEFT names it, to rows of a fused weight."""
+        return {
+            f"model.layers.{i}.{module}": LinearSlot(i, field, begin, end, in_features)
+            for i in range(self.config.num_layers)
+            for module, field, begin, end, in_features, _ in w.linears(self.config)
+        }
+
+    def parameters(self) -> list[Tensor]:
+        """List the distinct tensors of the model, fused as they are; a tied head once."""
+        outside = [self.embedding, self.final_norm]
+        if self.head is not self.embedding:
+            outside.append(self.head)
+        per_layer = [t for layer in self.layers for t in vars(layer).values() if t is not None]
+        return outside + per_layer
+
+    def _project(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
+        return self.linear(layer, name, x)
+
+    def _normed(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> tuple[Tensor, ...]:
+        """Split into heads and normalise queries and keys, per head or per projection."""
+        config = self.config
+        eps, one_plus, dim = config.norm_eps, config.norm_one_plus, config.head_dim
+        end_q = config.num_heads * dim
+        end_k = end_q + config.num_kv_heads * dim
+        q, k, v = qkv[:, :end_q], qkv[:, end_q:end_k], qkv[:, end_k:]
+        if config.qk_norm == "projection":
+            q, k = rms_norm(q, q_norm, eps, one_plus), rms_norm(k, k_norm, eps, one_plus)
+        q, k, v = (x.view(len(x), -1, dim) for x in (q, k, v))
+        if config.qk_norm == "head":
+            q, k = rms_norm(q, q_norm, eps, one_plus), rms_norm(k, k_norm, eps, one_plus)
+        return q, k, v
+
+
+def _whole_lengths(positions: Tensor) -> Tensor:
+    """Length of each row's sequence where the rows are whole sequences from position 0."""
+    starts = (positions == 0).nonzero()[:, 0]
+    ends = torch.cat((starts[1:], starts.new_tensor([len(positions)])))
+    lengths = (ends - starts).repeat_interleave(ends - starts)
+    whole = torch.arange(len(positions), device=positions.device)
+    if len(lengths) != len(positions) or not torch.equal(
+        whole - starts.repeat_interleave(ends - starts), positions
+    ):
+        raise UsageError(
+            "forward: context_lens is missing, expected [N], as this model's rotation depends on "
+            "the length of a sequence and the rows are not whole sequences from position 0"
+        )
+    return lengths

@@ -1,0 +1,270 @@
+"""Maps a checkpoint's tensors to the decoder's fused weights.
+
+A fused weight holds several tensors of the file as blocks of rows: q, k and v, gate and up.
+"""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fastsafe.errors import CheckpointError
+from fastsafe.model.config import ModelConfig
+
+EMBEDDING = "model.embed_tokens.weight"
+HEAD = "lm_head.weight"
+FINAL_NORM = "model.norm.weight"
+OUTSIDE = -1  # layer of a tensor that belongs to none
+_MAX_NAMED = 8  # tensors that one message lists per kind of fault
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+
+
+class Source(Protocol):
+    """What is needed of a checkpoint; ``fastsafe.io.checkpoint.Checkpoint`` has it."""
+
+    @property
+    def path(self) -> Path:
+        """Folder of the checkpoint."""
+        ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors."""
+        ...
+
+    @property
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Shape of every tensor, by name."""
+        ...
+
+    def read(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        """Read tensors by name."""
+        ...
+
+    def config(self) -> dict[str, Any]:
+        """Read config.json."""
+        ...
+
+
+class Placement(NamedTuple):
+    """Where one tensor of the file lies: rows [begin, end) of a field of a layer."""
+
+    name: str  # as the file and transformers name it
+    layer: int  # OUTSIDE for the embedding, the head and the final norm
+    field: str  # of Layer, or of the transformer
+    begin: int
+    end: int
+    shape: tuple[int, ...]
+
+
+@dataclass
+class Layer:
+    """Weights of one decoder layer; None where the architecture has none."""
+
+    qkv: Tensor  # [(H + 2 Hkv) * D, E]
+    o: Tensor  # [E, H * D]
+    gate_up: Tensor  # [2F, E]
+    down: Tensor  # [E, F]
+    qkv_bias: Tensor | None = None
+    o_bias: Tensor | None = None
+    gate_up_bias: Tensor | None = None
+    down_bias: Tensor | None = None
+    attention_norm: Tensor | None = None  # [E], before attention
+    attention_out_norm: Tensor | None = None  # [E], after attention
+    mlp_norm: Tensor | None = None  # [E], before the MLP
+    mlp_out_norm: Tensor | None = None  # [E], after the MLP
+    q_norm: Tensor | None = None  # [D], or [H * D] over the whole projection
+    k_norm: Tensor | None = None  # [D], or [Hkv * D] over the whole projection
+
+
+_NORM_NAMES = {
+    "pre": {"input_layernorm": "attention_norm", "post_attention_layernorm": "mlp_norm"},
+    "post": {
+        "post_attention_layernorm": "attention_out_norm",
+        "post_feedforward_layernorm": "mlp_out_norm",
+    },
+    "both": {
+        "input_layernorm": "attention_norm",
+        "post_attention_layernorm": "attention_out_norm",
+        "pre_feedforward_layernorm": "mlp_norm",
+        "post_feedforward_layernorm": "mlp_out_norm",
+    },
+}
+
+
+class Linear(NamedTuple):
+    """One linear module as the file and PEFT know it, as rows of a fused field."""
+
+    module: str  # path below the layer, such as "self_attn.q_proj"
+    field: str
+    begin: int
+    end: int
+    in_features: int
+    has_bias: bool
+
+
+def linears(config: ModelConfig) -> list[Linear]:
+    """List the linear modules of a layer."""
+    E, F = config.hidden_size, config.intermediate_size
+    queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
+    total = config.qkv_features
+    if config.fused_on_disk:
+        inputs = [
+            Linear("self_attn.qkv_proj", "qkv", 0, total, E, config.qkv_bias),
+            Linear("mlp.gate_up_proj", "gate_up", 0, 2 * F, E, config.mlp_bias),
+        ]
+    else:
+        inputs = [
+            Linear("self_attn.q_proj", "qkv", 0, queries, E, config.qkv_bias),
+            Linear("self_attn.k_proj", "qkv", queries, queries + keys, E, config.qkv_bias),
+            Linear("self_attn.v_proj", "qkv", queries + keys, total, E, config.qkv_bias),
+            Linear("mlp.gate_proj", "gate_up", 0, F, E, config.mlp_bias),
+            Linear("mlp.up_proj", "gate_up", F, 2 * F, E, config.mlp_bias),
+        ]
+    return [
+        *inputs,
+        Linear("self_attn.o_proj", "o", 0, E, queries, config.o_bias),
+        Linear("mlp.down_proj", "down", 0, E, F, config.mlp_bias),
+    ]
+
+
+def placements(config: ModelConfig) -> Iterator[Placement]:
+    """List every tensor that a checkpoint of this config holds, layer by layer."""
+    E, V = config.hidden_size, config.vocab_size
+    yield Placement(EMBEDDING, OUTSIDE, "embedding", 0, V, (V, E))
+    if not config.tie_word_embeddings:
+        yield Placement(HEAD, OUTSIDE, "head", 0, V, (V, E))
+    yield Placement(FINAL_NORM, OUTSIDE, "final_norm", 0, E, (E,))
+    modules = linears(config)
+    for i in range(config.num_layers):
+        prefix = f"model.layers.{i}."
+        for module, field, begin, end, inputs, has_bias in modules:
+            shape = (end - begin, inputs)
+            yield Placement(f"{prefix}{module}.weight", i, field, begin, end, shape)
+            if has_bias:
+                name = f"{prefix}{module}.bias"
+                yield Placement(name, i, f"{field}_bias", begin, end, shape[:1])
+        for name, field in _NORM_NAMES[config.norm_placement].items():
+            yield Placement(f"{prefix}{name}.weight", i, field, 0, E, (E,))
+        if config.qk_norm is not None:
+            whole = config.qk_norm == "projection"
+            for field, heads in (("q_norm", config.num_heads), ("k_norm", config.num_kv_heads)):
+                size = config.head_dim * (heads if whole else 1)
+                yield Placement(f"{prefix}self_attn.{field}.weight", i, field, 0, size, (size,))
+
+
+def check(source: Source, config: ModelConfig) -> None:
+    """Compare a checkpoint's tensor names and shapes with its config, before any allocation.
+
+    Raises:
+        CheckpointError: Names every kind of fault at once: missing, unexpected and mis-shaped
+            tensors.
+    """
+    missing, misshaped, expected = [], [], set()
+    for place in placements(config):
+        expected.add(place.name)
+        shape = source.shapes.get(place.name)
+        if shape is None:
+            missing.append(place.name)
+        elif tuple(shape) != place.shape:
+            misshaped.append(f"{place.name} is {list(shape)}, expected {list(place.shape)}")
+    if config.tie_word_embeddings:
+        shape = source.shapes.get(HEAD)
+        wanted = (config.vocab_size, config.hidden_size)
+        if shape is not None and tuple(shape) != wanted:
+            misshaped.append(f"{HEAD} is {list(shape)}, expected {list(wanted)}")
+        expected.add(HEAD)
+    unexpected = [n for n in source.names if n not in expected and not _is_ignorable(n)]
+    faults = [
+        f"{kind}: {_some(names)}"
+        for kind, names in (
+            ("missing", missing),
+            ("unexpected", unexpected),
+            ("mis-shaped", misshaped),
+        )
+        if names
+    ]
+    if HEAD in missing and len(missing) == 1:
+        faults.append("tie_word_embeddings is false, so the head is needed")
+    if faults:
+        raise CheckpointError(
+            f"{source.path}: tensors do not fit config.json ({config.architecture}); "
+            + "; ".join(faults)
+        )
+
+
+def _is_ignorable(name: str) -> bool:
+    """Whether a tensor is a buffer that old versions of transformers saved."""
+    return name.endswith(".rotary_emb.inv_freq")
+
+
+def _some(names: list[str]) -> str:
+    rest = len(names) - _MAX_NAMED
+    return ", ".join(names[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+
+
+class Weights(NamedTuple):
+    """All tensors of a decoder."""
+
+    embedding: Tensor
+    head: Tensor
+    final_norm: Tensor
+    layers: list[Layer]
+
+
+def allocate(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Weights:
+    """Make uninitialised weights in the fused layout."""
+    sizes: dict[tuple[int, str], tuple[int, ...]] = {}
+    for place in placements(config):
+        # blocks of a field come in order, so the last one ends the field
+        sizes[place.layer, place.field] = (place.end, *place.shape[1:])
+    made = {key: torch.empty(shape, device=device, dtype=dtype) for key, shape in sizes.items()}
+    layers = [
+        Layer(**{field: t for (layer, field), t in made.items() if layer == i})
+        for i in range(config.num_layers)
+    ]
+    embedding = made[OUTSIDE, "embedding"]
+    head = made.get((OUTSIDE, "head"), embedding)
+    return Weights(embedding, head, made[OUTSIDE, "final_norm"], layers)
+
+
+def view(weights: Weights, place: Placement) -> Tensor:
+    """Get the rows of a fused weight that hold one tensor of the file."""
+    owner = weights if place.layer == OUTSIDE else weights.layers[place.layer]
+    tensor: Tensor = getattr(owner, place.field)
+    return tensor[place.begin : place.end]
+
+
+def load(source: Source, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Weights:
+    """Read a checkpoint straight into fused weights, one layer at a time.
+
+    Raises:
+        CheckpointError: A tensor is missing, unexpected, mis-shaped or not of a float dtype, or a
+            head that should be tied differs from the embedding.
+    """
+    check(source, config)
+    weights = allocate(config, device, dtype)
+    by_layer: dict[int, list[Placement]] = {}
+    for place in placements(config):
+        by_layer.setdefault(place.layer, []).append(place)
+    for places in by_layer.values():
+        tensors = source.read([place.name for place in places])
+        for place in places:
+            tensor = tensors.pop(place.name)
+            if tensor.dtype not in _FLOATS:
+                raise CheckpointError(
+                    f"{source.path}: {place.name} is {tensor.dtype}, expected float32, bfloat16 "
+                    "or float16; use the unquantized checkpoint"
+                )
+            view(weights, place).copy_(tensor)
+    if config.tie_word_embeddings and HEAD in source.shapes:
+        head = source.read([HEAD])[HEAD].to(device, dtype)
+        if not torch.equal(head, weights.embedding):
+            raise CheckpointError(
+                f"{source.path}: {HEAD} differs from {EMBEDDING}, expected equal tensors as "
+                "tie_word_embeddings is true; set it to false in config.json"
+            )
+    return weights
