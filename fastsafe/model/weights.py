@@ -19,7 +19,7 @@ HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
 OUTSIDE = -1  # layer of a tensor that belongs to none
 _MAX_NAMED = 8  # tensors that one message lists per kind of fault
-_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors spells them
 
 
 class Source(Protocol):
@@ -38,6 +38,11 @@ class Source(Protocol):
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor, by name."""
+        ...
+
+    @property
+    def dtypes(self) -> Mapping[str, str]:
+        """Dtype of every tensor, by name, as safetensors spells it."""
         ...
 
     def read(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
@@ -157,33 +162,35 @@ def placements(config: ModelConfig) -> Iterator[Placement]:
 
 
 def check(source: Source, config: ModelConfig) -> None:
-    """Compare a checkpoint's tensor names and shapes with its config, before any allocation.
+    """Compare a checkpoint's tensors with its config, before any allocation.
 
     Raises:
-        CheckpointError: Names every kind of fault at once: missing, unexpected and mis-shaped
-            tensors.
+        CheckpointError: Names every kind of fault at once: tensors that are missing, unexpected,
+            mis-shaped or not of a float dtype.
     """
-    missing, misshaped, expected = [], [], set()
-    for place in placements(config):
-        expected.add(place.name)
-        shape = source.shapes.get(place.name)
-        if shape is None:
-            missing.append(place.name)
-        elif tuple(shape) != place.shape:
-            misshaped.append(f"{place.name} is {list(shape)}, expected {list(place.shape)}")
-    if config.tie_word_embeddings:
-        shape = source.shapes.get(HEAD)
-        wanted = (config.vocab_size, config.hidden_size)
-        if shape is not None and tuple(shape) != wanted:
-            misshaped.append(f"{HEAD} is {list(shape)}, expected {list(wanted)}")
-        expected.add(HEAD)
+    expected = {place.name: place.shape for place in placements(config)}
+    missing = [name for name in expected if name not in source.shapes]
+    # a tied head may be in the file all the same
+    expected.setdefault(HEAD, (config.vocab_size, config.hidden_size))
     unexpected = [n for n in source.names if n not in expected and not _is_ignorable(n)]
+    present = [name for name in expected if name in source.shapes]
+    misshaped = [
+        f"{name} is {list(source.shapes[name])}, expected {list(expected[name])}"
+        for name in present
+        if tuple(source.shapes[name]) != expected[name]
+    ]
+    mistyped = [
+        f"{name} is {source.dtypes[name]}, expected {', '.join(_FLOATS)}"
+        for name in present
+        if source.dtypes[name] not in _FLOATS
+    ]
     faults = [
         f"{kind}: {_some(names)}"
         for kind, names in (
             ("missing", missing),
             ("unexpected", unexpected),
             ("mis-shaped", misshaped),
+            ("not of a float dtype", mistyped),
         )
         if names
     ]
@@ -253,13 +260,7 @@ def load(source: Source, config: ModelConfig, device: torch.device, dtype: torch
     for places in by_layer.values():
         tensors = source.read([place.name for place in places])
         for place in places:
-            tensor = tensors.pop(place.name)
-            if tensor.dtype not in _FLOATS:
-                raise CheckpointError(
-                    f"{source.path}: {place.name} is {tensor.dtype}, expected float32, bfloat16 "
-                    "or float16; use the unquantized checkpoint"
-                )
-            view(weights, place).copy_(tensor)
+            view(weights, place).copy_(tensors.pop(place.name))
     if config.tie_word_embeddings and HEAD in source.shapes:
         head = source.read([HEAD])[HEAD].to(device, dtype)
         if not torch.equal(head, weights.embedding):
