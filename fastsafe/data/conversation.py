@@ -1,0 +1,103 @@
+"""What a row of fine-tuning data is: one of three kinds, told apart by its keys."""
+
+from collections.abc import Mapping
+from typing import Any, Literal, NotRequired, TypedDict
+
+from fastsafe.errors import DataError
+
+Role = Literal["system", "user", "assistant", "tool"]
+Kind = Literal["prompt", "messages", "text"]
+
+# {"prompt", "completion"}: both texts, or both lists of token ids; {"messages"}: a conversation;
+# {"text"}: running text. Other keys are kept and ignored.
+Row = Mapping[str, Any]
+
+ROLES = ("system", "user", "assistant", "tool")
+
+_KEYS: dict[Kind, tuple[str, ...]] = {
+    "prompt": ("prompt", "completion"),
+    "messages": ("messages",),
+    "text": ("text",),
+}
+
+
+class Message(TypedDict):
+    """One turn of a conversation."""
+
+    role: Role
+    content: str
+    reasoning_content: NotRequired[str]
+
+
+def kind_of(row: Row, where: str) -> Kind:
+    """Return the kind of a row after checking the types of what it holds.
+
+    Args:
+        row: The row.
+        where: Names the row in errors, e.g. "train.jsonl: line 3".
+
+    Raises:
+        DataError: The keys fit no kind or several, or a value has a wrong type.
+    """
+    if not isinstance(row, Mapping):
+        raise DataError(
+            f"{where}: row is {type(row).__name__}, expected an object with keys; write one per row"
+        )
+    kinds = [kind for kind, keys in _KEYS.items() if all(key in row for key in keys)]
+    if len(kinds) != 1:
+        found = ", ".join(sorted(map(str, row))) or "none"
+        raise DataError(
+            f"{where}: keys are {found!a}, expected those of one kind: prompt and completion, "
+            "messages, or text; rename or drop keys"
+        )
+    kind = kinds[0]
+    if kind == "messages":
+        _check_messages(row["messages"], where)
+    elif kind == "text":
+        _check_text(row["text"], "text", where)
+    else:
+        _check_pair(row["prompt"], row["completion"], where)
+    return kind
+
+
+def _check_messages(messages: Any, where: str) -> None:
+    if not isinstance(messages, list | tuple) or not messages:
+        raise DataError(
+            f"{where}: messages is {_describe(messages)}, expected a list of turns; "
+            "give one turn or more"
+        )
+    for i, message in enumerate(messages):
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            role = message.get("role") if isinstance(message, Mapping) else message
+            raise DataError(
+                f"{where}: messages[{i}] has role {_describe(role)}, expected one of "
+                f"{', '.join(ROLES)}; rename it"
+            )
+        _check_text(message.get("content"), f"messages[{i}].content", where)
+
+
+def _check_text(value: Any, key: str, where: str) -> None:
+    if not isinstance(value, str):
+        raise DataError(
+            f"{where}: {key} is {_describe(value)}, expected a string; write the text there"
+        )
+
+
+def _check_pair(prompt: Any, completion: Any, where: str) -> None:
+    if isinstance(prompt, str) and isinstance(completion, str):
+        return
+    for key, value in (("prompt", prompt), ("completion", completion)):
+        if not isinstance(value, list | tuple) or any(type(each) is not int for each in value):
+            raise DataError(
+                f"{where}: {key} is {_describe(value)}, expected prompt and completion to be both "
+                "strings or both lists of token ids; write them alike"
+            )
+
+
+def _describe(value: Any) -> str:
+    """Say what a value is without printing all of it."""
+    if isinstance(value, str):
+        return f"{value[:40]!a}"
+    if isinstance(value, list | tuple | Mapping):
+        return f"a {type(value).__name__} of {len(value)}"
+    return f"{value!a}"[:40]

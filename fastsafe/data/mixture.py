@@ -1,0 +1,89 @@
+"""Mix safety rows into a user's fine-tuning rows, by an explicit index map."""
+
+import random
+from collections.abc import Sequence
+from typing import Any, Literal, NamedTuple
+
+from fastsafe.data.conversation import Row
+from fastsafe.errors import UsageError
+
+
+class Pick(NamedTuple):
+    """One row of a mixture: where it is from."""
+
+    source: Literal["user", "safety"]
+    row: int  # index into that source's rows
+
+
+def num_safety_rows(num_user_rows: int, share: float) -> int:
+    """Number of safety rows that make up ``share`` of a mixture with ``num_user_rows`` others.
+
+    Args:
+        num_user_rows: How many rows the user has.
+        share: Fraction of the mixture that is safety rows, in [0, 1).
+
+    Raises:
+        UsageError: ``share`` is outside its range.
+
+    Example:
+        >>> num_safety_rows(90, 0.1)
+        10
+    """
+    if not 0 <= share < 1:
+        raise UsageError(
+            f"mixture: share is {share}, expected at least 0 and below 1; 0.1 mixes in ten percent"
+        )
+    return round(share * num_user_rows / (1 - share))
+
+
+def index_map(num_user_rows: int, num_pool_rows: int, *, share: float, seed: int) -> list[Pick]:
+    """Which row comes when: every user row once, and safety rows in a shuffled order.
+
+    The pool is shuffled and then gone through as often as needed, so no safety row is used twice
+    before each was used once.
+
+    Args:
+        num_user_rows: Rows of the user.
+        num_pool_rows: Safety rows there are to choose from.
+        share: Fraction of the mixture that is safety rows, in [0, 1).
+        seed: Of both orders.
+
+    Raises:
+        UsageError: ``share`` is outside its range, or it asks for safety rows and there are none.
+    """
+    count = num_safety_rows(num_user_rows, share)
+    if count and not num_pool_rows:
+        raise UsageError(
+            f"mixture: safety rows are 0, expected some for a share of {share}; "
+            "supply safety rows or set the share to 0"
+        )
+    order = random.Random(seed)
+    pool = list(range(num_pool_rows))
+    order.shuffle(pool)
+    picks = [Pick("user", i) for i in range(num_user_rows)]
+    picks += [Pick("safety", pool[i % num_pool_rows]) for i in range(count)]
+    order.shuffle(picks)
+    return picks
+
+
+def mix(
+    rows: Sequence[Row], safety_rows: Sequence[Row], *, share: float, seed: int
+) -> list[dict[str, Any]]:
+    """Mix safety rows into the user's rows.
+
+    Args:
+        rows: The user's rows; not modified.
+        safety_rows: The pool of safety rows; not modified.
+        share: Fraction of the result that is safety rows, in [0, 1).
+        seed: The same seed gives the same rows in the same order.
+
+    Returns:
+        Copies of every user row once and of ``num_safety_rows`` safety rows, shuffled, each with a
+        ``source``: "user" or "safety".
+
+    Raises:
+        UsageError: As ``index_map``.
+    """
+    sources = {"user": rows, "safety": safety_rows}
+    picks = index_map(len(rows), len(safety_rows), share=share, seed=seed)
+    return [{**sources[pick.source][pick.row], "source": pick.source} for pick in picks]

@@ -1,0 +1,207 @@
+"""Turn rows into training examples: token ids, and which of them the loss is taken on."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+from fastsafe.data.conversation import Row, kind_of
+from fastsafe.errors import DataError, TokenizerError
+from fastsafe.io.tokenizer import Tokenizer
+
+LossOn = Literal["completion", "all"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One training sequence.
+
+    Attributes:
+        token_ids: The whole sequence, prompt first.
+        trained: As long; whether the token is a target of the loss. The first token has nothing
+            before it to be predicted from, whatever its mark.
+    """
+
+    token_ids: tuple[int, ...]
+    trained: tuple[bool, ...]
+
+
+class EncodedRows(NamedTuple):
+    """What became of a data set."""
+
+    examples: list[Example]
+    truncated: int  # how many examples were cut to the longest length allowed
+
+
+def encode_rows(
+    rows: Sequence[Row],
+    tokenizer: Tokenizer,
+    *,
+    loss_on: LossOn = "completion",
+    max_len: int | None = None,
+    where: str = "rows",
+) -> EncodedRows:
+    """Encode every row as ``encode_row`` does, keeping at most the first ``max_len`` tokens.
+
+    Args:
+        rows: Rows of any kinds.
+        tokenizer: Of the model that is trained.
+        loss_on: As for ``encode_row``.
+        max_len: Longest example in tokens; None keeps all.
+        where: Names the data set in errors.
+
+    Raises:
+        DataError: As ``encode_row``, or the cut leaves nothing to train on.
+    """
+    examples = []
+    truncated = 0
+    for index, row in enumerate(rows):
+        place = f"{where}: row {index}"
+        example = encode_row(row, tokenizer, loss_on=loss_on, where=place)
+        if max_len is not None and len(example.token_ids) > max_len:
+            truncated += 1
+            example = Example(example.token_ids[:max_len], example.trained[:max_len])
+            if not any(example.trained[1:]):
+                raise DataError(
+                    f"{place}: trained tokens are 0 after the cut, expected some among the first "
+                    f"{max_len}; raise max_len or remove the row"
+                )
+        examples.append(example)
+    return EncodedRows(examples, truncated)
+
+
+def encode_row(
+    row: Row, tokenizer: Tokenizer, *, loss_on: LossOn = "completion", where: str = "row"
+) -> Example:
+    """Encode one row.
+
+    - {"prompt", "completion"} as texts: the prompt with the tokenizer's special tokens, the
+      completion without, and the end-of-text token; trained are the completion and that token.
+    - {"prompt", "completion"} as token lists: exactly these tokens.
+    - {"messages"}: the chat template's tokens; trained is what follows the generation prompt in
+      each assistant turn, up to and with the end-of-turn token that the template prints. Where it
+      prints none the end-of-text token is added after the last turn.
+    - {"text"}: the text with the tokenizer's special tokens; all trained.
+
+    Args:
+        row: The row.
+        tokenizer: Of the model that is trained.
+        loss_on: "all" trains every token of the row instead.
+        where: Names the row in errors.
+
+    Raises:
+        DataError: The row is malformed, its template contradicts itself, or nothing is trained.
+    """
+    kind = kind_of(row, where)
+    try:
+        if kind == "messages":
+            ids, trained = _encode_messages(row["messages"], tokenizer, where)
+        elif kind == "text":
+            ids = tokenizer.encode(row["text"])
+            trained = [True] * len(ids)
+        else:
+            ids, trained = _encode_pair(row["prompt"], row["completion"], tokenizer, where)
+    except TokenizerError as error:
+        raise DataError(f"{where}: {error}") from error
+    if loss_on == "all":
+        trained = [True] * len(ids)
+    if not any(trained[1:]):
+        raise DataError(
+            f"{where}: trained tokens are 0, expected an answer to train on; "
+            "give the row an assistant turn, a completion or more text"
+        )
+    return Example(tuple(ids), tuple(trained))
+
+
+def _ended(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+    """End with the end-of-text token, unless an ending is there or the tokenizer has none."""
+    ends = tokenizer.eos_ids
+    return ids if not ends or (ids and ids[-1] in ends) else [*ids, ends[0]]
+
+
+def _encode_pair(
+    prompt: Any, completion: Any, tokenizer: Tokenizer, where: str
+) -> tuple[list[int], list[bool]]:
+    if isinstance(prompt, str):
+        prompt = tokenizer.encode(prompt)
+        completion = _ended(tokenizer.encode(completion, add_special_tokens=False), tokenizer)
+    ids = [*prompt, *completion]
+    bad = next((each for each in ids if not 0 <= each < tokenizer.id_bound), None)
+    if bad is not None:
+        raise DataError(
+            f"{where}: a token id is {bad}, expected 0 to {tokenizer.id_bound - 1}; "
+            "encode the row with the tokenizer of this checkpoint"
+        )
+    return ids, [False] * len(prompt) + [True] * len(completion)
+
+
+def _encode_messages(
+    messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, where: str
+) -> tuple[list[int], list[bool]]:
+    if messages[0]["role"] == "assistant":
+        raise DataError(
+            f"{where}: messages[0] is the assistant's, expected a system or user turn first; "
+            "put the question before the answer"
+        )
+    text = tokenizer.render_chat(messages, add_generation_prompt=False)
+    ids = tokenizer.encode(text, add_special_tokens=False)
+    whole = _Conversation(messages, text, ids, tokenizer, where)
+    trained = [False] * len(ids)
+    begin = len(ids)
+    for turn, message in enumerate(messages):
+        if message["role"] == "assistant":
+            begin = whole.begin(turn)
+            end = whole.end(turn, begin)
+            trained[begin:end] = [True] * (end - begin)
+    ends = set(tokenizer.eos_ids)
+    if messages[-1]["role"] == "assistant" and ends and ends.isdisjoint(ids[begin:]):
+        return [*ids, tokenizer.eos_ids[0]], [*trained, True]
+    return ids, trained
+
+
+@dataclass(frozen=True)
+class _Conversation:
+    """A rendered conversation, to find its answers in."""
+
+    messages: Sequence[Mapping[str, Any]]
+    text: str
+    ids: Sequence[int]
+    tokenizer: Tokenizer
+    where: str
+
+    def begin(self, turn: int) -> int:
+        """Index of the first token of an answer: where the row leaves its own prompt."""
+        prompt = self.tokenizer.render_chat(self.messages[:turn], add_generation_prompt=True)
+        if not self.text.startswith(prompt):
+            raise DataError(
+                f"{self.where}: the chat template of {self.tokenizer.name} prints a conversation "
+                f"that does not begin with the prompt for messages[{turn}], expected it to; train "
+                "on rows of one answer, or on prompt and completion"
+            )
+        # Letters on both sides of the border may share a token; it is then part of the answer.
+        return _common_prefix(self.tokenizer.encode(prompt, add_special_tokens=False), self.ids)
+
+    def end(self, turn: int, begin: int) -> int:
+        """Index after the last token of an answer, which is its end-of-turn token if it has one."""
+        ends = self.tokenizer.eos_ids
+        stops = [i + 1 for i in range(begin, len(self.ids)) if self.ids[i] in ends]
+        if turn + 1 == len(self.messages):
+            end = len(self.ids)
+        else:
+            so_far = self.tokenizer.render_chat(self.messages[: turn + 1], False)
+            if not self.text.startswith(so_far):
+                # An earlier answer may be printed differently, for one without its reasoning.
+                if stops:
+                    return stops[0]
+                raise DataError(
+                    f"{self.where}: the chat template of {self.tokenizer.name} prints "
+                    f"messages[{turn}] differently once others follow, expected the same or an "
+                    "end-of-turn token; train on rows of one answer"
+                )
+            end = _common_prefix(self.tokenizer.encode(so_far, False), self.ids)
+        # What the template prints after the end of the turn is never generated.
+        return max((stop for stop in stops if stop <= end), default=end)
+
+
+def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
