@@ -18,13 +18,7 @@ namespace {
 constexpr std::uint64_t kPieceBytes = 8 << 20;  // large enough to hide a system call
 constexpr unsigned kMaxThreads = 8;
 
-const char* kind_of(mode_t mode) {
-  if (S_ISDIR(mode)) return "a directory";
-  if (S_ISFIFO(mode)) return "a FIFO";
-  if (S_ISCHR(mode) || S_ISBLK(mode)) return "a device";
-  if (S_ISSOCK(mode)) return "a socket";
-  return "a special file";
-}
+Error failed(const std::string& what) { return Error(what + ": " + std::strerror(errno)); }
 
 }  // namespace
 
@@ -33,22 +27,10 @@ File::File(const std::string& path) {
   do {
     descriptor_ = ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK);
   } while (descriptor_ < 0 && errno == EINTR);
-  if (descriptor_ < 0) {
-    const int code = errno;
-    // the way Linux says "this is a socket"
-    if (code == ENXIO) throw Error("is a socket or a device, expected a regular file");
-    throw Error(std::string("cannot be opened: ") + std::strerror(code));
-  }
-  std::string problem;
-  if (::fstat(descriptor_, &opened_) != 0) {
-    problem = std::string("cannot be examined: ") + std::strerror(errno);
-  } else if (!S_ISREG(opened_.st_mode)) {
-    problem = std::string("is ") + kind_of(opened_.st_mode) + ", expected a regular file";
-  }
-  if (!problem.empty()) {
-    ::close(descriptor_);
-    throw Error(problem);
-  }
+  if (descriptor_ < 0) throw failed("file cannot be opened");
+  if (::fstat(descriptor_, &opened_) == 0 && S_ISREG(opened_.st_mode)) return;
+  ::close(descriptor_);
+  throw Error("path is a directory, FIFO or device, expected a regular file");
 }
 
 File::~File() { ::close(descriptor_); }
@@ -58,13 +40,10 @@ void File::read(std::uint64_t offset, char* buffer, std::uint64_t bytes) const {
     const ssize_t got = ::pread(descriptor_, buffer, std::min(bytes, kPieceBytes),
                                 static_cast<off_t>(offset));
     if (got < 0 && errno == EINTR) continue;
-    if (got < 0) {
-      throw Error("cannot be read at byte " + std::to_string(offset) + ": " +
-                  std::strerror(errno));
-    }
+    if (got < 0) throw failed("file cannot be read at byte " + std::to_string(offset));
     if (got == 0) {
-      throw Error("ends at byte " + std::to_string(offset) + ", expected " +
-                  std::to_string(size()) + " bytes; it was truncated while being read");
+      throw Error("file ends at byte " + std::to_string(offset) + ", expected " +
+                  std::to_string(size()) + "; it was truncated while being read, read it again");
     }
     offset += static_cast<std::uint64_t>(got);
     buffer += got;
@@ -79,9 +58,8 @@ void File::read_ranges(char* buffer, std::uint64_t capacity, const std::vector<R
     if (r.bytes > size() || r.file_offset > size() - r.bytes || r.bytes > capacity ||
         r.buffer_offset > capacity - r.bytes) {
       throw Error("range of " + std::to_string(r.bytes) + " bytes at " +
-                  std::to_string(r.file_offset) + " lies outside the file of " +
-                  std::to_string(size()) + " bytes or outside the buffer of " +
-                  std::to_string(capacity));
+                  std::to_string(r.file_offset) + " is outside the file or the buffer, expected" +
+                  " at most " + std::to_string(size()) + " and " + std::to_string(capacity));
     }
     for (; r.bytes > kPieceBytes; r.bytes -= kPieceBytes) {
       pieces.push_back({r.file_offset, r.buffer_offset, kPieceBytes});
@@ -129,12 +107,10 @@ void File::read_ranges(char* buffer, std::uint64_t capacity, const std::vector<R
 
 void File::check_unchanged() const {
   struct stat now;
-  if (::fstat(descriptor_, &now) != 0) {
-    throw Error(std::string("cannot be examined: ") + std::strerror(errno));
-  }
+  if (::fstat(descriptor_, &now) != 0) throw failed("file cannot be examined");
   if (now.st_size != opened_.st_size || now.st_mtim.tv_sec != opened_.st_mtim.tv_sec ||
       now.st_mtim.tv_nsec != opened_.st_mtim.tv_nsec) {
-    throw Error("was changed by another process while being read; read it again");
+    throw Error("file was changed by another process while being read; read it again");
   }
 }
 

@@ -39,10 +39,10 @@ class File {
   void read_ranges(char* buffer, std::uint64_t capacity, const std::vector<Range>& ranges,
                    unsigned threads) const;
 
+ private:
   // Throws when size or modification time differ from when the file was opened.
   void check_unchanged() const;
 
- private:
   int descriptor_;
   struct stat opened_;
 };

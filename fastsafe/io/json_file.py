@@ -16,8 +16,9 @@ from fastsafe.errors import CheckpointError
 
 MAX_DEPTH = 64
 
-# Strings are matched whole, so that brackets inside them do not count.
-_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
+# A string is one token, so that brackets inside it do not count; possessive and with an optional
+# end, so that no text makes the scan slower than linear.
+_TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def read_json(path: Path | str, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
@@ -39,9 +40,8 @@ def read_json(path: Path | str, max_bytes: int, max_depth: int = MAX_DEPTH) -> A
         if file.size > max_bytes:
             raise ValueError(f"file has {file.size} bytes, expected at most {max_bytes}")
         text = file.read_bytes(0, file.size).decode()
-        depth = _depth(text)
-        if depth > max_depth:
-            raise ValueError(f"JSON is nested {depth} deep, expected at most {max_depth}")
+        if _is_deeper(text, max_depth):
+            raise ValueError(f"JSON is nested deeper than {max_depth}, expected at most that")
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
         )
@@ -60,26 +60,26 @@ def read_object(path: Path | str, max_bytes: int, max_depth: int = MAX_DEPTH) ->
     return value
 
 
-def _depth(text: str) -> int:
-    if text.count("[") + text.count("{") <= MAX_DEPTH:
-        return 0  # cannot be too deep, which saves the scan for nearly every file
-    depth = deepest = 0
+def _is_deeper(text: str, max_depth: int) -> bool:
+    if text.count("[") + text.count("{") <= max_depth:
+        return False  # too few brackets, which saves the scan for nearly every file
+    depth = 0
     for token in _TOKENS.finditer(text):
-        first = token[0][0]
-        if first in "[{":
+        if token[0] in ("[", "{"):
             depth += 1
-            deepest = max(deepest, depth)
-        elif first in "]}":
+            if depth > max_depth:
+                return True
+        elif token[0] in ("]", "}"):
             depth -= 1
-    return deepest
+    return False
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        seen: set[str] = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"JSON has the key {twice!r} twice, expected once")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"JSON has the key {key!r} twice, expected once")
+        found[key] = value
     return found
 
 
