@@ -1,0 +1,95 @@
+"""What a caller asks for and gets back: sampling parameters and completions."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from fastsafe.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplingParams:
+    """How the tokens of one completion are chosen.
+
+    Attributes:
+        max_tokens: Most tokens to generate, at least 1.
+        temperature: 0 takes the most likely token; otherwise logits are divided by it.
+        top_k: Keep the k most likely tokens; 0 keeps all.
+        top_p: Keep the smallest set of tokens with at least this probability, in (0, 1].
+        min_p: Drop tokens less likely than this fraction of the most likely one, in [0, 1).
+        seed: Seed of this row's noise. Noise depends on (seed, position, token id) only, never on
+            the batch.
+        stop: Texts that end a completion; the text is cut before them.
+        stop_token_ids: Token ids that end a completion, beside the checkpoint's own.
+        logprobs: Whether to return a natural-log probability per generated token, under the
+            distribution before temperature and filters.
+        ignore_eos: Generate ``max_tokens`` whatever the model says; for benchmarks.
+
+    The filters apply in the order temperature, top_k, top_p, min_p.
+    """
+
+    max_tokens: int = 128
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int = 0
+    stop: tuple[str, ...] | Sequence[str] | str = ()
+    stop_token_ids: tuple[int, ...] | Sequence[int] = ()
+    logprobs: bool = False
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, ok, wanted in (
+            ("max_tokens", self.max_tokens >= 1, "at least 1"),
+            ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0 (0 means off)"),
+            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
+            ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
+        ):
+            if not ok:
+                raise UsageError(
+                    f"SamplingParams: {name} is {getattr(self, name)}, expected {wanted}"
+                )
+        if "" in self.stop_texts:
+            raise UsageError("SamplingParams: stop has an empty string, expected visible text")
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """``stop`` as a tuple."""
+        return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Completion:
+    """What one prompt got.
+
+    Attributes:
+        text: Decoded tokens without special tokens, cut before a stop text.
+        token_ids: Generated tokens, the end-of-sequence token included.
+        logprobs: Natural-log probability of each of ``token_ids``; None unless asked for.
+        finish_reason: "stop" for an end token or stop text, "length" for the token limit,
+            "error" when the model gave no finite logits (the tokens so far are kept).
+        num_prompt_tokens: Length of the prompt in tokens.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    logprobs: tuple[float, ...] | None
+    finish_reason: Literal["stop", "length", "error"]
+    num_prompt_tokens: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """Log-likelihood of a continuation given its prompt.
+
+    Attributes:
+        logprob: Sum over the continuation's tokens, in nats.
+        token_logprobs: One value per token of the continuation.
+        is_greedy: Whether every token was the most likely one.
+    """
+
+    logprob: float
+    token_logprobs: tuple[float, ...]
+    is_greedy: bool

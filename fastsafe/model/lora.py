@@ -1,0 +1,284 @@
+"""LoRA adapters: one adapter, and a bank of many on one frozen base.
+
+An adapter adds scaling * B A to a linear layer's weight (Hu et al. 2021, arXiv:2106.09685). The
+bank applies them in two ways: ``mixed`` computes the base once and adds each adapter's update to
+its own rows, so that one batch may hold any number of adapters; ``merged`` adds the update to a
+copy of the weights, which is cheapest when every row of a batch has the same adapter.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fastsafe.errors import AdapterError
+from fastsafe.model import peft
+from fastsafe.model.peft import LoraConfig
+from fastsafe.model.transformer import LinearSlot, Project, Transformer
+
+BASE = -1  # slot of a row without an adapter
+
+
+class LoraWeights(NamedTuple):
+    """Update of one linear module."""
+
+    lora_A: Tensor  # [R, I]
+    lora_B: Tensor  # [O, R]
+    scaling: float
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """A LoRA adapter: module path -> weights, as PEFT stores them.
+
+    Attributes:
+        name: What callers call it.
+        config: Rank, alpha, targets.
+        weights: Module path, such as "model.layers.0.self_attn.q_proj", -> A, B and scaling.
+    """
+
+    name: str
+    config: LoraConfig
+    weights: Mapping[str, LoraWeights]
+
+    @classmethod
+    def load(cls, path: str | Path, slots: Mapping[str, LinearSlot], name: str = "") -> "Adapter":
+        """Read a PEFT directory and check every tensor against the base model.
+
+        Args:
+            path: Directory with adapter_config.json and adapter_model.safetensors.
+            slots: Linear modules of the base, from ``Transformer.slots()``.
+            name: Name of the adapter; the directory's name when empty.
+
+        Raises:
+            AdapterError: A tensor is missing, unexpected or mis-shaped, or the config asks for
+                more than plain LoRA. Nothing is loaded in part.
+        """
+        path = Path(path)
+        config, tensors = peft.read_dir(path)
+        where = str(path / peft.WEIGHTS_FILE)
+        weights = {}
+        for module in config.modules(slots, str(path / peft.CONFIG_FILE)):
+            rank, slot = config.rank_of(module), slots[module]
+            pair = []
+            for key, shape in (
+                (f"{module}.lora_A.weight", (rank, slot.in_features)),
+                (f"{module}.lora_B.weight", (slot.end - slot.begin, rank)),
+            ):
+                tensor = tensors.pop(key, None)
+                if tensor is None:
+                    raise AdapterError(
+                        f"{where}: tensor {key!r} is missing; the adapter is partial"
+                    )
+                if tuple(tensor.shape) != shape:
+                    raise AdapterError(
+                        f"{where}: tensor {key!r} is {list(tensor.shape)}, expected {list(shape)}"
+                    )
+                pair.append(tensor)
+            weights[module] = LoraWeights(pair[0], pair[1], config.scaling_of(module))
+        if tensors:
+            extra = ", ".join(sorted(tensors)[:4])
+            raise AdapterError(
+                f"{where}: {len(tensors)} unexpected tensors ({extra}); the config's "
+                "target_modules do not name their modules"
+            )
+        return cls(name or path.name, config, weights)
+
+    def save(self, path: str | Path) -> None:
+        """Write the adapter as a PEFT directory, whole or not at all."""
+        tensors = {}
+        for module, weights in self.weights.items():
+            tensors[f"{module}.lora_A.weight"] = weights.lora_A
+            tensors[f"{module}.lora_B.weight"] = weights.lora_B
+        peft.write_dir(Path(path), self.config, tensors)
+
+
+class Part(NamedTuple):
+    """Rows [begin, end) of a fused weight that one module's update touches."""
+
+    begin: int
+    end: int
+    r0: int
+    r1: int
+    lora_B: Tensor  # [end - begin, r1 - r0], times the scaling
+
+
+class FusedLora(NamedTuple):
+    """Updates of all modules that one fused linear holds; they read the same input."""
+
+    lora_A: Tensor  # [R_total, I], the modules' A stacked
+    parts: tuple[Part, ...]
+
+    def add_to(self, y: Tensor, x: Tensor) -> None:
+        """Add B A x to ``y`` [M, O] in place; ``x`` is [M, I]."""
+        shrunk = F.linear(x, self.lora_A)
+        for part in self.parts:
+            y[:, part.begin : part.end].addmm_(shrunk[:, part.r0 : part.r1], part.lora_B.T)
+
+    def merge_into(self, weight: Tensor) -> None:
+        """Add B A to ``weight`` [O, I] in place."""
+        for part in self.parts:
+            weight[part.begin : part.end].addmm_(part.lora_B, self.lora_A[part.r0 : part.r1])
+
+
+Fused = dict[tuple[int, str], FusedLora]
+
+
+def fuse(weights: Mapping[str, LoraWeights], slots: Mapping[str, LinearSlot]) -> Fused:
+    """Group an adapter's modules by the fused linear they belong to."""
+    groups: dict[tuple[int, str], list[tuple[LinearSlot, LoraWeights]]] = {}
+    for module, lora in weights.items():
+        slot = slots[module]
+        groups.setdefault((slot.layer, slot.name), []).append((slot, lora))
+    fused: Fused = {}
+    for key, members in groups.items():
+        parts, r0 = [], 0
+        for slot, lora in members:
+            r1 = r0 + lora.lora_A.shape[0]
+            parts.append(Part(slot.begin, slot.end, r0, r1, lora.lora_B * lora.scaling))
+            r0 = r1
+        fused[key] = FusedLora(torch.cat([lora.lora_A for _, lora in members]), tuple(parts))
+    return fused
+
+
+class AdapterBank:
+    """Adapters of different ranks and targets on one base model, addressed by slot.
+
+    A slot is a small integer that stays with its adapter until it is removed; -1 is the base.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        self.model = model
+        self._slots = model.slots()
+        self._adapters: list[tuple[Adapter, Fused] | None] = []
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the adapters in the bank, by slot."""
+        return tuple(entry[0].name for entry in self._adapters if entry)
+
+    def add(self, adapter: Adapter) -> int:
+        """Put an adapter into a free slot and return the slot.
+
+        Raises:
+            AdapterError: The name is taken, or a module does not fit the base.
+        """
+        if adapter.name in self.names:
+            raise AdapterError(f"adapter {adapter.name!r} is loaded already; unload it first")
+        for module, lora in adapter.weights.items():
+            slot = self._slots.get(module)
+            want = None if slot is None else (slot.end - slot.begin, slot.in_features)
+            got = (lora.lora_B.shape[0], lora.lora_A.shape[1])
+            if want != got or lora.lora_A.shape[0] != lora.lora_B.shape[1]:
+                raise AdapterError(
+                    f"adapter {adapter.name!r}: {module} maps {got[1]} to {got[0]} features, "
+                    f"expected {want or 'no such module in the base'}"
+                )
+        placed = {
+            module: LoraWeights(
+                lora.lora_A.to(self.model.device, self.model.dtype),
+                lora.lora_B.to(self.model.device, self.model.dtype),
+                lora.scaling,
+            )
+            for module, lora in adapter.weights.items()
+        }
+        entry = (adapter, fuse(placed, self._slots))
+        for slot_id, old in enumerate(self._adapters):
+            if old is None:
+                self._adapters[slot_id] = entry
+                return slot_id
+        self._adapters.append(entry)
+        return len(self._adapters) - 1
+
+    def load(self, path: str | Path, name: str = "") -> int:
+        """Read a PEFT directory into a free slot and return the slot."""
+        return self.add(Adapter.load(path, self._slots, name))
+
+    def remove(self, name: str) -> None:
+        """Free the slot of an adapter."""
+        self._adapters[self.slot(name)] = None
+
+    def slot(self, name: str | None) -> int:
+        """Slot of an adapter by name; -1 for None.
+
+        Raises:
+            AdapterError: No adapter has this name.
+        """
+        if name is None:
+            return BASE
+        for slot_id, entry in enumerate(self._adapters):
+            if entry and entry[0].name == name:
+                return slot_id
+        known = ", ".join(self.names) or "none"
+        raise AdapterError(f"adapter {name!r} is not loaded; loaded: {known}")
+
+    def mixed(self, adapter_ids: Tensor) -> Project | None:
+        """Projection for a batch whose rows have different adapters.
+
+        Args:
+            adapter_ids: [N] integers, the slot of each packed row, -1 = base only.
+        """
+        present = [int(i) for i in torch.unique(adapter_ids) if i != BASE]
+        if not present:
+            return None
+        return _Mixed(self.model, adapter_ids, {i: self._fused(i) for i in present})
+
+    def merged(self, slot: int) -> Project | None:
+        """Projection for a batch whose rows all have adapter ``slot``; copies the weights."""
+        return None if slot == BASE else _Merged(self.model, self._fused(slot))
+
+    def _fused(self, slot: int) -> Fused:
+        entry = self._adapters[slot] if 0 <= slot < len(self._adapters) else None
+        if entry is None:
+            raise AdapterError(f"adapter slot {slot} is empty; slots: {list(self.names)}")
+        return entry[1]
+
+
+class _Mixed:
+    def __init__(self, model: Transformer, adapter_ids: Tensor, fused: Mapping[int, Fused]) -> None:
+        self.model = model
+        self.adapter_ids = adapter_ids
+        self.fused = fused
+        self._all = self._segments(adapter_ids)
+
+    def _segments(self, ids: Tensor) -> list[tuple[int, Tensor | slice]]:
+        segments: list[tuple[int, Tensor | slice]] = []
+        for slot in self.fused:
+            index = (ids == slot).nonzero()[:, 0]
+            if len(index):
+                first, last = int(index[0]), int(index[-1])
+                whole = last - first + 1 == len(index)
+                segments.append((slot, slice(first, last + 1) if whole else index))
+        return segments
+
+    def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
+        y = self.model.linear(layer, name, x)
+        segments = self._all if rows is None else self._segments(self.adapter_ids[rows])
+        for slot, index in segments:
+            lora = self.fused[slot].get((layer, name))
+            if lora is None:
+                continue
+            if isinstance(index, slice):
+                lora.add_to(y[index], x[index])
+            else:
+                part = y[index]
+                lora.add_to(part, x[index])
+                y[index] = part
+        return y
+
+
+class _Merged:
+    def __init__(self, model: Transformer, fused: Fused) -> None:
+        self.model = model
+        self.weights = {}
+        for (layer, name), lora in fused.items():
+            weight = model.weight(layer, name).clone()
+            lora.merge_into(weight)
+            self.weights[layer, name] = weight
+
+    def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
+        return self.model.linear(layer, name, x, self.weights.get((layer, name)))

@@ -1,0 +1,51 @@
+"""Run independent tiles of work on all CPU cores, one thread per tile.
+
+A tile is a set of whole sequences with one adapter that fits the L2 cache. Small matrices do not
+speed up when one product is split over cores, but independent tiles do; and because a tile is
+always computed by one thread, its bits do not depend on how many cores there are or on what runs
+beside it.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import TypeVar
+
+import torch
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+
+class TileRunner:
+    """Maps a function over tiles; made by ``tile_runner``."""
+
+    def __init__(self, pool: ThreadPoolExecutor | None) -> None:
+        self._pool = pool
+
+    def map(self, fn: Callable[[T], R], tiles: Sequence[T]) -> Iterator[R]:
+        """Results of ``fn`` in the order of ``tiles``; the first error is raised."""
+        if self._pool is None or len(tiles) == 1:
+            return map(fn, tiles)
+        return self._pool.map(fn, tiles)
+
+
+@contextmanager
+def tile_runner(device: torch.device) -> Iterator[TileRunner]:
+    """Give a runner; on a CPU, torch's own threads are set to one while it lives.
+
+    On a GPU tiles run one after another: the device is the parallel part.
+    """
+    threads = torch.get_num_threads()
+    if device.type != "cpu":
+        yield TileRunner(None)
+        return
+    torch.set_num_threads(1)
+    try:
+        if threads == 1:
+            yield TileRunner(None)
+        else:
+            with ThreadPoolExecutor(threads, thread_name_prefix="tile") as pool:
+                yield TileRunner(pool)
+    finally:
+        torch.set_num_threads(threads)

@@ -1,0 +1,121 @@
+"""Settings of one fine-tuning job, the job itself and its result."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from fastsafe.data.conversation import Row
+from fastsafe.errors import UsageError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How one adapter is trained.
+
+    Attributes:
+        rank: LoRA rank R, at least 1.
+        alpha: The update is scaled by alpha / rank.
+        target_modules: Last names of linear modules, a regular expression, or "all-linear".
+        dropout: Share of the adapter's inputs set to 0 while training, in [0, 1).
+        learning_rate: Peak learning rate.
+        schedule: Learning rate after warm-up: constant, or to 0 on a line or a cosine.
+        warmup_steps: Steps over which the learning rate rises from 0.
+        max_steps: Optimizer steps; None trains for ``epochs``.
+        epochs: Passes over the rows when ``max_steps`` is None, more than 0.
+        batch_size: Rows per optimizer step; the last batch of an epoch may be smaller.
+        seed: Seed of the initial weights, the data order and dropout.
+        weight_decay: Decoupled weight decay of AdamW.
+        max_grad_norm: Gradients are scaled down to this L2 norm; 0 means never.
+        loss_on: "completion" trains on answers only, "all" on every token but the first.
+        shuffle: Whether each epoch has its own order of rows.
+        objective: "sft", next-token cross-entropy.
+    """
+
+    rank: int = 8
+    alpha: float = 16.0
+    target_modules: tuple[str, ...] | Sequence[str] | str = "all-linear"
+    dropout: float = 0.0
+    learning_rate: float = 2e-4
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = 0
+    max_steps: int | None = None
+    epochs: float = 1.0
+    batch_size: int = 16
+    seed: int = 0
+    weight_decay: float = 0.0
+    max_grad_norm: float = 1.0
+    loss_on: Literal["completion", "all"] = "completion"
+    shuffle: bool = True
+    objective: Literal["sft"] = "sft"
+
+    def __post_init__(self) -> None:
+        for name, ok, wanted in (
+            ("rank", 1 <= self.rank <= 4096, "an integer in [1, 4096]"),
+            ("alpha", math.isfinite(self.alpha), "a finite number"),
+            ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
+            ("learning_rate", 0 <= self.learning_rate < math.inf, "at least 0"),
+            ("schedule", self.schedule in ("constant", "linear", "cosine"), "a known schedule"),
+            ("warmup_steps", self.warmup_steps >= 0, "at least 0"),
+            ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1 or None"),
+            ("epochs", 0 < self.epochs < math.inf, "more than 0"),
+            ("batch_size", self.batch_size >= 1, "at least 1"),
+            ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
+            ("max_grad_norm", self.max_grad_norm >= 0, "at least 0 (0 means off)"),
+            ("loss_on", self.loss_on in ("completion", "all"), "'completion' or 'all'"),
+            ("objective", self.objective == "sft", "'sft'"),
+        ):
+            if not ok:
+                raise UsageError(
+                    f"TrainConfig: {name} is {getattr(self, name)!r}, expected {wanted}"
+                )
+
+    def num_steps(self, num_rows: int) -> int:
+        """Optimizer steps over a set of ``num_rows`` rows."""
+        if self.max_steps is not None:
+            return self.max_steps
+        return max(1, math.ceil(self.epochs * math.ceil(num_rows / self.batch_size)))
+
+    def learning_rate_at(self, step: int, num_steps: int) -> float:
+        """Learning rate of the step with this index, counted from 0."""
+        if step < self.warmup_steps:
+            return self.learning_rate * step / self.warmup_steps
+        if self.schedule == "constant":
+            return self.learning_rate
+        progress = (step - self.warmup_steps) / max(1, num_steps - self.warmup_steps)
+        if self.schedule == "linear":
+            return self.learning_rate * (1 - progress)
+        return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+@dataclass(frozen=True)
+class FinetuneJob:
+    """One adapter to train.
+
+    Attributes:
+        name: Name of the adapter and of its directory.
+        examples: Rows of {"prompt", "completion"}, {"messages"} or {"text"}.
+        config: How to train it.
+    """
+
+    name: str
+    examples: Sequence[Row]
+    config: TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class FinetuneResult:
+    """What training a job gave.
+
+    Attributes:
+        name: Name of the job.
+        adapter_dir: PEFT directory of the trained adapter.
+        losses: Mean loss of the trained tokens at each step, in nats.
+        num_tokens: Tokens that went through the model, prompts included.
+    """
+
+    name: str
+    adapter_dir: Path
+    losses: tuple[float, ...]
+    num_tokens: int
