@@ -1,0 +1,93 @@
+"""What a kernel file declares, and the check every launcher runs first."""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from triton import knobs
+
+Dims = Mapping[str, int]
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16)
+INTERPRET = bool(
+    knobs.runtime.interpret
+)  # Triton's own switch, TRITON_INTERPRET, as Triton read it
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """One op: what to call, what it must equal, and where to try it."""
+
+    fn: Callable[..., Tensor]  # the launcher, the file's public name
+    reference: Callable[..., Tensor]  # plain torch, same arguments; the definition
+    make: Callable[[Dims, torch.dtype, torch.device], tuple[Any, ...]]  # arguments for a point
+    tests: tuple[Dims, ...]  # awkward on purpose: 1, a prime, one past a block
+    bench: tuple[Dims, ...]  # sizes of real models
+    min_bytes: Callable[[Dims, torch.dtype], int]  # HBM traffic no implementation can avoid
+    grads: tuple[int, ...] = ()  # positions of arguments that receive a gradient
+
+    @property
+    def name(self) -> str:
+        """Name of the launcher, which is also the name of the file."""
+        return self.fn.__name__
+
+
+def registry() -> dict[str, Kernel]:
+    """Every op of this package by name, computed by looking, not by registering."""
+    package = importlib.import_module(__name__.rpartition(".")[0])
+    found = {}
+    for module in pkgutil.iter_modules(package.__path__):
+        if not module.name.startswith("_"):
+            kernel = importlib.import_module(f"{package.__name__}.{module.name}").KERNEL
+            found[kernel.name] = kernel
+    return found
+
+
+def runs_reference(x: Tensor) -> bool:
+    """Whether ``x`` takes the reference path: it is on the CPU and Triton is not interpreting."""
+    return x.device.type == "cpu" and not INTERPRET
+
+
+def match(op: str, **args: tuple[Tensor, str, tuple[torch.dtype, ...]]) -> dict[str, int]:
+    """Bind dimension names to sizes across tensors, or say which tensor disagrees.
+
+    Args:
+        op: Name of the caller, for the message.
+        **args: name -> (tensor, "N V", allowed dtypes). A name seen twice must have one size.
+
+    Returns:
+        Size of each dimension, by name.
+
+    Raises:
+        ValueError: A rank, a size or a device disagrees.
+        TypeError: A dtype is not allowed.
+
+    Example:
+        >>> x, i = torch.zeros(2, 5), torch.zeros(3, dtype=torch.int64)
+        >>> match("pick", x=(x, "N V", FLOATS), i=(i, "N", (torch.int64,)))
+        Traceback (most recent call last):
+        ValueError: pick: i is [3], expected [N] with N=2 from x
+    """
+    size: dict[str, int] = {}
+    origin: dict[str, str] = {}
+    first, device = next((name, t.device) for name, (t, _, _) in args.items())
+    for arg, (t, shape, dtypes) in args.items():
+        names = shape.split()
+        want = f"[{', '.join(names)}]"
+        if t.dtype not in dtypes:
+            allowed = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
+            raise TypeError(f"{op}: {arg} is {t.dtype}, expected {allowed}")
+        if t.device != device:
+            raise ValueError(f"{op}: {arg} is on {t.device}, expected {device} like {first}")
+        if t.ndim != len(names):
+            raise ValueError(f"{op}: {arg} is {list(t.shape)}, expected {want}")
+        for name, n in zip(names, t.shape, strict=True):
+            if size.setdefault(name, n) != n:
+                known = f"{name}={size[name]} from {origin[name]}"
+                raise ValueError(f"{op}: {arg} is {list(t.shape)}, expected {want} with {known}")
+            origin.setdefault(name, arg)
+    return size
