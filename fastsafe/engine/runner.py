@@ -78,8 +78,10 @@ class _Tile:
         self.wants_logprobs = any(row.params.logprobs for row in rows)
         self.lengths = torch.tensor([len(p) for p in self.prompts], device=model.device)
         self.longest = max(len(p) for p in self.prompts)
-        most = max(len(row.prompt) + row.max_tokens for row in rows)
-        self.cache = KVCache(model.config, len(self.rows), most, model.device, model.dtype)
+        # a finished row idles at the last position until it is dropped
+        self.last_position = max(len(row.prompt) + row.max_tokens for row in rows) - 1
+        capacity = self.last_position + 1
+        self.cache = KVCache(model.config, len(self.rows), capacity, model.device, model.dtype)
 
     def run(self) -> None:
         next_ids = self._choose(self._prefill())
@@ -93,8 +95,8 @@ class _Tile:
             hidden = self.model.forward(
                 next_ids, self.lengths, attend, project, context_lens=self.lengths + 1
             )
-            self.lengths = self.lengths + 1
-            self.longest += 1
+            self.lengths = (self.lengths + 1).clamp(max=self.last_position)
+            self.longest = min(self.longest + 1, self.last_position)
             next_ids = self._choose(hidden)
 
     def _prefill(self) -> Tensor:

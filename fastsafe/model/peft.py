@@ -26,10 +26,10 @@ _MAX_CONFIG_BYTES = 1 << 20
 _INERT = {
     "auto_mapping",
     "base_model_name_or_path",
+    "ensure_weight_tying",
     "eva_config",
     "inference_mode",
     "loftq_config",  # the switch is init_lora_weights
-    "ensure_weight_tying",
     "lora_dropout",
     "megatron_core",
     "peft_type",
@@ -239,6 +239,7 @@ def read_dir(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
 
 def write_dir(path: Path, config: LoraConfig, tensors: Mapping[str, Any]) -> None:
     """Write an adapter directory whole or not at all; an older one is replaced."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     with publish_dir(path) as folder:
         safetensors.write(
             folder / WEIGHTS_FILE,

@@ -1,0 +1,108 @@
+"""Sampling: frequencies, filters, and noise that belongs to a row."""
+
+import pytest
+import scipy.stats
+import torch
+
+from fastsafe.engine.request import SamplingParams
+from fastsafe.engine.sampling import RowParams, gumbel, sample
+from fastsafe.errors import UsageError
+
+
+def draw(logits: torch.Tensor, count: int, **options: float) -> torch.Tensor:
+    params = [SamplingParams(temperature=1.0, seed=i) for i in range(count)]
+    params = [SamplingParams(**({"temperature": 1.0, "seed": i} | options)) for i in range(count)]
+    rows = RowParams.stack(params, logits.device)
+    return sample(logits.expand(count, -1), rows, torch.arange(count))
+
+
+def frequencies(tokens: torch.Tensor, size: int) -> list[int]:
+    return torch.bincount(tokens, minlength=size).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
+def test_frequencies_match_softmax(temperature: float) -> None:
+    logits = torch.linspace(-2, 2, 11)
+    counts = frequencies(draw(logits, 20_000, temperature=temperature), 11)
+    expected = (logits / temperature).softmax(-1).double()
+    expected = (20_000 * expected / expected.sum()).tolist()
+    assert scipy.stats.chisquare(counts, expected).pvalue > 1e-3
+
+
+def test_noise_is_gumbel_and_uncorrelated_over_seeds_and_positions() -> None:
+    seeds = torch.arange(400).repeat_interleave(5)
+    noise = gumbel(seeds, torch.arange(5).repeat(400), 50).double()
+    assert scipy.stats.kstest(noise.flatten()[:20_000].numpy(), "gumbel_r").pvalue > 1e-3
+    for a, b in ((noise[:-1], noise[1:]), (noise[:, :-1], noise[:, 1:])):
+        pair = torch.stack([a.flatten(), b.flatten()])
+        assert abs(torch.corrcoef(pair)[0, 1].item()) < 0.01
+
+
+def test_noise_depends_on_seed_position_and_token_alone() -> None:
+    wide = gumbel(torch.tensor([7, 8]), torch.tensor([3, 4]), 100)
+    alone = gumbel(torch.tensor([8]), torch.tensor([4]), 60)
+    assert torch.equal(wide[1:, :60], alone)
+    other = gumbel(torch.tensor([8 + (1 << 40)]), torch.tensor([4]), 60)
+    assert not torch.equal(alone, other), "the high half of a seed counts"
+
+
+def test_filters_keep_what_they_should() -> None:
+    logits = torch.tensor([0.1, 0.4, 0.2, 0.3]).log()
+    assert set(draw(logits, 500, top_k=2).tolist()) == {1, 3}
+    assert set(draw(logits, 500, top_p=0.5).tolist()) == {1, 3}  # 0.4 alone is too little
+    assert set(draw(logits, 500, top_p=0.4).tolist()) == {1}
+    assert set(draw(logits, 500, min_p=0.6).tolist()) == {1, 3}
+    assert set(draw(logits, 500, top_k=3, top_p=0.75).tolist()) == {1, 3}  # of the 0.9 left
+    assert set(draw(logits, 500, top_k=1).tolist()) == {1}
+    assert set(draw(logits, 2000).tolist()) == {0, 1, 2, 3}
+
+
+def test_filters_match_transformers() -> None:
+    warpers = pytest.importorskip("transformers.generation.logits_process")
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(64, 50)
+    params = SamplingParams(temperature=0.7, top_k=20, top_p=0.8, min_p=0.05)
+    want = logits
+    for warper in (
+        warpers.TemperatureLogitsWarper(0.7),
+        warpers.TopKLogitsWarper(20),
+        warpers.TopPLogitsWarper(0.8),
+        warpers.MinPLogitsWarper(0.05),
+    ):
+        want = warper(None, want)
+    # a token survives here when some noise lets it win
+    rows = RowParams.stack([params] * 64, logits.device)
+    drawn = torch.zeros(64, 50, dtype=torch.bool)
+    for seed in range(300):
+        seeded = rows._replace(seeds=torch.full((64,), seed))
+        drawn[torch.arange(64), sample(logits, seeded, torch.arange(64))] = True
+    kept = want.isfinite()
+    assert not (drawn & ~kept).any()
+    likely = want.softmax(-1) > 0.03
+    assert drawn[likely].all()
+
+
+def test_temperature_zero_is_argmax_beside_sampled_rows() -> None:
+    logits = torch.randn(4, 30)
+    params = [SamplingParams(temperature=t) for t in (0.0, 1.0, 0.0, 3.0)]
+    chosen = sample(
+        logits, RowParams.stack(params, logits.device), torch.zeros(4, dtype=torch.long)
+    )
+    assert chosen[[0, 2]].tolist() == logits.argmax(-1)[[0, 2]].tolist()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"max_tokens": 0}, "max_tokens is 0, expected at least 1"),
+        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": float("nan")}, "temperature is nan"),
+        ({"top_p": 0.0}, r"top_p is 0.0, expected in \(0, 1\]"),
+        ({"top_k": -1}, "top_k is -1"),
+        ({"min_p": 1.0}, "min_p is 1.0"),
+        ({"stop": ["a", ""]}, "stop has an empty string"),
+    ],
+)
+def test_wrong_parameters(options: dict[str, float], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        SamplingParams(**options)
