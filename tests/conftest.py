@@ -4,9 +4,11 @@ import importlib.util
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 SHOWN = ("torch", "triton", "numpy", "tokenizers", "safetensors", "transformers", "peft")
 
 if importlib.util.find_spec("hypothesis"):  # a bare GPU image need not have it
@@ -31,10 +33,18 @@ def _has_cuda() -> bool:
     return torch.cuda.is_available()
 
 
-def pytest_report_header() -> str:
-    """Print what the result depends on."""
+def _lines(folder: str) -> str:
+    files = (p for p in (ROOT / folder).rglob("*") if p.suffix in {".py", ".cpp", ".hpp"})
+    return f"{folder} {sum(len(p.read_bytes().splitlines()) for p in files)}"
+
+
+def pytest_report_header() -> list[str]:
+    """Print what the result depends on, and how large the thing is."""
     mode = "interpreted" if os.environ.get("TRITON_INTERPRET") == "1" else "not interpreted"
-    return f"python {platform.python_version()}, kernels {mode}, " + ", ".join(map(_version, SHOWN))
+    return [
+        f"python {platform.python_version()}, kernels {mode}, " + ", ".join(map(_version, SHOWN)),
+        "lines: " + ", ".join(map(_lines, ("fastsafe", "kernels", "csrc", "tests"))),
+    ]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

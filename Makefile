@@ -1,0 +1,56 @@
+# One command each; every target sets up .venv by itself and again when the package's build changes.
+PYTHON ?= python3
+TORCH ?= torch==2.13.0
+TRITON ?= triton==3.7.1
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet
+BUILD = pyproject.toml setup.py $(wildcard csrc/*)
+
+# The repository root stays off sys.path: its kernels/ would shadow another package of that name.
+export PYTHONSAFEPATH = 1
+
+.PHONY: help audit test check bench
+help:
+	@echo "make audit   fine-tune, probe and report on the shipped model organism (about 5 minutes)"
+	@echo "make test    every test that needs no GPU, kernels in Triton's interpreter included"
+	@echo "make check   format, lint, types, import floors"
+	@echo "make bench   CPU benchmarks; on a machine with a GPU: benchmarks/gpu.sh"
+
+audit: .venv/.installed
+	.venv/bin/fastsafe audit organism --out runs/organism
+
+test: .venv/.installed-dev
+	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 .venv/bin/pytest tests/kernels
+
+check: .venv/.installed-dev
+	.venv/bin/ruff format --check
+	.venv/bin/ruff check
+	.venv/bin/mypy
+	.venv/bin/lint-imports --no-logo
+
+bench: .venv/.installed-dev
+	set -e; for script in $(filter-out benchmarks/kernels.py,$(wildcard benchmarks/*.py)); do \
+		.venv/bin/python $$script; done
+
+.venv/.installed: $(BUILD)
+	$(call install,.)
+	@touch $@
+
+.venv/.installed-dev: $(BUILD)
+	$(call install,.[dev])
+	@touch .venv/.installed $@
+
+# torch first: the build of it that is there is the one that the package is content with.
+define install
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
+		"$(PYTHON) is $$($(PYTHON) --version 2>&1), expected Python 3.11 or later;" \
+		"run make PYTHON=/path/to/python3.11 $(MAKECMDGOALS)"; exit 1; } >&2
+	@command -v $(firstword $(CXX)) >/dev/null || { echo \
+		"$(CXX): no such C++ compiler, expected one that knows C++17;" \
+		"install g++ or clang++, or name yours with CXX=..."; exit 1; } >&2
+	@echo "Setting up .venv (once, and when the package's build changes)"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@$(PIP) "$(TORCH)"
+	@test "$$(uname -s)" != Linux || $(PIP) "$(TRITON)"
+	@$(PIP) --editable "$(1)"
+endef

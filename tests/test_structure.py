@@ -1,0 +1,134 @@
+"""The shape of the repository: small files, a fixed top level, and calls that never occur."""
+
+import ast
+import fnmatch
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAX_LINES = 400
+TOP_LEVEL = {
+    "CHANGELOG.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+    "README.md",
+    "SECURITY.md",
+    "benchmarks",
+    "csrc",
+    "docs",
+    "fastsafe",
+    "kernels",
+    "pyproject.toml",
+    "setup.py",
+    "tests",
+}
+SOURCES = sorted(
+    path
+    for folder in ("fastsafe", "kernels", "tests", "benchmarks", "csrc")
+    for path in (ROOT / folder).rglob("*")
+    if path.suffix in {".py", ".pyi", ".cpp", ".hpp", ".sh"}
+)
+SHIPPED = [
+    path
+    for path in SOURCES
+    if path.suffix == ".py" and path.relative_to(ROOT).parts[0] in {"fastsafe", "kernels"}
+]
+
+# What would let a checkpoint, a recipe or a file name run code.
+MODULES = {"pickle", "cPickle", "dill", "cloudpickle", "joblib", "marshal", "shelve"}
+BUILTINS = {"eval", "exec", "compile", "__import__"}
+CALLS = {
+    "torch.load",
+    "yaml.load",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "os.system",
+    "os.popen",
+    "numpy.load",
+    "np.load",
+}
+KEYWORDS = {"shell", "trust_remote_code", "allow_pickle"}
+
+
+def lines(path: Path) -> int:
+    return len(path.read_text(encoding="utf-8").splitlines())
+
+
+def test_no_file_is_long() -> None:
+    """A file that needs more than this holds two ideas."""
+    long = {str(path.relative_to(ROOT)): lines(path) for path in SOURCES if lines(path) > MAX_LINES}
+    assert long == {}
+
+
+def test_the_size_stays_what_was_promised() -> None:
+    python = sum(map(lines, SHIPPED))
+    native = sum(lines(path) for path in SOURCES if path.suffix in {".cpp", ".hpp"})
+    assert python <= 12_000
+    assert native <= 1_000
+
+
+def test_the_top_level_is_fixed() -> None:
+    ignored = [p.strip("/") for p in (ROOT / ".gitignore").read_text().split()]
+    names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
+    kept = {n for n in names if not any(fnmatch.fnmatch(n, pattern) for pattern in ignored)}
+    assert kept - TOP_LEVEL == set()
+
+
+def name_of(node: ast.expr) -> str:
+    """Dotted name of an expression, "" where it has none."""
+    if isinstance(node, ast.Attribute):
+        return f"{name_of(node.value)}.{node.attr}"
+    return node.id if isinstance(node, ast.Name) else ""
+
+
+def dangers(source: str) -> Iterator[str]:
+    """Every forbidden import, call and keyword of a module, with its line."""
+    for node in ast.walk(ast.parse(source)):
+        found: list[str] = []
+        if isinstance(node, ast.Import):
+            found = [alias.name for alias in node.names if alias.name.split(".")[0] in MODULES]
+        elif isinstance(node, ast.ImportFrom):
+            found = [node.module] if (node.module or "").split(".")[0] in MODULES else []
+        elif isinstance(node, ast.Call):
+            name = name_of(node.func)
+            found = [name] if name in BUILTINS | CALLS else []
+            for keyword in node.keywords:
+                off = isinstance(keyword.value, ast.Constant) and not keyword.value.value
+                if keyword.arg in KEYWORDS and not off:
+                    found.append(f"{keyword.arg}=")
+        yield from (f"line {node.lineno}: {what}" for what in found if what)
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: str(path.relative_to(ROOT)))
+def test_nothing_shipped_can_run_foreign_code(path: Path) -> None:
+    assert list(dangers(path.read_text(encoding="utf-8"))) == []
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "import pickle",
+        "import torch, joblib.numpy_pickle",
+        "from dill import loads",
+        "torch.load(path)",
+        "yaml.load(text)",
+        "eval(text)",
+        "exec('x = 1')",
+        "subprocess.run(line, shell=True)",
+        "subprocess.run(line, shell=flag)",
+        "from_pretrained(name, trust_remote_code=True)",
+        "np.load(path, allow_pickle=True)",
+    ],
+)
+def test_the_search_sees(source: str) -> None:
+    assert list(dangers(source))
+
+
+@pytest.mark.parametrize(
+    "source", ["model.eval()", "re.compile(p)", "yaml.safe_load(t)", "run(line, shell=False)"]
+)
+def test_the_search_lets_pass(source: str) -> None:
+    assert list(dangers(source)) == []
