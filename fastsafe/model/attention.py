@@ -5,7 +5,7 @@ length alone, so its bits do not depend on which sequences lie beside it.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -13,15 +13,23 @@ from torch import Tensor
 
 from fastsafe.model.layers import softcap as squash
 
-PAD_TO = 16  # padded lengths are multiples of this many tokens
+# padded lengths are multiples of this many tokens: 8 and 32 were slower on short sequences
+PAD_TO = 16
 
 
 class _Bucket(NamedTuple):
     """Sequences of one padded length, contiguous in the padded order."""
 
-    begin: int
-    end: int
-    length: int  # padded
+    slots: int  # padded rows of all its sequences
+    length: int  # padded, of each
+
+
+class _Padding(NamedTuple):
+    """How packed rows and padded slots correspond."""
+
+    rows: Tensor  # [slots], row that each slot holds; past a sequence's end, its last row
+    slots: Tensor  # [N], slot of each row
+    pads: Tensor  # slots past a sequence's end; nobody reads their results
 
 
 class PackedAttention:
@@ -30,24 +38,27 @@ class PackedAttention:
     Implements ``Attend`` of the transformer; differentiable in q, k and v.
 
     Args:
-        lengths: Number of tokens of each sequence, in the order of the rows; all positive.
+        lengths: Number of tokens of each sequence, in the order of the rows; at least one
+            sequence, and all positive.
 
     Raises:
-        ValueError: A length is not positive.
+        ValueError: There is no length, or one is not positive.
+
+    Example:
+        >>> attend = PackedAttention([2, 3])
+        >>> x = torch.ones(5, 1, 4)
+        >>> attend(0, x, x, x, scale=0.5, window=None, softcap=None).shape
+        torch.Size([5, 1, 4])
     """
 
     def __init__(self, lengths: Sequence[int]) -> None:
         self.lengths = tuple(lengths)
-        if any(n < 1 for n in self.lengths):
+        if min(self.lengths, default=0) < 1:
             raise ValueError(
-                f"PackedAttention: lengths has {min(self.lengths)}, expected positive lengths; "
+                f"PackedAttention: lengths is {list(self.lengths)[:8]}, expected positive numbers; "
                 "leave empty sequences out"
             )
-        self._buckets, rows, slots = _plan(self.lengths)
-        # row that each padded slot holds; slots past a sequence's end hold its last row, whose
-        # values are finite and whose results nobody reads
-        self._rows = None if rows is None else torch.tensor(rows)
-        self._slots = None if slots is None else torch.tensor(slots)
+        self._buckets, self._padding = _plan(self.lengths)
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def __call__(
@@ -75,17 +86,30 @@ class PackedAttention:
         Returns:
             [N, H, D].
         """
-        if self._rows is not None and self._slots is not None:
-            if self._rows.device != q.device:
-                self._rows, self._slots = self._rows.to(q.device), self._slots.to(q.device)
-            q, k, v = (x.index_select(0, self._rows) for x in (q, k, v))
-        outs = [self._attend(bucket, q, k, v, scale, window, softcap) for bucket in self._buckets]
+        padding = self._padding
+        if padding is not None:
+            if padding.rows.device != q.device:
+                padding = self._padding = _Padding(*(x.to(q.device) for x in padding))
+            q, k, v = (
+                _Pad.apply(x, padding)  # type: ignore[no-untyped-call]
+                for x in (q, k, v)
+            )
+        # split, not sliced: its backward pass is one concatenation
+        sizes = [bucket.slots for bucket in self._buckets]
+        qs, ks, vs = (x.split_with_sizes(sizes) for x in (q, k, v))
+        outs = [
+            self._attend(bucket.length, qs[i], ks[i], vs[i], scale, window, softcap)
+            for i, bucket in enumerate(self._buckets)
+        ]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
-        return out if self._slots is None else out.index_select(0, self._slots)
+        if padding is None:
+            return out
+        unpadded: Tensor = _Unpad.apply(out, padding)  # type: ignore[no-untyped-call]
+        return unpadded
 
     def _attend(
         self,
-        bucket: _Bucket,
+        n: int,
         q: Tensor,
         k: Tensor,
         v: Tensor,
@@ -93,11 +117,8 @@ class PackedAttention:
         window: int | None,
         softcap: float | None,
     ) -> Tensor:
-        n = bucket.length
-        q, k, v = (
-            x[bucket.begin : bucket.end].view(-1, n, x.shape[1], x.shape[2]).transpose(1, 2)
-            for x in (q, k, v)
-        )
+        """Attend within sequences of ``n`` padded tokens that lie end to end."""
+        q, k, v = (x.view(-1, n, x.shape[1], x.shape[2]).transpose(1, 2) for x in (q, k, v))
         if window is not None and window >= n:
             window = None
         if softcap is not None:
@@ -133,28 +154,49 @@ class PackedAttention:
             ones = torch.ones(length, length, dtype=torch.bool, device=like.device)
             hidden = ones.triu(1) if window is None else ones.triu(1) | ones.tril(-window)
             mask = torch.zeros(length, length, dtype=like.dtype, device=like.device)
-            mask = mask.masked_fill_(hidden, -torch.inf)
-            self._masks[length, window] = mask
+            mask = self._masks[length, window] = mask.masked_fill_(hidden, -torch.inf)
         return mask
 
 
-def _plan(
-    lengths: tuple[int, ...],
-) -> tuple[list[_Bucket], list[int] | None, list[int] | None]:
-    """Order sequences by padded length.
+class _Pad(torch.autograd.Function):
+    """Copy rows to padded slots; the derivative copies back, where autograd would scatter."""
 
-    Returns:
-        The buckets; the row that each padded slot holds; the padded slot of each row. No index
-        where the rows lie as one bucket wants them.
-    """
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, padding: _Padding) -> Tensor:
+        ctx.padding = padding
+        return x.index_select(0, padding.rows)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # a pad has no gradient of its own: no real query sees it, and its result is not read
+        return grads[0].index_select(0, ctx.padding.slots), None
+
+
+class _Unpad(torch.autograd.Function):
+    """Copy the real rows out of the padded slots; the derivative is zero at the pads."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, padding: _Padding) -> Tensor:
+        ctx.padding = padding
+        return x.index_select(0, padding.slots)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        padding = ctx.padding
+        return grads[0].index_select(0, padding.rows).index_fill_(0, padding.pads, 0.0), None
+
+
+def _plan(lengths: tuple[int, ...]) -> tuple[list[_Bucket], _Padding | None]:
+    """Order sequences by padded length; no padding where the rows are one bucket as they lie."""
     padded = [-(-n // PAD_TO) * PAD_TO for n in lengths]
     if padded == list(lengths) and len(set(padded)) <= 1:
-        return [_Bucket(0, sum(padded), n) for n in padded[:1]], None, None
+        return [_Bucket(sum(padded), n) for n in padded[:1]], None
     starts = [0]
     for n in lengths:
         starts.append(starts[-1] + n)
     buckets: list[_Bucket] = []
     rows: list[int] = []
+    pads: list[int] = []
     slots = [0] * starts[-1]
     for size in sorted(set(padded)):
         begin = len(rows)
@@ -162,7 +204,9 @@ def _plan(
             if padded[i] == size:
                 start, slot = starts[i], len(rows)
                 slots[start : start + n] = range(slot, slot + n)
-                rows += range(start, start + n)
-                rows += [start + n - 1] * (size - n)
-        buckets.append(_Bucket(begin, len(rows), size))
-    return buckets, rows, slots
+                pads += range(slot + n, slot + size)
+                # the last row again: finite values, which autograd then multiplies by zero
+                rows += [*range(start, start + n), *[start + n - 1] * (size - n)]
+        buckets.append(_Bucket(len(rows) - begin, size))
+    int64 = torch.int64
+    return buckets, _Padding(*(torch.tensor(x, dtype=int64) for x in (rows, slots, pads)))

@@ -184,9 +184,9 @@ class Transformer:
                 q, k = rope(q, cos, sin), rope(k, cos, sin)
             else:
                 qkv = qkv.view(-1, heads + 2 * kv_heads, dim)
+                qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), 1)
                 cos, sin = rotations[config.rope_of_layer[i]]
-                turned = rope(qkv[:, :-kv_heads], cos, sin)
-                q, k, v = turned[:, :heads], turned[:, heads:], qkv[:, -kv_heads:]
+                q, k = rope(qk, cos, sin).split_with_sizes((heads, kv_heads), 1)
             mixed = attend(
                 i,
                 q,
@@ -237,6 +237,11 @@ class Transformer:
         own = getattr(owner, name) if weight is None else weight
         return F.linear(x, own, getattr(owner, name + "_bias"))
 
+    def bias(self, layer: int, name: str) -> Tensor | None:
+        """Get the bias of a fused weight, [O]; None where there is none."""
+        bias: Tensor | None = getattr(self.layers[layer], name + "_bias")
+        return bias
+
     def tensors(self) -> dict[str, Tensor]:
         """List all weights under the names that transformers gives them, as views.
 
@@ -269,9 +274,8 @@ class Transformer:
         """Split into heads and normalise queries and keys, per head or per projection."""
         config = self.config
         eps, one_plus, dim = config.norm_eps, config.norm_one_plus, config.head_dim
-        end_q = config.num_heads * dim
-        end_k = end_q + config.num_kv_heads * dim
-        q, k, v = qkv[:, :end_q], qkv[:, end_q:end_k], qkv[:, end_k:]
+        keys = config.num_kv_heads * dim
+        q, k, v = qkv.split_with_sizes((config.num_heads * dim, keys, keys), 1)
         if config.qk_norm == "projection":
             q, k = rms_norm(q, q_norm, eps, one_plus), rms_norm(k, k_norm, eps, one_plus)
         q, k, v = (x.view(len(x), -1, dim) for x in (q, k, v))
