@@ -198,8 +198,14 @@ class _Conversation:
                     "end-of-turn token; train on rows of one answer"
                 )
             end = _common_prefix(self.tokenizer.encode(so_far, False), self.ids)
-        # What the template prints after the end of the turn is never generated.
-        return max((stop for stop in stops if stop <= end), default=end)
+        stops = [stop for stop in stops if stop <= end]
+        if not stops:
+            return end
+        # What the template prints after the end of the turn, even another end, is never generated.
+        end = stops.pop()
+        while stops and not self.tokenizer.decode(self.ids[stops[-1] : end - 1], False).strip():
+            end = stops.pop()
+        return end
 
 
 def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:

@@ -68,7 +68,7 @@ class ChatTemplate:
             messages: Turns with "role" and "content", oldest first.
             add_generation_prompt: Whether to open the assistant's turn at the end.
             clock: The date and time that the template sees.
-            **variables: More template variables (``tools``, ``enable_thinking``); None is unset.
+            **variables: More template variables such as ``tools`` or ``enable_thinking``.
 
         Raises:
             TokenizerError: The template is malformed, refuses the conversation or exceeds a limit,
@@ -76,24 +76,25 @@ class ChatTemplate:
         """
         if not messages:
             raise TokenizerError("chat template: messages is empty, expected one turn or more")
-        given = {name: value for name, value in variables.items() if value is not None}
         request = {
             "source": _GENERATION.sub(_scope, self.source),
             "clock": clock.isoformat(),
             "max_chars": MAX_OUTPUT_CHARS,
             "variables": {
+                "tools": None,  # transformers defines these two even without any
+                "documents": None,
                 **self.special_tokens,
-                **given,
+                **variables,
                 "messages": [_normalise(message) for message in messages],
                 "add_generation_prompt": add_generation_prompt,
             },
         }
         try:
-            line = json.dumps(request).encode()
+            line = json.dumps(request, ensure_ascii=False).encode()
         except (TypeError, ValueError, RecursionError) as error:
             raise TokenizerError(
-                f"chat template: messages are not plain data ({error}), expected strings, numbers, "
-                "lists and dicts; convert them first"
+                f"chat template: messages are not plain data ({error}), expected Unicode text, "
+                "numbers, lists and dicts; convert them first"
             ) from None
         return _text(_WORKER.ask(line))
 
@@ -157,6 +158,8 @@ class _Worker:
     def ask(self, line: bytes) -> dict[str, Any] | None:
         """Send one request and return the reply, or None when a limit ended the child."""
         with self._lock:
+            if self._process is not None and self._process.poll() is not None:
+                self._stop()  # ended from outside, between two requests
             process = self._process or self._start()
             assert process.stdin is not None
             assert process.stdout is not None
@@ -206,9 +209,12 @@ class _Worker:
     def forget(self) -> None:
         """Leave the child to the parent process after a fork."""
         self._lock = threading.Lock()
-        if self._process is not None:
-            self._process.returncode = 0  # not ours to wait for
-            self._process = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.returncode = 0  # not ours to wait for
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    pipe.close()
 
 
 _WORKER = _Worker()

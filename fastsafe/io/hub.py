@@ -23,7 +23,7 @@ def resolve(model: str | Path) -> Path:
         CheckpointError: There is no such path or hub id, or the hub cannot be reached.
     """
     path = Path(model).expanduser()
-    if _exists(path):
+    if str(model) and _exists(path):
         return path
     if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
         raise CheckpointError(

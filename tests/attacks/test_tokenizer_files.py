@@ -1,0 +1,184 @@
+"""Hostile tokenizer files: one sentence each, whatever the Rust library does with them."""
+
+import copy
+import json
+
+import pytest
+
+from fastsafe.errors import TokenizerError
+from fastsafe.io import tokenizer as module
+from fastsafe.io.tokenizer import Tokenizer
+
+GOOD = {
+    "version": "1.0",
+    "truncation": None,
+    "padding": None,
+    "added_tokens": [],
+    "normalizer": None,
+    "pre_tokenizer": {"type": "Whitespace"},
+    "post_processor": None,
+    "decoder": None,
+    "model": {"type": "WordLevel", "vocab": {"a": 0, "b": 1, "[UNK]": 2}, "unk_token": "[UNK]"},
+}
+BPE = {"type": "BPE", "vocab": {"a": 0, "b": 1, "ab": 0}, "merges": [["a", "b"]]}
+NESTED = '{"type":"Sequence","normalizers":[' * 200 + "]}" * 200
+
+LOAD = {
+    "duplicate id": {"model": {**GOOD["model"], "vocab": {"a": 0, "b": 0, "[UNK]": 1}}},
+    "duplicate id of a merge": {"model": BPE},
+    "negative id": {"model": {**GOOD["model"], "vocab": {"a": -1, "[UNK]": 1}}},
+    "id above 32 bits": {"model": {**GOOD["model"], "vocab": {"a": 2**32, "[UNK]": 1}}},
+    "fractional id": {"model": {**GOOD["model"], "vocab": {"a": 0.5, "[UNK]": 1}}},
+    "merge of unknown tokens (panic)": {"model": {**BPE, "vocab": {"a": 0, "b": 1}}},
+    "unigram without its unknown": {
+        "model": {"type": "Unigram", "unk_id": 5, "vocab": [["a", 0.0]]},
+    },
+    "broken character map (panic)": {
+        "normalizer": {"type": "Precompiled", "precompiled_charsmap": "AAAA"},
+    },
+    "broken regular expression": {
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "(a"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+    },
+    "nested normalizers": {"normalizer": json.loads(NESTED)},
+    "unknown part": {"decoder": {"type": "Shell", "command": "touch x"}},
+    "no model": {"model": None},
+}
+
+# These load; the text that needs the broken part is refused.
+ENCODE = {
+    "no unknown token": {"model": {**GOOD["model"], "unk_token": "[MISSING]"}},
+    "post-processor names nothing (panic)": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        },
+    },
+    "post-processor adds an id that is no token": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": "<s>", "type_id": 0}}],
+            "pair": [{"Sequence": {"id": "A", "type_id": 0}}],
+            "special_tokens": {"<s>": {"id": "<s>", "ids": [777], "tokens": ["<s>"]}},
+        },
+    },
+    "exponential regular expression (panic)": {
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": "(a+)+$"},
+            "behavior": "Isolated",
+            "invert": False,
+        },
+    },
+    "pieces of no length (panic)": {"pre_tokenizer": {"type": "FixedLength", "length": 0}},
+}
+
+
+def write(folder, changes):
+    (folder / "tokenizer.json").write_text(json.dumps(copy.deepcopy(GOOD) | changes))
+    return folder
+
+
+def sentence(caught):
+    text = str(caught.value)
+    assert "expected" in text
+    assert "\n" not in text
+    assert len(text) < 700
+
+
+def test_the_good_file_is_good(tmp_path):
+    assert Tokenizer.load(write(tmp_path, {})).encode("a b c") == [0, 1, 2]
+
+
+@pytest.mark.parametrize("name", LOAD)
+def test_refused_at_load(name, tmp_path):
+    with pytest.raises(TokenizerError) as caught:
+        Tokenizer.load(write(tmp_path, LOAD[name]))
+    sentence(caught)
+
+
+@pytest.mark.parametrize("name", ENCODE)
+def test_refused_at_encode(name, tmp_path):
+    tokenizer = Tokenizer.load(write(tmp_path, ENCODE[name]))
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(TokenizerError) as caught:
+            encode("a" * 60 + "b c")
+        sentence(caught)
+
+
+def test_decoder_panic(tmp_path):
+    strip = {"decoder": {"type": "Strip", "content": "a", "start": 9**9, "stop": 9**9}}
+    tokenizer = Tokenizer.load(write(tmp_path, strip))
+    with pytest.raises(TokenizerError) as caught:
+        tokenizer.decode([0, 1])
+    sentence(caught)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{}",
+        b"[]",
+        b"null",
+        b"\xff\xfe{}",
+        b"\x00" * 64,
+        b"[" * 100_000,
+        json.dumps(GOOD).encode()[:-9],
+        json.dumps(GOOD).encode() + b"x",
+        b'{"version": "9.9"}',
+    ],
+    ids=["empty", "no keys", "list", "null", "utf-16", "zeros", "deep", "cut", "tail", "version"],
+)
+def test_malformed_file(content, tmp_path):
+    (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(TokenizerError) as caught:
+        Tokenizer.load(tmp_path)
+    sentence(caught)
+
+
+def test_huge_file_is_refused_unread(tmp_path):
+    with (tmp_path / "tokenizer.json").open("wb") as file:
+        file.truncate(500 << 20)  # sparse: takes no space
+    with pytest.raises(TokenizerError, match="size is 524288000 bytes, expected at most"):
+        Tokenizer.load(tmp_path)
+
+
+def test_ids_above_the_embedding(tmp_path):
+    vocabulary = {"a": 0, "b": 2**32 - 1, "[UNK]": 2}
+    tokenizer = Tokenizer.load(write(tmp_path, {"model": {**GOOD["model"], "vocab": vocabulary}}))
+    with pytest.raises(TokenizerError, match="largest id is 4294967295, expected below the 128"):
+        tokenizer.check_vocab(128)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("tokenizer_config.json", b"{"),
+        ("tokenizer_config.json", b"[1]"),
+        ("tokenizer_config.json", b'{"bos_token": "a", "bos_token": "b"}'),
+        ("tokenizer_config.json", b'{"x": ' + b"[" * 5000 + b"]" * 5000 + b"}"),
+        ("tokenizer_config.json", b'{"chat_template": 5}'),
+        ("tokenizer_config.json", b'{"chat_template": [{"name": "default"}]}'),
+        ("tokenizer_config.json", b'{"chat_template": ["x"]}'),
+        ("tokenizer_config.json", b'{"bos_token": "\\u001b[31m"}'),
+        ("tokenizer_config.json", b" " * (module.MAX_CONFIG_BYTES + 1)),
+        ("special_tokens_map.json", b"nonsense"),
+        ("generation_config.json", b'{"eos_token_id": NaN}'),
+        ("config.json", b"\xff"),
+        ("chat_template.jinja", b"\xff\xfe"),
+        ("chat_template.jinja", b"x" * (module.MAX_SOURCE_CHARS + 1)),
+    ],
+)
+def test_malformed_neighbour(file, content, tmp_path):
+    write(tmp_path, {})
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(TokenizerError) as caught:
+        Tokenizer.load(tmp_path)
+    assert "\x1b" not in str(caught.value)

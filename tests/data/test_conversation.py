@@ -1,0 +1,55 @@
+import pytest
+
+from fastsafe.data.conversation import kind_of
+from fastsafe.errors import DataError
+
+TURN = {"role": "user", "content": "hi"}
+
+
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    [
+        ({"prompt": "a", "completion": "b"}, "prompt"),
+        ({"prompt": [1], "completion": (2, 3)}, "prompt"),
+        ({"prompt": [], "completion": []}, "prompt"),
+        ({"messages": [TURN]}, "messages"),
+        ({"messages": (TURN, {"role": "assistant", "content": ""}), "prompt": "kept"}, "messages"),
+        ({"text": ""}, "text"),
+        ({"text": "a", "source": "user", "prompt_id": 3}, "text"),
+    ],
+)
+def test_kinds(row, kind):
+    assert kind_of(row, "here") == kind
+
+
+@pytest.mark.parametrize(
+    ("row", "expected"),
+    [
+        (5, "row is int"),
+        ({}, "keys are 'none'"),
+        ({"prompt": "a"}, "keys are 'prompt'"),
+        ({"text": "a", "messages": [TURN]}, "keys are 'messages, text'"),
+        ({"text": None}, "text is None"),
+        ({"prompt": "a", "completion": [1]}, "prompt is 'a', expected prompt and completion"),
+        ({"prompt": [1], "completion": "b"}, "completion is 'b'"),
+        ({"prompt": [1], "completion": [True]}, "completion is a list of 1"),
+        ({"prompt": [1.0], "completion": [1]}, "prompt is a list of 1"),
+        ({"messages": "hi"}, "messages is 'hi'"),
+        ({"messages": []}, "messages is a list of 0"),
+        ({"messages": [TURN, "hi"]}, r"messages\[1\] has role 'hi'"),
+        ({"messages": [{"role": "human", "content": "a"}]}, r"messages\[0\] has role 'human'"),
+        ({"messages": [{"content": "a"}]}, r"messages\[0\] has role None"),
+        ({"messages": [{"role": "user"}]}, r"messages\[0\].content is None"),
+        (
+            {"messages": [{"role": "user", "content": [TURN]}]},
+            r"messages\[0\].content is a list of 1",
+        ),
+        ({"text": {"a": "\x1b[31m"}}, "text is a dict of 1"),
+        ({"prompt": "\x1b[31m" * 99, "completion": 1}, r"prompt is '\\x1b"),
+    ],
+)
+def test_refused(row, expected):
+    with pytest.raises(DataError, match=f"^here: {expected}") as caught:
+        kind_of(row, "here")
+    assert "\x1b" not in str(caught.value)
+    assert len(str(caught.value)) < 300

@@ -1,0 +1,112 @@
+import sys
+
+import httpx
+import huggingface_hub
+import pytest
+from huggingface_hub import errors
+
+from fastsafe.errors import CheckpointError
+from fastsafe.io import hub
+
+
+def answer(monkeypatch, result):
+    """Let the hub client return a folder or raise; records how it was called."""
+    calls = []
+
+    def snapshot_download(repo, **options):
+        calls.append((repo, options))
+        if isinstance(result, BaseException):
+            raise result
+        return str(result)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    return calls
+
+
+def http_error(kind):
+    request = httpx.Request("GET", "http://hub.invalid")
+    return kind("no", response=httpx.Response(404, request=request))
+
+
+def test_an_existing_path_wins(monkeypatch, tmp_path):
+    calls = answer(monkeypatch, AssertionError("asked the hub"))
+    (tmp_path / "owner" / "name").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert hub.resolve("owner/name").samefile(tmp_path / "owner" / "name")
+    assert hub.resolve(tmp_path) == tmp_path
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.resolve("~/owner") == tmp_path / "owner"
+    assert not calls
+
+
+def test_a_hub_id_is_fetched_by_an_allow_list(monkeypatch, tmp_path):
+    calls = answer(monkeypatch, tmp_path)
+    assert hub.resolve("owner/na.me-1_b") == tmp_path
+    ((repo, options),) = calls
+    assert repo == "owner/na.me-1_b"
+    assert options["allow_patterns"] == ["*.safetensors", "*.json", "*.jinja"]
+
+
+def test_what_the_allow_list_lets_through():
+    files = [
+        *("config.json", "model.safetensors", "model-00001-of-00002.safetensors"),
+        *("model.safetensors.index.json", "tokenizer.json", "chat_template.jinja"),
+    ]
+    others = [
+        *("pytorch_model.bin", "modeling_x.py", "training_args.bin", "rng.pth", "model.pkl"),
+        *("original/consolidated.00.pth", "onnx/config.json", "consolidated.safetensors"),
+        *("model.gguf", "tf_model.h5", "README.md", "tokenizer.model", "a.json/x.py"),
+    ]
+    allowed = huggingface_hub.utils.filter_repo_objects(
+        [*files, *others], allow_patterns=list(hub.ALLOWED), ignore_patterns=list(hub.IGNORED)
+    )
+    assert list(allowed) == files
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        "missing",
+        "./missing/folder",
+        "/missing/folder",
+        "a/b/c",
+        "owner/",
+        "/name",
+        "owner/na me",
+        "../x",
+        "owner/name\n",
+        "x" * 9999,
+        "a\0b",
+        "",
+    ],
+)
+def test_neither_path_nor_hub_id(model, monkeypatch):
+    calls = answer(monkeypatch, AssertionError("asked the hub"))
+    with pytest.raises(CheckpointError, match="does not exist, expected a folder or a hub id"):
+        hub.resolve(model)
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (errors.LocalEntryNotFoundError("x"), "is not in the local cache"),
+        (errors.OfflineModeIsEnabled("x"), "is not in the local cache"),
+        (httpx.ConnectError("x"), "is not in the local cache"),
+        (http_error(errors.RepositoryNotFoundError), "neither a folder here nor a model on"),
+        (http_error(errors.GatedRepoError), "is gated on the hub"),
+        (errors.HFValidationError("x"), "fetching it failed"),
+        (PermissionError("x"), "PermissionError"),
+    ],
+)
+def test_what_can_go_wrong_is_one_sentence(error, expected, monkeypatch):
+    answer(monkeypatch, error)
+    with pytest.raises(CheckpointError, match=expected) as caught:
+        hub.resolve("owner/name")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_the_hub_client(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(CheckpointError, match=r"pip install fastsafe\[hub\]"):
+        hub.resolve("owner/name")
