@@ -33,7 +33,8 @@ std::string quote(std::string_view text) {
 }
 
 [[noreturn]] void refuse(const std::string& got, const std::string& expected) {
-  throw Error(got + ", expected " + expected + "; the file is corrupt, download or write it again");
+  throw Error(got + ", expected " + expected +
+              "; the file is corrupt or beyond what fastsafe reads, download or write it again");
 }
 
 [[noreturn]] void refuse(const TensorInfo& which, const std::string& got, const std::string& want) {

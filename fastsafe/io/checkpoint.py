@@ -50,8 +50,8 @@ class Checkpoint:
             for name in tensors:
                 if name in infos:
                     raise CheckpointError(
-                        f"{self.path}: tensor {name!r} is in {self._file_of[name]} and in {file},"
-                        " expected in one shard"
+                        f"{self.path}: tensor {name!r:.80} is in {self._file_of[name]} and in"
+                        f" {file}, expected in one shard"
                     )
                 self._file_of[name] = file
             infos |= tensors
@@ -75,7 +75,7 @@ class Checkpoint:
         wanted: dict[str, list[str]] = {}
         for name in self.names if names is None else names:
             if name not in self._file_of:
-                raise CheckpointError(f"{self.path}: tensor {name!r} is absent")
+                raise CheckpointError(f"{self.path}: tensor {name!r:.80} is absent")
             wanted.setdefault(self._file_of[name], []).append(name)
         found: dict[str, Tensor] = {}
         for file, part in wanted.items():
@@ -113,14 +113,18 @@ class Checkpoint:
 def _locate(path: Path) -> tuple[Path, list[str], dict[str, Any] | None]:
     """Folder, names of the weight files in it, and the parsed index if there is one."""
     if path.is_dir():
-        present = {entry.name for entry in path.iterdir()}
+        try:
+            present = set(os.listdir(path))
+        except OSError as error:
+            raise CheckpointError(f"{path}: folder cannot be listed: {error.strerror}") from None
         if WEIGHTS in present:  # transformers prefers it to an index, too
             return path, [WEIGHTS], None
         if INDEX in present:
             index = read_object(path / INDEX, MAX_INDEX_BYTES)
             return path, _shards(path, index, present), index
-        _refuse_pickle(path, present)
         others = sorted(name for name in present if name.endswith(".safetensors"))
+        if not others:
+            _refuse_pickle(path, present)
         hint = f"; give the path of {others[0]} itself" if others else ""
         raise CheckpointError(f"{path}: weights are missing, expected {WEIGHTS} or {INDEX}{hint}")
     if not os.path.lexists(path):
@@ -149,7 +153,7 @@ def _shards(folder: Path, index: dict[str, Any], present: set[str]) -> list[str]
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
             raise CheckpointError(
-                f"{where}: tensor {name!r} is in {shard!r:.80}, expected the plain name of a"
+                f"{where}: tensor {name!r:.80} is in {shard!r:.80}, expected the plain name of a"
                 " .safetensors file in the same folder"
             )
         shards[shard] = None
@@ -172,15 +176,15 @@ def _match_index(
     weight_map = index["weight_map"]
     for name, shard in weight_map.items():
         if name not in file_of:
-            raise CheckpointError(f"{where}: tensor {name!r} is missing, expected in {shard}")
+            raise CheckpointError(f"{where}: tensor {name!r:.80} is missing, expected in {shard}")
         if file_of[name] != shard:
             raise CheckpointError(
-                f"{where}: tensor {name!r} is in {file_of[name]}, expected in {shard}"
+                f"{where}: tensor {name!r:.80} is in {file_of[name]}, expected in {shard}"
             )
     for name, shard in file_of.items():
         if name not in weight_map:
             raise CheckpointError(
-                f"{where}: tensor {name!r} of {shard} is unexpected, the index does not list it"
+                f"{where}: tensor {name!r:.80} of {shard} is unexpected, the index does not list it"
             )
     metadata = index.get("metadata", {})
     if not isinstance(metadata, dict):

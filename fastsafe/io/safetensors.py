@@ -124,16 +124,19 @@ def write(
         metadata: Strings to store beside them.
 
     Raises:
-        CheckpointError: A dtype has no name in the format, or ``read_header`` would refuse the
-            file, for instance for a control character in a name.
+        CheckpointError: A tensor is sparse or of a dtype without a name in the format, or
+            ``read_header`` would refuse the file, e.g. for a control character in a name.
         OSError: The folder is missing, not writable or full.
     """
     ordered = sorted(tensors.items(), key=lambda item: (-item[1].element_size(), item[0]))
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     end = 0
     for name, tensor in ordered:
-        if tensor.dtype not in _NAMES or name == "__metadata__":
-            raise CheckpointError(f"{path}: tensor {name!r} is {tensor.dtype}, cannot be stored")
+        if tensor.dtype not in _NAMES or tensor.layout != torch.strided or name == "__metadata__":
+            raise CheckpointError(
+                f"{path}: tensor {name!r} is {tensor.dtype} and {tensor.layout}, expected a dense"
+                " tensor of a dtype and a name that safetensors has"
+            )
         begin, end = end, end + tensor.nbytes
         shape, dtype = list(tensor.shape), _NAMES[tensor.dtype]
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [begin, end]}
@@ -143,8 +146,9 @@ def write(
         with temporary.open("xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for _, tensor in ordered:
-                flat = tensor.detach().cpu().contiguous().reshape(-1)
-                file.write(flat.view(torch.uint8).numpy().data)
+                # a conjugate or negative view is only a flag until it is resolved
+                values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+                file.write(values.view(-1).view(torch.uint8).numpy().data)
         read_header(temporary)
 
 

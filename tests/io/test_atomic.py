@@ -1,0 +1,141 @@
+"""A write is whole or absent, and nothing else is touched."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from fastsafe.io import atomic
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def test_write_bytes_and_text_replace(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    atomic.write_bytes(path, b"\x00\xff")
+    assert path.read_bytes() == b"\x00\xff"
+    atomic.write_text(str(path), "é\r\n")
+    assert path.read_bytes() == "é\r\n".encode()
+    assert names(tmp_path) == ["a.json"]
+
+
+def test_mode_follows_the_umask(tmp_path: Path) -> None:
+    (tmp_path / "plain").write_bytes(b"")
+    atomic.write_bytes(tmp_path / "atomic", b"")
+    modes = {(tmp_path / name).stat().st_mode for name in ("plain", "atomic")}
+    assert len(modes) == 1, "a shared folder must stay readable for others"
+
+
+def test_error_leaves_the_old_file_and_no_leftover(tmp_path: Path) -> None:
+    path = tmp_path / "a"
+    path.write_text("old")
+
+    def write_half() -> None:
+        with atomic.replace_file(path) as temporary:
+            temporary.write_text("new")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half()
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["a"]
+
+
+def test_missing_folder_is_an_os_error(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        atomic.write_bytes(tmp_path / "absent" / "a", b"")
+
+
+def test_file_is_synced_before_it_is_renamed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[str] = []
+    fsync, rename = os.fsync, Path.replace
+
+    def spy_fsync(descriptor: int) -> None:
+        steps.append(f"sync {Path(os.readlink(f'/proc/self/fd/{descriptor}')).name[:5]}")
+        fsync(descriptor)
+
+    def spy_rename(self: Path, target: Path) -> Path:
+        steps.append("rename")
+        return rename(self, target)
+
+    monkeypatch.setattr(os, "fsync", spy_fsync)
+    monkeypatch.setattr(Path, "replace", spy_rename)
+    atomic.write_bytes(tmp_path / "a", b"x")
+    assert steps == ["sync .tmp-", "rename", f"sync {tmp_path.name[:5]}"]
+
+
+def test_publish_dir(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    with atomic.publish_dir(target) as folder:
+        assert folder.parent == tmp_path
+        assert folder.name.startswith(".tmp-")
+        (folder / "nested").mkdir()
+        (folder / "nested" / "a").write_text("1")
+        assert not target.exists(), "it must not be seen before it is complete"
+    assert (target / "nested" / "a").read_text() == "1"
+    assert names(tmp_path) == ["adapter"]
+
+
+@pytest.mark.parametrize("old", ["folder", "file", "link"])
+def test_publish_dir_replaces_what_was_there(tmp_path: Path, old: str) -> None:
+    target = tmp_path / "adapter"
+    if old == "folder":
+        target.mkdir()
+        (target / "stale").write_text("")
+    elif old == "file":
+        target.write_text("")
+    else:
+        target.symlink_to(tmp_path / "elsewhere")
+    with atomic.publish_dir(target) as folder:
+        (folder / "fresh").write_text("")
+    assert names(target) == ["fresh"]
+    assert names(tmp_path) == ["adapter"]
+
+
+def test_publish_dir_error_leaves_the_old_folder(tmp_path: Path) -> None:
+    target = tmp_path / "adapter"
+    with atomic.publish_dir(target) as folder:
+        (folder / "old").write_text("")
+
+    def write_half() -> None:
+        with atomic.publish_dir(target) as folder:
+            (folder / "new").write_text("")
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        write_half()
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["adapter"]
+
+
+def test_publish_dir_puts_the_old_folder_back_when_the_rename_fails(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "old").write_text("")
+    rename = Path.rename
+
+    def fail_once_published(self: Path, to: Path) -> Path:
+        if to == target and (self / "new").exists():
+            raise OSError("disk full")
+        return rename(self, to)
+
+    monkeypatch.setattr(Path, "rename", fail_once_published)
+    with pytest.raises(OSError, match="disk full"), atomic.publish_dir(target) as folder:
+        (folder / "new").write_text("")
+    assert names(target) == ["old"]
+    assert names(tmp_path) == ["adapter"]
+
+
+def test_remove_leftovers(tmp_path: Path) -> None:
+    (tmp_path / ".tmp-a-1").mkdir()
+    (tmp_path / ".tmp-a-1" / "x").write_text("")
+    (tmp_path / ".tmp-b-2").write_text("")
+    (tmp_path / "kept").write_text("")
+    atomic.remove_leftovers(tmp_path)
+    assert names(tmp_path) == ["kept"]
