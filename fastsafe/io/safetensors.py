@@ -146,9 +146,11 @@ def write(
         with temporary.open("xb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for _, tensor in ordered:
-                # a conjugate or negative view is only a flag until it is resolved
+                # a conjugate or negative view is only a flag until it is resolved; one element may
+                # have any stride and still count as contiguous
                 values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
-                file.write(values.view(-1).view(torch.uint8).numpy().data)
+                flat = values.as_strided((values.numel(),), (1,))
+                file.write(flat.view(torch.uint8).numpy().data)
         read_header(temporary)
 
 
