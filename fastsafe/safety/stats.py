@@ -139,7 +139,7 @@ def paired_delta(
     Example:
         >>> base, tuned = [False] * 20 + [True] * 5, [False] * 10 + [True] * 15
         >>> [round(x, 3) for x in paired_delta(base, tuned)]
-        [0.4, 0.164, 0.582]
+        [0.4, 0.174, 0.569]
     """
     only_base, only_tuned = discordant(base, tuned)
     n = len(base)
