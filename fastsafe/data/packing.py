@@ -2,13 +2,38 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 from fastsafe.data.conversation import Row, kind_of
 from fastsafe.errors import DataError, TokenizerError
-from fastsafe.io.tokenizer import Tokenizer
 
 LossOn = Literal["completion", "all"]
+
+
+class Encoder(Protocol):
+    """What encoding a row needs of a tokenizer; ``fastsafe.io.tokenizer.Tokenizer`` has it."""
+
+    name: str
+    eos_ids: tuple[int, ...]
+
+    @property
+    def id_bound(self) -> int:
+        """Ids are below this."""
+        ...
+
+    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text."""
+        ...
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of token ids."""
+        ...
+
+    def render_chat(
+        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
+    ) -> str:
+        """Text that the chat template prints."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +59,7 @@ class EncodedRows(NamedTuple):
 
 def encode_rows(
     rows: Sequence[Row],
-    tokenizer: Tokenizer,
+    tokenizer: Encoder,
     *,
     loss_on: LossOn = "completion",
     max_len: int | None = None,
@@ -70,7 +95,7 @@ def encode_rows(
 
 
 def encode_row(
-    row: Row, tokenizer: Tokenizer, *, loss_on: LossOn = "completion", where: str = "row"
+    row: Row, tokenizer: Encoder, *, loss_on: LossOn = "completion", where: str = "row"
 ) -> Example:
     """Encode one row.
 
@@ -112,14 +137,14 @@ def encode_row(
     return Example(tuple(ids), tuple(trained))
 
 
-def _ended(ids: list[int], tokenizer: Tokenizer) -> list[int]:
+def _ended(ids: list[int], tokenizer: Encoder) -> list[int]:
     """End with the end-of-text token, unless an ending is there or the tokenizer has none."""
     ends = tokenizer.eos_ids
     return ids if not ends or (ids and ids[-1] in ends) else [*ids, ends[0]]
 
 
 def _encode_pair(
-    prompt: Any, completion: Any, tokenizer: Tokenizer, where: str
+    prompt: Any, completion: Any, tokenizer: Encoder, where: str
 ) -> tuple[list[int], list[bool]]:
     if isinstance(prompt, str):
         prompt = tokenizer.encode(prompt)
@@ -135,7 +160,7 @@ def _encode_pair(
 
 
 def _encode_messages(
-    messages: Sequence[Mapping[str, Any]], tokenizer: Tokenizer, where: str
+    messages: Sequence[Mapping[str, Any]], tokenizer: Encoder, where: str
 ) -> tuple[list[int], list[bool]]:
     if messages[0]["role"] == "assistant":
         raise DataError(
@@ -165,7 +190,7 @@ class _Conversation:
     messages: Sequence[Mapping[str, Any]]
     text: str
     ids: Sequence[int]
-    tokenizer: Tokenizer
+    tokenizer: Encoder
     where: str
 
     def begin(self, turn: int) -> int:
