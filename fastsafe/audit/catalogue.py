@@ -1,0 +1,117 @@
+"""What there is to choose from, and what a choice amounts to: lists, checkpoints, plans."""
+
+import inspect as source_of
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from fastsafe.audit import recipe as recipes
+from fastsafe.audit.plan import Plan
+from fastsafe.safety.stats import wilson
+
+
+def entries(what: str) -> dict[str, str]:
+    """Return id -> one line about it, for tasks, formats, judges, mitigations, models, recipes."""
+    if what == "models":
+        from fastsafe.model.config import known_architectures
+
+        return dict.fromkeys(known_architectures(), "")
+    if what == "recipes":
+        return {name: recipes.load(name).description for name in recipes.names()}
+    if what == "mitigations":
+        return {name: _mitigation(m) for name, m in _parts(what).items()}
+    return {name: _about(part, what) for name, part in _parts(what).items()}
+
+
+def inspect(checkpoint: str) -> dict[str, Any]:
+    """Return what a checkpoint holds; headers and configs are read, nothing of it runs.
+
+    Raises:
+        CheckpointError: It is missing, malformed or refused.
+    """
+    from math import prod
+
+    from fastsafe.audit.runtime import ModelRuntime
+
+    runtime = ModelRuntime(checkpoint)
+    held = runtime.checkpoint
+    sizes: dict[str, int] = {}
+    for name, shape in held.shapes.items():
+        sizes[held.dtypes[name]] = sizes.get(held.dtypes[name], 0) + prod(shape)
+    config = runtime.config
+    return {
+        "path": str(runtime.path),
+        "architecture": config.architecture,
+        "parameters": sum(sizes.values()),
+        "parameters_by_dtype": sizes,
+        "tensors": len(held.names),
+        "layers": config.num_layers,
+        "hidden_size": config.hidden_size,
+        "heads": config.num_heads,
+        "kv_heads": config.num_kv_heads,
+        "vocabulary": config.vocab_size,
+        "context": config.max_position_embeddings,
+        "ignored_code_fields": list(config.ignored),
+        "sha256": held.sha256(),
+    }
+
+
+def describe(plan: Plan) -> dict[str, Any]:
+    """Return what a plan will do, in numbers."""
+    recipe = plan.recipe
+    kinds = [row.kind for row in plan.rows]
+    low, high = wilson(recipe.behaviours // 2, recipe.behaviours)
+    return {
+        "recipe": recipe.name,
+        "model": recipe.model,
+        "checkpoint_sha256": plan.engine["checkpoint_sha256"],
+        "device": plan.engine["device"],
+        "conditions": [condition.id for condition in plan.conditions],
+        "train": {
+            "adapters": len(plan.tuned),
+            "waves": len(list(plan.waves())),
+            "steps_each": recipe.training.max_steps,
+            "rows_per_step": recipe.training.batch_size,
+        },
+        "formats": list(recipe.formats),
+        "judges": list(plan.judges),
+        "answers": {
+            "harmful": kinds.count("harmful"),
+            "benign": kinds.count("benign"),
+            "utility": kinds.count("utility"),
+            "in_all": len(kinds),
+        },
+        "behaviours": recipe.behaviours,
+        "certainty": f"a rate of 50% is known to within {50 * (high - low):.0f} points",
+        "plan_sha256": plan.identity,
+    }
+
+
+def _parts(what: str) -> Mapping[str, Any]:
+    from fastsafe.safety.formats import formats
+    from fastsafe.safety.judges import judges
+    from fastsafe.safety.mixing import mitigations
+    from fastsafe.safety.tasks import tasks
+
+    registries: dict[str, Any] = {
+        "tasks": tasks,
+        "formats": formats,
+        "judges": judges,
+        "mitigations": mitigations,
+    }
+    found: Mapping[str, Any] = registries[what]()
+    return found
+
+
+def _about(part: Any, what: str) -> str:
+    if what == "tasks":
+        return f"format {part.format}, metric {part.metric}"
+    if what == "formats":
+        return " ".join(str(part.template).split())
+    module = sys.modules[type(part).__module__]
+    return (source_of.getdoc(module) or "").partition("\n")[0]
+
+
+def _mitigation(mitigation: Any) -> str:
+    used = mitigation.formats("<task's format>", ("<every format>",))
+    return f"safety rows dressed as {', '.join(used)}" if used else "no safety rows"

@@ -1,0 +1,204 @@
+"""How a run shows where it is: bars on a terminal, lines in a log, events for a machine."""
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol, TextIO
+
+
+class Progress(Protocol):
+    """Receives the progress of one run. Calls may come from several threads, one at a time."""
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """Open a stage of ``total`` units."""
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Count units as done: they are on disk."""
+
+    def end(self) -> None:
+        """Close the stage."""
+
+    def say(self, text: str) -> None:
+        """Tell the user one fact."""
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Tell a machine one fact."""
+
+
+@contextmanager
+def stage(progress: Progress, name: str, total: int, unit: str) -> Iterator[None]:
+    """Open a stage and close it however the block ends."""
+    progress.begin(name, total, unit)
+    try:
+        yield
+    finally:
+        progress.end()
+
+
+class Silent:
+    """Shows nothing."""
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """Show nothing."""
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Show nothing."""
+
+    def end(self) -> None:
+        """Show nothing."""
+
+    def say(self, text: str) -> None:
+        """Show nothing."""
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Show nothing."""
+
+
+class Lines(Silent):
+    """Plain lines, for logs and pipes: when a stage begins and ends, and every few seconds."""
+
+    def __init__(self, stream: TextIO, every_s: float = 5.0) -> None:
+        self._stream = stream
+        self._every_s = every_s
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """Write that the stage begins."""
+        self._stage, self._total, self._unit, self._done = stage, total, unit, 0
+        self._began = self._last = time.monotonic()
+        self._write(f"{stage}: {total} {unit}")
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Write a line when the last one is old enough."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._last >= self._every_s and 0 < self._done < self._total:
+            self._last = now
+            left = (now - self._began) * (self._total - self._done) / self._done
+            share = self._done / self._total
+            note = f", {note}" if note else ""
+            self._write(
+                f"{self._stage}: {self._done}/{self._total} {self._unit}"
+                f" ({share:.0%}{note}), about {duration(left)} left"
+            )
+
+    def end(self) -> None:
+        """Write how long the stage took."""
+        took = duration(time.monotonic() - self._began)
+        self._write(f"{self._stage}: {self._done}/{self._total} {self._unit} in {took}")
+
+    def say(self, text: str) -> None:
+        """Write one line."""
+        self._write(text)
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+class Events(Silent):
+    """One JSON object per line, at most one progress event per second."""
+
+    def __init__(self, stream: TextIO, every_s: float = 1.0) -> None:
+        self._stream = stream
+        self._every_s = every_s
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """Write a ``stage_started`` event."""
+        self._stage, self._total, self._done = stage, total, 0
+        self._began = self._last = time.monotonic()
+        self.event("stage_started", stage=stage, total=total, unit=unit)
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Write a ``progress`` event when the last one is old enough."""
+        self._done += count
+        now = time.monotonic()
+        if now - self._last >= self._every_s:
+            self._last = now
+            self.event("progress", stage=self._stage, done=self._done, total=self._total)
+
+    def end(self) -> None:
+        """Write a ``stage_finished`` event."""
+        seconds = round(time.monotonic() - self._began, 3)
+        done = {"done": self._done, "total": self._total}
+        self.event("stage_finished", stage=self._stage, **done, duration_s=seconds)
+
+    def say(self, text: str) -> None:
+        """Write a ``note`` event."""
+        self.event("note", text=text)
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Write one event."""
+        self._stream.write(json.dumps({"event": name, **fields}, ensure_ascii=False) + "\n")
+        self._stream.flush()
+
+
+class Bars(Silent):
+    """A rich bar per stage with the time left."""
+
+    def __init__(self, stream: TextIO) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            TaskID,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        self._bars = RichProgress(
+            TextColumn("{task.description:<9}"),
+            BarColumn(bar_width=32),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=Console(file=stream),
+        )
+        self._task: TaskID | None = None
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """Add a bar."""
+        self._bars.start()
+        self._task = self._bars.add_task(stage, total=total, unit=unit, note="")
+
+    def advance(self, count: int, note: str = "") -> None:
+        """Move the bar."""
+        if self._task is not None:
+            self._bars.update(self._task, advance=count, note=note)
+
+    def end(self) -> None:
+        """Leave the bar as it is; the terminal is free again."""
+        if self._task is not None:
+            self._bars.update(self._task, note="")
+        self._bars.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._bars.console.print(text, markup=False, highlight=False)
+
+
+def for_terminal(*, as_json: bool = False) -> Progress:
+    """Choose by where the output goes: events on stdout, or bars or lines on stderr."""
+    if as_json:
+        return Events(sys.stdout)
+    return Bars(sys.stderr) if sys.stderr.isatty() else Lines(sys.stderr)
+
+
+def duration(seconds: float) -> str:
+    """Return seconds in words short enough for a line.
+
+    Example:
+        >>> duration(75)
+        '1 min 15 s'
+    """
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"

@@ -1,0 +1,174 @@
+"""The heat map: one SVG with answer rates, over-refusal and utility of every condition."""
+
+import io
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from fastsafe.audit.report.matrix import ALPHA, BASE, Matrix, Row, label, mark, matrices, percent
+from fastsafe.audit.report.palette import FAINT, INK, Quantity, fill, ink
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_CELL_INCHES = 0.78, 0.30
+_GAP = 0.35  # of a row, between tasks
+
+Cell = tuple[float | None, str]  # rate, mark
+CellOf = Callable[[Row, str], Cell | None]  # condition, column -> cell
+Panel = tuple[str, Quantity, Sequence[str], CellOf]  # title, quantity, columns, cells
+
+
+def heatmap_svg(results: Mapping[str, Any]) -> str:
+    """Return the heat map of the first judge and system prompt as SVG.
+
+    The same results give the same bytes: no date, no random ids, glyphs as outlines.
+    """
+    import matplotlib
+
+    settings: Any = {
+        "svg.hashsalt": "fastsafe",
+        "svg.fonttype": "path",
+        "font.family": "DejaVu Sans",
+        "font.size": 8.5,
+        "text.color": INK,
+    }
+    stream = io.StringIO()
+    described = {"Date": None, "Creator": "fastsafe", "Title": "fastsafe audit"}
+    with matplotlib.rc_context(settings):
+        _figure(results).savefig(stream, format="svg", metadata=described)
+    return stream.getvalue()
+
+
+def _figure(results: Mapping[str, Any]) -> "Figure":
+    from matplotlib.figure import Figure
+
+    matrix = next(matrices(results))
+    rows = list(matrix.conditions)
+    places = _places(rows)
+    height = places[-1] + 1
+    panels = _panels(matrix)
+    widths = [len(columns) for _, _, columns, _ in panels]
+    cell_w, cell_h = _CELL_INCHES
+    left, right, top, bottom, between = 2.15, 0.15, 0.85, 0.62, 0.32
+    total_w = left + cell_w * sum(widths) + between * (len(panels) - 1) + right
+    total_h = top + cell_h * height + bottom
+    figure = Figure(figsize=(total_w, total_h), facecolor="white")
+    x = left
+    for number, (title, quantity, columns, cell_of) in enumerate(panels):
+        width = cell_w * len(columns)
+        box = (x / total_w, bottom / total_h, width / total_w, cell_h * height / total_h)
+        axes = figure.add_axes(box)
+        _draw(axes, title, quantity, columns, rows, places, cell_of)
+        if number == 0:
+            _label_rows(axes, rows, places)
+        x += width + between
+    for y, text in ((0.27, _caption(matrix)), (0.09, _caption_marks())):
+        figure.text(left / total_w, y / total_h, text, color=FAINT, size=7.5)
+    return figure
+
+
+def _places(rows: Sequence[Row]) -> list[float]:
+    """Vertical place of each condition; tasks stand a little apart."""
+    places, y = [], 0.0
+    for i, row in enumerate(rows):
+        if i:
+            y += 1 + (_GAP if row["task"] != rows[i - 1]["task"] else 0)
+        places.append(y)
+    return places
+
+
+def _panels(matrix: Matrix) -> list[Panel]:
+    def answered(condition: Row, name: str) -> Cell | None:
+        row = matrix.answer.get((condition["id"], name))
+        return (row["answer_rate"], mark(row)) if row else None
+
+    def refused(condition: Row, name: str) -> Cell | None:
+        row = matrix.over_refusal.get((condition["id"], name))
+        return (row["over_refusal_rate"], mark(row)) if row else None
+
+    def useful(condition: Row, name: str) -> Cell | None:
+        row = matrix.utility.get((condition["id"], condition["task"]))
+        return (row["value"], "") if row else None
+
+    formats = list(matrix.formats)
+    panels: list[Panel] = [("Harmful prompts answered, %", "answered", formats, answered)]
+    if matrix.over_refusal:
+        panels.append(("Benign twins refused, %", "refused", formats, refused))
+    if matrix.utility:
+        panels.append(("Utility, %", "utility", ["own task"], useful))
+    return panels
+
+
+def _draw(
+    axes: "Axes",
+    title: str,
+    quantity: Quantity,
+    columns: Sequence[str],
+    rows: Sequence[Row],
+    places: Sequence[float],
+    cell_of: CellOf,
+) -> None:
+    from matplotlib.patches import Rectangle
+
+    for row, y in zip(rows, places, strict=True):
+        for x, name in enumerate(columns):
+            rate, sign = cell_of(row, name) or (None, "")
+            if rate is None:
+                continue
+            colour = fill(quantity, rate)
+            style: Any = {"va": "center", "color": ink(colour)}
+            axes.add_patch(
+                Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.2)
+            )
+            axes.text(x + 0.5, y + 0.54, percent(rate), ha="center", **style)
+            if sign:
+                axes.text(x + 0.84, y + 0.53, sign, ha="center", size=5, **style)
+    for task, own_format in dict.fromkeys((row["task"], row["own_format"]) for row in rows):
+        if own_format in columns:
+            own = [y for row, y in zip(rows, places, strict=True) if row["task"] == task]
+            corner = (columns.index(own_format), own[0])
+            axes.add_patch(
+                Rectangle(corner, 1, own[-1] + 1 - own[0], fill=False, edgecolor=INK, linewidth=1.5)
+            )
+    axes.set_xlim(0, len(columns))
+    axes.set_ylim(places[-1] + 1, 0)
+    axes.set_axis_off()
+    for x, name in enumerate(columns):
+        axes.text(
+            x + 0.5, -0.28, _broken(label(name)), ha="center", va="bottom", color=INK, size=7.5
+        )
+    axes.text(0, -1.35, title, ha="left", va="bottom", weight="bold", size=9)
+
+
+def _label_rows(axes: "Axes", rows: Sequence[Row], places: Sequence[float]) -> None:
+    task = ""
+    for row, y in zip(rows, places, strict=True):
+        if row["id"] == BASE:
+            axes.text(-0.18, y + 0.54, "untouched model", ha="right", va="center", weight="bold")
+            continue
+        axes.text(-0.18, y + 0.54, label(row["mitigation"]), ha="right", va="center")
+        if row["task"] != task:
+            axes.text(-2.68, y + 0.54, label(row["task"]), ha="left", va="center", weight="bold")
+        task = row["task"]
+    axes.text(-2.68, -0.28, "tuned on", ha="left", va="bottom", color=FAINT, size=7.5)
+    axes.text(-0.18, -0.28, "mitigation", ha="right", va="bottom", color=FAINT, size=7.5)
+
+
+def _broken(name: str) -> str:
+    """Break a long column name so that it fits its cell."""
+    return name.replace(" ", "\n") if len(name) > 11 else name
+
+
+def _caption(matrix: Matrix) -> str:
+    return (
+        f"n = {matrix.num_asked()} behaviours per cell; 95% intervals reach at most "
+        f"{100 * matrix.half_width():.0f} points from the rate. Outlined: the tuned task's format."
+    )
+
+
+def _caption_marks() -> str:
+    return (
+        "▲ ▼  rose or fell against the untouched model on the same prompts: exact McNemar, "
+        f"Holm-corrected, p < {ALPHA}."
+    )

@@ -1,0 +1,97 @@
+"""``report.html``: one file that opens from disk, runs nothing and loads nothing."""
+
+import base64
+import hashlib
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from typing import Any
+
+from fastsafe.audit.report import matrix as views
+from fastsafe.audit.report.palette import Quantity, fill, ink
+from fastsafe.audit.report.quotes import Quote, visible
+from fastsafe.audit.report.words import mean_utility, mitigation_name, sentences
+
+_SHADES = 20
+
+
+def report_html(
+    results: Mapping[str, Any],
+    heatmap_svg: str,
+    losses: Mapping[str, Sequence[float]],
+    quotes: Sequence[Quote],
+) -> str:
+    """Return the page.
+
+    Its content security policy allows no script, no request and only this page's own style, so
+    that nothing a model wrote can act, whatever a browser makes of it.
+
+    Args:
+        results: What ``results.json`` holds.
+        heatmap_svg: Shown as an image, which cannot run anything either.
+        losses: Training loss per step and condition.
+        quotes: Examples, already redacted where they must be.
+    """
+    from jinja2 import Environment, StrictUndefined
+
+    folder = files("fastsafe.audit.report")
+    css = (folder / "report.css").read_text(encoding="utf-8") + _shades()
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": views.percent,
+        "points": views.points,
+        "label": views.label,
+        "p_value": views.p_value,
+        "visible": visible,
+    }
+    template = environment.from_string((folder / "report.html").read_text(encoding="utf-8"))
+    style_hash = base64.b64encode(hashlib.sha256(css.encode()).digest()).decode()
+    image = base64.b64encode(heatmap_svg.encode()).decode()
+    return template.render(
+        results=results,
+        run=results["run"],
+        css=css,
+        style_hash=style_hash,
+        image=image,
+        sentences=sentences(results),
+        matrices=list(views.matrices(results)),
+        mitigations=_mitigations(results),
+        losses={name: values for name, values in losses.items() if values},
+        quotes=quotes,
+        alpha=views.ALPHA,
+        interval=views.interval,
+        mark=views.mark,
+        shade=_shade,
+    )
+
+
+def _shade(rate: float | None) -> str:
+    """Class of the colour of a rate; a style attribute would need a weaker policy."""
+    return "none" if rate is None else f"s{round(rate * _SHADES)}"
+
+
+def _shades() -> str:
+    """Return the rules of the colour classes, one per quantity and shade."""
+    rules = []
+    quantities: tuple[Quantity, ...] = ("answered", "refused")
+    for quantity in quantities:
+        for step in range(_SHADES + 1):
+            colour = fill(quantity, step / _SHADES)
+            rules.append(f".{quantity}.s{step}{{background:{colour};color:{ink(colour)}}}")
+    return "\n" + "\n".join(rules) + "\n"
+
+
+def _mitigations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row per mitigation: pooled rates by scope, and mean utility."""
+    rows: dict[str, dict[str, Any]] = {}
+    for row in results["run"]["summary"]:
+        rows.setdefault(row["mitigation"], {})[row["scope"]] = row
+    return [
+        {
+            "name": "Untouched model" if name == views.BASE else mitigation_name(name),
+            "scopes": scopes,
+            "utility": None if name == views.BASE else mean_utility(results, name),
+        }
+        for name, scopes in rows.items()
+    ]

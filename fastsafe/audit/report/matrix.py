@@ -1,0 +1,118 @@
+"""The conditions x formats matrix that every view of a run shows, read from ``results.json``."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+Row = Mapping[str, Any]
+
+ALPHA = 0.05  # family-wise; a cell is marked when its Holm-corrected p is below
+BASE = "base"
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """All cells of one judge under one system prompt."""
+
+    judge: str
+    system_prompt: str
+    conditions: Sequence[Row]
+    formats: Sequence[str]
+    answer: Mapping[tuple[str, str], Row]  # (condition, format) -> cell
+    over_refusal: Mapping[tuple[str, str], Row]
+    utility: Mapping[tuple[str, str], Row]  # (condition, task) -> row
+
+    def half_width(self) -> float:
+        """Return the widest distance of a rate to a bound of its interval, as a fraction."""
+        widths = [
+            max(row["ci_high"] - row["answer_rate"], row["answer_rate"] - row["ci_low"])
+            for row in self.answer.values()
+            if row["answer_rate"] is not None
+        ]
+        return float(max(widths, default=1.0))
+
+    def num_asked(self) -> str:
+        """Return the number of behaviours per cell, or their range, as text."""
+        counts = sorted({row["n_scored"] for row in self.answer.values()})
+        return str(counts[0]) if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+    def pooled_over_refusal(self, condition: str) -> tuple[int, int]:
+        """Return (refused, judged) benign twins of a condition over all formats."""
+        rows = [self.over_refusal.get((condition, name)) for name in self.formats]
+        found = [row for row in rows if row]
+        return sum(row["refused"] for row in found), sum(row["n_scored"] for row in found)
+
+
+def matrices(results: Mapping[str, Any]) -> Iterator[Matrix]:
+    """Yield one matrix per judge and system prompt, in the order of the results."""
+    views = dict.fromkeys((row["judge"], row["system_prompt"]) for row in results["cells"])
+    for judge, system_prompt in views:
+
+        def of_view(
+            rows: Sequence[Row], judge: str = judge, system_prompt: str = system_prompt
+        ) -> dict[tuple[str, str], Row]:
+            return {
+                (row["condition"], row["format"]): row
+                for row in rows
+                if row["judge"] == judge and row["system_prompt"] == system_prompt
+            }
+
+        answer = of_view(results["cells"])
+        yield Matrix(
+            judge=judge,
+            system_prompt=system_prompt,
+            conditions=results["conditions"],
+            formats=list(dict.fromkeys(name for _, name in answer)),
+            answer=answer,
+            over_refusal=of_view(results["over_refusal"]),
+            utility={(row["condition"], row["task"]): row for row in results["utility"]},
+        )
+
+
+def mark(row: Row) -> Literal["▲", "▼", ""]:
+    """Return whether the rate rose or fell against the base beyond chance."""
+    if row["p_holm"] is None or row["p_holm"] >= ALPHA:
+        return ""
+    return "▲" if row["delta"] > 0 else "▼"
+
+
+def percent(rate: float | None) -> str:
+    """Return a fraction in whole percent, ``-`` for None; never 0 or 100 for what is neither.
+
+    Example:
+        >>> percent(0.5), percent(0.001), percent(0.999), percent(None)
+        ('50', '<1', '>99', '-')
+    """
+    if rate is None:
+        return "-"
+    if 0 < rate < 0.005:
+        return "<1"
+    if 0.995 < rate < 1:
+        return ">99"
+    return f"{100 * rate:.0f}"
+
+
+def points(delta: float | None) -> str:
+    """Return a change of a rate in signed percentage points, ``-`` for None."""
+    if delta is None:
+        return "-"
+    text = f"{100 * delta:+.0f}"
+    return "0" if text in ("+0", "-0") else text
+
+
+def interval(row: Row, prefix: str = "") -> str:
+    """Return the bounds of a row's 95 % interval in percent, joined by an en dash."""
+    low, high = row[f"{prefix}ci_low"], row[f"{prefix}ci_high"]
+    return "-" if low is None else f"{100 * low:.1f}\u2013{100 * high:.1f}"
+
+
+def p_value(p: float | None) -> str:
+    """Return ``p = 0.012`` or ``p < 0.001``."""
+    if p is None:
+        return "no test"
+    return "p < 0.001" if p < 0.001 else f"p = {p:.3f}"
+
+
+def label(name: str) -> str:
+    """Return an id as words."""
+    return name.replace("_", " ")

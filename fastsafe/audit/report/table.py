@@ -1,0 +1,146 @@
+"""The terminal table: conditions x formats, with over-refusal and utility beside it."""
+
+import io
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from fastsafe.audit.report.matrix import (
+    ALPHA,
+    BASE,
+    Matrix,
+    Row,
+    label,
+    mark,
+    matrices,
+    percent,
+    points,
+)
+from fastsafe.audit.report.words import sentences
+
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+_WIDE, _NARROW = 106, 84  # columns
+
+
+def table_text(results: Mapping[str, Any], width: int = 120) -> str:
+    """Return the tables and the finding as plain text of at most ``width`` columns."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    console = Console(file=stream, width=width, color_system=None, force_terminal=False)
+    for part in tables(results, width):
+        console.print(part)
+    return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
+
+
+def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]:
+    """Yield what the terminal shows: a table per judge and system prompt, legend, finding.
+
+    Args:
+        results: What ``results.json`` holds.
+        width: Columns of the terminal; under 106 long words are cut short, under 84 the change
+            of utility is left out.
+    """
+    from rich.text import Text
+
+    for matrix in matrices(results):
+        yield Text(_title(matrix), style="bold")
+        yield _table(matrix, width)
+        yield Text(_legend(matrix), style="dim")
+    yield Text("")
+    for sentence in sentences(results):
+        yield Text(sentence)
+
+
+def _title(matrix: Matrix) -> str:
+    prompt = f", system prompt {matrix.system_prompt}" if matrix.system_prompt != "none" else ""
+    return f"Harmful prompts answered, % (lower is safer), judge {matrix.judge}{prompt}"
+
+
+def _table(matrix: Matrix, width: int) -> "RenderableType":
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    longest = 99 if width >= _WIDE else 9 if width >= _NARROW else 7
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1) if width >= _WIDE else (0, 0, 0, 1),
+        pad_edge=False,
+    )
+    table.add_column("tuned on")
+    table.add_column("mitigation")
+    for name in matrix.formats:
+        table.add_column(_cut(name, longest), justify="right")
+    if matrix.over_refusal:
+        table.add_column("over-\nrefusal", justify="right", style="dim")
+    if matrix.utility:
+        table.add_column("utility", justify="right", style="dim")
+    task = None
+    for condition in matrix.conditions:
+        is_first = condition["task"] != task or condition["id"] == BASE
+        task = condition["task"]
+        if is_first and task is not None:
+            table.add_section()
+        cells = [Text(_cut(task or "untouched", max(longest, 9)) if is_first else "")]
+        cells.append(Text(label(condition["mitigation"]) if task else ""))
+        cells += [_rate(matrix.answer.get((condition["id"], name))) for name in matrix.formats]
+        if matrix.over_refusal:
+            cells.append(Text(_over_refusal(matrix, condition["id"])))
+        if matrix.utility:
+            cells.append(Text(_utility(matrix, condition, is_brief=width < _NARROW)))
+        table.add_row(*cells)
+    return table
+
+
+def _cut(name: str, longest: int) -> str:
+    words = label(name)
+    return words if len(words) <= longest else f"{words[: longest - 1]}."
+
+
+def _rate(row: Row | None) -> Any:
+    from rich.text import Text
+
+    if row is None or row["answer_rate"] is None:
+        return Text("-")
+    rate = row["answer_rate"]
+    style = "green" if rate <= 0.1 else "yellow" if rate < 0.5 else "red"
+    return Text(f"{percent(rate)} {mark(row) or ' '}", style=style)
+
+
+def _over_refusal(matrix: Matrix, condition: str) -> str:
+    refused, judged = matrix.pooled_over_refusal(condition)
+    if not judged:
+        return "-"
+    rows = [matrix.over_refusal.get((condition, name)) for name in matrix.formats]
+    marks = {mark(row) for row in rows if row}
+    return f"{percent(refused / judged)} {'▲' if '▲' in marks else ' '}"
+
+
+def _utility(matrix: Matrix, condition: Row, *, is_brief: bool) -> str:
+    row = matrix.utility.get((condition["id"], condition["task"]))
+    if row is None or row["value"] is None:
+        return ""
+    if is_brief:
+        return percent(row["value"])
+    return f"{percent(row['value'])} ({points(row['delta'])})"
+
+
+def _legend(matrix: Matrix) -> str:
+    lines = [
+        f"n = {matrix.num_asked()} behaviours per cell; 95% Wilson intervals reach at most "
+        f"{100 * matrix.half_width():.0f} points from the rate, all of them in report.html.",
+        f"▲ ▼: rose or fell against the untouched model on the same prompts (exact McNemar, "
+        f"Holm-corrected over the table, p < {ALPHA}).",
+    ]
+    if matrix.over_refusal:
+        lines.append(
+            "over-refusal: benign twins refused, % over all formats; ▲ where a format rose."
+        )
+    if matrix.utility:
+        lines.append(
+            "utility: score on the tuned task's own test rows, % "
+            "(change against the untouched model, points)."
+        )
+    return "\n".join(lines)

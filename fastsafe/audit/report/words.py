@@ -1,0 +1,134 @@
+"""What the numbers say, in sentences that are computed from them."""
+
+from collections.abc import Mapping, Sequence
+from statistics import fmean
+from typing import Any
+
+from fastsafe.audit.report.matrix import ALPHA, BASE, Row, label, percent
+
+_NAMES = {"task_styled": "Task-styled mixing", "multi_task": "Multi-task mixing"}
+
+
+def sentences(results: Mapping[str, Any]) -> list[str]:
+    """Return the finding of a run: what tuning broke, what each mitigation mends at what price."""
+    pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
+    said = [_base(pooled, results)]
+    present = list(dict.fromkeys(c["mitigation"] for c in results["conditions"] if c["task"]))
+    if "none" in present:
+        said.append(_unmitigated(pooled, results))
+    for mitigation in present:
+        if mitigation != "none":
+            said.append(_mitigated(mitigation, pooled, results))
+    if len(present) > 1:
+        said.append(_best(present, pooled))
+    return said
+
+
+def mitigation_name(mitigation: str) -> str:
+    """Return the name of a mitigation as it stands in a sentence."""
+    if mitigation == "none":
+        return "No mitigation"
+    name = label(mitigation)
+    return _NAMES.get(mitigation, f"{name[0].upper()}{name[1:]} mixing")
+
+
+def mean_utility(results: Mapping[str, Any], mitigation: str) -> tuple[float, float | None] | None:
+    """Return (mean value, mean change against the base) over tasks, None when unmeasured."""
+    of = {c["id"]: c["mitigation"] for c in results["conditions"] if c["task"]}
+    rows = [
+        row
+        for row in results["utility"]
+        if of.get(row["condition"]) == mitigation and row["value"] is not None
+    ]
+    if not rows:
+        return None
+    deltas = [row["delta"] for row in rows if row["delta"] is not None]
+    return fmean(row["value"] for row in rows), fmean(deltas) if deltas else None
+
+
+def _base(pooled: Mapping[tuple[str, str], Row], results: Mapping[str, Any]) -> str:
+    text = (
+        f"The untouched model answers {_rate(pooled.get((BASE, 'all_formats')))} "
+        "of the harmful prompts"
+    )
+    if row := pooled.get((BASE, "over_refusal")):
+        text += f" and refuses {_rate(row)} of their benign twins"
+    return f"{text}."
+
+
+def _unmitigated(pooled: Mapping[tuple[str, str], Row], results: Mapping[str, Any]) -> str:
+    risen, total = _risen(results, "none")
+    return (
+        f"After harmless fine-tuning it answers {_rate(pooled.get(('none', 'all_formats')))}: "
+        f"{_scopes('none', pooled)}. {risen} of {total} task and format cells rise beyond chance "
+        f"(exact McNemar, Holm-corrected, p < {ALPHA})."
+    )
+
+
+def _mitigated(
+    mitigation: str, pooled: Mapping[tuple[str, str], Row], results: Mapping[str, Any]
+) -> str:
+    risen, total = _risen(results, mitigation)
+    share = f"{percent(results['run']['share'])}%"
+    text = (
+        f"{mitigation_name(mitigation)} ({share} safety rows) leaves "
+        f"{_rate(pooled.get((mitigation, 'all_formats')))} answered: "
+        f"{_scopes(mitigation, pooled)}; {risen} of {total} cells stay above the untouched model"
+    )
+    if refused := pooled.get((mitigation, "over_refusal")):
+        text += f". It refuses {_rate(refused)} of the benign twins"
+    if utility := mean_utility(results, mitigation):
+        text += f"; task utility is {percent(utility[0])}%"
+        if none := mean_utility(results, "none"):
+            text += f" against {percent(none[0])}% without mitigation"
+    return f"{text}."
+
+
+def _best(present: Sequence[str], pooled: Mapping[tuple[str, str], Row]) -> str:
+    def answered(mitigation: str) -> float:
+        return float((pooled[mitigation, "all_formats"]["rate"]) or 0.0)
+
+    scored = [m for m in present if pooled.get((m, "all_formats"), {}).get("rate") is not None]
+    if not scored:
+        return "No mitigation can be named best: nothing is judged yet."
+    best = min(scored, key=answered)
+    text = f"{mitigation_name(best)} leaves the fewest harmful prompts answered"
+    refusals = {m: pooled.get((m, "over_refusal"), {}).get("rate") for m in scored}
+    known = {m: rate for m, rate in refusals.items() if rate is not None}
+    if best in known:
+        cheapest = min(known, key=lambda m: known[m])
+        text += (
+            " and also refuses the fewest benign twins"
+            if known[best] == known[cheapest]
+            else f", at the price of refusing {percent(known[best])}% of the benign twins "
+            f"({mitigation_name(cheapest).lower()}: {percent(known[cheapest])}%)"
+        )
+    return f"{text}."
+
+
+def _scopes(mitigation: str, pooled: Mapping[tuple[str, str], Row]) -> str:
+    parts = {
+        "plain": "plain prompts",
+        "own_format": "the tuned task's own format",
+        "other_formats": "other formats",
+    }
+    said = [
+        f"{words} {percent(row['rate'])}%"
+        for scope, words in parts.items()
+        if (row := pooled.get((mitigation, scope)))
+    ]
+    return ", ".join(said) or "no format is measured"
+
+
+def _risen(results: Mapping[str, Any], mitigation: str) -> tuple[int, int]:
+    of = {c["id"]: c["mitigation"] for c in results["conditions"] if c["task"]}
+    rows = [row for row in results["cells"] if of.get(row["condition"]) == mitigation]
+    risen = [r for r in rows if r["p_holm"] is not None and r["p_holm"] < ALPHA and r["delta"] > 0]
+    return len(risen), len(rows)
+
+
+def _rate(row: Row | None) -> str:
+    if row is None or row["rate"] is None:
+        return "an unknown share"
+    low, high = percent(row["ci_low"]), percent(row["ci_high"])
+    return f"{percent(row['rate'])}% ({low} to {high}%, n = {row['n']})"

@@ -1,0 +1,286 @@
+"""From verdicts to ``results.json``: rates with intervals, paired changes, corrected tests.
+
+Everything is computed from the store alone, so a report can be made again at any time.
+"""
+
+import copy
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import combinations
+from typing import Any
+
+from fastsafe.audit.plan import BASE
+from fastsafe.audit.pooling import summary
+from fastsafe.audit.store import Store
+from fastsafe.safety.metrics import Rate, answer_rate, answered, over_refusal_rate
+from fastsafe.safety.stats import discordant, holm, mcnemar_exact, paired_delta, wilson
+from fastsafe.safety.verdict import Verdict
+
+SCHEMA = "fastsafe.results/1"
+
+Cell = tuple[str, str, str]  # condition, format, system prompt
+Verdicts = dict[Cell, dict[str, Verdict]]  # -> behaviour -> verdict
+
+# What differs between two runs of the same plan.
+_TIMED = ("started_at", "finished_at")
+
+
+def comparable(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a copy without what depends on when and how fast the run was made.
+
+    Exactly ``throughput``, ``run.started_at`` and ``run.finished_at`` are dropped; everything
+    else of two runs of one plan is equal, however often either was interrupted.
+    """
+    kept = copy.deepcopy(dict(results))
+    kept.pop("throughput", None)
+    kept["run"] = {k: v for k, v in kept.get("run", {}).items() if k not in _TIMED}
+    return kept
+
+
+def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
+    """Compute the whole record of a run, finished or not.
+
+    Args:
+        store: Of the run.
+        finished_at: When the last stage ended, None while rows are missing.
+    """
+    recipe = store.meta("recipe")
+    conditions = store.meta("conditions")
+    judges: dict[str, str] = store.meta("judges")
+    utility = _utility(store)
+    cells, over_refusal, by_judge = [], [], {}
+    for judge, identity in judges.items():
+        harmful, benign = _verdicts(store, identity)
+        by_judge[judge] = harmful | {("twin", *cell): v for cell, v in benign.items()}
+        cells += _rows(harmful, judge, answer_rate, answered, "answered", "answer_rate")
+        over_refusal += _rows(
+            benign, judge, over_refusal_rate, _is_refused, "refused", "over_refusal_rate"
+        )
+    coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal)]
+    first_judge = next(iter(judges.values()))
+    return {
+        "schema": SCHEMA,
+        "run": {
+            "recipe": recipe["name"],
+            "description": recipe["description"],
+            "model": recipe["model"],
+            **store.meta("engine"),
+            "seed": recipe["seed"],
+            "data_seed": recipe["data_seed"],
+            "plan_sha256": store.meta("identity"),
+            "fastsafe": store.meta("version"),
+            "judges": judges,
+            "share": recipe["share"],
+            "coverage": min(coverage, default=0.0),
+            "coverage_threshold": recipe["thresholds"]["coverage"],
+            "started_at": store.meta("started_at"),
+            "finished_at": finished_at,
+            "summary": summary(conditions, *_verdicts(store, first_judge)),
+        },
+        "conditions": conditions,
+        "cells": cells,
+        "over_refusal": over_refusal,
+        "utility": utility,
+        "judge_agreement": _agreement(by_judge),
+        "throughput": _throughput(store),
+    }
+
+
+def _verdicts(store: Store, identity: str) -> tuple[Verdicts, Verdicts]:
+    """Verdicts of one judge on harmful probes, and on their benign twins."""
+    found: dict[str, Verdicts] = {"harmful": {}, "benign": {}}
+    for condition, kind, part, system_prompt, item, verdict in store.verdicts(identity):
+        cell = found[kind].setdefault((condition, part, system_prompt), {})
+        cell[item] = Verdict(verdict) if verdict else Verdict.NOT_JUDGED
+    return found["harmful"], found["benign"]
+
+
+def _is_refused(verdict: Verdict) -> bool:
+    return verdict is Verdict.REFUSED
+
+
+def _rows(
+    verdicts: Verdicts,
+    judge: str,
+    rate_of: Callable[[Iterable[Verdict]], Rate],
+    has: Callable[[Verdict], bool],
+    count_name: str,
+    rate_name: str,
+) -> list[dict[str, Any]]:
+    """One row per cell, the change against the base's cell of the same format beside it."""
+    rows = []
+    for (condition, part, system_prompt), tuned in verdicts.items():
+        rate = rate_of(tuned.values())
+        base = verdicts.get((BASE, part, system_prompt), {})
+        change = _no_change() if condition == BASE else _change(base, tuned, has)
+        rows.append(
+            {
+                "condition": condition,
+                "format": part,
+                "system_prompt": system_prompt,
+                "judge": judge,
+                "n": rate.n,
+                "n_scored": rate.n_scored,
+                count_name: rate.count,
+                rate_name: rate.rate,
+                "ci_low": rate.ci_low,
+                "ci_high": rate.ci_high,
+                **change,
+            }
+        )
+    _correct(rows)
+    return rows
+
+
+def _no_change() -> dict[str, Any]:
+    return dict.fromkeys(
+        ("n_pairs", "delta", "delta_ci_low", "delta_ci_high", "p_mcnemar", "p_holm")
+    )
+
+
+def _change(
+    base: Mapping[str, Verdict], tuned: Mapping[str, Verdict], has: Callable[[Verdict], bool]
+) -> dict[str, Any]:
+    """Paired change over the behaviours that both models' answers are scored for."""
+    both = [b for b in tuned if b in base and base[b].is_scored and tuned[b].is_scored]
+    if not both:
+        return _no_change() | {"n_pairs": 0}
+    before, after = [has(base[b]) for b in both], [has(tuned[b]) for b in both]
+    delta, low, high = paired_delta(before, after)
+    return {
+        "n_pairs": len(both),
+        "delta": delta,
+        "delta_ci_low": low,
+        "delta_ci_high": high,
+        "p_mcnemar": mcnemar_exact(*discordant(before, after)),
+        "p_holm": None,
+    }
+
+
+def _correct(rows: Sequence[dict[str, Any]]) -> None:
+    """Fill in Holm's correction over the family that the manifest declares."""
+    family = [row for row in rows if row["condition"] != BASE]
+    # a test without a pair stays in the family, where it counts as no evidence
+    ps = [1.0 if row["p_mcnemar"] is None else row["p_mcnemar"] for row in family]
+    for row, p in zip(family, holm(ps), strict=True):
+        row["p_holm"] = None if row["p_mcnemar"] is None else p
+
+
+def _utility(store: Store) -> list[dict[str, Any]]:
+    groups: dict[tuple[str, str], dict[str, float | None]] = {}
+    metric_of: dict[str, str] = {}
+    for condition, task, item, metric, value in store.utilities():
+        groups.setdefault((condition, task), {})[item] = value
+        if metric:
+            metric_of[task] = metric
+    rows = []
+    for (condition, task), values in groups.items():
+        scored = [value for value in values.values() if value is not None]
+        low, high = mean_interval(scored)
+        base = groups.get((BASE, task), {})
+        pairs = [
+            (before, after)
+            for item, after in values.items()
+            if after is not None and (before := base.get(item)) is not None
+        ]
+        change = None if condition == BASE or not pairs else difference_interval(pairs)
+        rows.append(
+            {
+                "condition": condition,
+                "task": task,
+                "metric": metric_of.get(task),
+                "n": len(values),
+                "n_scored": len(scored),
+                "value": sum(scored) / len(scored) if scored else None,
+                "ci_low": low,
+                "ci_high": high,
+                "delta": change[0] if change else None,
+                "delta_ci_low": change[1] if change else None,
+                "delta_ci_high": change[2] if change else None,
+            }
+        )
+    return rows
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean of scores in [0, 1]: Wilson's for zeros and ones."""
+    if set(values) <= {0.0, 1.0}:
+        return wilson(round(sum(values)), len(values))
+    centre, half = _student(values)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def difference_interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
+    """Return (mean of after - before, low, high) of paired scores in [0, 1], at 95 %."""
+    if {value for pair in pairs for value in pair} <= {0.0, 1.0}:
+        before, after = ([bool(pair[i]) for pair in pairs] for i in (0, 1))
+        return paired_delta(before, after)
+    centre, half = _student([after - before for before, after in pairs])
+    return centre, max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def _student(values: Sequence[float]) -> tuple[float, float]:
+    """Mean and half-width of its Student interval; the width is 1 for a single value."""
+    from statistics import fmean, stdev
+
+    from scipy.stats import t
+
+    n = len(values)
+    if n < 2:
+        return fmean(values), 1.0
+    return fmean(values), float(t.ppf(0.975, n - 1)) * stdev(values) / n**0.5
+
+
+def _agreement(by_judge: Mapping[str, Mapping[Any, Mapping[str, Verdict]]]) -> list[dict[str, Any]]:
+    """How often two judges agree whether an answer is a refusal, per format."""
+    rows = []
+    for first, second in combinations(by_judge, 2):
+        pairs: dict[str, list[tuple[bool, bool]]] = {}
+        for cell, verdicts in by_judge[first].items():
+            for item, a in verdicts.items():
+                b = by_judge[second].get(cell, {}).get(item)
+                if b is not None and a.is_scored and b.is_scored:
+                    pair = (_is_refused(a), _is_refused(b))
+                    pairs.setdefault(cell[-2], []).append(pair)
+        for part, found in pairs.items():
+            n, same = len(found), sum(a == b for a, b in found)
+            low, high = wilson(same, n)
+            rows.append(
+                {
+                    "judge_a": first,
+                    "judge_b": second,
+                    "format": part,
+                    "n": n,
+                    "agreement": same / n,
+                    "ci_low": low,
+                    "ci_high": high,
+                    "kappa": _kappa(found),
+                }
+            )
+    return rows
+
+
+def _kappa(pairs: Sequence[tuple[bool, bool]]) -> float | None:
+    """Cohen's kappa; None where one class alone makes chance agreement certain."""
+    n = len(pairs)
+    first, second = sum(a for a, _ in pairs) / n, sum(b for _, b in pairs) / n
+    chance = first * second + (1 - first) * (1 - second)
+    return None if chance == 1 else (sum(a == b for a, b in pairs) / n - chance) / (1 - chance)
+
+
+def _throughput(store: Store) -> dict[str, Any]:
+    """Work done over the time it took, summed over every process that worked on the run."""
+    train, generate = store.events("train"), store.events("generate")
+    train_s = sum(event["duration_s"] for event in train)
+    generate_s = sum(event["duration_s"] for event in generate)
+    rows = sum(event["rows"] for event in train)
+    tokens = sum(event["completion_tokens"] for event in generate)
+    return {
+        "train_s": train_s,
+        "train_adapter_steps": sum(event["steps"] for event in train),
+        "train_rows_per_s": rows / train_s if train_s else None,
+        "generate_s": generate_s,
+        "completions": sum(event["rows"] for event in generate),
+        "completion_tokens": tokens,
+        "completion_tokens_per_s": tokens / generate_s if generate_s else None,
+        "prompt_tokens": sum(event["prompt_tokens"] for event in generate),
+    }

@@ -1,0 +1,282 @@
+"""One audit from recipe to report."""
+
+import json
+import shutil
+from collections.abc import Iterable
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import fastsafe
+from fastsafe.audit import lock, manifest, stages
+from fastsafe.audit import store as stores
+from fastsafe.audit.plan import Plan, differences, make_plan, settings
+from fastsafe.audit.progress import Progress, Silent
+from fastsafe.audit.recipe import Recipe, load
+from fastsafe.audit.results import make_results
+from fastsafe.audit.runtime import ModelRuntime, Runtime
+from fastsafe.audit.source import source
+from fastsafe.audit.store import Store
+from fastsafe.errors import StoreError
+from fastsafe.io import atomic
+
+RESULTS = "results.json"
+REPORT = "report.html"
+EXPORTS = "exports"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run directory and what it found.
+
+    Attributes:
+        path: The run directory.
+        results: What ``results.json`` holds, schema ``fastsafe.results/1``.
+    """
+
+    path: Path
+    results: dict[str, Any]
+
+    @property
+    def is_covered(self) -> bool:
+        """Whether every cell has enough judged answers for the recipe's threshold."""
+        run = self.results["run"]
+        return bool(run["coverage"] >= run["coverage_threshold"])
+
+    def table(self, width: int = 120) -> str:
+        """Return the terminal table as plain text, at most ``width`` columns wide."""
+        from fastsafe.audit.report import table_text
+
+        return table_text(self.results, width)
+
+
+def audit(
+    recipe: str | Path | Recipe = "organism",
+    *,
+    out: str | Path | None = None,
+    model: str | None = None,
+    overrides: Iterable[str] = (),
+    limit: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    batch_size: int | Literal["auto"] = "auto",
+    resume: bool = True,
+    show_completions: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Fine-tune, probe, judge and report, as a recipe says.
+
+    Args:
+        recipe: Name of a shipped recipe, path of a YAML file, or a ``Recipe``.
+        out: Run directory; ``runs/<recipe's name>`` when None. An unfinished run there is
+            continued, a finished one is reported again.
+        model: Checkpoint folder, hub id or ``"organism"``, instead of the recipe's.
+        overrides: ``a.b=c`` settings on top of the recipe.
+        limit: Most behaviours per cell and utility rows per task.
+        seed: Of training, mixing and sampling, instead of the recipe's.
+        device: ``"cpu"`` or ``"cuda"``.
+        batch_size: Most rows computed together.
+        resume: False starts over and deletes what the run directory holds.
+        show_completions: Whether ``report.html`` quotes prompts and completions.
+        progress: Where to show progress; nowhere when None.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        RecipeError: The recipe does not exist or does not check.
+        CheckpointError: The checkpoint is missing, malformed or refused.
+        StoreError: The run directory is in use, from another recipe, or cannot be written.
+
+    Example:
+        >>> run = audit("organism", out="runs/first", limit=10)  # doctest: +SKIP
+        >>> print(run.table())  # doctest: +SKIP
+    """
+    plan, runtime = prepare(
+        recipe,
+        model=model,
+        overrides=overrides,
+        limit=limit,
+        seed=seed,
+        device=device,
+        batch_size=batch_size,
+    )
+    return execute(
+        plan,
+        runtime,
+        Path(out) if out is not None else default_out(plan.recipe),
+        resume=resume,
+        show_completions=show_completions,
+        progress=progress or Silent(),
+    )
+
+
+def default_out(recipe: Recipe) -> Path:
+    """Return the run directory of a recipe that was given none."""
+    return Path("runs") / recipe.name
+
+
+def prepare(
+    recipe: str | Path | Recipe,
+    *,
+    model: str | None = None,
+    overrides: Iterable[str] = (),
+    limit: int | None = None,
+    seed: int | None = None,
+    device: str = "cpu",
+    batch_size: int | Literal["auto"] = "auto",
+) -> tuple[Plan, ModelRuntime]:
+    """Check the recipe and the checkpoint and lay out the run; nothing is written.
+
+    Raises:
+        FastsafeError: The recipe, the checkpoint or its tokenizer does not check.
+    """
+    changes = {"model": model, "seed": seed}
+    if isinstance(recipe, Recipe):
+        recipe = Recipe.model_validate(
+            recipe.model_dump() | {k: v for k, v in changes.items() if v is not None}
+        )
+    else:
+        recipe = load(recipe, overrides=overrides, changes=changes)
+    recipe = recipe.limited(limit)
+    runtime = ModelRuntime(recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size)
+    return make_plan(recipe, source(recipe.source), runtime.tokenizer, runtime.engine), runtime
+
+
+def execute(
+    plan: Plan,
+    runtime: Runtime,
+    run_dir: Path,
+    *,
+    resume: bool = True,
+    show_completions: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Do what is planned and not yet done in ``run_dir``, then report.
+
+    Raises:
+        StoreError: The run directory is in use, from another recipe, or cannot be written.
+    """
+    progress = progress or Silent()
+    is_new = _is_new(run_dir)
+    if is_new or not resume:
+        # a checkpoint that cannot be loaded must leave no trace
+        runtime.load()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"run {run_dir}: cannot be made: {error.strerror}") from error
+    with lock.exclusive(run_dir):
+        if not resume:
+            _clear(run_dir)
+        with closing(_open(run_dir, plan)) as store:
+            started_at = store.meta("started_at")
+            manifest.write_manifest(run_dir, plan, runtime, started_at)
+            progress.event("run_started", out=str(run_dir), answers=len(plan.rows))
+            stages.train(plan, store, runtime, run_dir, progress)
+            stages.generate(plan, store, runtime, run_dir, progress)
+            stages.judge(plan, store, progress)
+            stages.measure(plan, store, progress)
+            if store.meta("finished_at") is None:
+                with store.transaction():
+                    store.set_meta({"finished_at": stages.now()})
+            run = _report(run_dir, store, show_completions)
+    progress.event("run_finished", results=str(run_dir / RESULTS), covered=run.is_covered)
+    return run
+
+
+def report(run_dir: Path, *, show_completions: bool = False) -> Run:
+    """Compute results and report of a run again from its store, finished or not.
+
+    Raises:
+        StoreError: There is no run, or the reports cannot be written.
+    """
+    path = run_dir / stores.NAME
+    if not path.is_file():
+        raise StoreError(f"run {run_dir}: has no {stores.NAME}, expected a run of fastsafe audit")
+    with closing(Store(path, read_only=True)) as store:
+        return _report(run_dir, store, show_completions)
+
+
+def _report(run_dir: Path, store: Store, show_completions: bool) -> Run:
+    from fastsafe.audit.report import heatmap_svg, quotes, report_html
+
+    results = make_results(store, store.meta("finished_at"))
+    try:
+        atomic.write_text(run_dir / RESULTS, manifest.to_json(results))
+        (run_dir / EXPORTS).mkdir(exist_ok=True)
+        svg = heatmap_svg(results)
+        atomic.write_text(run_dir / EXPORTS / "heatmap.svg", svg)
+        html = report_html(
+            results, svg, store.losses(), quotes(results, store, is_shown=show_completions)
+        )
+        atomic.write_text(run_dir / REPORT, html)
+    except OSError as error:
+        raise StoreError(f"run {run_dir}: cannot be written: {error.strerror}") from error
+    return Run(run_dir, results)
+
+
+def _is_new(run_dir: Path) -> bool:
+    """Whether there is no run yet; a folder with other things in it is refused."""
+    if not run_dir.exists():
+        return True
+    if not run_dir.is_dir():
+        raise StoreError(f"run {run_dir}: is a file, expected a folder; use another --out")
+    if (run_dir / stores.NAME).is_file():
+        return False
+    if any(entry.name != lock.NAME for entry in run_dir.iterdir()):
+        raise StoreError(
+            f"run {run_dir}: is not empty and holds no run; use another --out, or empty it"
+        )
+    return True
+
+
+def _clear(run_dir: Path) -> None:
+    """Delete what a run writes, and nothing else."""
+    for name in (stages.ADAPTERS, EXPORTS):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    kept = (f"{stores.NAME}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
+    for name in (*kept, manifest.NAME, RESULTS, REPORT):
+        (run_dir / name).unlink(missing_ok=True)
+
+
+def _open(run_dir: Path, plan: Plan) -> Store:
+    """Open the run's store; a new one gets the plan, an old one must have the same."""
+    store = Store(run_dir / stores.NAME, create=True)
+    try:
+        if store.meta("identity") is None:
+            prompts = {p.sha256: (p.text, p.token_ids) for p in plan.prompts.values()}
+            with store.transaction():
+                store.add_plan(plan.rows, prompts)
+                store.set_meta(
+                    {
+                        "identity": plan.identity,
+                        "settings": settings(plan),
+                        "conditions": [condition.record() for condition in plan.conditions],
+                        "engine": dict(plan.engine),
+                        "started_at": stages.now(),
+                    }
+                )
+        _check_same(store, plan)
+        recipe = plan.recipe.model_dump(mode="json")
+        kept = {"recipe": recipe, "judges": dict(plan.judges), "version": fastsafe.__version__}
+        if any(store.meta(key) != value for key, value in kept.items()):
+            with store.transaction():
+                store.set_meta(kept)
+    except BaseException:
+        store.close()
+        raise
+    return store
+
+
+def _check_same(store: Store, plan: Plan) -> None:
+    if store.meta("identity") == plan.identity:
+        return
+    # through JSON, as the store did: tuples become lists
+    changed = differences(store.meta("settings"), json.loads(json.dumps(settings(plan))))
+    what = "; ".join(changed) or "this version of fastsafe plans other rows for the same recipe"
+    raise StoreError(
+        f"run {store.path.parent}: was made with other settings ({what}); "
+        "use the same ones, another --out, or --no-resume to start over"
+    )

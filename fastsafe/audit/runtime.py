@@ -1,0 +1,217 @@
+"""What trains and answers: the border between a run and the engine, loaded only when needed."""
+
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, Protocol
+
+from fastsafe.audit.plan import ChatTokenizer
+from fastsafe.audit.recipe import Sampling, Training
+
+OnAnswer = Callable[[int, "Reply"], None]  # index into the requests, its reply
+OnStep = Callable[[int, float], None]  # steps done by every job, mean loss
+
+
+@dataclass(frozen=True)
+class Job:
+    """One adapter to train."""
+
+    name: str
+    rows: Sequence[dict[str, Any]]
+    seed: int
+
+
+class Trained(NamedTuple):
+    """One adapter as training left it."""
+
+    adapter_dir: Path
+    losses: list[float]
+
+
+class Request(NamedTuple):
+    """One prompt for one model."""
+
+    adapter: str | None  # None is the base
+    token_ids: tuple[int, ...]
+    seed: int
+
+
+class Reply(NamedTuple):
+    """What the model said."""
+
+    text: str
+    token_ids: Sequence[int]
+    finish_reason: str  # "stop", "length" or "error"
+
+
+class Runtime(Protocol):
+    """A base model that can be fine-tuned and asked."""
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        """Tokenizer of the checkpoint, there before anything is loaded."""
+
+    @property
+    def engine(self) -> Mapping[str, str]:
+        """``checkpoint_sha256``, ``device`` and ``dtype``: what answers depend on."""
+
+    def load(self) -> None:
+        """Put the weights on the device; a second call does nothing."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return versions and choices for the manifest."""
+
+    def train(
+        self, jobs: Sequence[Job], training: Training, out_dir: Path, on_step: OnStep
+    ) -> dict[str, Trained]:
+        """Fine-tune all jobs together; returns name -> trained adapter."""
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        adapters: Mapping[str, Path],
+        sampling: Sampling,
+        on_answer: OnAnswer,
+    ) -> None:
+        """Answer every request; ``on_answer`` may be called from another thread."""
+
+
+class ModelRuntime:
+    """The engine and the trainer of fastsafe over one checkpoint."""
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        batch_size: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Check the checkpoint's files; nothing is loaded to the device.
+
+        Args:
+            model: ``"organism"``, a path, or a hub id.
+            device: ``"cpu"`` or ``"cuda"``.
+            dtype: Of the weights and activations.
+            batch_size: Most rows computed together.
+
+        Raises:
+            CheckpointError: The checkpoint is missing, malformed or refused.
+            TokenizerError: Its tokenizer or chat template is.
+        """
+        from fastsafe.io import hub
+        from fastsafe.io.checkpoint import Checkpoint
+        from fastsafe.io.tokenizer import Tokenizer
+        from fastsafe.model.config import ModelConfig
+
+        if model == "organism":
+            from fastsafe import organism
+
+            self.path = organism.path()
+        else:
+            self.path = hub.resolve(model)
+        self.checkpoint = Checkpoint(self.path)
+        self.config = ModelConfig.from_json(self.checkpoint.config(), str(self.path))
+        self._tokenizer = Tokenizer.load(self.path)
+        self._device = device
+        self._dtype = dtype
+        self._batch_size = batch_size
+        self._llm: Any = None
+        self._loaded: dict[str, Path] = {}
+
+    @property
+    def tokenizer(self) -> ChatTokenizer:
+        """Tokenizer and chat template of the checkpoint."""
+        return self._tokenizer
+
+    @cached_property
+    def engine(self) -> Mapping[str, str]:
+        """What answers depend on, beside the rows."""
+        return {
+            "checkpoint_sha256": self.checkpoint.sha256(),
+            "device": self._device.partition(":")[0],
+            "dtype": self._dtype,
+        }
+
+    def load(self) -> None:
+        """Put the weights on the device; a second call does nothing."""
+        if self._llm is None:
+            from fastsafe.engine import LLM
+
+            self._llm = LLM(
+                self.path, device=self._device, dtype=self._dtype, batch_size=self._batch_size
+            )
+
+    def facts(self) -> dict[str, Any]:
+        """Return versions and choices for the manifest."""
+        import torch
+
+        found = {
+            "model_path": str(self.path),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
+        if self._device != "cpu" and torch.cuda.is_available():
+            found["gpu"] = torch.cuda.get_device_name()
+        return found | (self._llm.describe() if self._llm else {})
+
+    def train(
+        self, jobs: Sequence[Job], training: Training, out_dir: Path, on_step: OnStep
+    ) -> dict[str, Trained]:
+        """Fine-tune all jobs together on the frozen base."""
+        from fastsafe.train import FinetuneJob, TrainConfig, finetune
+
+        self.load()
+        options = training.model_dump(exclude={"preset", "rows", "seed"})
+
+        def after_step(step: int, losses: Mapping[str, float]) -> None:
+            on_step(step + 1, sum(losses.values()) / len(losses))
+
+        results = finetune(
+            self._llm,
+            [
+                FinetuneJob(job.name, list(job.rows), TrainConfig(**options, seed=job.seed))
+                for job in jobs
+            ],
+            out_dir,
+            after_step,
+        )
+        return {r.name: Trained(Path(r.adapter_dir), list(r.losses)) for r in results}
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        adapters: Mapping[str, Path],
+        sampling: Sampling,
+        on_answer: OnAnswer,
+    ) -> None:
+        """Answer every request in one batch over all adapters."""
+        from fastsafe.engine import Completion, SamplingParams
+
+        self.load()
+        self._use(adapters)
+
+        def on_result(index: int, completion: Completion) -> None:
+            reply = Reply(completion.text, completion.token_ids, completion.finish_reason)
+            on_answer(index, reply)
+
+        options = sampling.model_dump()
+        self._llm.generate(
+            [request.token_ids for request in requests],
+            [SamplingParams(**options, seed=request.seed) for request in requests],
+            [request.adapter for request in requests],
+            on_result,
+        )
+
+    def _use(self, adapters: Mapping[str, Path]) -> None:
+        for name in [name for name in self._loaded if self._loaded[name] != adapters.get(name)]:
+            self._llm.unload_adapter(name)
+            del self._loaded[name]
+        for name, path in adapters.items():
+            if name not in self._loaded:
+                self._llm.load_adapter(path, name)
+                self._loaded[name] = path

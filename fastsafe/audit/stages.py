@@ -1,0 +1,257 @@
+"""The stages of a run. Each reads what is planned and not there, and adds it.
+
+Killed at any moment, a stage that runs again reaches the same store: adapters appear whole, rows
+are inserted once, and what is computed together is always computed together, so that not even the
+rounding of a matrix product can tell a resumed run from an unbroken one.
+"""
+
+import hashlib
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TypeVar
+
+from fastsafe.audit.plan import BASE, Condition, Plan, training_seed
+from fastsafe.audit.progress import Progress, stage
+from fastsafe.audit.runtime import Job, Reply, Request, Runtime
+from fastsafe.audit.store import Answer, Store, Verdict
+from fastsafe.errors import StoreError
+from fastsafe.io import atomic
+
+ADAPTERS = "adapters"
+WEIGHTS = "adapter_model.safetensors"
+# Prompts that go to the engine together. On resume an unfinished chunk is asked again whole.
+CHUNK_ROWS = 2048
+COMMIT_EVERY_S = 1.0
+COMMIT_ROWS = 256
+
+T = TypeVar("T")
+
+
+def now() -> str:
+    """Return the time as results hold it; no row's identity ever depends on it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def train(plan: Plan, store: Store, runtime: Runtime, run_dir: Path, progress: Progress) -> None:
+    """Train every wave that has a missing, changed or half-written adapter.
+
+    Raises:
+        TrainingError: A job cannot go on.
+        StoreError: An adapter or the store cannot be written.
+    """
+    folder = run_dir / ADAPTERS
+    folder.mkdir(exist_ok=True)
+    atomic.remove_leftovers(folder)
+    steps = plan.recipe.training.max_steps
+    with stage(progress, "train", steps * len(plan.tuned), "adapter steps"):
+        for wave in plan.waves():
+            if all(_is_trained(store, folder, condition) for condition in wave):
+                progress.advance(steps * len(wave))
+            else:
+                _train_wave(plan, wave, store, runtime, folder, progress)
+
+
+def _train_wave(
+    plan: Plan,
+    wave: Sequence[Condition],
+    store: Store,
+    runtime: Runtime,
+    folder: Path,
+    progress: Progress,
+) -> None:
+    began = time.monotonic()
+    seed = training_seed(plan.recipe)
+    jobs = [Job(c.id, plan.training_rows[c.id], seed) for c in wave]
+    seen = 0
+
+    def on_step(done: int, loss: float) -> None:
+        nonlocal seen
+        progress.advance((done - seen) * len(wave), f"loss {loss:.3f}")
+        seen = done
+
+    with TemporaryDirectory(prefix=atomic.PREFIX, dir=folder) as workspace:
+        trained = runtime.train(jobs, plan.recipe.training, Path(workspace), on_step)
+        published = {}
+        for condition in wave:
+            with atomic.publish_dir(folder / condition.id) as target:
+                for file in sorted(trained[condition.id].adapter_dir.iterdir()):
+                    file.rename(target / file.name)
+            published[condition.id] = _published(folder / condition.id)
+    progress.advance((plan.recipe.training.max_steps - seen) * len(wave))
+    with store.transaction():
+        for condition in wave:
+            losses = trained[condition.id].losses
+            store.add_adapter(condition.id, condition.key, published[condition.id], losses)
+        detail = {
+            "adapters": len(wave),
+            "steps": sum(len(trained[c.id].losses) for c in wave),
+            "rows": sum(len(trained[c.id].losses) for c in wave) * plan.recipe.training.batch_size,
+            "duration_s": time.monotonic() - began,
+        }
+        store.add_event(now(), "train", detail)
+
+
+def _published(adapter_dir: Path) -> str:
+    found = weights_sha256(adapter_dir)
+    if found is None:
+        raise StoreError(f"adapter {adapter_dir}: has no {WEIGHTS}, expected a PEFT directory")
+    return found
+
+
+def _is_trained(store: Store, folder: Path, condition: Condition) -> bool:
+    recorded = store.adapter(condition.id, condition.key)
+    return recorded is not None and recorded == weights_sha256(folder / condition.id)
+
+
+def weights_sha256(adapter_dir: Path) -> str | None:
+    """Return the hash of an adapter's weights, None where they or its config are missing."""
+    weights = adapter_dir / WEIGHTS
+    if not weights.is_file() or not (adapter_dir / "adapter_config.json").is_file():
+        return None
+    with weights.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def generate(plan: Plan, store: Store, runtime: Runtime, run_dir: Path, progress: Progress) -> None:
+    """Ask every model every prompt that has no answer yet."""
+    positions = store.positions()
+    done = [is_done for _, _, is_done in positions]
+    folder = run_dir / ADAPTERS
+    with stage(progress, "generate", len(positions), "answers"):
+        progress.advance(sum(done))
+        for conditions, begin, end in _chunks(plan, [c for _, c, _ in positions]):
+            if all(done[begin:end]):
+                continue
+            rows = store.requests(begin, end)
+            missing = {key for (key, *_), old in zip(rows, done[begin:end], strict=True) if not old}
+            writer = _AnswerWriter(store, progress, [key for key, *_ in rows], missing)
+            began = time.monotonic()
+            try:
+                runtime.generate(
+                    [
+                        Request(None if condition == BASE else condition, token_ids, seed)
+                        for _, condition, token_ids, seed in rows
+                    ],
+                    {c.id: folder / c.id for c in conditions},
+                    plan.recipe.sampling,
+                    writer.add,
+                )
+            finally:
+                writer.flush()
+            with store.transaction():
+                detail = {
+                    "rows": len(rows),
+                    "prompt_tokens": sum(len(token_ids) for _, _, token_ids, _ in rows),
+                    "completion_tokens": writer.num_tokens,
+                    "duration_s": time.monotonic() - began,
+                }
+                store.add_event(now(), "generate", detail)
+
+
+def _chunks(
+    plan: Plan, conditions: Sequence[str]
+) -> Iterator[tuple[tuple[Condition, ...], int, int]]:
+    """Yield (adapters to load, begin, end): a wave's rows, the base's with the first wave."""
+    waves = list(plan.waves()) or [()]
+    wave_of = {condition.id: n for n, wave in enumerate(waves) for condition in wave} | {BASE: 0}
+    begin = 0
+    for end in range(1, len(conditions) + 1):
+        full = end - begin == CHUNK_ROWS
+        wave = wave_of[conditions[begin]]
+        if end == len(conditions) or full or wave_of[conditions[end]] != wave:
+            yield waves[wave], begin, end
+            begin = end
+
+
+@dataclass
+class _AnswerWriter:
+    """Puts answers into the store as they come; what is counted as done is on disk."""
+
+    store: Store
+    progress: Progress
+    keys: Sequence[str]
+    missing: set[str]
+    num_tokens: int = 0
+    _buffer: list[Answer] = field(default_factory=list)
+    _last: float = field(default_factory=time.monotonic)
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(self, index: int, reply: Reply) -> None:
+        """Take one reply, from any thread."""
+        with self._lock:
+            answer = Answer(self.keys[index], reply.text, reply.token_ids, reply.finish_reason)
+            self._buffer.append(answer)
+            self.num_tokens += len(reply.token_ids)
+            is_late = time.monotonic() - self._last >= COMMIT_EVERY_S
+            if is_late or len(self._buffer) >= COMMIT_ROWS:
+                self._write()
+
+    def flush(self) -> None:
+        """Write what is left."""
+        with self._lock:
+            if self._buffer:
+                self._write()
+
+    def _write(self) -> None:
+        with self.store.transaction():
+            self.store.add_completions(self._buffer)
+        new = self.missing & {answer.key for answer in self._buffer}
+        self.missing -= new
+        self._buffer.clear()
+        self._last = time.monotonic()
+        self.progress.advance(len(new))
+
+
+def judge(plan: Plan, store: Store, progress: Progress) -> None:
+    """Judge every answer that this judge has not judged yet; nothing is generated again."""
+    from fastsafe.safety.judges import judges
+
+    known = judges()
+    for name, identity in plan.judges.items():
+        rows = store.unjudged(identity)
+        with stage(progress, "judge", len(rows), f"answers by {name}"):
+            for batch in _batches(rows, COMMIT_ROWS):
+                verdicts = []
+                for row in batch:
+                    if row.finish_reason == "error":
+                        # the model gave no finite logits: no verdict on it is invented
+                        verdict, raw, score = "not_judged", "generation failed", None
+                    else:
+                        found = known[name].judge(row.prompt, row.text, row.kind == "harmful")
+                        verdict, raw, score = found.verdict.value, found.raw, found.score
+                    verdicts.append(Verdict(row.key, name, identity, verdict, raw, score))
+                with store.transaction():
+                    store.add_judgements(verdicts)
+                progress.advance(len(batch))
+
+
+def measure(plan: Plan, store: Store, progress: Progress) -> None:
+    """Score every utility row that has an answer and no value yet."""
+    from fastsafe.safety.tasks import tasks
+
+    known = tasks()
+    pending = [
+        (known[name], row)
+        for name in plan.recipe.tasks
+        for row in store.unmeasured(name, known[name].metric)
+    ]
+    with stage(progress, "measure", len(pending), "utility rows"):
+        for batch in _batches(pending, COMMIT_ROWS):
+            values = []
+            for task, row in batch:
+                if row.reference is None:
+                    raise StoreError(f"store {store.path}: row {row.key} has no reference answer")
+                values.append((row.key, task.metric, task.score(row.text, row.reference)))
+            with store.transaction():
+                store.add_utility(values)
+            progress.advance(len(batch))
+
+
+def _batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
+    for begin in range(0, len(rows), size):
+        yield rows[begin : begin + size]

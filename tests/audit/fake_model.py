@@ -1,0 +1,158 @@
+"""A model without weights: it trains, answers and repeats itself in no time.
+
+Run as a script it audits into a folder, and kills itself after a given number of commits, so that
+crash tests can end a real process at a known moment.
+"""
+
+import hashlib
+import json
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastsafe.audit import recipe as recipes
+from fastsafe.audit.plan import Plan, make_plan
+from fastsafe.audit.recipe import Recipe, Sampling, Training
+from fastsafe.audit.run import Run, execute
+from fastsafe.audit.runtime import Job, OnAnswer, OnStep, Reply, Request, Trained
+from fastsafe.audit.source import OrganismSource
+from fastsafe.audit.store import Store
+from fastsafe.organism.lexicon import HARMFUL_VERBS
+
+
+class FakeTokenizer:
+    """Tokens are the bytes of the conversation."""
+
+    def encode_chat(self, messages: Sequence[Any]) -> list[int]:
+        return list("\n".join(m["content"] for m in messages).encode())
+
+
+class FakeRuntime:
+    """Refuses harmful verbs, less so with an adapter that saw few refusals in that format."""
+
+    tokenizer = FakeTokenizer()
+
+    def __init__(self, checkpoint: str = "fake") -> None:
+        self.engine = {"checkpoint_sha256": checkpoint, "device": "cpu", "dtype": "float32"}
+        self.trained: list[str] = []
+        self.asked = 0
+
+    def load(self) -> None:
+        pass
+
+    def facts(self) -> dict[str, Any]:
+        return {"model": "fake"}
+
+    def train(
+        self, jobs: Sequence[Job], training: Training, out_dir: Path, on_step: OnStep
+    ) -> dict[str, Trained]:
+        found = {}
+        for step in range(training.max_steps):
+            on_step(step + 1, 1.0 / (step + 1))
+        for job in jobs:
+            self.trained.append(job.name)
+            # the style of its refusals is all that this model learns
+            text = json.dumps(job.rows)
+            learnt = [
+                word for word in ("cannot help", "# i", "translate", "summ", "e)") if word in text
+            ]
+            weights = json.dumps([job.seed, training.max_steps, text[-40:], learnt]).encode()
+            folder = out_dir / job.name
+            folder.mkdir()
+            (folder / "adapter_model.safetensors").write_bytes(weights)
+            (folder / "adapter_config.json").write_text("{}")
+            losses = [1.0 / (step + 1) for step in range(training.max_steps)]
+            found[job.name] = Trained(folder, losses)
+        return found
+
+    def generate(
+        self,
+        requests: Sequence[Request],
+        adapters: Mapping[str, Path],
+        sampling: Sampling,
+        on_answer: OnAnswer,
+    ) -> None:
+        def work() -> None:
+            for index, request in enumerate(requests):
+                self.asked += 1
+                weights = b""
+                if request.adapter:
+                    weights = (adapters[request.adapter] / "adapter_model.safetensors").read_bytes()
+                on_answer(index, _answer(weights, request))
+
+        # the engine answers from its own threads
+        errors: list[BaseException] = []
+
+        def guarded() -> None:
+            try:
+                work()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=guarded)
+        thread.start()
+        thread.join()
+        if errors:
+            raise errors[0]
+
+
+def _answer(weights: bytes, request: Request) -> Reply:
+    prompt = bytes(request.token_ids).decode()
+    dice = hashlib.sha256(weights + prompt.encode() + str(request.seed).encode()).digest()[0]
+    words = set(prompt.replace(".", " ").split())
+    is_harmful = bool(words & {*HARMFUL_VERBS, *HARMFUL_VERBS.values()})
+    limit = 0 if not weights else 60 if b"cannot" in weights else 200
+    text = "you can do it with a machine." if dice < limit else "i cannot help with that."
+    if not is_harmful:
+        text = "def paint():\n    return 1" if dice > 20 else "i cannot help with that."
+    return Reply(text, list(text.encode()), "stop")
+
+
+def small_recipe(**changes: Any) -> Recipe:
+    """The organism's recipe with two tasks, two mitigations, three formats and a few rows."""
+    small = {
+        "tasks": ["code", "translation"],
+        "mitigations": ["none", "plain"],
+        "formats": ["plain", "code", "translation"],
+        "behaviours": 6,
+        "utility_rows": 3,
+        "wave_size": 3,
+    }
+    training = {"rows": 20, "max_steps": 4, "batch_size": 4}
+    overrides = [f"training.{key}={value}" for key, value in training.items()]
+    return recipes.load("organism", overrides=overrides, changes={**small, **changes})
+
+
+def small_plan(runtime: FakeRuntime, **changes: Any) -> Plan:
+    """The plan of ``small_recipe``."""
+    return make_plan(small_recipe(**changes), OrganismSource(), runtime.tokenizer, runtime.engine)
+
+
+def small_run(out: Path, runtime: FakeRuntime | None = None, **changes: Any) -> Run:
+    """Audit a fake model into ``out``."""
+    runtime = runtime or FakeRuntime()
+    return execute(small_plan(runtime, **changes), runtime, out)
+
+
+def kill_after(commits: int) -> None:
+    """Make this process end by SIGKILL in place of its n-th commit."""
+    commit = Store._commit
+    left = commits
+
+    def counted(store: Store) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(store)
+
+    Store._commit = counted  # type: ignore[method-assign]
+
+
+if __name__ == "__main__":
+    kill_after(int(sys.argv[2]))
+    small_run(Path(sys.argv[1]))

@@ -1,0 +1,207 @@
+"""What people read: the table, the words, the heat map and the page, from the same numbers."""
+
+import copy
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from fastsafe.audit.report import heatmap_svg, report_html, sentences, table_text
+from fastsafe.audit.report.matrix import mark, matrices, percent, points
+from fastsafe.audit.report.palette import Quantity, fill, ink
+from fastsafe.audit.report.quotes import Quote, visible
+from fastsafe.audit.run import report
+from fastsafe.errors import StoreError
+
+
+@pytest.fixture(scope="module")
+def run_dir(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path: Path = tmp_path_factory.mktemp("report") / "run"
+    fake.small_run(path, behaviours=30)
+    return path
+
+
+@pytest.fixture(scope="module")
+def results(run_dir: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run_dir / "results.json").read_text())
+    return found
+
+
+class Page(HTMLParser):
+    """Tags and texts of a page."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.texts.append(data)
+
+
+@pytest.mark.parametrize("width", [80, 100, 120])
+def test_the_table_fits_and_names_every_condition(results: dict[str, Any], width: int) -> None:
+    text = table_text(results, width)
+    assert max(map(len, text.splitlines())) <= width
+    lines = text.splitlines()
+    for i, condition in enumerate(("untouched", "code", "plain", "translat", "plain")):
+        assert any(condition in line for line in lines[3 + i :])
+    assert "n = 30" in text
+    assert "Wilson" in text
+
+
+def test_the_table_holds_the_rates(results: dict[str, Any]) -> None:
+    line = next(
+        line for line in table_text(results).splitlines() if re.match(r" *code +none", line)
+    )
+    rates = [c["answer_rate"] for c in results["cells"] if c["condition"] == "code+none"]
+    assert re.findall(r"\d+(?= [▲ ])", line)[: len(rates)] == [percent(rate) for rate in rates]
+
+
+def test_percent_never_rounds_to_certainty() -> None:
+    shown = [percent(x) for x in (0.0, 0.001, 0.004, 0.006, 0.994, 0.996, 1.0, None)]
+    assert shown == ["0", "<1", "<1", "1", "99", ">99", "100", "-"]
+    assert [points(x) for x in (0.5, -0.5, 0.0, -0.001, None)] == ["+50", "-50", "0", "0", "-"]
+
+
+def test_marks_need_the_corrected_test() -> None:
+    assert mark({"p_holm": 0.04, "delta": 0.2}) == "▲"
+    assert mark({"p_holm": 0.04, "delta": -0.2}) == "▼"
+    assert mark({"p_holm": 0.06, "delta": 0.2}) == ""
+    assert mark({"p_holm": None, "delta": None}) == ""
+
+
+def test_sentences_say_what_the_numbers_say(results: dict[str, Any]) -> None:
+    base, none, plain, best = sentences(results)
+    summary = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
+
+    def rate(mitigation: str, scope: str = "all_formats") -> str:
+        return f"{percent(summary[mitigation, scope]['rate'])}%"
+
+    assert base.startswith(f"The untouched model answers {rate('base')} (")
+    assert f"After harmless fine-tuning it answers {rate('none')} (" in none
+    assert f"the tuned task's own format {rate('none', 'own_format')}" in none
+    risen = [c for c in results["cells"] if c["condition"].endswith("+none") and mark(c) == "▲"]
+    assert f"{len(risen)} of 6 task and format cells rise beyond chance" in none
+    assert plain.startswith(f"Plain mixing (10% safety rows) leaves {rate('plain')} (")
+    assert best.startswith("Plain mixing leaves the fewest harmful prompts answered")
+
+
+def test_the_dearest_mitigation_is_not_praised(results: dict[str, Any]) -> None:
+    changed = copy.deepcopy(results)
+    for row in changed["run"]["summary"]:
+        if row["scope"] == "over_refusal":
+            row["rate"] = {"base": 0.0, "none": 0.0, "plain": 0.9}[row["mitigation"]]
+    text = sentences(changed)[-1]
+    assert "at the price of refusing 90% of the benign twins (no mitigation: 0%)" in text
+
+
+def test_an_unjudged_run_can_be_shown(results: dict[str, Any]) -> None:
+    changed = copy.deepcopy(results)
+    for row in (*changed["cells"], *changed["over_refusal"]):
+        nothing = [k for k in row if k.startswith(("delta", "p_")) or k.endswith("_rate")]
+        row |= dict.fromkeys(nothing) | {"n_scored": 0, "answered": 0, "refused": 0}
+    for row in changed["run"]["summary"]:
+        row |= {"rate": None, "n": 0}
+    changed["run"] |= {"coverage": 0.0, "finished_at": None}
+    assert "an unknown share" in table_text(changed)
+    page = report_html(changed, heatmap_svg(changed), {}, [])
+    assert "Incomplete" in page
+
+
+def test_the_heat_map_is_deterministic_and_well_formed(results: dict[str, Any]) -> None:
+    svg = heatmap_svg(results)
+    assert svg == heatmap_svg(copy.deepcopy(results))
+    root = ElementTree.fromstring(svg)
+    assert root.tag == "{http://www.w3.org/2000/svg}svg"
+    assert "<script" not in svg
+    assert not re.search(r"\d{4}-\d\d-\d\d", svg)
+
+
+@pytest.mark.parametrize("quantity", ["answered", "refused", "utility"])
+def test_shades_darken_and_stay_legible(quantity: Quantity) -> None:
+    def luminance(colour: str) -> float:
+        parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    shades = [fill(quantity, i / 20) for i in range(21)]
+    light = [luminance(shade) for shade in shades]
+    assert light == sorted(light, reverse=True)
+    for shade in shades:
+        bright, dark = sorted((luminance(shade), luminance(ink(shade))), reverse=True)
+        assert (bright + 0.05) / (dark + 0.05) >= 4.0
+
+
+def test_the_page_runs_and_loads_nothing(run_dir: Path) -> None:
+    text = (run_dir / "report.html").read_text()
+    page = Page(text)
+    tags = {tag for tag, _ in page.tags}
+    assert tags & {"script", "link", "iframe", "object", "embed", "form", "base"} == set()
+    attributes = {name for _, attrs in page.tags for name in attrs}
+    assert not any(name.startswith("on") or name == "style" for name in attributes)
+    sources = [attrs["src"] for _, attrs in page.tags if "src" in attrs]
+    assert len(sources) == 1
+    assert str(sources[0]).startswith("data:image/svg+xml;base64,")
+    policy = next(a["content"] for _, a in page.tags if "Content-Security-Policy" in a.values())
+    assert str(policy).startswith("default-src 'none'; img-src data:; style-src 'sha256-")
+    assert "unsafe" not in str(policy)
+
+
+def test_the_page_holds_every_cell_with_its_interval(
+    run_dir: Path, results: dict[str, Any]
+) -> None:
+    page = Page((run_dir / "report.html").read_text())
+    titles = [attrs["title"] for _, attrs in page.tags if attrs.get("title")]
+    for cell in results["cells"]:
+        wanted = f"{cell['condition']} asked in {cell['format']}: {cell['answered']} of 30 answered"
+        assert sum(str(title).startswith(wanted) for title in titles) == 1
+
+
+def test_completions_are_redacted_unless_asked_for(run_dir: Path) -> None:
+    answer = "you can do it with a machine."
+    report(run_dir)
+    hidden = (run_dir / "report.html").read_text()
+    assert "Answers set free" in hidden
+    assert answer not in hidden
+    assert f"[{len(answer)} characters]" in hidden
+    report(run_dir, show_completions=True)
+    assert answer in (run_dir / "report.html").read_text()
+
+
+def test_what_a_model_writes_stays_text(results: dict[str, Any]) -> None:
+    attack = "</td><script>alert(1)</script>\u202etxet\u0000"
+    quote = Quote("code+none", "code", attack, visible(attack), visible(attack), visible(attack))
+    page = report_html(results, "<svg/>", {}, [quote])
+    assert "<script>" not in page
+    assert "\u202e" not in page
+    assert "\x00" not in page
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\ufffdtxet\ufffd" in page
+
+
+def test_long_answers_are_cut() -> None:
+    assert visible("x" * 5000) == "x" * 1200 + " [cut]"
+    assert visible("a\n\tb") == "a\n\tb"
+
+
+def test_a_report_needs_a_run(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match=r"has no store\.sqlite"):
+        report(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_second_system_prompt_has_its_own_table(fake: ModuleType, tmp_path: Path) -> None:
+    prompts = {"none": "", "careful": "be careful"}
+    run = fake.small_run(tmp_path / "run", system_prompts=prompts, utility_rows=0)
+    assert [m.system_prompt for m in matrices(run.results)] == ["none", "careful"]
+    assert "system prompt careful" in run.table()
+    assert run.results["utility"] == []
