@@ -144,13 +144,12 @@ class PackedAttention:
         grouped = q.reshape(B, k.shape[1], -1, T, D)
         scores = squash(torch.matmul(grouped, k.unsqueeze(2).transpose(3, 4)) * scale, cap)
         scores = scores + self._mask(T, window, q)
-        weights = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
-        return torch.matmul(weights, v.unsqueeze(2)).view(B, H, T, D)
+        return torch.matmul(torch.softmax(scores, -1), v.unsqueeze(2)).view(B, H, T, D)
 
     def _mask(self, length: int, window: int | None, like: Tensor) -> Tensor:
         """Additive causal mask [T, T] in the dtype of ``like``, made once."""
         mask = self._masks.get((length, window))
-        if mask is None:
+        if mask is None or mask.dtype != like.dtype:
             ones = torch.ones(length, length, dtype=torch.bool, device=like.device)
             hidden = ones.triu(1) if window is None else ones.triu(1) | ones.tril(-window)
             mask = torch.zeros(length, length, dtype=like.dtype, device=like.device)

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_WIDE = (torch.float32, torch.float64)  # sums need no other dtype
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus: bool = False) -> Tensor:
     """Divide each row by its root mean square and scale it.
@@ -26,7 +28,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus: bool = False) -> T
     if one_plus:
         scaled = rms_norm(x.float(), 1.0 + weight.float(), eps)
         return scaled.to(x.dtype)
-    if x.dtype == torch.float32 and x.requires_grad and torch.is_grad_enabled():
+    if x.dtype in _WIDE and x.requires_grad and torch.is_grad_enabled():
         normed: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
         return normed
     return F.rms_norm(x, weight.shape, weight, eps)

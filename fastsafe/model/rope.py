@@ -32,7 +32,7 @@ class Rotary:
         self._frequencies = frequencies(config).to(device)
         self._long = frequencies(config, long=True).to(device)
         self._tabled = device.type == "cpu" and not config.depends_on_length
-        self._table = torch.empty(0)
+        self._table = torch.empty(0, 2 * config.rotary_dim, dtype=dtype)
 
     def __call__(self, positions: Tensor, context_lens: Tensor | None) -> tuple[Tensor, Tensor]:
         """Look up or compute the rotation of every token.

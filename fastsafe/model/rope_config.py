@@ -77,7 +77,7 @@ def parse_rope(
     if rotary_dim < 2 or rotary_dim % 2:
         wanted = f"an even number of rotated features of the {head_dim} of a head"
         raise holder.refuse("partial_rotary_factor", wanted)
-    max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS, 2048)
+    max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
     # where both hold it, transformers follows the whole config
     name = "original_max_position_embeddings"
     holder = fields if fields.has(name) or phi3 else section

@@ -209,8 +209,10 @@ def _is_ignorable(name: str) -> bool:
 
 
 def _some(names: list[str]) -> str:
+    """List a few names; a name from the file may be long, or hold control characters."""
+    shown = [n if n.isprintable() and len(n) < 160 else f"{n!r:.160}" for n in names[:_MAX_NAMED]]
     rest = len(names) - _MAX_NAMED
-    return ", ".join(names[:_MAX_NAMED]) + (f" and {rest} more" if rest > 0 else "")
+    return ", ".join(shown) + (f" and {rest} more" if rest > 0 else "")
 
 
 class Weights(NamedTuple):

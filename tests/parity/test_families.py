@@ -10,6 +10,7 @@ from torch import Tensor
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.transformer import Transformer
+from fastsafe.model.weights import Layer, Weights, placements, view
 
 FAMILIES = [
     "llama2", "llama3", "llama-biases", "mistral", "qwen2", "qwen2-window", "qwen3",
@@ -121,15 +122,41 @@ def test_greedy_tokens_equal_transformers(family: str, build: Build) -> None:
     assert greedy(pair.model, prompt, 64) == want.tolist()
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_bf16_is_as_close_as_transformers(family: str, build: Build) -> None:
+def test_half_precision_is_as_close_as_transformers(
+    family: str, dtype: torch.dtype, build: Build
+) -> None:
     """Rounding may cost us at most twice what it costs transformers, plus one rounding."""
     pair = build(family)
     [ids] = ids_of(40)
     exact = pair.reference(ids[None]).logits[0]
-
-    ours = Transformer.load(Checkpoint(pair.path), dtype=torch.bfloat16)
+    ours = Transformer.load(Checkpoint(pair.path), dtype=dtype)
     [got] = packed_logits(ours, [ids])
-    theirs = error(pair.reference.to(torch.bfloat16)(ids[None]).logits[0].float(), exact)
-    assert error(got, exact) < 2 * theirs + 2**-8
+    theirs = error(pair.reference.to(dtype)(ids[None]).logits[0].float(), exact)
+    assert error(got, exact) < 2 * theirs + torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_gradients_equal_transformers(family: str, build: Build) -> None:
+    pair = build(family)
+    sequences = ids_of(21, 40)
+    for ids in sequences:
+        (-pair.reference(ids[None]).logits[0, :-1].float().log_softmax(-1)).gather(
+            1, ids[1:, None]
+        ).sum().backward()
+    model = pair.model
+    for weight in model.parameters():
+        weight.requires_grad_()
+    for logits, ids in zip(packed_logits(model, sequences), sequences, strict=True):
+        loss = -logits[:-1].log_softmax(-1).gather(1, ids[1:, None]).sum()
+        loss.backward(retain_graph=True)
+    layers = [
+        Layer(**{k: t.grad for k, t in vars(layer).items() if t is not None})
+        for layer in model.layers
+    ]
+    grads = Weights(model.embedding.grad, model.head.grad, model.final_norm.grad, layers)
+    want = {name: weight.grad for name, weight in pair.reference.named_parameters()}
+    for place in placements(model.config):
+        assert error(view(grads, place), want[place.name]) < 1e-4, place.name

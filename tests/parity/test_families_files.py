@@ -107,6 +107,7 @@ def test_windows_of_layers_left_to_their_defaults(prefix: str) -> None:
         "num_hidden_layers": 30,
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
+        "max_position_embeddings": 4096,
     }
     windows = ModelConfig.from_json(raw, "config.json").windows
     kinds = getattr(oracle, "layer_types", None) or ["sliding_attention"] * 30
