@@ -69,6 +69,7 @@ ShowCompletions = Annotated[
 
 def main() -> None:
     """Run the command line."""
+    signal.signal(signal.SIGTERM, _interrupt)
     app()
 
 
@@ -86,12 +87,13 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
         except Exception as error:
             if options.get("debug"):
                 raise
+            message = " ".join(str(error).split())
             if isinstance(error, FastsafeError):
-                _fail(f"error: {' '.join(str(error).split())}", error.exit_code)
+                _fail(f"error: {message}", error.exit_code)
             if isinstance(error, OSError) and error.filename is not None:
                 _fail(f"error: {error.filename}: {error.strerror}", EXIT_ERROR)
             kind = type(error).__name__
-            _fail(f"error: {kind}: {error}; run again with --debug for the traceback", EXIT_ERROR)
+            _fail(f"error: {kind}: {message}; run again with --debug for the traceback", EXIT_ERROR)
 
     return run
 
@@ -187,7 +189,6 @@ def audit(
     """
     from fastsafe.audit import progress, run
 
-    signal.signal(signal.SIGTERM, _interrupt)
     plan, runtime = run.prepare(
         recipe,
         model=model,

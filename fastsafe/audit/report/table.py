@@ -66,11 +66,11 @@ def _table(matrix: Matrix, width: int) -> "RenderableType":
     longest = 99 if width >= _WIDE else 9 if width >= _NARROW else 7
     table = Table(
         box=box.SIMPLE_HEAD,
-        padding=(0, 1) if width >= _WIDE else (0, 0, 0, 1),
+        padding=(0, 1) if width >= _WIDE else (0, 0, 0, int(width >= _NARROW)),
         pad_edge=False,
     )
-    table.add_column("tuned on")
-    table.add_column("mitigation")
+    table.add_column("tuned on", no_wrap=True)
+    table.add_column("mitigation", no_wrap=True)
     for name in matrix.formats:
         table.add_column(_cut(name, longest), justify="right")
     if matrix.over_refusal:

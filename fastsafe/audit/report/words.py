@@ -92,6 +92,8 @@ def _best(present: Sequence[str], pooled: Mapping[tuple[str, str], Row]) -> str:
     if not scored:
         return "No mitigation can be named best: nothing is judged yet."
     best = min(scored, key=answered)
+    if "none" in scored and answered("none") <= answered(best):
+        return "No mitigation lowers the share of harmful prompts that are answered."
     text = f"{mitigation_name(best)} leaves the fewest harmful prompts answered"
     refusals = {m: pooled.get((m, "over_refusal"), {}).get("rate") for m in scored}
     known = {m: rate for m, rate in refusals.items() if rate is not None}
