@@ -6,6 +6,7 @@ from torch import Tensor
 
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
+from fastsafe.model.layers import rms_norm
 from fastsafe.model.transformer import Transformer
 
 RAW: dict[str, Any] = {
@@ -106,6 +107,29 @@ def test_tensors_are_views() -> None:
 def test_frozen_weights_build_no_graph() -> None:
     model = model_of()
     assert not model.forward(IDS, POSITIONS, PackedAttention(LENGTHS)).requires_grad
+
+
+@torch.no_grad()
+def test_embedding_scale_is_rounded_to_the_dtype_as_gemma_does() -> None:
+    raw = RAW | {
+        "architectures": ["GemmaForCausalLM"],
+        "hidden_size": 24,  # its root is not a bf16 number
+        "head_dim": 8,
+        "rms_norm_eps": 1.0,  # so large that the first norm lets the scale through
+    }
+    config = ModelConfig.from_json(raw, "config.json")
+    model = Transformer.random(config, dtype=torch.bfloat16)
+    seen: list[Tensor] = []
+
+    def project(layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
+        seen.append(x)
+        return model.linear(layer, name, x)
+
+    model.forward(IDS, POSITIONS, PackedAttention(LENGTHS), project)
+    scale = torch.tensor(24.0).sqrt().bfloat16()
+    assert scale.float() != torch.tensor(24.0).sqrt()
+    want = rms_norm(model.embedding[IDS] * scale, torch.zeros(24).bfloat16(), 1.0, one_plus=True)
+    assert torch.equal(seen[0], want)
 
 
 def test_logits_are_fp32_scaled_and_capped() -> None:

@@ -172,6 +172,20 @@ PUBLISHED: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+def test_phi3_takes_its_original_length_from_the_whole_config() -> None:
+    for outside in ({}, {"original_max_position_embeddings": 2048}):
+        fields = PUBLISHED["Phi-3-mini-128k"][1]
+        scaling = fields["rope_scaling"] | {"original_max_position_embeddings": 1000}
+        fields = fields | {"rope_scaling": scaling, "original_max_position_embeddings": None}
+        fields = {k: v for k, v in (fields | outside).items() if v is not None}
+        oracle = transformers.Phi3Config(**(fields | {"rope_scaling": dict(scaling)}))
+        raw = {"architectures": ["Phi3ForCausalLM"], "vocab_size": 9, "intermediate_size": 64}
+        raw |= {"num_hidden_layers": 2, "num_key_value_heads": 4} | fields
+        [rope] = ModelConfig.from_json(raw, "config.json").ropes
+        want = oracle.rope_parameters["original_max_position_embeddings"]
+        assert rope.original_max_positions == want
+
+
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_frequencies_of_published_configs(name: str) -> None:
     prefix, fields = PUBLISHED[name]
