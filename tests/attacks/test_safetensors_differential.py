@@ -76,7 +76,8 @@ def valid_files(draw: st.DrawFn) -> tuple[dict[str, Any], bytes]:
             shape, bits = [8, *shape], bits * 8
         header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [end, end + bits // 8]}
         end += bits // 8
-    return header, draw(st.binary(min_size=end, max_size=end))
+    shuffled = dict(draw(st.permutations(sorted(header.items()))))
+    return shuffled, draw(st.binary(min_size=end, max_size=end))
 
 
 ODD_VALUES = st.one_of(
@@ -98,7 +99,8 @@ def bent_files(draw: st.DrawFn) -> bytes:
         value = entry[key]
         if isinstance(value, list) and value and draw(st.booleans()):
             i = draw(st.integers(0, len(value) - 1))
-            value[i] = draw(st.sampled_from([0, 1, value[i] + 1, value[i] - 1, 2**48, 2**63, "1"]))
+            near = [value[i] + 1, value[i] - 1] if isinstance(value[i], int) else []
+            value[i] = draw(st.sampled_from([*near, 0, 1, 2**48, 2**63, "1"]))
         elif draw(st.booleans()):
             entry[key] = draw(ODD_VALUES)
         else:

@@ -49,8 +49,30 @@ INFO = b'{"dtype":"F32","shape":[1],"data_offsets":[0,4]}'
 OFFSETS = '"dtype":"F32","shape":[1],"data_offsets":%s'
 SHAPE = '"dtype":"F32","data_offsets":[0,4],"shape":%s'
 ODD_JSON = [b"{", b"[]", b"null", b'"x"', b"1", b"{}garbage", b"{,}", b'{"t":1}', b"{}{}"]
-NOT_UTF8 = [b"\xff", b"\xc0\x80", b"\xe0\x80\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xc3"]
-BAD_OFFSETS = ["[-1,4]", "[0.5,4]", "[0,4e0]", '["0",4]', "[null,4]", "[0,4,8]", "[4]", "[]", "{}"]
+NOT_UTF8 = [
+    b"\xff",
+    b"\xc0\x80",
+    b"\xe0\x80\x80",
+    b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80",
+    b"\xc3",
+    b"\xc3\x41",
+    b"\xf5\x80\x80\x80",
+    b"\xf0\x8f\xbf\xbf",
+    b"\xf0\x9f\x98",
+]
+BAD_OFFSETS = [
+    "[-1,4]",
+    "[0.5,4]",
+    "[0,4e0]",
+    "[0,4E0]",
+    '["0",4]',
+    "[null,4]",
+    "[0,4,8]",
+    "[4]",
+    "[]",
+    "{}",
+]
 BAD_DIMS = ["[-1]", "[1.0]", '["1"]', "[+1]", "[01]", "[1e0]", "[true]", "[[1]]", "1", "[1,]"]
 
 REFUSED: list[tuple[str, bytes, str]] = [
@@ -68,6 +90,9 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("M8", build(rb'{"\ud800":%s}' % INFO, FOUR), "a pair of surrogates"),
     ("M8", build(rb'{"\udc00\ud800":%s}' % INFO, FOUR), "a pair of surrogates"),
     ("M8", build(rb'{"\ud800\u0041":%s}' % INFO, FOUR), "a pair of surrogates"),
+    ("M8", build(rb'{"\ud800\ue000":%s}' % INFO, FOUR), "a pair of surrogates"),
+    ("M8", build(rb'{"\ud800\n\udc00":%s}' % INFO, FOUR), "a pair of surrogates"),
+    ("M8", build(rb'{"\ud800'), "a pair of surrogates"),
     *[("M9", build(text), "header has .* at byte .*, expected ") for text in ODD_JSON],
     ("M9", build(b'{"__metadata__":{"a":"b",}}'), "expected a string"),
     ("M12", build(b" {}"), "header has ' ' at byte 8, expected '{'"),
@@ -120,14 +145,18 @@ REFUSED: list[tuple[str, bytes, str]] = [
     ("M34", build({"__metadata__": {"x" * 2**20: "y"}}), "value in __metadata__ is too long"),
     ("M35", build({"__metadata__": info()}, FOUR), r"header has '\[' .* the value in __metadata__"),
     ("M36", build({"": info()}, FOUR), "name of a tensor is empty"),
+    ("M36", build({"x" * 1024: info([2])}, FOUR), r"tensor 'x{80}\.\.\.' has 4 bytes"),
     ("M36", build({"x" * 1025: info()}, FOUR), "name of a tensor is too long, expected at most"),
     *[
         ("M36", build({f"a{c}b": info()}, FOUR), "control character in its name")
-        for c in "\0\n\x1b\x7f\x85\u200f\u202e\u2066"
+        for c in "\0\n\x1b\x7f\x80\x9f\u200e\u200f\u202a\u202e\u2066\u2069"
     ],
     ("M36", build(b'{"a\nb":%s}' % INFO, FOUR), "expected a printable character"),
     ("M37", build({"t": info() | {"strides": [1]}}, FOUR), "unknown key or one twice, 'strides'"),
-    ("M37", build(raw('"dtype":"F32","dtype":"F32"'), FOUR), "unknown key or one twice, 'dtype'"),
+    *[
+        ("M37", build(raw(f'"{k}":{v},"{k}":{v}'), FOUR), f"unknown key or one twice, '{k}'")
+        for k, v in (("dtype", '"F32"'), ("shape", "[1]"), ("data_offsets", "[0,4]"))
+    ],
     ("M38", build(raw('"shape":[1],"data_offsets":[0,4]'), FOUR), "has no dtype"),
     ("M38", build(raw('"dtype":"F32","data_offsets":[0,4]'), FOUR), "has no shape"),
     ("M38", build(raw('"dtype":"F32","shape":[1]'), FOUR), "has no data_offsets"),
@@ -157,6 +186,19 @@ def test_refused(tmp_path: Path, content: bytes, message: str) -> None:
 
 ACCEPTED = [
     ("M10", build({}), {}),
+    ("M16", build({"b": info([2], [4, 12]), "a": info()}, FOUR * 3), {"a": [1], "b": [2]}),
+    *[
+        (
+            "M36",
+            build(json.dumps({f"a{c}": info()}, ensure_ascii=False).encode(), FOUR),
+            {f"a{c}": [1]},
+        )
+        for c in "\xa0\u0800\u200d\u2010\u202f\u2065\u206a\ud7ff\ue000\uffff\U00010000\U0010ffff"
+    ],
+    *[
+        ("M41", build({f"a{c}": info()}, FOUR), {f"a{c}": [1]})
+        for c in "\xa0\u0800\ud7ff\ue000\uffff\U00010000\U0010ffff"
+    ],
     ("M11", build(b"{} \r\t\n"), {}),
     (
         "M11",

@@ -55,6 +55,21 @@ def test_sizes_around_a_piece(big: Path, size: int) -> None:
     assert _native.File(os.fsencode(big)).read_bytes(3, size) == big.read_bytes()[3 : 3 + size]
 
 
+def test_large_buffer(tmp_path: Path) -> None:
+    """A buffer large enough for huge pages, from an address that is no multiple of one."""
+    path, size = tmp_path / "f", (36 << 20) + 5
+    path.write_bytes(b"ab")
+    os.truncate(path, size)  # sparse
+    with path.open("r+b") as file:
+        file.seek(size - 2)
+        file.write(b"yz")
+    memory = torch.full((size + 2,), 7, dtype=torch.uint8)
+    reader = _native.File(os.fsencode(path))
+    reader.read_into(memory.data_ptr() + 1, size, [(0, 0, size)])
+    assert bytes(memory[:4].tolist() + memory[-4:].tolist()) == b"\7ab\0\0yz\7"
+    assert memory.sum(dtype=torch.int64) == sum(b"\7abyz\7")
+
+
 @pytest.mark.parametrize(
     ("ranges", "capacity"),
     [
