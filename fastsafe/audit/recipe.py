@@ -60,7 +60,7 @@ class Recipe(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     description: str = ""
     model: str = "organism"
-    source: Literal["organism"] = "organism"
+    source: str = "organism"
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     tasks: tuple[str, ...] = Field(min_length=1)
     mitigations: tuple[str, ...] = Field(default=("none",), min_length=1)
@@ -216,6 +216,7 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 def _check_names(where: str, recipe: Recipe) -> None:
     """Refuse a name that no task, format, mitigation or judge has."""
+    from fastsafe.audit.source import sources
     from fastsafe.safety.formats import formats
     from fastsafe.safety.judges import judges
     from fastsafe.safety.mixing import mitigations
@@ -232,6 +233,9 @@ def _check_names(where: str, recipe: Recipe) -> None:
         for name in getattr(recipe, field) or ():
             if name not in known:
                 raise RecipeError(f"{where}: {field} has {name!r}; {nearest(name, known)}")
+    if recipe.source not in sources():
+        known_sources = nearest(recipe.source, sources())
+        raise RecipeError(f"{where}: source is {recipe.source!r}; {known_sources}")
 
 
 def _sentence(where: str, error: ValidationError) -> str:

@@ -16,7 +16,7 @@ from fastsafe.audit.progress import Progress, Silent
 from fastsafe.audit.recipe import Recipe, load
 from fastsafe.audit.results import make_results
 from fastsafe.audit.runtime import ModelRuntime, Runtime
-from fastsafe.audit.source import source
+from fastsafe.audit.source import sources
 from fastsafe.audit.store import Store
 from fastsafe.errors import StoreError
 from fastsafe.io import atomic
@@ -141,7 +141,7 @@ def prepare(
         recipe = load(recipe, overrides=overrides, changes=changes)
     recipe = recipe.limited(limit)
     runtime = ModelRuntime(recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size)
-    return make_plan(recipe, source(recipe.source), runtime.tokenizer, runtime.engine), runtime
+    return make_plan(recipe, sources()[recipe.source], runtime.tokenizer, runtime.engine), runtime
 
 
 def execute(

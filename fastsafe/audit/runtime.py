@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from fastsafe.audit.plan import ChatTokenizer
 from fastsafe.audit.recipe import Sampling, Training
+from fastsafe.audit.source import sources
 
 OnAnswer = Callable[[int, "Reply"], None]  # index into the requests, its reply
 OnStep = Callable[[int, float], None]  # steps done by every job, mean loss
@@ -92,7 +93,7 @@ class ModelRuntime:
         """Check the checkpoint's files; nothing is loaded to the device.
 
         Args:
-            model: ``"organism"``, a path, or a hub id.
+            model: A path, a hub id, or the name of a source that has a checkpoint.
             device: ``"cpu"`` or ``"cuda"``.
             dtype: Of the weights and activations.
             batch_size: Most rows computed together.
@@ -106,12 +107,8 @@ class ModelRuntime:
         from fastsafe.io.tokenizer import Tokenizer
         from fastsafe.model.config import ModelConfig
 
-        if model == "organism":
-            from fastsafe import organism
-
-            self.path = organism.path()
-        else:
-            self.path = hub.resolve(model)
+        world = sources().get(model)
+        self.path = (world.checkpoint() if world else None) or hub.resolve(model)
         self.checkpoint = Checkpoint(self.path)
         self.config = ModelConfig.from_json(self.checkpoint.config(), str(self.path))
         self._tokenizer = Tokenizer.load(self.path)

@@ -19,9 +19,9 @@ from fastsafe.audit.plan import Plan, make_plan
 from fastsafe.audit.recipe import Recipe, Sampling, Training
 from fastsafe.audit.run import Run, execute
 from fastsafe.audit.runtime import Job, OnAnswer, OnStep, Reply, Request, Trained
-from fastsafe.audit.source import OrganismSource
 from fastsafe.audit.store import Store
 from fastsafe.organism.lexicon import HARMFUL_VERBS
+from fastsafe.organism.source import OrganismSource
 
 
 class FakeTokenizer:
