@@ -1,7 +1,9 @@
 """The command line: arguments in, exit code out. Everything else is imported when it is needed."""
 
 import functools
+import io
 import signal
+import sys
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -70,6 +72,10 @@ ShowCompletions = Annotated[
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a terminal that cannot show an arrow must not end a run
+            stream.reconfigure(errors="replace")
     app()
 
 

@@ -139,48 +139,46 @@ class Bars(Silent):
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
+
+        self._console = Console(file=stream)
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """Show a bar under those that are done."""
         from rich.progress import (
             BarColumn,
             MofNCompleteColumn,
-            TaskID,
+            Progress,
             TextColumn,
             TimeElapsedColumn,
             TimeRemainingColumn,
         )
-        from rich.progress import Progress as RichProgress
 
-        self._bars = RichProgress(
+        self._bar = Progress(
             TextColumn("{task.description:<9}"),
             BarColumn(bar_width=32),
             MofNCompleteColumn(),
-            TextColumn("{task.fields[unit]}"),
+            TextColumn(unit),
             TimeElapsedColumn(),
             TextColumn("left"),
             TimeRemainingColumn(),
             TextColumn("{task.fields[note]}"),
-            console=Console(file=stream),
+            console=self._console,
         )
-        self._task: TaskID | None = None
-
-    def begin(self, stage: str, total: int, unit: str) -> None:
-        """Add a bar."""
-        self._bars.start()
-        self._task = self._bars.add_task(stage, total=total, unit=unit, note="")
+        self._task = self._bar.add_task(stage, total=total, note="")
+        self._bar.start()
 
     def advance(self, count: int, note: str = "") -> None:
         """Move the bar."""
-        if self._task is not None:
-            self._bars.update(self._task, advance=count, note=note)
+        self._bar.update(self._task, advance=count, note=note)
 
     def end(self) -> None:
         """Leave the bar as it is; the terminal is free again."""
-        if self._task is not None:
-            self._bars.update(self._task, note="")
-        self._bars.stop()
+        self._bar.update(self._task, note="")
+        self._bar.stop()
 
     def say(self, text: str) -> None:
-        """Print a line above the bars."""
-        self._bars.console.print(text, markup=False, highlight=False)
+        """Print a line above the bar."""
+        self._console.print(text, markup=False, highlight=False)
 
 
 def for_terminal(*, as_json: bool = False) -> Progress:

@@ -2,8 +2,8 @@
 
 import json
 import shutil
-from collections.abc import Iterable
-from contextlib import closing
+from collections.abc import Iterable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from fastsafe.audit.results import make_results
 from fastsafe.audit.runtime import ModelRuntime, Runtime
 from fastsafe.audit.source import sources
 from fastsafe.audit.store import Store
-from fastsafe.errors import StoreError
+from fastsafe.errors import FastsafeError, StoreError
 from fastsafe.io import atomic
 
 RESULTS = "results.json"
@@ -163,11 +163,9 @@ def execute(
     if is_new or not resume:
         # a checkpoint that cannot be loaded must leave no trace
         runtime.load()
-    try:
+    with _explained(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"run {run_dir}: cannot be made: {error.strerror}") from error
-    with lock.exclusive(run_dir):
+    with lock.exclusive(run_dir), _explained(run_dir):
         if not resume:
             _clear(run_dir)
         with closing(_open(run_dir, plan)) as store:
@@ -203,7 +201,7 @@ def _report(run_dir: Path, store: Store, show_completions: bool) -> Run:
     from fastsafe.audit.report import heatmap_svg, quotes, report_html
 
     results = make_results(store, store.meta("finished_at"))
-    try:
+    with _explained(run_dir):
         atomic.write_text(run_dir / RESULTS, manifest.to_json(results))
         (run_dir / EXPORTS).mkdir(exist_ok=True)
         svg = heatmap_svg(results)
@@ -212,9 +210,21 @@ def _report(run_dir: Path, store: Store, show_completions: bool) -> Run:
             results, svg, store.losses(), quotes(results, store, is_shown=show_completions)
         )
         atomic.write_text(run_dir / REPORT, html)
-    except OSError as error:
-        raise StoreError(f"run {run_dir}: cannot be written: {error.strerror}") from error
     return Run(run_dir, results)
+
+
+@contextmanager
+def _explained(run_dir: Path) -> Iterator[None]:
+    """Turn what the operating system says of a full or read-only disk into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FastsafeError):
+            raise
+        raise StoreError(
+            f"run {run_dir}: cannot be written: {error.strerror or error}; "
+            "free space or permissions there and run the same command to resume"
+        ) from error
 
 
 def _is_new(run_dir: Path) -> bool:
