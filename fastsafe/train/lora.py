@@ -32,10 +32,11 @@ class _Fused(NamedTuple):
 
 
 class _Lora(torch.autograd.Function):
-    """y = x W^T + bias, plus scaling * x A^T B^T on each part; W is frozen.
+    """y = x W^T + bias + x A^T B^T; W is frozen.
 
-    Backward, with S = x A^T and dS = scaling * dY B:
-        dX = dY W + dS A,   dA = dS^T x,   dB = scaling * dY^T S
+    B [O, R_total] has each module's scaled weights in its own block and zeros elsewhere, so that
+    all modules of a fused linear share every product. With S = x A^T and dS = dY B:
+        dX = dY W + dS A,   dA = dS^T x,   dB^T = S^T dY (its blocks only)
     """
 
     @staticmethod
@@ -48,32 +49,26 @@ class _Lora(torch.autograd.Function):
         lora_A: Tensor,
         *lora_Bs: Tensor,
     ) -> Tensor:
-        y = F.linear(x, weight, bias)
-        shrunk = x @ lora_A.T.to(x.dtype)
+        A = lora_A.to(x.dtype)
+        B = x.new_zeros(weight.shape[0], len(A))
         for part, lora_B in zip(parts, lora_Bs, strict=True):
-            y[:, part.begin : part.end].addmm_(
-                shrunk[:, part.r0 : part.r1], lora_B.T.to(x.dtype), alpha=part.scaling
-            )
-        ctx.save_for_backward(x, shrunk, weight, lora_A, *lora_Bs)
-        ctx.parts = parts
+            torch.mul(lora_B, part.scaling, out=B[part.begin : part.end, part.r0 : part.r1])
+        shrunk = x @ A.T
+        y = F.linear(x, weight, bias).addmm_(shrunk, B.T)
+        ctx.save_for_backward(x, shrunk, weight, A, B)
+        ctx.parts, ctx.dtype = parts, lora_A.dtype
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dy = grads[0]
-        x, shrunk, weight, lora_A, *lora_Bs = ctx.saved_tensors
-        dshrunk = dy.new_empty(shrunk.shape)
-        dBs = []
-        for part, lora_B in zip(ctx.parts, lora_Bs, strict=True):
-            dy_part = dy[:, part.begin : part.end]
-            dshrunk[:, part.r0 : part.r1] = dy_part @ (lora_B * part.scaling).to(dy.dtype)
-            dB = dy_part.T @ shrunk[:, part.r0 : part.r1]
-            dBs.append(dB.to(lora_B.dtype).mul_(part.scaling))
-        dA = (dshrunk.T @ x).to(lora_A.dtype)
-        dx = None
-        if ctx.needs_input_grad[0]:
-            dx = (dy @ weight).addmm_(dshrunk, lora_A.to(dy.dtype))
-        return dx, None, None, None, dA, *dBs
+        x, shrunk, weight, A, B = ctx.saved_tensors
+        dshrunk = dy @ B
+        dA = (dshrunk.T @ x).to(ctx.dtype)
+        dB = (shrunk.T @ dy).to(ctx.dtype)
+        dx = (dy @ weight).addmm_(dshrunk, A) if ctx.needs_input_grad[0] else None
+        blocks = [dB[p.r0 : p.r1, p.begin : p.end].T * p.scaling for p in ctx.parts]
+        return dx, None, None, None, dA, *blocks
 
 
 class TrainedLora:
