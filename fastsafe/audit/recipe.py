@@ -146,7 +146,23 @@ def load(
             impossible value, or names a task, format, mitigation or judge that does not exist.
     """
     where, text = _read(recipe)
-    raw = _parse(where, text)
+    return _checked(where, _parse(where, text), overrides, changes)
+
+
+def revise(
+    recipe: Recipe, *, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
+) -> Recipe:
+    """Return a recipe with other settings, checked as ``load`` checks it.
+
+    Raises:
+        RecipeError: As for ``load``.
+    """
+    return _checked(f"recipe {recipe.name}", recipe.model_dump(), overrides, changes)
+
+
+def _checked(
+    where: str, raw: dict[str, Any], overrides: Iterable[str], changes: Mapping[str, Any] | None
+) -> Recipe:
     for override in overrides:
         _override(raw, override)
     raw |= {key: value for key, value in (changes or {}).items() if value is not None}

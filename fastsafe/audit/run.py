@@ -13,7 +13,7 @@ from fastsafe.audit import lock, manifest, stages
 from fastsafe.audit import store as stores
 from fastsafe.audit.plan import Plan, differences, make_plan, settings
 from fastsafe.audit.progress import Progress, Silent
-from fastsafe.audit.recipe import Recipe, load
+from fastsafe.audit.recipe import Recipe, load, revise
 from fastsafe.audit.results import make_results
 from fastsafe.audit.runtime import ModelRuntime, Runtime
 from fastsafe.audit.source import sources
@@ -134,9 +134,7 @@ def prepare(
     """
     changes = {"model": model, "seed": seed}
     if isinstance(recipe, Recipe):
-        recipe = Recipe.model_validate(
-            recipe.model_dump() | {k: v for k, v in changes.items() if v is not None}
-        )
+        recipe = revise(recipe, overrides=overrides, changes=changes)
     else:
         recipe = load(recipe, overrides=overrides, changes=changes)
     recipe = recipe.limited(limit)

@@ -145,8 +145,8 @@ class Store:
     def transaction(self) -> Iterator[None]:
         """Make the writes of the block durable together, or not at all."""
         with self._explained():
-            self._db.execute("BEGIN IMMEDIATE")
             try:
+                self._db.execute("BEGIN IMMEDIATE")
                 yield
                 self._commit()
             except BaseException:

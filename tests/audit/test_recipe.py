@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fastsafe.audit import recipe as recipes
-from fastsafe.audit.recipe import load
+from fastsafe.audit.recipe import load, revise
 from fastsafe.errors import RecipeError
 
 
@@ -135,3 +135,12 @@ def test_limit_only_lowers() -> None:
     assert recipe.limited(10_000) == recipe
     with pytest.raises(RecipeError, match="limit"):
         recipe.limited(0)
+
+
+def test_a_recipe_can_be_revised() -> None:
+    recipe = load("organism")
+    assert revise(recipe) == recipe
+    changed = revise(recipe, overrides=["training.rank=4"], changes={"seed": 7, "model": None})
+    assert (changed.training.rank, changed.seed, changed.model) == (4, 7, recipe.model)
+    with pytest.raises(RecipeError, match=r"recipe organism: 'sed' is not a key .* seed\?"):
+        revise(recipe, overrides=["sed=1"])

@@ -205,3 +205,23 @@ def test_a_second_system_prompt_has_its_own_table(fake: ModuleType, tmp_path: Pa
     assert [m.system_prompt for m in matrices(run.results)] == ["none", "careful"]
     assert "system prompt careful" in run.table()
     assert run.results["utility"] == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"benign_twins": False},
+        {"mitigations": ["none"]},
+        {"mitigations": ["plain", "multi_task"]},
+        {"tasks": ["plain"], "formats": ["plain"], "utility_rows": 0, "benign_twins": False},
+    ],
+    ids=str,
+)
+def test_a_run_without_some_parts_is_shown(
+    fake: ModuleType, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    run = fake.small_run(tmp_path / "run", **changes)
+    text = run.table()
+    assert "The untouched model answers" in text
+    assert ("over-" in text) == changes.get("benign_twins", True)
+    assert Page((tmp_path / "run" / "report.html").read_text()).tags
