@@ -101,9 +101,13 @@ def points(delta: float | None) -> str:
 
 
 def interval(row: Row, prefix: str = "") -> str:
-    """Return the bounds of a row's 95 % interval in percent, joined by an en dash."""
+    """Return the bounds of a row's 95 % interval in percent, joined by an en dash or "to"."""
     low, high = row[f"{prefix}ci_low"], row[f"{prefix}ci_high"]
-    return "-" if low is None else f"{100 * low:.1f}\u2013{100 * high:.1f}"
+    if low is None:
+        return "-"
+    # a dash would read as a second minus sign
+    between = " to " if prefix else "\u2013"
+    return f"{100 * low:.1f}{between}{100 * high:.1f}"
 
 
 def p_value(p: float | None) -> str:

@@ -11,14 +11,19 @@ Quantity = Literal["answered", "refused", "utility"]
 INK = "#1c1f24"
 FAINT = "#6b7280"
 
-_DARK = {"answered": (179, 66, 8), "refused": (12, 84, 140), "utility": (16, 110, 76)}
-_LIGHT = {"answered": (255, 250, 245), "refused": (247, 251, 255), "utility": (246, 252, 248)}
+# At 0, a half and 1.
+_STOPS: dict[Quantity, tuple[tuple[int, int, int], ...]] = {
+    "answered": ((255, 250, 245), (242, 165, 107), (156, 50, 4)),
+    "refused": ((247, 251, 255), (127, 178, 221), (8, 66, 118)),
+    "utility": ((246, 252, 248), (124, 198, 157), (10, 92, 62)),
+}
 
 
 def fill(quantity: Quantity, rate: float) -> str:
     """Return the colour of a rate in [0, 1] as ``#rrggbb``."""
-    ends = zip(_LIGHT[quantity], _DARK[quantity], strict=True)
-    return "#" + "".join(f"{round(a + rate * (b - a)):02x}" for a, b in ends)
+    low, middle, high = _STOPS[quantity]
+    ends, t = ((low, middle), 2 * rate) if rate < 0.5 else ((middle, high), 2 * rate - 1)
+    return "#" + "".join(f"{round(a + t * (b - a)):02x}" for a, b in zip(*ends, strict=True))
 
 
 def ink(background: str) -> str:

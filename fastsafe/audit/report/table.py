@@ -20,7 +20,7 @@ from fastsafe.audit.report.words import sentences
 if TYPE_CHECKING:
     from rich.console import RenderableType
 
-_WIDE, _NARROW = 106, 84  # columns
+_WIDE, _NARROW = 112, 84  # columns
 
 
 def table_text(results: Mapping[str, Any], width: int = 120) -> str:
@@ -39,7 +39,7 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
 
     Args:
         results: What ``results.json`` holds.
-        width: Columns of the terminal; under 106 long words are cut short, under 84 the change
+        width: Columns of the terminal; under 112 long words are cut short, under 84 the change
             of utility is left out.
     """
     from rich.text import Text
