@@ -40,15 +40,16 @@ class KVCache:
 class Prefill:
     """Attention of whole prompts; writes their keys and values into the cache."""
 
-    def __init__(self, cache: KVCache, lengths: Sequence[int]) -> None:
+    def __init__(self, cache: KVCache, rows: Sequence[int], lengths: Sequence[int]) -> None:
+        """Lay out sequences of these lengths for these rows of the cache."""
         device = cache.keys[0].device
         self._cache = cache
         self._packed = PackedAttention(lengths)
         counts = torch.tensor(lengths, device=device)
-        self.rows = torch.arange(len(lengths), device=device).repeat_interleave(counts)
-        starts = counts.cumsum(0) - counts
-        self.positions = torch.arange(sum(lengths), device=device) - starts[self.rows]
-        self.last = starts + counts - 1
+        starts = (counts.cumsum(0) - counts).repeat_interleave(counts)
+        self.rows = torch.tensor(rows, device=device).repeat_interleave(counts)
+        self.positions = torch.arange(sum(lengths), device=device) - starts
+        self.last = counts.cumsum(0) - 1
 
     def __call__(
         self,

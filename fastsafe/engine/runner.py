@@ -91,6 +91,7 @@ class _Tile:
             if kept is not None:
                 next_ids = next_ids[kept]
                 project = self.project_for(self.slots)
+            self._rotate_anew()
             attend = Decode(self.cache, self.lengths, self.longest)
             hidden = self.model.forward(
                 next_ids, self.lengths, attend, project, context_lens=self.lengths + 1
@@ -100,10 +101,34 @@ class _Tile:
             next_ids = self._choose(hidden)
 
     def _prefill(self) -> Tensor:
-        prefill = Prefill(self.cache, [len(p) for p in self.prompts])
+        rows = range(len(self.prompts))
+        prefill = Prefill(self.cache, rows, [len(p) for p in self.prompts])
         tokens = torch.tensor([t for p in self.prompts for t in p], device=self.model.device)
         project = self.project_for(self.slots[prefill.rows.cpu()])
         return self.model.forward(tokens, prefill.positions, prefill, project, prefill.last)
+
+    def _rotate_anew(self) -> None:
+        """Write the keys of rows again whose rotation changes with their next token.
+
+        Longrope has one set of factors up to the original context and another beyond it, for all
+        positions of a sequence; transformers drops its cache there, too.
+        """
+        for rope in self.model.config.ropes:
+            limit = rope.original_max_positions
+            if rope.kind != "longrope" or self.longest < limit:
+                continue
+            for i, row in enumerate(self.rows):
+                ids = [*row.prompt, *row.token_ids[:-1]] if row else []
+                if len(ids) != limit:
+                    continue
+                prefill = Prefill(self.cache, [i], [limit])
+                self.model.forward(
+                    torch.tensor(ids, device=self.model.device),
+                    prefill.positions,
+                    prefill,
+                    self.project_for(self.slots[[i] * limit]),
+                    context_lens=torch.full_like(prefill.positions, limit + 1),
+                )
 
     def _compact(self) -> Tensor | None:
         """Drop finished rows once they are a good share; the rows kept, or None for all."""

@@ -55,13 +55,15 @@ def test_greedy_tokens_equal_transformers(load: Callable[..., Any], family: str)
         assert got.finish_reason == "length"
 
 
-@pytest.mark.parametrize("family", ["phi3-longrope", "llama2"])
-def test_length_dependent_rotation(load: Callable[..., Any], family: str) -> None:
-    """A context that stays on one side of the original length rotates as in transformers."""
-    pair, llm = load(family)
-    prompt = list(range(60, 110))
-    (got,) = llm.generate([prompt], SamplingParams(max_tokens=20, ignore_eos=True))
-    assert list(got.token_ids) == theirs(pair.reference, prompt, 20)
+@pytest.mark.parametrize("length", [10, 30, 47, 48, 49, 60])
+def test_longrope_before_across_and_beyond_its_original_context(
+    load: Callable[..., Any], length: int
+) -> None:
+    pair, llm = load("phi3-longrope")  # its original context is 48
+    prompts = [list(range(60, 60 + length)), [5, 6, 7]]
+    outs = llm.generate(prompts, SamplingParams(max_tokens=24, ignore_eos=True))
+    for prompt, out in zip(prompts, outs, strict=True):
+        assert list(out.token_ids) == theirs(pair.reference, prompt, 24)
 
 
 @pytest.mark.parametrize("plan", ["merged", "mixed"])
