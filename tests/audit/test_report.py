@@ -113,7 +113,8 @@ def test_an_unjudged_run_can_be_shown(results: dict[str, Any]) -> None:
     for row in changed["run"]["summary"]:
         row |= {"rate": None, "n": 0}
     changed["run"] |= {"coverage": 0.0, "finished_at": None}
-    assert "an unknown share" in table_text(changed)
+    assert sentences(changed) == ["No answer is judged yet."]
+    assert "No answer is judged yet." in table_text(changed)
     page = report_html(changed, heatmap_svg(changed), {}, [])
     assert "Incomplete" in page
 

@@ -12,7 +12,9 @@ _NAMES = {"task_styled": "Task-styled mixing", "multi_task": "Multi-task mixing"
 def sentences(results: Mapping[str, Any]) -> list[str]:
     """Return the finding of a run: what tuning broke, what each mitigation mends at what price."""
     pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
-    said = [_base(pooled, results)]
+    if all(row["rate"] is None for row in pooled.values()):
+        return ["No answer is judged yet."]
+    said = [_base(pooled)]
     present = list(dict.fromkeys(c["mitigation"] for c in results["conditions"] if c["task"]))
     if "none" in present:
         said.append(_unmitigated(pooled, results))
@@ -46,7 +48,7 @@ def mean_utility(results: Mapping[str, Any], mitigation: str) -> tuple[float, fl
     return fmean(row["value"] for row in rows), fmean(deltas) if deltas else None
 
 
-def _base(pooled: Mapping[tuple[str, str], Row], results: Mapping[str, Any]) -> str:
+def _base(pooled: Mapping[tuple[str, str], Row]) -> str:
     text = (
         f"The untouched model answers {_rate(pooled.get((BASE, 'all_formats')))} "
         "of the harmful prompts"
