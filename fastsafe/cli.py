@@ -289,9 +289,12 @@ def organism_build(
     debug: Debug = False,
 ) -> None:
     """Train the organism from nothing: minutes on two cores."""
+    from fastsafe.audit import progress
+
     if out.exists():
         raise UsageError(f"organism build: {out} exists, expected a new folder; choose another")
-    fastsafe.organism.build(out, seed=seed)
+    with progress.following(progress.for_terminal()) as after_step:
+        fastsafe.organism.build(out, seed=seed, on_progress=after_step)
     typer.echo(str(out))
 
 

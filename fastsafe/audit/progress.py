@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, TextIO
 
@@ -35,6 +35,28 @@ def stage(progress: Progress, name: str, total: int, unit: str) -> Iterator[None
         yield
     finally:
         progress.end()
+
+
+@contextmanager
+def following(progress: Progress) -> Iterator[Callable[[str, int, int, float], None]]:
+    """Yield a callback (stage, steps done, of, loss) that shows one stage after another."""
+    shown: str | None = None
+
+    def after_step(stage: str, done: int, total: int, loss: float) -> None:
+        nonlocal shown
+        if stage != shown:
+            progress.begin(stage, total, "steps")
+            shown = stage
+        progress.advance(1, f"loss {loss:.3f}")
+        if done == total:
+            progress.end()
+            shown = None
+
+    try:
+        yield after_step
+    finally:
+        if shown is not None:
+            progress.end()
 
 
 class Silent:

@@ -2,10 +2,20 @@
 
 import io
 import json
+from contextlib import suppress
 
 import pytest
 
-from fastsafe.audit.progress import Bars, Events, Lines, Progress, Silent, duration, stage
+from fastsafe.audit.progress import (
+    Bars,
+    Events,
+    Lines,
+    Progress,
+    Silent,
+    duration,
+    following,
+    stage,
+)
 
 
 def show(progress: Progress) -> None:
@@ -73,3 +83,18 @@ def test_a_stage_closes_on_errors() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_stages_that_follow_each_other() -> None:
+    stream = io.StringIO()
+    with suppress(KeyboardInterrupt), following(Events(stream, every_s=0)) as after_step:
+        for step in (1, 2):
+            after_step("pretrain", step, 2, 0.5)
+        after_step("align", 1, 3, 0.5)
+        raise KeyboardInterrupt
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    finished = [e for e in events if e["event"] == "stage_finished"]
+    assert [(e["stage"], e["done"], e["total"]) for e in finished] == [
+        ("pretrain", 2, 2),
+        ("align", 1, 3),
+    ]
