@@ -33,8 +33,9 @@ class KVCache:
 
     def keep(self, rows: Tensor) -> None:
         """Drop every sequence but ``rows`` [M]."""
-        self.keys = [k[rows] for k in self.keys]
-        self.values = [v[rows] for v in self.values]
+        for tensors in (self.keys, self.values):
+            for layer, tensor in enumerate(tensors):  # one at a time: never two whole caches
+                tensors[layer] = tensor[rows]
 
 
 class Prefill:

@@ -1,5 +1,6 @@
 """LLM: a checkpoint and any number of adapters, answering in batches."""
 
+import operator
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torc
 # one read of the weights.
 _TILE_ROWS = {"cpu": 128, "cuda": 1024}
 _TILE_PROMPT_TOKENS = {"cpu": 4096, "cuda": 65536}
+_TILE_CACHE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 34}
 # Above this size a merged copy of the weights per core is not worth its memory.
 _MERGE_LIMIT_BYTES = 1 << 30
 
@@ -189,10 +191,9 @@ class LLM:
         slots = self._slots(adapters, len(given))
         for i, (a, b) in enumerate(zip(given, targets, strict=True)):
             self._check_context(f"score: row {i}", len(a) + len(b))
-        order = sorted(range(len(given)), key=lambda i: (slots[i], len(given[i]) + len(targets[i])))
-        tiles = self._cut(
-            order, slots, [len(a) + len(b) for a, b in zip(given, targets, strict=True)]
-        )
+        lengths = [len(a) + len(b) for a, b in zip(given, targets, strict=True)]
+        order = sorted(range(len(given)), key=lambda i: (slots[i], lengths[i]))
+        tiles = self._cut(order, slots, lengths, [0] * len(given))
 
         def run(tile: list[int]) -> list[tuple[list[float], bool]]:
             return score_tile(
@@ -257,14 +258,14 @@ class LLM:
         for i, (prompt, p) in enumerate(zip(encoded, params, strict=True)):
             self._check_context(f"generate: prompt {i}", len(prompt) + 1)
             room = self.model.config.max_position_embeddings - len(prompt)
-            ends = frozenset(p.stop_token_ids) | frozenset(self.tokenizer.eos_ids)
+            ends = frozenset(() if p.ignore_eos else self.tokenizer.eos_ids)
             rows.append(
                 Row(
                     index=i,
                     slot=slots[i],
                     prompt=tuple(prompt),
                     params=p,
-                    end_ids=frozenset() if p.ignore_eos else ends,
+                    end_ids=ends | frozenset(p.stop_token_ids),
                     has_stop_text=self._stop_check(p),
                     max_tokens=min(p.max_tokens, room),
                 )
@@ -298,23 +299,37 @@ class LLM:
         order = sorted(rows, key=lambda r: (r.slot, len(r.prompt) + r.max_tokens, r.index))
         slots = [row.slot for row in rows]
         lengths = [len(row.prompt) for row in rows]
-        return [
-            [rows[i] for i in tile] for tile in self._cut([r.index for r in order], slots, lengths)
-        ]
+        contexts = [len(row.prompt) + row.max_tokens for row in rows]
+        tiles = self._cut([row.index for row in order], slots, lengths, contexts)
+        return [[rows[i] for i in tile] for tile in tiles]
 
     def _cut(
-        self, order: Sequence[int], slots: Sequence[int], lengths: Sequence[int]
+        self,
+        order: Sequence[int],
+        slots: Sequence[int],
+        lengths: Sequence[int],
+        contexts: Sequence[int],
     ) -> list[list[int]]:
+        """Cut rows into tiles by number, by tokens of prompts, and by memory of the cache."""
+        config, kind = self.model.config, self.model.device.type
+        token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim
+        slots_of_cache = _TILE_CACHE_BYTES[kind] // (token_bytes * self.model.dtype.itemsize)
         tiles: list[list[int]] = []
-        tokens, limit = 0, _TILE_PROMPT_TOKENS[self.model.device.type]
+        tokens = widest = 0
         for i in order:
-            fits = tiles and len(tiles[-1]) < self.batch_size and tokens + lengths[i] <= limit
-            if fits and (self.adapters == "mixed" or slots[tiles[-1][-1]] == slots[i]):
+            wider = max(widest, contexts[i])
+            if (
+                tiles
+                and len(tiles[-1]) < self.batch_size
+                and tokens + lengths[i] <= _TILE_PROMPT_TOKENS[kind]
+                and (len(tiles[-1]) + 1) * wider <= slots_of_cache
+                and (self.adapters == "mixed" or slots[tiles[-1][-1]] == slots[i])
+            ):
                 tiles[-1].append(i)
-                tokens += lengths[i]
+                tokens, widest = tokens + lengths[i], wider
             else:
                 tiles.append([i])
-                tokens = lengths[i]
+                tokens, widest = lengths[i], contexts[i]
         return tiles
 
     def _encode(self, texts: Sequence[Prompt], what: str, *, special: bool) -> list[list[int]]:
@@ -327,7 +342,13 @@ class LLM:
             if isinstance(text, str):
                 ids = self.tokenizer.encode(text, add_special_tokens=special)
             else:
-                ids = [int(t) for t in text]
+                try:
+                    ids = [operator.index(token) for token in text]
+                except TypeError:
+                    raise UsageError(
+                        f"{what} {i} is {text!r:.40}, expected a text or a list of token ids; "
+                        f"a single {what} goes into a list of its own"
+                    ) from None
             self._check_ids(f"{what} {i}", ids)
             encoded.append(ids)
         return encoded

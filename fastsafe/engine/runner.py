@@ -11,14 +11,16 @@ from fastsafe.engine.kv_cache import Decode, KVCache, Prefill
 from fastsafe.engine.request import SamplingParams
 from fastsafe.engine.sampling import RowParams, sample
 from fastsafe.model.attention import PackedAttention
+from fastsafe.model.lora import MIN_ROWS
 from fastsafe.model.transformer import Project, Transformer
+from fastsafe_kernels import token_logprobs
 
-# Matrix products with fewer rows may take another code path of the BLAS, with other bits. Tiles
-# are padded with copies of their last row, so that a row alone and in a crowd get the same ones.
-MIN_ROWS = 16
 # Rows are dropped from the cache in batches: copying it each time one row ends costs more than
 # computing a few dead rows.
 _COMPACT_SHARE = 0.25
+
+# Most logits of scored tokens in memory at once: 64 MiB in fp32.
+_LOGIT_ELEMENTS = 1 << 24
 
 ProjectFor = Callable[[Tensor], Project | None]  # slots [M] of the packed rows -> projection
 
@@ -71,8 +73,8 @@ class _Tile:
         self.on_done = on_done
         self.rows: list[Row | None] = list(rows) + [None] * max(0, MIN_ROWS - len(rows))
         last = rows[-1]
-        self.prompts = [(row or last).prompt for row in self.rows]
-        # the padding rows of None repeat the last row and are never read
+        # the padding rows of None are never read; one token each is enough
+        self.prompts = [row.prompt if row else last.prompt[:1] for row in self.rows]
         self.slots = torch.tensor([(row or last).slot for row in self.rows])
         self.params = RowParams.stack([(row or last).params for row in self.rows], model.device)
         self.wants_logprobs = any(row.params.logprobs for row in rows)
@@ -154,8 +156,7 @@ class _Tile:
         finite = logits.amax(-1).isfinite().tolist()
         logprobs: list[float] = []
         if self.wants_logprobs:
-            rows = torch.arange(len(chosen), device=chosen.device)
-            logprobs = (logits[rows, chosen] - logits.logsumexp(-1)).tolist()
+            logprobs = token_logprobs(logits, chosen).tolist()
         for i, token_id in enumerate(chosen.tolist()):
             row = self.rows[i]
             if row is None:
@@ -216,11 +217,18 @@ def score_tile(
             project_for(owner),
             torch.tensor(keep, device=device),
         )
-        logits = model.logits(hidden)[:count]
         target_ids = torch.tensor(targets, device=device)
-        chosen = logits.gather(1, target_ids[:, None])[:, 0]
-        logprobs = (chosen - logits.logsumexp(-1)).clamp(max=0).tolist()
-        greedy = (logits.argmax(-1) == target_ids).tolist()
+        logprobs: list[float] = []
+        greedy: list[bool] = []
+        # in chunks: the logits of a whole tile of a large vocabulary do not fit
+        rows = max(MIN_ROWS, _LOGIT_ELEMENTS // model.config.vocab_size)
+        for begin in range(0, count, rows):
+            t = target_ids[begin : begin + rows]
+            chunk = hidden[begin : begin + rows]
+            short = max(0, MIN_ROWS - len(chunk))
+            logits = model.logits(torch.cat([chunk, chunk[-1:].expand(short, -1)]))[: len(t)]
+            logprobs += token_logprobs(logits, t).clamp(max=0).tolist()
+            greedy += (logits.argmax(-1) == t).tolist()
         results, at = [], 0
         for ids, given in zip(token_ids, prompt_lengths, strict=True):
             n = len(ids) - given

@@ -39,8 +39,8 @@ def gumbel(seeds: Tensor, positions: Tensor, vocab_size: int) -> Tensor:
     key = _mix(key ^ (positions & _M32))
     tokens = torch.arange(vocab_size, device=seeds.device)
     bits = _mix(key[:, None] ^ _mix(tokens * 0x9E3779B1 & _M32))
-    # 24 bits, centred in their interval: never 0 or 1
-    uniform = ((bits >> 8).to(torch.float32) + 0.5) * 2.0**-24
+    # 23 bits, centred in their interval: exact in fp32, never 0 or 1, so the noise is finite
+    uniform = ((bits >> 9).to(torch.float32) + 0.5) * 2.0**-23
     return -torch.log(-torch.log(uniform))
 
 

@@ -142,9 +142,11 @@ class PackedAttention:
         """Attention with the scores squashed, which no fused kernel does: q [B, H, T, D]."""
         B, H, T, D = q.shape
         grouped = q.reshape(B, k.shape[1], -1, T, D)
-        scores = squash(torch.matmul(grouped, k.unsqueeze(2).transpose(3, 4)) * scale, cap)
-        scores = scores + self._mask(T, window, q)
-        return torch.matmul(torch.softmax(scores, -1), v.unsqueeze(2)).view(B, H, T, D)
+        products = torch.matmul(grouped, k.unsqueeze(2).transpose(3, 4))
+        products = products.to(torch.promote_types(q.dtype, torch.float32))
+        scores = squash(products * scale, cap) + self._mask(T, window, products)
+        weights = torch.softmax(scores, -1).to(v.dtype)
+        return torch.matmul(weights, v.unsqueeze(2)).view(B, H, T, D)
 
     def _mask(self, length: int, window: int | None, like: Tensor) -> Tensor:
         """Additive causal mask [T, T] in the dtype of ``like``, made once."""

@@ -21,6 +21,8 @@ from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import LinearSlot, Project, Transformer
 
 BASE = -1  # slot of a row without an adapter
+# Matrix products with fewer rows may take another code path of the BLAS, with other bits.
+MIN_ROWS = 16
 
 
 class LoraWeights(NamedTuple):
@@ -238,36 +240,47 @@ class AdapterBank:
         return entry[1]
 
 
+@dataclass(frozen=True)
+class _Segment:
+    """Rows of a batch that have one adapter."""
+
+    slot: int
+    index: Tensor  # padded to MIN_ROWS with its last row, so that a row's bits stay its own
+    count: int  # real rows
+
+
 class _Mixed:
     def __init__(self, model: Transformer, adapter_ids: Tensor, fused: Mapping[int, Fused]) -> None:
         self.model = model
-        self.adapter_ids = adapter_ids
+        self.adapter_ids = adapter_ids.to(model.device)
         self.fused = fused
-        self._all = self._segments(adapter_ids)
+        self._all = self._segments(self.adapter_ids)
+        self._kept: tuple[Tensor, list[_Segment]] | None = None  # of the rows last asked for
 
-    def _segments(self, ids: Tensor) -> list[tuple[int, Tensor | slice]]:
-        segments: list[tuple[int, Tensor | slice]] = []
+    def _segments(self, ids: Tensor) -> list["_Segment"]:
+        segments = []
         for slot in self.fused:
             index = (ids == slot).nonzero()[:, 0]
-            if len(index):
-                first, last = int(index[0]), int(index[-1])
-                whole = last - first + 1 == len(index)
-                segments.append((slot, slice(first, last + 1) if whole else index))
+            if count := len(index):
+                padded = torch.cat([index, index[-1:].expand(max(0, MIN_ROWS - count))])
+                segments.append(_Segment(slot, padded, count))
         return segments
+
+    def _of(self, rows: Tensor | None) -> list["_Segment"]:
+        if rows is None:
+            return self._all
+        if self._kept is None or self._kept[0] is not rows:
+            self._kept = (rows, self._segments(self.adapter_ids[rows]))
+        return self._kept[1]
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         y = self.model.linear(layer, name, x)
-        segments = self._all if rows is None else self._segments(self.adapter_ids[rows])
-        for slot, index in segments:
-            lora = self.fused[slot].get((layer, name))
-            if lora is None:
-                continue
-            if isinstance(index, slice):
-                lora.add_to(y[index], x[index])
-            else:
-                part = y[index]
-                lora.add_to(part, x[index])
-                y[index] = part
+        for segment in self._of(rows):
+            lora = self.fused[segment.slot].get((layer, name))
+            if lora is not None:
+                part = y[segment.index]
+                lora.add_to(part, x[segment.index])
+                y[segment.index[: segment.count]] = part[: segment.count]
         return y
 
 

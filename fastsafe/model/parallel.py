@@ -6,6 +6,7 @@ always computed by one thread, its bits do not depend on how many cores there ar
 beside it.
 """
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -30,17 +31,44 @@ class TileRunner:
         return self._pool.map(fn, tiles)
 
 
+class _SingleThreaded:
+    """Holds torch at one thread while any runner lives; the setting is one for the process."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._threads = 1
+
+    def enter(self) -> int:
+        """Set one thread; the number of threads that the caller may use."""
+        with self._lock:
+            if self._depth == 0:
+                self._threads = torch.get_num_threads()
+            self._depth += 1
+            torch.set_num_threads(1)
+            return self._threads
+
+    def leave(self) -> None:
+        """Restore the setting when the last runner ends."""
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0:
+                torch.set_num_threads(self._threads)
+
+
+_single_threaded = _SingleThreaded()
+
+
 @contextmanager
 def tile_runner(device: torch.device) -> Iterator[TileRunner]:
     """Give a runner; on a CPU, torch's own threads are set to one while it lives.
 
     On a GPU tiles run one after another: the device is the parallel part.
     """
-    threads = torch.get_num_threads()
     if device.type != "cpu":
         yield TileRunner(None)
         return
-    torch.set_num_threads(1)
+    threads = _single_threaded.enter()
     try:
         if threads == 1:
             yield TileRunner(None)
@@ -48,4 +76,4 @@ def tile_runner(device: torch.device) -> Iterator[TileRunner]:
             with ThreadPoolExecutor(threads, thread_name_prefix="tile") as pool:
                 yield TileRunner(pool)
     finally:
-        torch.set_num_threads(threads)
+        _single_threaded.leave()

@@ -266,6 +266,10 @@ def _patterns(raw: Mapping[str, Any], key: str, where: str) -> list[tuple[str, A
     value = raw.get(key) or {}
     if not isinstance(value, dict):
         raise AdapterError(f"{where}: {key} is {value!r}, expected an object")
+    if len(value) > _MAX_PATTERNS:
+        raise AdapterError(
+            f"{where}: {key} has {len(value)} patterns, expected at most {_MAX_PATTERNS}"
+        )
     for pattern in value:
         check_pattern(pattern, f"{where}: {key}")
     return list(value.items())
@@ -303,7 +307,8 @@ def _layer_of(module: str) -> int | None:
 
 _MAX_PATTERN = 512
 _MAX_REPEATS = 6
-_REPEAT = re.compile(r"(?<!\\)(?:[*+]|\{[0-9,]*\})")
+_MAX_PATTERNS = 256
+_REPEAT = re.compile(r"(?<!\\)(?:[*+]|\{[0-9,]*\}|(?<![(*+?}])\?)")
 
 
 def check_pattern(pattern: str, where: str) -> re.Pattern[str]:

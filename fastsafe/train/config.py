@@ -51,11 +51,16 @@ class TrainConfig:
     objective: Literal["sft"] = "sft"
 
     def __post_init__(self) -> None:
+        for name in ("rank", "warmup_steps", "batch_size", "seed", "max_steps"):
+            value = getattr(self, name)
+            is_unset = name == "max_steps" and value is None
+            if not is_unset and (isinstance(value, bool) or not isinstance(value, int)):
+                raise UsageError(f"TrainConfig: {name} is {value!r}, expected an integer")
         for name, ok, wanted in (
             ("rank", 1 <= self.rank <= 4096, "an integer in [1, 4096]"),
             ("alpha", math.isfinite(self.alpha), "a finite number"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
-            ("learning_rate", 0 <= self.learning_rate < math.inf, "at least 0"),
+            ("learning_rate", 0 <= self.learning_rate <= 10, "in [0, 10]"),
             ("schedule", self.schedule in ("constant", "linear", "cosine"), "a known schedule"),
             ("warmup_steps", self.warmup_steps >= 0, "at least 0"),
             ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1 or None"),
@@ -75,7 +80,9 @@ class TrainConfig:
         """Optimizer steps over a set of ``num_rows`` rows."""
         if self.max_steps is not None:
             return self.max_steps
-        return max(1, math.ceil(self.epochs * math.ceil(num_rows / self.batch_size)))
+        # rounded first: 1.1 epochs of 50 batches are 55 steps, not 56
+        batches = math.ceil(num_rows / self.batch_size)
+        return max(1, math.ceil(round(self.epochs * batches, 6)))
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """Learning rate of the step with this index, counted from 0."""

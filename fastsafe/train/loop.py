@@ -7,6 +7,7 @@ order, so training it among others gives the same bits as training it alone.
 
 import math
 import random
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -75,8 +76,11 @@ def finetune(
     """
     names = [job.name for job in jobs]
     for name in names:
-        if not name or Path(name).name != name or names.count(name) > 1:
-            raise UsageError(f"finetune: job name {name!r} is empty, a path, or used twice")
+        if not re.fullmatch(r"[\w+-][\w.+-]{0,127}", name) or names.count(name) > 1:
+            raise UsageError(
+                f"finetune: job name {name!r} cannot name a directory of its own; use each once, "
+                "of at most 128 letters, digits and . _ + - with no dot first"
+            )
     states = [_Job(llm, job) for job in jobs]
     num_steps = max((state.num_steps for state in states), default=0)
     with tile_runner(llm.model.device) as runner:
@@ -190,7 +194,12 @@ class _Job:
         gradient = torch.cat([g.flatten() for g in results[0][1]])
         for _, gradients in results[1:]:
             gradient += torch.cat([g.flatten() for g in gradients])
-        clip(gradient, self.config.max_grad_norm)
+        norm = clip(gradient, self.config.max_grad_norm)
+        if not math.isfinite(norm):
+            raise TrainingError(
+                f"finetune: job {self.name!r} has a gradient of norm {norm} at step {step}; "
+                "lower its learning rate or check its rows"
+            )
         self.optimizer.step(gradient, self.config.learning_rate_at(step, self.num_steps))
         self.losses.append(loss)
 
@@ -210,6 +219,6 @@ def hash_seed(*parts: int) -> int:
     """A 63-bit seed that depends on every part (FNV-1a, Fowler et al. 1991)."""
     value = 0xCBF29CE484222325
     for part in parts:
-        for byte in part.to_bytes(8, "little", signed=True):
+        for byte in (part & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little"):
             value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
     return value >> 1

@@ -94,7 +94,7 @@ class TrainedLora:
             for slot, (rank, _) in zip(groups[key], ranks[key], strict=True)
         ]
         self.flat = torch.zeros(sum(sizes), dtype=torch.float32)
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed % (1 << 63))
         self.flat = self.flat.to(model.device)
         self.fused: dict[tuple[int, str], _Fused] = {}
         self.leaves: list[Tensor] = []

@@ -3,10 +3,10 @@
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastsafe.model.transformer import Transformer
+from fastsafe_kernels import token_logprobs
 
 # Most logits in memory at once, in elements: 64 MiB in fp32.
 _CHUNK_ELEMENTS = 1 << 24
@@ -23,7 +23,7 @@ class _TokenLoss(torch.autograd.Function):
         for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
             with torch.enable_grad():
                 leaf = h.detach().requires_grad_()
-                loss = F.cross_entropy(model.logits(leaf), t, reduction="sum")
+                loss = -token_logprobs(model.logits(leaf), t).sum()
                 gradients.append(torch.autograd.grad(loss, leaf)[0])
             total += loss.detach()
         ctx.save_for_backward(torch.cat(gradients))

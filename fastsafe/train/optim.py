@@ -33,9 +33,13 @@ class AdamW:
         self.parameters.addcdiv_(self.mean, denominator, value=-step_size)
 
 
-def clip(gradient: Tensor, max_norm: float) -> Tensor:
-    """Scale ``gradient`` [P] in place to an L2 norm of at most ``max_norm``; 0 means never."""
+def clip(gradient: Tensor, max_norm: float) -> float:
+    """Scale ``gradient`` [P] in place to an L2 norm of at most ``max_norm``; 0 means never.
+
+    Returns:
+        The norm before.
+    """
+    norm = torch.linalg.vector_norm(gradient)
     if max_norm > 0:
-        norm = torch.linalg.vector_norm(gradient)
         gradient.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return gradient
+    return float(norm)

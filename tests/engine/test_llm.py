@@ -19,6 +19,12 @@ def prompts(count: int, seed: int = 0) -> list[list[int]]:
     return [[rng.randrange(96) for _ in range(rng.randint(1, 40))] for _ in range(count)]
 
 
+@pytest.fixture(params=["merged", "mixed"])
+def llm(checkpoint: Path, request: pytest.FixtureRequest) -> LLM:
+    """The checkpoint, loaded fresh, with either way of applying adapters."""
+    return LLM(checkpoint, adapters=request.param)
+
+
 @pytest.fixture
 def adapters(llm: LLM, tmp_path: Path) -> list[str]:
     """Two adapters, trained a little, loaded."""
@@ -162,6 +168,9 @@ def test_score_does_not_depend_on_the_batch(llm: LLM, adapters: list[str]) -> No
         (lambda m: m.generate([[-1]]), "token id -1"),
         (lambda m: m.generate([[5] * 128]), "needs 129 positions, the model has 128"),
         (lambda m: m.generate("hello"), "expected a list of prompts"),
+        (lambda m: m.generate([1, 2]), "prompt 0 is 1, expected a text or a list of token ids"),
+        (lambda m: m.generate([["w5"]]), r"prompt 0 is \['w5'\], expected a text or a list"),
+        (lambda m: m.generate([[1.5]]), r"prompt 0 is \[1.5\], expected a text or a list"),
         (lambda m: m.generate([[5]], [FREE, FREE]), "2 params, expected 1"),
         (lambda m: m.generate([[5]], FREE, adapters=["a", "b"]), "adapters is 2, expected 1"),
         (lambda m: m.generate([[5]], FREE, adapters="a"), "adapters is 'a', expected 1"),
@@ -207,3 +216,37 @@ def test_half_precision_follows_single(checkpoint: Path, llm: LLM, dtype: str) -
     assert (got - want).abs().max() < 0.05 * want.abs().max()
     (out,) = half.generate([ids], FREE)
     assert len(out.token_ids) == 20
+
+
+def test_ignored_eos_does_not_ignore_the_callers_stop_ids(llm: LLM) -> None:
+    (prompt,) = prompts(1)
+    (free,) = llm.generate([prompt], SamplingParams(max_tokens=8, ignore_eos=True))
+    stop = SamplingParams(max_tokens=8, ignore_eos=True, stop_token_ids=[free.token_ids[2]])
+    assert llm.generate([prompt], stop)[0].finish_reason == "stop"
+
+
+def test_tiles_keep_to_the_memory_of_the_cache(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that could grow long do not share a tile, and answer as before."""
+    many = prompts(40)
+    want = llm.generate(many, FREE)
+    row = 2 * 2 * 2 * 16 * 4 * 128  # K and V, layers, heads, head size, bytes, whole context
+    monkeypatch.setattr("fastsafe.engine.llm._TILE_CACHE_BYTES", {"cpu": 4 * row})
+    long = SamplingParams(max_tokens=1000, ignore_eos=True, logprobs=True)
+    cut = llm.generate(many, long)
+    assert [c.token_ids[:20] for c in cut] == [c.token_ids for c in want]
+
+
+def test_overlapping_calls_restore_the_number_of_threads(llm: LLM) -> None:
+    from concurrent.futures import ThreadPoolExecutor
+
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with ThreadPoolExecutor(3) as pool:
+            outs = list(pool.map(lambda _: llm.generate(prompts(20), FREE), range(6)))
+        assert all(out == outs[0] for out in outs)
+        assert torch.get_num_threads() == 2
+        with ThreadPoolExecutor(1) as pool:
+            assert pool.submit(torch.get_num_threads).result() == 2
+    finally:
+        torch.set_num_threads(threads)

@@ -10,7 +10,6 @@ from fastsafe.errors import UsageError
 
 
 def draw(logits: torch.Tensor, count: int, **options: float) -> torch.Tensor:
-    params = [SamplingParams(temperature=1.0, seed=i) for i in range(count)]
     params = [SamplingParams(**({"temperature": 1.0, "seed": i} | options)) for i in range(count)]
     rows = RowParams.stack(params, logits.device)
     return sample(logits.expand(count, -1), rows, torch.arange(count))
@@ -106,3 +105,14 @@ def test_temperature_zero_is_argmax_beside_sampled_rows() -> None:
 def test_wrong_parameters(options: dict[str, float], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         SamplingParams(**options)
+
+
+def test_noise_is_finite_where_the_hash_is_at_its_ends() -> None:
+    """One in 2^23 hashes rounds to 1 if it is not cut: this seed has one among 128k tokens."""
+    seeds = torch.arange(200, 240)
+    noise = gumbel(seeds, torch.zeros(40, dtype=torch.int64), 128_256)
+    assert noise.isfinite().all()
+    logits = torch.zeros(1, 128_256)
+    logits[0, 7] = 50
+    params = RowParams.stack([SamplingParams(temperature=1.0, top_k=1, seed=221)], logits.device)
+    assert sample(logits, params, torch.zeros(1, dtype=torch.int64)).tolist() == [7]

@@ -121,6 +121,8 @@ def test_partial_and_mis_shaped_adapters_are_refused_whole(
         ({"alpha_pattern": ["q_proj"]}, r"alpha_pattern is \['q_proj'\], expected an object"),
         ({"target_modules": "(.*)*q_proj"}, "repeats a group"),
         ({"target_modules": ".*" * 7 + "q_proj"}, "more than 6 repeats"),
+        ({"target_modules": ".?" * 7 + "q_proj"}, "more than 6 repeats"),
+        ({"rank_pattern": {f"m{i}": 2 for i in range(300)}}, "has 300 patterns"),
         ({"target_modules": "q_proj("}, "is no regular expression"),
         ({"target_modules": "x" * 600}, "pattern has 600 characters"),
         ({"target_modules": []}, r"target_modules is \[\]"),

@@ -78,7 +78,7 @@ def test_result_loads_and_changes_answers(llm: LLM, tmp_path: Path) -> None:
     base, tuned = llm.generate([[5, 70]] * 2, adapters=[None, "habit"])
     assert tuned.token_ids == (7, 8, 9, 1)
     assert base.token_ids[:4] != (7, 8, 9, 1)
-    assert result.num_tokens == sum(6 for _ in range(80 * 16)) - 6 * 16 * 0 - _missing(80, 50)
+    assert result.num_tokens == 6 * 80 * 16 - _missing(80, 50)
 
 
 def _missing(steps: int, count: int) -> int:
@@ -107,7 +107,7 @@ def test_every_epoch_sees_every_row_once(llm: LLM, tmp_path: Path) -> None:
 
 
 def test_no_adapter_without_training_changes_nothing(llm: LLM, tmp_path: Path) -> None:
-    """B starts at zero: an untrained adapter changes no bit of the mixed projection."""
+    """B starts at zero: an untrained adapter changes no bit."""
     config = TrainConfig(max_steps=1, learning_rate=0.0)
     (result,) = finetune(llm, [FinetuneJob("zero", rows(4), config)], tmp_path)
     llm.load_adapter(result.adapter_dir)
@@ -127,6 +127,9 @@ def test_nan_loss_names_the_job_and_the_step(llm: LLM, tmp_path: Path) -> None:
     [
         (FinetuneJob("../up", rows(2), TrainConfig()), UsageError, "job name '../up'"),
         (FinetuneJob("", rows(2), TrainConfig()), UsageError, "job name ''"),
+        (FinetuneJob("..", rows(2), TrainConfig()), UsageError, "job name '..'"),
+        (FinetuneJob("a\0b", rows(2), TrainConfig()), UsageError, "cannot name a directory"),
+        (FinetuneJob("n" * 300, rows(2), TrainConfig()), UsageError, "at most 128 letters"),
         (FinetuneJob("a", [], TrainConfig()), UsageError, "has no rows"),
         (
             FinetuneJob("a", [{"prompt": [3] * 100, "completion": [3] * 100}], TrainConfig()),
@@ -153,6 +156,10 @@ def test_wrong_jobs_are_one_sentence(
     ("options", "message"),
     [
         ({"rank": 0}, "rank is 0"),
+        ({"rank": 8.5}, "rank is 8.5, expected an integer"),
+        ({"rank": "8"}, "rank is '8', expected an integer"),
+        ({"max_steps": 2.5}, "max_steps is 2.5, expected an integer"),
+        ({"learning_rate": 1e38}, r"learning_rate is 1e\+38, expected in \[0, 10\]"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"schedule": "step"}, "schedule is 'step'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
@@ -173,3 +180,13 @@ def test_schedules_follow_their_formulas() -> None:
     assert rates("constant") == [0.0, 0.5, 1.0, 1.0, 1.0, 1.0]
     assert rates("linear") == [0.0, 0.5, 1.0, 0.75, 0.5, 0.25]
     assert rates("cosine") == [0.0, 0.5, 1.0, 0.853553, 0.5, 0.146447]
+
+
+def test_epochs_are_not_rounded_up_by_a_bit() -> None:
+    assert TrainConfig(epochs=1.1, batch_size=1).num_steps(50) == 55
+    assert TrainConfig(epochs=0.5, batch_size=4).num_steps(9) == 2
+
+
+def test_huge_seeds_work(llm: LLM, tmp_path: Path) -> None:
+    config = TrainConfig(max_steps=1, seed=2**70)
+    assert finetune(llm, [FinetuneJob("a", rows(4), config)], tmp_path)[0].losses
