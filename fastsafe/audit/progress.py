@@ -5,11 +5,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, TextIO
+from typing import Any, TextIO
 
 
-class Progress(Protocol):
-    """Receives the progress of one run. Calls may come from several threads, one at a time."""
+class Progress:
+    """Receives the progress of one run and shows nothing; each subclass shows it in its way.
+
+    Calls may come from several threads, one at a time.
+    """
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Open a stage of ``total`` units."""
@@ -59,26 +62,7 @@ def following(progress: Progress) -> Iterator[Callable[[str, int, int, float], N
             progress.end()
 
 
-class Silent:
-    """Shows nothing."""
-
-    def begin(self, stage: str, total: int, unit: str) -> None:
-        """Show nothing."""
-
-    def advance(self, count: int, note: str = "") -> None:
-        """Show nothing."""
-
-    def end(self) -> None:
-        """Show nothing."""
-
-    def say(self, text: str) -> None:
-        """Show nothing."""
-
-    def event(self, name: str, **fields: Any) -> None:
-        """Show nothing."""
-
-
-class Lines(Silent):
+class Lines(Progress):
     """Plain lines, for logs and pipes: when a stage begins and ends, and every few seconds."""
 
     def __init__(self, stream: TextIO, every_s: float = 5.0) -> None:
@@ -119,7 +103,7 @@ class Lines(Silent):
         self._stream.flush()
 
 
-class Events(Silent):
+class Events(Progress):
     """One JSON object per line, at most one progress event per second."""
 
     def __init__(self, stream: TextIO, every_s: float = 1.0) -> None:
@@ -156,7 +140,7 @@ class Events(Silent):
         self._stream.flush()
 
 
-class Bars(Silent):
+class Bars(Progress):
     """A rich bar per stage with the time left."""
 
     def __init__(self, stream: TextIO) -> None:
@@ -166,24 +150,17 @@ class Bars(Silent):
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Show a bar under those that are done."""
-        from rich.progress import (
-            BarColumn,
-            MofNCompleteColumn,
-            Progress,
-            TextColumn,
-            TimeElapsedColumn,
-            TimeRemainingColumn,
-        )
+        from rich import progress as rich
 
-        self._bar = Progress(
-            TextColumn("{task.description:<9}"),
-            BarColumn(bar_width=32),
-            MofNCompleteColumn(),
-            TextColumn(unit),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
+        self._bar = rich.Progress(
+            rich.TextColumn("{task.description:<9}"),
+            rich.BarColumn(bar_width=32),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn(unit),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("left"),
+            rich.TimeRemainingColumn(),
+            rich.TextColumn("{task.fields[note]}"),
             console=self._console,
         )
         self._task = self._bar.add_task(stage, total=total, note="")

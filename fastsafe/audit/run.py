@@ -12,7 +12,7 @@ import fastsafe
 from fastsafe.audit import lock, manifest, stages
 from fastsafe.audit import store as stores
 from fastsafe.audit.plan import Plan, differences, make_plan, settings
-from fastsafe.audit.progress import Progress, Silent
+from fastsafe.audit.progress import Progress
 from fastsafe.audit.recipe import Recipe, load, revise
 from fastsafe.audit.results import make_results
 from fastsafe.audit.runtime import ModelRuntime, Runtime
@@ -108,7 +108,7 @@ def audit(
         Path(out) if out is not None else default_out(plan.recipe),
         resume=resume,
         show_completions=show_completions,
-        progress=progress or Silent(),
+        progress=progress or Progress(),
     )
 
 
@@ -156,7 +156,7 @@ def execute(
     Raises:
         StoreError: The run directory is in use, from another recipe, or cannot be written.
     """
-    progress = progress or Silent()
+    progress = progress or Progress()
     is_new = _is_new(run_dir)
     if is_new or not resume:
         # a checkpoint that cannot be loaded must leave no trace

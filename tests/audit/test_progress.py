@@ -11,7 +11,6 @@ from fastsafe.audit.progress import (
     Events,
     Lines,
     Progress,
-    Silent,
     duration,
     following,
     stage,
@@ -68,7 +67,7 @@ def test_bars() -> None:
 
 
 def test_silence() -> None:
-    show(Silent())
+    show(Progress())
 
 
 def test_a_stage_closes_on_errors() -> None:
