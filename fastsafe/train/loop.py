@@ -81,7 +81,8 @@ def finetune(
                 f"finetune: job name {name!r} cannot name a directory of its own; use each once, "
                 "of at most 128 letters, digits and . _ + - with no dot first"
             )
-    states = [_Job(llm, job) for job in jobs]
+    encoded: dict[str, Example] = {}
+    states = [_Job(llm, job, encoded) for job in jobs]
     num_steps = max((state.num_steps for state in states), default=0)
     with tile_runner(llm.model.device) as runner:
         for step in range(num_steps):
@@ -97,15 +98,20 @@ def finetune(
 
 
 class _Job:
-    def __init__(self, llm: FrozenBase, job: FinetuneJob) -> None:
+    def __init__(self, llm: FrozenBase, job: FinetuneJob, encoded: dict[str, Example]) -> None:
+        """Prepare a job; ``encoded`` holds rows of the jobs before it, as they often share them."""
         config = job.config
         self.name = job.name
         self.config: TrainConfig = config
         self.model = llm.model
-        self.examples = [
-            encode_row(row, llm.tokenizer, loss_on=config.loss_on, where=f"{job.name}: row {i}")
-            for i, row in enumerate(job.examples)
-        ]
+        self.examples: list[Example] = []
+        for i, row in enumerate(job.examples):
+            key = f"{config.loss_on} {row!r}"
+            if key not in encoded:
+                encoded[key] = encode_row(
+                    row, llm.tokenizer, loss_on=config.loss_on, where=f"{job.name}: row {i}"
+                )
+            self.examples.append(encoded[key])
         if not self.examples:
             raise UsageError(f"finetune: job {job.name!r} has no rows")
         longest = max(len(e.token_ids) for e in self.examples)
