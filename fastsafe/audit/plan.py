@@ -70,7 +70,7 @@ class Plan:
     """All work of a run, in order."""
 
     recipe: Recipe
-    engine: Mapping[str, str]  # checkpoint_sha256, device, dtype
+    engine: Mapping[str, str]  # checkpoint_sha256, tokenizer_sha256, device, dtype
     conditions: tuple[Condition, ...]
     training_rows: Mapping[str, Sequence[dict[str, Any]]]  # condition id -> rows
     prompts: Mapping[str, Prompt]  # sha256 -> prompt
@@ -120,7 +120,7 @@ def make_plan(
         recipe: Checked recipe.
         source: Of behaviours and rows.
         tokenizer: Of the checkpoint; its chat template renders every prompt once.
-        engine: ``checkpoint_sha256``, ``device`` and ``dtype``.
+        engine: Hashes of the model's files, ``device`` and ``dtype``.
 
     Raises:
         FastsafeError: A source has too few rows, or the tokenizer has no chat template.

@@ -1,5 +1,6 @@
 """What trains and answers: the border between a run and the engine, loaded only when needed."""
 
+import hashlib
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +14,15 @@ from fastsafe.audit.source import sources
 
 OnAnswer = Callable[[int, "Reply"], None]  # index into the requests, its reply
 OnStep = Callable[[int, float], None]  # steps done by every job, mean loss
+
+# The files beside the weights that render prompts, end answers and turn tokens into text.
+_TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "generation_config.json",
+)
 
 
 @dataclass(frozen=True)
@@ -56,7 +66,7 @@ class Runtime(Protocol):
 
     @property
     def engine(self) -> Mapping[str, str]:
-        """``checkpoint_sha256``, ``device`` and ``dtype``: what answers depend on."""
+        """Hashes of the model's files, ``device`` and ``dtype``: what answers depend on."""
 
     def load(self) -> None:
         """Put the weights on the device; a second call does nothing."""
@@ -128,6 +138,7 @@ class ModelRuntime:
         """What answers depend on, beside the rows."""
         return {
             "checkpoint_sha256": self.checkpoint.sha256(),
+            "tokenizer_sha256": _text_sha256(self.path),
             "device": self._device.partition(":")[0],
             "dtype": self._dtype,
         }
@@ -212,3 +223,13 @@ class ModelRuntime:
             if name not in self._loaded:
                 self._llm.load_adapter(path, name)
                 self._loaded[name] = path
+
+
+def _text_sha256(folder: Path) -> str:
+    """Hash the names and contents of the files that decode and end answers."""
+    total = hashlib.sha256()
+    for name in _TEXT_FILES:
+        if (folder / name).is_file():
+            digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
+            total.update(f"{name} {digest}\n".encode())
+    return total.hexdigest()
