@@ -25,6 +25,8 @@ RESULTS = "results.json"
 REPORT = "report.html"
 EXPORTS = "exports"
 
+_LOGS = tuple(f"{stores.NAME}-{log}" for log in ("wal", "shm", "journal"))
+
 
 @dataclass(frozen=True)
 class Run:
@@ -164,6 +166,8 @@ def execute(
     with _explained(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
     with lock.exclusive(run_dir), _explained(run_dir):
+        for folder in (run_dir, run_dir / EXPORTS):
+            atomic.remove_leftovers(folder)
         if not resume:
             _clear(run_dir)
         with closing(_open(run_dir, plan)) as store:
@@ -233,7 +237,7 @@ def _is_new(run_dir: Path) -> bool:
         raise StoreError(f"run {run_dir}: is a file, expected a folder; use another --out")
     if (run_dir / stores.NAME).is_file():
         return False
-    if any(entry.name != lock.NAME for entry in run_dir.iterdir()):
+    if any(entry.name not in (lock.NAME, *_LOGS) for entry in run_dir.iterdir()):
         raise StoreError(
             f"run {run_dir}: is not empty and holds no run; use another --out, or empty it"
         )
@@ -241,11 +245,11 @@ def _is_new(run_dir: Path) -> bool:
 
 
 def _clear(run_dir: Path) -> None:
-    """Delete what a run writes, and nothing else."""
+    """Delete what a run writes and nothing else; killed half-way, what is left is still a run."""
     for name in (stages.ADAPTERS, EXPORTS):
         shutil.rmtree(run_dir / name, ignore_errors=True)
-    kept = (f"{stores.NAME}{suffix}" for suffix in ("", "-wal", "-shm", "-journal"))
-    for name in (*kept, manifest.NAME, RESULTS, REPORT):
+    # the store makes the folder a run, so it goes last; SQLite drops logs that have no store
+    for name in (manifest.NAME, RESULTS, REPORT, stores.NAME, *_LOGS):
         (run_dir / name).unlink(missing_ok=True)
 
 

@@ -150,10 +150,12 @@ def test_a_damaged_adapter_is_trained_again_with_its_wave(
 
 def test_leftovers_of_a_killed_save_are_removed(fake: ModuleType, tmp_path: Path) -> None:
     fake.small_run(tmp_path / "run")
-    left = tmp_path / "run" / "adapters" / ".tmp-code+none-0123"
-    left.mkdir()
-    fake.small_run(tmp_path / "run")
-    assert not left.exists()
+    run_dir = tmp_path / "run"
+    left = [run_dir / name / ".tmp-code+none-0123" for name in ("adapters", "exports", ".")]
+    for folder in left:
+        folder.mkdir(parents=True)
+    fake.small_run(run_dir)
+    assert not any(folder.exists() for folder in left)
 
 
 def test_other_settings_are_refused_with_the_difference(fake: ModuleType, tmp_path: Path) -> None:
@@ -191,6 +193,38 @@ def test_no_resume_starts_over_and_keeps_what_is_not_its_own(
     assert run.results["run"]["seed"] == 5
     assert len(runtime.trained) == 4
     assert (tmp_path / "run" / "notes.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize("resume", [True, False])
+@pytest.mark.parametrize(
+    "name", ["manifest.json", "results.json", "report.html", NAME, f"{NAME}-wal", f"{NAME}-journal"]
+)
+def test_a_crash_while_starting_over_leaves_a_run(
+    fake: ModuleType, tmp_path: Path, unbroken: dict[str, Any], name: str, resume: bool
+) -> None:
+    fake.small_run(tmp_path / "run")
+    unlink = Path.unlink
+
+    def broken(path: Path, missing_ok: bool = False) -> None:
+        if path.name == name:
+            raise Crash(name)
+        unlink(path, missing_ok)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "unlink", broken)
+        with pytest.raises(Crash):
+            execute(
+                fake.small_plan(fake.FakeRuntime()),
+                fake.FakeRuntime(),
+                tmp_path / "run",
+                resume=False,
+            )
+    assert not (tmp_path / "run" / "adapters").exists()
+    for log in ("wal", "journal"):
+        (tmp_path / "run" / f"{NAME}-{log}").write_bytes(b"torn")
+    runtime = fake.FakeRuntime()
+    execute(fake.small_plan(runtime), runtime, tmp_path / "run", resume=resume)
+    assert content(tmp_path / "run") == unbroken
 
 
 def test_a_folder_with_other_things_is_refused(fake: ModuleType, tmp_path: Path) -> None:
