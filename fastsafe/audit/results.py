@@ -55,7 +55,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         over_refusal += _rows(
             benign, judge, over_refusal_rate, _is_refused, "refused", "over_refusal_rate"
         )
-    coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal)]
+    coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility)]
     first_judge = next(iter(judges.values()))
     return {
         "schema": SCHEMA,

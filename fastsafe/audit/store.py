@@ -274,9 +274,9 @@ class Store:
         self._db.executemany("INSERT OR IGNORE INTO judgements VALUES (?, ?, ?, ?, ?, ?)", verdicts)
 
     def unmeasured(self, task: str, metric: str) -> list[Asked]:
-        """Return completed utility rows of a task without a value of this metric."""
+        """Return utility rows of a task that the model answered and this metric has not scored."""
         return self._asked(
-            "p.kind = 'utility' AND p.part = ? AND NOT EXISTS"
+            "p.kind = 'utility' AND p.part = ? AND c.finish_reason != 'error' AND NOT EXISTS"
             " (SELECT 1 FROM utility u WHERE u.key = p.key AND u.metric = ?)",
             task,
             metric,

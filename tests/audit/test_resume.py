@@ -264,4 +264,7 @@ def test_an_answer_without_finite_logits_is_not_judged(
     assert all((c["n"], c["n_scored"], c["answer_rate"]) == (6, 0, None) for c in base)
     tuned = [cell for cell in run.results["cells"] if cell["condition"] != "base"]
     assert all(c["n_scored"] == 6 and c["delta"] is None and c["n_pairs"] == 0 for c in tuned)
+    scored = {(r["condition"] == "base", r["n"], r["n_scored"]) for r in run.results["utility"]}
+    assert scored == {(True, 3, 0), (False, 3, 3)}
+    assert all(row["delta"] is None for row in run.results["utility"])
     assert not run.is_covered
