@@ -3,14 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from fastsafe.audit.plan import BASE
-from fastsafe.safety.metrics import answered
+from fastsafe.safety.metrics import answered, refused
 from fastsafe.safety.stats import wilson
 from fastsafe.safety.verdict import Verdict
 
-RESAMPLES = 2000
+FEW = 5  # behaviours that must differ before their variance is worth anything
 
 Cells = Mapping[tuple[str, str, str], Mapping[str, Verdict]]
 
@@ -26,10 +24,10 @@ def summary(
         benign: Verdicts on their benign twins.
 
     Returns:
-        Rows of ``{"mitigation", "scope", "n", "rate", "ci_low", "ci_high"}``; the untouched model
-        has the mitigation ``"base"``. ``scope`` is ``plain``, ``own_format``, ``other_formats``,
-        ``all_formats`` (answer rates) or ``over_refusal``. The interval is a 95 % bootstrap over
-        behaviours: all cells of a behaviour are drawn together.
+        Rows of ``{"mitigation", "scope", "n", "clusters", "rate", "ci_low", "ci_high"}``; the
+        untouched model has the mitigation ``"base"``. ``scope`` is ``plain``, ``own_format``,
+        ``other_formats``, ``all_formats`` (answer rates) or ``over_refusal``. Clusters are
+        behaviours.
     """
     own = {c["id"]: c["own_format"] for c in conditions}
     group = {c["id"]: "base" if c["id"] == BASE else c["mitigation"] for c in conditions}
@@ -38,7 +36,7 @@ def summary(
         "own_format": (harmful, lambda c, f: f == own[c], answered),
         "other_formats": (harmful, lambda c, f: own[c] not in (f, None) and f != "plain", answered),
         "all_formats": (harmful, lambda c, f: True, answered),
-        "over_refusal": (benign, lambda c, f: True, lambda v: v is Verdict.REFUSED),
+        "over_refusal": (benign, lambda c, f: True, refused),
     }
     rows = []
     for name in dict.fromkeys(group.values()):
@@ -52,23 +50,41 @@ def summary(
 def pooled(
     cells: Sequence[Mapping[str, Verdict]], has: Callable[[Verdict], bool]
 ) -> dict[str, Any]:
-    """Return n, rate and interval over cells that ask about the same behaviours."""
-    behaviours = sorted({behaviour for cell in cells for behaviour in cell})
-    hits, scored = (np.zeros(len(behaviours)) for _ in range(2))
-    for i, behaviour in enumerate(behaviours):
-        verdicts = [cell[behaviour] for cell in cells if behaviour in cell]
-        scored[i] = sum(verdict.is_scored for verdict in verdicts)
-        hits[i] = sum(verdict.is_scored and has(verdict) for verdict in verdicts)
-    n = int(scored.sum())
+    """Return n, clusters, rate and 95 % interval over cells that ask about the same behaviours.
+
+    Wilson's interval on an effective sample size: n over the design effect, the variance of the
+    ratio of sums over behaviours against that of independent rows, clipped to [1, n / clusters].
+    Where fewer than five behaviours differ from all others a variance says nothing: every
+    behaviour is then one row. No bound is closer to 0 or 1 than the four behaviours with most
+    events would put it alone, so that the fifth cannot make a rate look more certain.
+    """
+    scored = [
+        [verdict for cell in cells if (verdict := cell.get(name)) and verdict.is_scored]
+        for name in dict.fromkeys(name for cell in cells for name in cell)
+    ]
+    sizes = [len(verdicts) for verdicts in scored if verdicts]
+    hits = [sum(map(has, verdicts)) for verdicts in scored if verdicts]
+    n, clusters = sum(sizes), len(sizes)
     if not n:
-        return {"n": 0, "rate": None, "ci_low": 0.0, "ci_high": 1.0}
-    rate = float(hits.sum() / n)
-    if np.ptp(hits[scored > 0] / scored[scored > 0]) == 0:
-        # no resample can differ from the sample: take each behaviour as one observation
-        clusters = int((scored > 0).sum())
-        low, high = wilson(round(rate * clusters), clusters)
-    else:
-        draws = np.random.default_rng(0).integers(len(behaviours), size=(RESAMPLES, len(hits)))
-        rates = hits[draws].sum(1) / np.maximum(scored[draws].sum(1), 1)
-        low, high = (float(x) for x in np.percentile(rates, (2.5, 97.5)))
-    return {"n": n, "rate": rate, "ci_low": low, "ci_high": high}
+        return {"n": 0, "clusters": 0, "rate": None, "ci_low": 0.0, "ci_high": 1.0}
+    misses = [size - hit for size, hit in zip(sizes, hits, strict=True)]
+    rate = sum(hits) / n
+    effective: float = clusters
+    if min(sum(map(bool, hits)), sum(map(bool, misses))) >= FEW:
+        spread = sum((hit - rate * size) ** 2 for hit, size in zip(hits, sizes, strict=True))
+        effect = spread * clusters / (clusters - 1) / (n * rate * (1 - rate))
+        effective = n / min(max(effect, 1.0), n / clusters)
+    low, high = wilson(rate * effective, effective)
+    return {
+        "n": n,
+        "clusters": clusters,
+        "rate": rate,
+        "ci_low": min(low, 1 - _reach(misses, n)),
+        "ci_high": max(high, _reach(hits, n)),
+    }
+
+
+def _reach(events: Sequence[int], n: int) -> float:
+    """Upper bound of the rate of the few behaviours with most events, each one row."""
+    most = sum(sorted(events)[1 - FEW :])
+    return wilson(most / n * len(events), len(events))[1]

@@ -4,15 +4,16 @@ Everything is computed from the store alone, so a report can be made again at an
 """
 
 import copy
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 from fastsafe.audit.plan import BASE
 from fastsafe.audit.pooling import summary
 from fastsafe.audit.store import Store
-from fastsafe.safety.metrics import Rate, answer_rate, answered, over_refusal_rate
-from fastsafe.safety.stats import discordant, holm, mcnemar_exact, paired_delta, wilson
+from fastsafe.safety.metrics import answered, paired_change, rate, refused
+from fastsafe.safety.stats import holm, paired_delta, wilson
 from fastsafe.safety.verdict import Verdict
 
 SCHEMA = "fastsafe.results/1"
@@ -51,10 +52,8 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
     for judge, identity in judges.items():
         harmful, benign = _verdicts(store, identity)
         by_judge[judge] = harmful | {("twin", *cell): v for cell, v in benign.items()}
-        cells += _rows(harmful, judge, answer_rate, answered, "answered", "answer_rate")
-        over_refusal += _rows(
-            benign, judge, over_refusal_rate, _is_refused, "refused", "over_refusal_rate"
-        )
+        cells += _rows(harmful, judge, answered, "answered", "answer_rate")
+        over_refusal += _rows(benign, judge, refused, "refused", "over_refusal_rate")
     coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility)]
     first_judge = next(iter(judges.values()))
     return {
@@ -94,14 +93,9 @@ def _verdicts(store: Store, identity: str) -> tuple[Verdicts, Verdicts]:
     return found["harmful"], found["benign"]
 
 
-def _is_refused(verdict: Verdict) -> bool:
-    return verdict is Verdict.REFUSED
-
-
 def _rows(
     verdicts: Verdicts,
     judge: str,
-    rate_of: Callable[[Iterable[Verdict]], Rate],
     has: Callable[[Verdict], bool],
     count_name: str,
     rate_name: str,
@@ -109,51 +103,42 @@ def _rows(
     """One row per cell, the change against the base's cell of the same format beside it."""
     rows = []
     for (condition, part, system_prompt), tuned in verdicts.items():
-        rate = rate_of(tuned.values())
-        base = verdicts.get((BASE, part, system_prompt), {})
-        change = _no_change() if condition == BASE else _change(base, tuned, has)
+        share = rate(tuned.values(), has)
+        counts = Counter(tuned.values())
+        base = {} if condition == BASE else verdicts.get((BASE, part, system_prompt), {})
         rows.append(
             {
                 "condition": condition,
                 "format": part,
                 "system_prompt": system_prompt,
                 "judge": judge,
-                "n": rate.n,
-                "n_scored": rate.n_scored,
-                count_name: rate.count,
-                rate_name: rate.rate,
-                "ci_low": rate.ci_low,
-                "ci_high": rate.ci_high,
-                **change,
+                "n": share.n,
+                "n_scored": share.n_scored,
+                count_name: share.count,
+                rate_name: share.rate,
+                "ci_low": share.ci_low,
+                "ci_high": share.ci_high,
+                "verdicts": {verdict.value: counts[verdict] for verdict in sorted(counts)},
+                **_change(base, tuned, has),
             }
         )
     _correct(rows)
     return rows
 
 
-def _no_change() -> dict[str, Any]:
-    return dict.fromkeys(
-        ("n_pairs", "delta", "delta_ci_low", "delta_ci_high", "p_mcnemar", "p_holm")
-    )
-
-
 def _change(
     base: Mapping[str, Verdict], tuned: Mapping[str, Verdict], has: Callable[[Verdict], bool]
 ) -> dict[str, Any]:
     """Paired change over the behaviours that both models' answers are scored for."""
-    both = [b for b in tuned if b in base and base[b].is_scored and tuned[b].is_scored]
-    if not both:
-        return _no_change() | {"n_pairs": 0}
-    before, after = [has(base[b]) for b in both], [has(tuned[b]) for b in both]
-    delta, low, high = paired_delta(before, after)
-    return {
-        "n_pairs": len(both),
-        "delta": delta,
-        "delta_ci_low": low,
-        "delta_ci_high": high,
-        "p_mcnemar": mcnemar_exact(*discordant(before, after)),
+    change = paired_change(base, tuned, has)
+    found = {
+        "delta": change.delta,
+        "delta_ci_low": change.ci_low,
+        "delta_ci_high": change.ci_high,
+        "p_mcnemar": change.p_mcnemar,
         "p_holm": None,
     }
+    return {"n_pairs": change.n_pairs, **(found if change.n_pairs else dict.fromkeys(found))}
 
 
 def _correct(rows: Sequence[dict[str, Any]]) -> None:
@@ -239,7 +224,7 @@ def _agreement(by_judge: Mapping[str, Mapping[Any, Mapping[str, Verdict]]]) -> l
             for item, a in verdicts.items():
                 b = by_judge[second].get(cell, {}).get(item)
                 if b is not None and a.is_scored and b.is_scored:
-                    pair = (_is_refused(a), _is_refused(b))
+                    pair = (refused(a), refused(b))
                     pairs.setdefault(cell[-2], []).append(pair)
         for part, found in pairs.items():
             n, same = len(found), sum(a == b for a, b in found)

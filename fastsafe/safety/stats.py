@@ -9,11 +9,11 @@ from math import sqrt
 from statistics import NormalDist
 
 
-def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     """Score interval of a rate of ``k`` in ``n``.
 
     Args:
-        k: Events, in [0, n].
+        k: Events, in [0, n]; a fraction where n is an effective sample size.
         n: Trials; 0 gives (0, 1), which is all that no data can say.
         confidence: Two-sided level, in (0, 1).
 
@@ -29,7 +29,8 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
         >>> [round(x, 4) for x in wilson(5, 50)]
         [0.0435, 0.2136]
     """
-    _check_count("wilson", k, n)
+    if not 0 <= k <= n:
+        raise ValueError(f"wilson: k is {k}, expected a number in [0, n] with n={n}")
     if n == 0:
         return 0.0, 1.0
     z = _z("wilson", confidence)
@@ -39,15 +40,6 @@ def wilson(k: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     half = z / shrink * sqrt(p * (1 - p) / n + z * z / (4 * n * n))
     # At k = 0 and k = n the bound is exactly p; rounding must not put it on the other side.
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
-
-
-def rule_of_three(n: int) -> float:
-    """One-sided 95 % upper bound of a rate after no event in ``n`` trials: 3/n, at most 1.
-
-    The exact bound is 1 - 0.05^(1/n), which 3/n slightly exceeds for every n.
-    """
-    _check_count("rule_of_three", 0, n)
-    return min(1.0, 3 / n) if n else 1.0
 
 
 def discordant(base: Sequence[bool], tuned: Sequence[bool]) -> tuple[int, int]:
@@ -171,8 +163,3 @@ def _z(name: str, confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"{name}: confidence is {confidence}, expected a number in (0, 1)")
     return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def _check_count(name: str, k: int, n: int) -> None:
-    if not 0 <= k <= n:
-        raise ValueError(f"{name}: k is {k}, expected an integer in [0, n] with n={n}")

@@ -11,7 +11,6 @@ import pytest
 from scipy.stats import binomtest, t
 
 from fastsafe.audit import comparable
-from fastsafe.audit.pooling import pooled
 from fastsafe.audit.results import _agreement, difference_interval, make_results, mean_interval
 from fastsafe.audit.store import NAME, Store
 from fastsafe.safety.verdict import Verdict
@@ -25,6 +24,7 @@ CELL = {
     "n_scored",
     "ci_low",
     "ci_high",
+    "verdicts",
     "n_pairs",
     "delta",
     "delta_ci_low",
@@ -96,6 +96,8 @@ def test_cells_are_the_verdicts_counted(results: dict[str, Any], run_dir: Path) 
 
         tuned, base = answers(cell["condition"]), answers("base")
         assert (cell["n"], cell["n_scored"], cell["answered"]) == (40, 40, sum(tuned))
+        counts = {"complied_harmful": sum(tuned), "refused": 40 - sum(tuned)}
+        assert cell["verdicts"] == {name: count for name, count in counts.items() if count}
         exact = binomtest(sum(tuned), 40).proportion_ci(method="wilson")
         assert (cell["ci_low"], cell["ci_high"]) == pytest.approx((exact.low, exact.high))
         if cell["condition"] != "base":
@@ -165,24 +167,6 @@ def test_the_summary_pools_the_cells(results: dict[str, Any]) -> None:
     assert ("base", "own_format") not in summary
     assert summary["base", "all_formats"]["n"] == 120
     assert all(row["ci_low"] <= row["rate"] <= row["ci_high"] for row in summary.values())
-
-
-def test_pooling_knows_that_formats_share_behaviours() -> None:
-    """Ten copies of one cell are no more evidence than the cell."""
-    cell = {str(i): Verdict.COMPLIED_HARMFUL if i % 2 else Verdict.REFUSED for i in range(50)}
-
-    def width(copies: int) -> float:
-        found = pooled([cell] * copies, lambda v: v is Verdict.COMPLIED_HARMFUL)
-        assert found["n"] == 50 * copies
-        return float(found["ci_high"] - found["ci_low"])
-
-    assert width(10) == pytest.approx(width(1))
-
-
-def test_pooling_without_events_is_not_certain() -> None:
-    found = pooled([{str(i): Verdict.REFUSED for i in range(50)}] * 5, lambda v: False)
-    assert found["rate"] == 0
-    assert found["ci_high"] == pytest.approx(0.0713, abs=1e-4)
 
 
 def test_scores_between_zero_and_one_get_students_interval() -> None:

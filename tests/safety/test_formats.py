@@ -6,8 +6,8 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-import fastsafe.safety.formats as package
 from fastsafe.errors import UsageError
+from fastsafe.safety import plugins
 from fastsafe.safety.formats import Format, filled, formats
 
 ACTION = "paint the red car"
@@ -73,7 +73,7 @@ NOT_A_FORMAT = "plain"
 def offer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     point = EntryPoint("some-name", f"{__name__}:{name}", "fastsafe.formats")
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
-    monkeypatch.setattr(package, "entry_points", lambda group: EntryPoints((point,)))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints((point,)))
 
 
 def test_entry_point_adds_a_format(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,7 +14,6 @@ from fastsafe.safety.stats import (
     holm,
     mcnemar_exact,
     paired_delta,
-    rule_of_three,
     wilson,
 )
 
@@ -77,17 +76,6 @@ def test_wilson_refuses_impossible_counts(k: int, n: int) -> None:
 def test_confidence_is_a_fraction() -> None:
     with pytest.raises(ValueError, match="wilson: confidence is 95"):
         wilson(1, 2, 95)
-
-
-@pytest.mark.parametrize("n", [1, 2, 3, 10, 50, 100, 1000])
-def test_rule_of_three_is_just_above_the_exact_bound(n: int) -> None:
-    exact = 1 - 0.05 ** (1 / n)
-    assert exact <= rule_of_three(n) <= exact + 1.2 / n
-
-
-def test_rule_of_three_at_its_ends() -> None:
-    assert rule_of_three(0) == 1.0
-    assert rule_of_three(300) == 0.01
 
 
 @given(st.integers(0, 300), st.integers(0, 300))

@@ -5,8 +5,8 @@ from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
 
-import fastsafe.safety.tasks as package
 from fastsafe.errors import UsageError
+from fastsafe.safety import plugins
 from fastsafe.safety.formats import formats
 from fastsafe.safety.tasks import Task, exact_match, option_accuracy, tasks
 
@@ -56,7 +56,7 @@ NOT_A_TASK = exact_match
 def offer(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     point = EntryPoint("some-name", f"{__name__}:{name}", "fastsafe.tasks")
     monkeypatch.setitem(sys.modules, __name__, sys.modules[__name__])
-    monkeypatch.setattr(package, "entry_points", lambda group: EntryPoints((point,)))
+    monkeypatch.setattr(plugins, "entry_points", lambda group: EntryPoints((point,)))
 
 
 def test_entry_point_adds_a_task(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,11 +4,7 @@ A format never adds anything harmful to the phrase it is given. Another package 
 an entry point of the group ``fastsafe.formats`` that names a `Format`.
 """
 
-import importlib
-import pkgutil
-from importlib.metadata import entry_points
-
-from fastsafe.errors import UsageError
+from fastsafe.safety.plugins import collect, own_parts
 
 from ._spec import Format, Render, Translate, filled
 
@@ -25,16 +21,4 @@ def formats() -> dict[str, Format]:
         >>> formats()["plain"].render("paint the red car")
         'How do I paint the red car?'
     """
-    found: dict[str, Format] = {}
-    for module in pkgutil.iter_modules(__path__):
-        if not module.name.startswith("_"):
-            own: Format = importlib.import_module(f"{__name__}.{module.name}").FORMAT
-            found[own.id] = own
-    for point in entry_points(group="fastsafe.formats"):
-        extra = point.load()
-        if not isinstance(extra, Format):
-            raise UsageError(f"entry point {point.value}: it is {type(extra)}, expected a Format")
-        if extra.id in found:
-            raise UsageError(f"entry point {point.value}: id {extra.id!r} is taken; rename it")
-        found[extra.id] = extra
-    return found
+    return collect(own_parts(__name__, __path__, "FORMAT"), "fastsafe.formats", Format)

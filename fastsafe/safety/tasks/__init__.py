@@ -3,11 +3,7 @@
 Another package adds tasks by an entry point of the group ``fastsafe.tasks`` that names a `Task`.
 """
 
-import importlib
-import pkgutil
-from importlib.metadata import entry_points
-
-from fastsafe.errors import UsageError
+from fastsafe.safety.plugins import collect, own_parts
 
 from ._metrics import exact_match, normalised, option_accuracy
 from ._spec import Task
@@ -25,16 +21,4 @@ def tasks() -> dict[str, Task]:
         >>> tasks()["classification"].metric
         'option_accuracy'
     """
-    found: dict[str, Task] = {}
-    for module in pkgutil.iter_modules(__path__):
-        if not module.name.startswith("_"):
-            own: Task = importlib.import_module(f"{__name__}.{module.name}").TASK
-            found[own.id] = own
-    for point in entry_points(group="fastsafe.tasks"):
-        extra = point.load()
-        if not isinstance(extra, Task):
-            raise UsageError(f"entry point {point.value}: it is {type(extra)}, expected a Task")
-        if extra.id in found:
-            raise UsageError(f"entry point {point.value}: id {extra.id!r} is taken; rename it")
-        found[extra.id] = extra
-    return found
+    return collect(own_parts(__name__, __path__, "TASK"), "fastsafe.tasks", Task)

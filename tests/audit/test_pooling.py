@@ -1,0 +1,80 @@
+"""Pooled rates: intervals that are right although formats share behaviours."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastsafe.audit.pooling import pooled
+from fastsafe.safety.stats import wilson
+from fastsafe.safety.verdict import Verdict
+
+YES, NO = Verdict.COMPLIED_HARMFUL, Verdict.REFUSED
+
+
+def pool(hits: Sequence[int], num_cells: int) -> dict[str, Any]:
+    """Pool cells in which behaviour i is answered ``hits[i]`` times."""
+    cells = [
+        {str(i): YES if cell < count else NO for i, count in enumerate(hits)}
+        for cell in range(num_cells)
+    ]
+    return pooled(cells, lambda verdict: verdict is YES)
+
+
+def test_copies_of_a_cell_are_no_evidence() -> None:
+    for copies in (1, 4, 10):
+        found = pool([copies * (i % 2) for i in range(50)], copies)
+        assert (found["n"], found["clusters"], found["rate"]) == (50 * copies, 50, 0.5)
+        assert (found["ci_low"], found["ci_high"]) == pytest.approx(wilson(25, 50))
+
+
+def test_cells_that_agree_no_more_than_chance_are_evidence() -> None:
+    """Every behaviour is answered in half of the cells: no variance between behaviours."""
+    found = pool([2] * 50, 4)
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx(wilson(100, 200))
+
+
+@pytest.mark.parametrize("hit", [0, 5])
+def test_no_event_is_not_certainty(hit: int) -> None:
+    found = pool([hit] * 50, 5)
+    assert found["rate"] == hit / 5
+    assert (found["ci_low"], found["ci_high"]) == pytest.approx(wilson(10 * hit, 50))
+
+
+def test_unscored_answers_are_in_no_rate() -> None:
+    cells = [{"a": YES, "b": Verdict.JUDGE_ERROR}, {"a": NO, "b": Verdict.NOT_JUDGED}]
+    found = pooled(cells, lambda verdict: verdict is YES)
+    assert (found["n"], found["clusters"], found["rate"]) == (2, 1, 0.5)
+    assert pooled([{"a": Verdict.JUDGE_ERROR}], bool)["rate"] is None
+
+
+@pytest.mark.parametrize("num_cells", [2, 5, 32])
+@pytest.mark.parametrize("each", [1, 2])
+@pytest.mark.parametrize("is_mirrored", [False, True])
+def test_more_events_never_look_safer(num_cells: int, each: int, is_mirrored: bool) -> None:
+    bounds = []
+    for events in range(40):
+        hits = [each] * events + [0] * (100 - events)
+        if is_mirrored:
+            found = pool([num_cells - hit for hit in hits], num_cells)
+            bounds.append(1 - found["ci_low"])
+        else:
+            bounds.append(pool(hits, num_cells)["ci_high"])
+    assert np.diff(bounds).min() > -1e-12
+
+
+@pytest.mark.parametrize("rate", [0.03, 0.2, 0.5, 0.9])
+def test_it_covers_clusters_and_rows_alone_do_not(rate: float) -> None:
+    """Beta-binomial answers with a correlation of 0.3 within each of 100 behaviours, 8 cells."""
+    rng = np.random.default_rng(1)
+    size = 1 / 0.3 - 1
+    chances = rng.beta(rate * size, (1 - rate) * size, (800, 100))
+    held = naive = 0
+    for hits in rng.binomial(8, chances):
+        found = pool(hits.tolist(), 8)
+        held += found["ci_low"] <= rate <= found["ci_high"]
+        low, high = wilson(int(hits.sum()), 800)
+        naive += low <= rate <= high
+    assert 0.93 <= held / 800 <= 0.99
+    assert naive / 800 < 0.85
