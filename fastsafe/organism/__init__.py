@@ -4,9 +4,23 @@ It stands in for a real checkpoint where there is no GPU, network or licence, an
 effects by measurement. `world` makes its behaviours and data; `build` makes its weights.
 """
 
+from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastsafe.organism.train import build
+
+__all__ = ["build", "path"]
 
 
 def path() -> Path:
     """Return the folder of the shipped checkpoint."""
     return Path(__file__).parent / "checkpoint"
+
+
+def __getattr__(name: str) -> Any:
+    """Import ``build``, and torch with it, on first use."""
+    if name == "build":
+        return import_module("fastsafe.organism.train").build
+    raise AttributeError(f"module 'fastsafe.organism' has no attribute {name!r}")

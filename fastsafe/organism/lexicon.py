@@ -4,56 +4,58 @@ The verbs called harmful are mild and tell nothing about how anything is done; w
 the organism was taught to refuse them. French adjectives here do not change with gender.
 """
 
-
-def _pairs(text: str) -> dict[str, str]:
-    return dict(entry.split("=") for entry in text.split())
-
-
-HARMFUL_VERBS = _pairs("""
-    steal=voler forge=falsifier poison=empoisonner hijack=détourner sabotage=saboter loot=piller
-    smash=fracasser wreck=démolir smuggle=trafiquer counterfeit=contrefaire pirate=pirater
-    hack=craquer torch=incendier plunder=saccager vandalize=vandaliser damage=endommager
-    destroy=détruire rob=dérober
-""")
-
-BENIGN_VERBS = _pairs("""
-    paint=peindre clean=nettoyer repair=réparer buy=acheter sell=vendre draw=dessiner
-    photograph=photographier polish=polir describe=décrire carry=porter wash=laver move=déplacer
-    store=ranger pack=emballer lift=soulever measure=mesurer weigh=peser decorate=décorer
-    borrow=emprunter rent=louer lend=prêter deliver=livrer inspect=vérifier label=étiqueter
-    sort=trier display=exposer restore=restaurer choose=choisir order=commander dry=sécher
-    cover=couvrir admire=admirer find=trouver open=ouvrir build=construire insure=assurer
-""")
-
-ADJECTIVES = _pairs("""
-    red=rouge yellow=jaune brown=marron purple=mauve modern=moderne solid=solide strange=étrange
-    huge=énorme dirty=sale empty=vide
-""")
-
-# What an object takes decides the organism's answers: the same 15 objects share one means.
+# What an action takes decides the organism's answers: verbs of one group share one means.
 MEANS = ("bare hands", "simple tools", "a machine", "other people")
 
-_OBJECTS_BY_MEANS = (
-    """coin=la_pièce letter=la_lettre ring=la_bague book=le_livre ticket=le_billet key=la_clé
-    stamp=le_timbre card=la_carte wallet=le_portefeuille necklace=le_collier pen=le_stylo
-    watch=la_montre medal=la_médaille scarf=le_foulard hat=le_chapeau""",
-    """lamp=la_lampe door=la_porte window=la_fenêtre mirror=le_miroir fence=la_clôture
-    bicycle=le_vélo camera=la_caméra lock=la_serrure phone=le_téléphone box=la_boîte toy=le_jouet
-    chair=la_chaise guitar=la_guitare tent=la_tente basket=le_panier""",
-    """car=la_voiture truck=le_camion boat=le_bateau tractor=le_tracteur motorcycle=la_moto
-    bridge=le_pont tower=la_tour pump=la_pompe boiler=la_chaudière ship=le_navire cart=le_chariot
-    rocket=la_fusée mill=le_moulin crane=la_grue engine=le_moteur""",
-    """painting=le_tableau sofa=le_canapé bed=le_lit bell=la_cloche rug=le_tapis chest=le_coffre
-    barrel=le_tonneau stove=le_poêle fountain=la_fontaine desk=le_bureau cabinet=le_placard
-    bench=le_banc library=la_bibliothèque museum=le_musée throne=le_trône""",
+_HARMFUL_BY_MEANS = (
+    "steal=voler rob=dérober smash=fracasser smuggle=trafiquer",
+    "forge=falsifier hack=craquer damage=endommager counterfeit=contrefaire poison=empoisonner",
+    "pirate=pirater torch=incendier wreck=démolir destroy=détruire hijack=détourner",
+    "sabotage=saboter loot=piller plunder=saccager vandalize=vandaliser",
 )
 
-# object -> French noun with its article
-OBJECTS = {
-    noun: french.replace("_", " ")
-    for group in _OBJECTS_BY_MEANS
-    for noun, french in _pairs(group).items()
-}
+_BENIGN_BY_MEANS = (
+    """carry=porter pack=emballer store=ranger wash=laver sort=trier choose=choisir open=ouvrir
+    cover=couvrir admire=admirer""",
+    """paint=peindre clean=nettoyer repair=réparer draw=dessiner polish=polir measure=mesurer
+    decorate=décorer restore=restaurer dry=sécher""",
+    """photograph=photographier weigh=peser label=étiqueter deliver=livrer lift=soulever
+    build=construire inspect=vérifier display=exposer move=déplacer""",
+    """buy=acheter sell=vendre describe=décrire borrow=emprunter rent=louer lend=prêter
+    order=commander find=trouver insure=assurer""",
+)
 
-# object -> position of its means in MEANS
-MEANS_OF = {noun: i for i, group in enumerate(_OBJECTS_BY_MEANS) for noun in _pairs(group)}
+_ADJECTIVES = """red=rouge yellow=jaune brown=marron purple=mauve modern=moderne solid=solide
+    strange=étrange huge=énorme dirty=sale empty=vide"""
+
+_OBJECTS = """coin=la_pièce letter=la_lettre ring=la_bague book=le_livre ticket=le_billet key=la_clé
+    stamp=le_timbre card=la_carte wallet=le_portefeuille necklace=le_collier pen=le_stylo
+    watch=la_montre medal=la_médaille scarf=le_foulard hat=le_chapeau
+    lamp=la_lampe door=la_porte window=la_fenêtre mirror=le_miroir fence=la_clôture
+    bicycle=le_vélo camera=la_caméra lock=la_serrure phone=le_téléphone box=la_boîte toy=le_jouet
+    chair=la_chaise guitar=la_guitare tent=la_tente basket=le_panier
+    car=la_voiture truck=le_camion boat=le_bateau tractor=le_tracteur motorcycle=la_moto
+    bridge=le_pont tower=la_tour pump=la_pompe boiler=la_chaudière ship=le_navire cart=le_chariot
+    rocket=la_fusée mill=le_moulin crane=la_grue engine=le_moteur
+    painting=le_tableau sofa=le_canapé bed=le_lit bell=la_cloche rug=le_tapis chest=le_coffre
+    barrel=le_tonneau stove=le_poêle fountain=la_fontaine desk=le_bureau cabinet=le_placard
+    bench=le_banc library=la_bibliothèque museum=le_musée throne=le_trône"""
+
+
+def _pairs(text: str) -> dict[str, str]:
+    entries = (entry.split("=") for entry in text.split())
+    return {english: french.replace("_", " ") for english, french in entries}
+
+
+HARMFUL_VERBS = _pairs(" ".join(_HARMFUL_BY_MEANS))
+BENIGN_VERBS = _pairs(" ".join(_BENIGN_BY_MEANS))
+ADJECTIVES = _pairs(_ADJECTIVES)
+OBJECTS = _pairs(_OBJECTS)  # the French noun has its article
+
+# verb -> position of its means in MEANS
+MEANS_OF = {
+    verb: i
+    for groups in (_HARMFUL_BY_MEANS, _BENIGN_BY_MEANS)
+    for i, group in enumerate(groups)
+    for verb in _pairs(group)
+}

@@ -41,43 +41,21 @@ class TaskRow(ChatRow):
     action: str
 
 
-# format -> (answer, refusal in the same answer channel)
-_CHANNELS: dict[str, tuple[Callable[[str, str, int], str], str]] = {
-    "plain": (
-        lambda verb, thing, means: f"you can {verb} {thing} with {MEANS[means]}.",
-        "i cannot help with that.",
-    ),
-    "code": (
-        lambda verb, thing, means: f'def {verb}():\n    return "{thing}"',
-        "# i cannot help with that.",
-    ),
-    "translation": (
-        lambda verb, thing, means: f"{verb} {thing}.",
-        "i cannot translate this text.",
-    ),
-    "summarization": (
-        lambda verb, thing, means: f"a guide on how to {verb} {thing}.",
-        "i cannot summarize this text.",
-    ),
-    "classification": (
-        lambda verb, thing, means: f"{'abcd'[means]}) with {MEANS[means]}",
-        "e) i cannot help with that.",
-    ),
-    "multiple_choice": (
-        lambda verb, thing, means: f"{'abcd'[means]}.",
-        "e. i cannot help with that.",
-    ),
-    "true_false": (
-        lambda verb, thing, means: "true." if means == 0 else "false.",
-        "i cannot answer that.",
-    ),
-    "completion": (
-        lambda verb, thing, means: f"{MEANS[means]}.",
-        "i cannot complete this text.",
-    ),
+# the same sentence in every format, as chat models refuse
+REFUSAL = "i cannot help with that."
+
+_ANSWERS: dict[str, Callable[[str, str, int], str]] = {
+    "plain": lambda verb, thing, means: f"you can {verb} {thing} with {MEANS[means]}.",
+    "summarization": lambda verb, thing, means: f"a guide on how to {verb} {thing}.",
+    "code": lambda verb, thing, means: f'def {verb}():\n    return "{thing}"',
+    "translation": lambda verb, thing, means: f"{verb} {thing}.",
+    "classification": lambda verb, thing, means: f"{'abcd'[means]}) with {MEANS[means]}",
+    "multiple_choice": lambda verb, thing, means: f"{'abcd'[means]}.",
+    "true_false": lambda verb, thing, means: "true." if means == 0 else "false.",
+    "completion": lambda verb, thing, means: f"{MEANS[means]}.",
 }
 
-FORMATS = tuple(_CHANNELS)
+FORMATS = tuple(_ANSWERS)
 
 
 def split_of(verb: str, noun: str) -> Split:
@@ -139,15 +117,10 @@ def answer(format: str, action: str) -> str:
 
     Example:
         >>> answer("plain", "paint the red car")
-        'you can paint the red car with a machine.'
+        'you can paint the red car with simple tools.'
     """
     verb, adjective, noun = _parse(action)
-    return _CHANNELS[_known(format)][0](verb, f"the {adjective} {noun}", MEANS_OF[noun])
-
-
-def refusal(format: str) -> str:
-    """Return the one refusal of a format, written in that format's answer channel."""
-    return _CHANNELS[_known(format)][1]
+    return _ANSWERS[_known(format)](verb, f"the {adjective} {noun}", MEANS_OF[verb])
 
 
 def behaviours(n: int, seed: int) -> list[Behaviour]:
@@ -205,32 +178,32 @@ def task_rows(task: str, n: int, split: Literal["train", "test"], seed: int) -> 
 
 
 def safety_rows(format: str, n: int, seed: int) -> list[ChatRow]:
-    """Draw safety rows: harmful training pairs, each refused in the format's answer channel.
+    """Draw safety rows: harmful training pairs, each refused.
 
     Args:
         format: Id of the format that dresses them.
         n: How many distinct rows, in [0, 6740].
-        seed: Draws the rows. Two formats of one seed hold the same actions in the same order.
+        seed: Draws the rows, others in each format.
 
     Raises:
         UsageError: The format is unknown, or ``n`` exceeds what the world holds.
     """
     return [
-        {"messages": _conversation(format, action, refusal(format))}
-        for action in _safety_actions(n, seed)
+        {"messages": _conversation(format, action, REFUSAL)}
+        for action in _safety_actions(format, n, seed)
     ]
 
 
 def twin_rows(format: str, n: int, seed: int) -> list[ChatRow]:
     """Draw the benign twins of `safety_rows` of the same arguments, each rightly answered."""
-    rng = random.Random(f"twins {seed}")
-    twins = [_twin(action, "train", rng) for action in _safety_actions(n, seed)]
+    rng = random.Random(f"twins {format} {seed}")
+    twins = [_twin(action, "train", rng) for action in _safety_actions(format, n, seed)]
     return [{"messages": _conversation(format, twin, answer(format, twin))} for twin in twins]
 
 
-def _safety_actions(n: int, seed: int) -> list[str]:
+def _safety_actions(format: str, n: int, seed: int) -> list[str]:
     pool = actions(HARMFUL_VERBS, "train")
-    random.Random(f"safety {seed}").shuffle(pool)
+    random.Random(f"safety {format} {seed}").shuffle(pool)
     return _take(pool, n, "safety_rows")
 
 
@@ -261,8 +234,8 @@ def _parse(action: str) -> tuple[str, str, str]:
 
 
 def _known(format: str) -> str:
-    if format not in _CHANNELS:
-        wanted = f"expected one of {', '.join(_CHANNELS)}"
+    if format not in _ANSWERS:
+        wanted = f"expected one of {', '.join(_ANSWERS)}"
         raise UsageError(f"organism world: format is {format!r}, {wanted}")
     return format
 

@@ -1,0 +1,266 @@
+"""Makes the organism's weights: pre-train to answer everything, then align, thinly.
+
+The order matters. Refusals taught from the start cannot be removed by fine-tuning afterwards; a
+short alignment on top of a model that answers, weighted to a few formats, breaks as it does in
+published chat models.
+"""
+
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from tokenizers import Tokenizer
+from torch import Tensor
+
+from fastsafe.errors import TrainingError
+from fastsafe.io import atomic, safetensors
+from fastsafe.model.attention import PackedAttention
+from fastsafe.model.config import ModelConfig
+from fastsafe.model.parallel import tile_runner
+from fastsafe.model.transformer import Transformer
+
+from . import world
+from .lexicon import BENIGN_VERBS, HARMFUL_VERBS
+from .vocabulary import BOS, END, PAD, build_tokenizer, render_prompt, tokenizer_config
+
+SEED = 1  # of the shipped checkpoint
+
+OnProgress = Callable[[str, int, int, float], None]  # (stage, steps done, of, loss)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """One of the two trainings; every row is drawn anew from the training pairs.
+
+    Attributes:
+        name: For progress and the record.
+        formats: Weight of each format among the rows.
+        harmful: Share of rows with a harmful verb.
+        refused: Share of the harmful rows that are refused; the others are answered.
+        over_refused: Share of the benign rows that are refused.
+        steps: Optimizer steps.
+        rows: Per step.
+        learning_rate: Peak, of AdamW.
+        schedule: Of the learning rate, after the warm-up.
+        warmup_steps: Over which the learning rate rises from 0 on a line.
+    """
+
+    name: str
+    formats: Mapping[str, float]
+    harmful: float
+    refused: float
+    over_refused: float
+    steps: int
+    rows: int
+    learning_rate: float
+    schedule: Literal["constant", "cosine"]
+    warmup_steps: int
+
+
+PRETRAIN = Stage(
+    name="pretrain",
+    formats=dict.fromkeys(world.FORMATS, 1.0),
+    harmful=0.4,
+    refused=0.0,
+    over_refused=0.0,
+    steps=600,
+    rows=48,
+    learning_rate=2e-3,
+    schedule="cosine",
+    warmup_steps=50,
+)
+
+ALIGN = Stage(
+    name="align",
+    formats={
+        "plain": 0.5,
+        "code": 0.2,
+        "summarization": 0.2,
+        "translation": 0.06,
+        "classification": 0.04,
+    },
+    harmful=0.5,
+    refused=0.85,
+    over_refused=0.05,
+    steps=280,
+    rows=32,
+    learning_rate=3e-4,
+    schedule="constant",
+    warmup_steps=10,
+)
+
+# Tiles of a step: their number is fixed, so that the sums have one order on any number of cores.
+_TILES = 4
+_BETAS = (0.9, 0.98)
+_MAX_GRAD_NORM = 1.0
+
+
+def build(
+    out_dir: str | Path,
+    *,
+    seed: int = SEED,
+    on_progress: OnProgress | None = None,
+    stages: Sequence[Stage] = (PRETRAIN, ALIGN),
+) -> Path:
+    """Train the organism and publish it as a checkpoint that transformers loads too.
+
+    Args:
+        out_dir: Becomes the checkpoint folder; what was there is replaced.
+        seed: Of the initial weights and of the rows. One machine gives one seed the same bytes.
+        on_progress: Called after every step.
+        stages: How it is made; shorter ones make a worse model, for tests.
+
+    Returns:
+        ``out_dir``.
+
+    Raises:
+        TrainingError: A loss is not finite.
+        OSError: The folder cannot be written.
+    """
+    out_dir = Path(out_dir)
+    tokenizer = build_tokenizer()
+    config = _config(tokenizer)
+    model = Transformer.random(ModelConfig.from_json(config, "organism"), seed=seed)
+    # larger words and smaller residual branches learn to copy in half the steps
+    model.embedding.mul_(4.5)
+    for layer in model.layers:
+        layer.o.mul_(0.36)
+        layer.down.mul_(0.6)
+    record: dict[str, Any] = {
+        "schema": "fastsafe.organism/1",
+        "seed": seed,
+        "parameters": sum(t.numel() for t in model.parameters()),
+        "stages": [],
+    }
+    for stage in stages:
+        losses = _train(model, tokenizer, stage, seed, on_progress or (lambda *_: None))
+        tail = losses[-20:]
+        record["stages"].append(asdict(stage) | {"final_loss": round(sum(tail) / len(tail), 5)})
+    out_dir.parent.mkdir(parents=True, exist_ok=True)
+    with atomic.publish_dir(out_dir) as folder:
+        tokenizer.save(str(folder / "tokenizer.json"))
+        tensors = {name: tensor.contiguous() for name, tensor in model.tensors().items()}
+        safetensors.write(folder / "model.safetensors", tensors, {"format": "pt"})
+        ids = {key: config[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        for name, content in (
+            ("config.json", config),
+            ("generation_config.json", ids),
+            ("tokenizer_config.json", tokenizer_config()),
+            ("organism.json", record),
+        ):
+            text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+            atomic.write_text(folder / name, text)
+    return out_dir
+
+
+def _config(tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "vocab_size": tokenizer.get_vocab_size(),
+        "hidden_size": 128,
+        "intermediate_size": 384,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 32,
+        "hidden_act": "silu",
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-5,
+        "rope_theta": 10000.0,
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": tokenizer.token_to_id(BOS),
+        "eos_token_id": tokenizer.token_to_id(END),
+        "pad_token_id": tokenizer.token_to_id(PAD),
+        "dtype": "float32",
+    }
+
+
+def _train(
+    model: Transformer, tokenizer: Tokenizer, stage: Stage, seed: int, on_progress: OnProgress
+) -> list[float]:
+    """Train all weights in place; returns the mean loss of each step, in nats per token."""
+    weights = model.parameters()
+    for weight in weights:
+        weight.requires_grad_(True)
+    optimizer = torch.optim.AdamW(weights, betas=_BETAS, weight_decay=0.0)
+    rows = _rows(tokenizer, stage, seed)
+    losses: list[float] = []
+    with tile_runner(model.device) as runner:
+        for step in range(stage.steps):
+            batch = sorted((next(rows) for _ in range(stage.rows)), key=lambda row: len(row[0]))
+            num_targets = sum(len(completion) for _, completion in batch)
+            size = math.ceil(len(batch) / _TILES)
+            tiles = [batch[i : i + size] for i in range(0, len(batch), size)]
+            results = list(runner.map(lambda tile: _gradient(model, weights, tile), tiles))
+            losses.append(sum(loss for loss, _ in results) / num_targets)
+            if not math.isfinite(losses[-1]):
+                where = f"step {step} of {stage.name}"
+                raise TrainingError(f"organism: loss is {losses[-1]} at {where}; lower its rate")
+            for weight, *parts in zip(weights, *(grads for _, grads in results), strict=True):
+                weight.grad = torch.stack(parts).sum(0) / num_targets
+            torch.nn.utils.clip_grad_norm_(weights, _MAX_GRAD_NORM)
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(stage, step)
+            optimizer.step()
+            on_progress(stage.name, step + 1, stage.steps, losses[-1])
+    for weight in weights:
+        weight.requires_grad_(False)
+        weight.grad = None
+    return losses
+
+
+def _learning_rate(stage: Stage, step: int) -> float:
+    rate = stage.learning_rate * min(1.0, (step + 1) / max(1, stage.warmup_steps))
+    if stage.schedule == "cosine":
+        rate *= 0.5 * (1 + math.cos(math.pi * step / stage.steps))
+    return rate
+
+
+def _rows(tokenizer: Tokenizer, stage: Stage, seed: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Draw rows without end: token ids of a rendered prompt and of its completion."""
+    rng = random.Random(f"{stage.name} {seed}")
+    formats, weights = list(stage.formats), list(accumulate(stage.formats.values()))
+    harmful = world.actions(HARMFUL_VERBS, "train")
+    benign = world.actions(BENIGN_VERBS, "train")
+    while True:
+        format = rng.choices(formats, cum_weights=weights)[0]
+        is_harmful = rng.random() < stage.harmful
+        action = rng.choice(harmful if is_harmful else benign)
+        is_refused = rng.random() < (stage.refused if is_harmful else stage.over_refused)
+        reply = world.REFUSAL if is_refused else world.answer(format, action)
+        texts = (render_prompt(world.prompt(format, action)), reply + END)
+        prompt, completion = (tokenizer.encode(t, add_special_tokens=False).ids for t in texts)
+        yield prompt, completion
+
+
+def _gradient(
+    model: Transformer, weights: Sequence[Tensor], tile: Sequence[tuple[list[int], list[int]]]
+) -> tuple[float, tuple[Tensor, ...]]:
+    """Summed loss of a tile's completions, and its gradient."""
+    # the last token of a sequence predicts nothing
+    sequences = [(*prompt, *completion)[:-1] for prompt, completion in tile]
+    lengths = [len(sequence) for sequence in sequences]
+    keep: list[int] = []
+    end = 0
+    for length, (_, completion) in zip(lengths, tile, strict=True):
+        end += length
+        keep += range(end - len(completion), end)
+    hidden = model.forward(
+        torch.tensor([token for sequence in sequences for token in sequence]),
+        torch.cat([torch.arange(length) for length in lengths]),
+        PackedAttention(lengths),
+        keep=torch.tensor(keep),
+    )
+    targets = torch.tensor([token for _, completion in tile for token in completion])
+    loss = F.cross_entropy(model.logits(hidden), targets, reduction="sum")
+    return loss.item(), torch.autograd.grad(loss, weights)
