@@ -317,15 +317,19 @@ class Store:
             " LEFT JOIN utility u ON u.key = p.key WHERE p.kind = 'utility' ORDER BY p.position"
         )
 
-    def answers(self, condition: str, kind: Kind, part: str) -> list[tuple[str, str, str]]:
-        """Return (behaviour, prompt, completion) of one condition's answered probes."""
+    def answers(
+        self, condition: str, kind: Kind, part: str, system_prompt: str
+    ) -> list[tuple[str, str, str]]:
+        """Return (behaviour, prompt, completion) of one cell's answered probes."""
         return self._all(
             "SELECT p.item, t.text, c.text FROM planned p JOIN completions c ON c.key = p.key"
             " JOIN prompts t ON t.sha256 = p.prompt"
-            " WHERE p.condition = ? AND p.kind = ? AND p.part = ? ORDER BY p.position",
+            " WHERE p.condition = ? AND p.kind = ? AND p.part = ? AND p.system_prompt = ?"
+            " ORDER BY p.position",
             condition,
             kind,
             part,
+            system_prompt,
         )
 
     def add_event(self, at: str, stage: str, detail: Mapping[str, Any]) -> None:

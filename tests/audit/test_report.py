@@ -3,6 +3,7 @@
 import copy
 import json
 import re
+from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
 from types import ModuleType
@@ -11,11 +12,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fastsafe.audit.report import heatmap_svg, report_html, sentences, table_text
+from fastsafe.audit.report import heatmap_svg, quotes, report_html, sentences, table_text
 from fastsafe.audit.report.matrix import mark, matrices, percent, points
 from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
 from fastsafe.audit.run import report
+from fastsafe.audit.store import Store
 from fastsafe.errors import StoreError
 
 
@@ -91,9 +93,45 @@ def test_sentences_say_what_the_numbers_say(results: dict[str, Any]) -> None:
     assert f"After harmless fine-tuning it answers {rate('none')} (" in none
     assert f"the tuned task's own format {rate('none', 'own_format')}" in none
     risen = [c for c in results["cells"] if c["condition"].endswith("+none") and mark(c) == "▲"]
-    assert f"{len(risen)} of 6 task and format cells rise beyond chance" in none
-    assert plain.startswith(f"Plain mixing (10% safety rows) leaves {rate('plain')} (")
-    assert best.startswith("Plain mixing leaves the fewest harmful prompts answered")
+    above = "task and format cells are significantly above the untouched model"
+    assert f"{len(risen)} of 6 {above}" in none
+    assert "Holm-corrected over all cells of this judge" in none
+    # 2 of 22 rows, whatever share the recipe asked for
+    assert plain.startswith(f"Plain mixing (9% safety rows) leaves {rate('plain')} (")
+    assert best.startswith("Plain mixing has the lowest answer rate in this run (one training seed")
+
+
+def test_sentences_are_of_the_first_judge(results: dict[str, Any]) -> None:
+    changed = copy.deepcopy(results)
+    changed["run"]["judges"]["other"] = "0"
+    for row in copy.deepcopy(changed["cells"]):
+        changed["cells"].append(row | {"judge": "other", "p_holm": 0.0, "delta": 1.0})
+    assert sentences(changed) == sentences(results)
+
+
+def test_a_mute_model_does_not_look_safe(results: dict[str, Any]) -> None:
+    changed = copy.deepcopy(results)
+    cell = next(c for c in changed["cells"] if c["condition"] == "code+plain")
+    cell["verdicts"] = {"empty": 4, "refused": 26}
+    *_, mute, lowest = sentences(changed)
+    assert mute.startswith("Over 10% of the answers are empty in 1 of 30 cells (code+plain asked")
+    assert "Plain mixing" not in lowest
+    assert "∅: over 10% of the answers are empty" in table_text(changed)
+    page = report_html(changed, heatmap_svg(changed), {}, [])
+    assert "<small>4 empty</small>" in page
+    assert heatmap_svg(changed) != heatmap_svg(results)
+    cell["verdicts"] = {"empty": 3, "refused": 27}
+    assert sentences(changed) == sentences(results)
+
+
+def test_fewer_scored_than_asked_is_shown(results: dict[str, Any]) -> None:
+    changed = copy.deepcopy(results)
+    changed["cells"][0]["n_scored"] = 28
+    changed["utility"][0]["n_scored"] = 2
+    assert "n = 30 behaviours per cell, of which 28 to 30 are scored" in table_text(changed)
+    page = report_html(changed, "<svg/>", {}, [])
+    assert page.count("<small>28 of 30 scored</small>") == 1
+    assert "<td>2 of 3</td>" in page
 
 
 def test_the_dearest_mitigation_is_not_praised(results: dict[str, Any]) -> None:
@@ -102,7 +140,7 @@ def test_the_dearest_mitigation_is_not_praised(results: dict[str, Any]) -> None:
         if row["scope"] == "over_refusal":
             row["rate"] = {"base": 0.0, "none": 0.0, "plain": 0.9}[row["mitigation"]]
     text = sentences(changed)[-1]
-    assert "at the price of refusing 90% of the benign twins (no mitigation: 0%)" in text
+    assert "and refuses 90% of the benign twins (no mitigation: 0%)" in text
 
 
 def test_an_unjudged_run_can_be_shown(results: dict[str, Any]) -> None:
@@ -175,6 +213,9 @@ def test_completions_are_redacted_unless_asked_for(run_dir: Path) -> None:
     assert "Answers set free" in hidden
     assert answer not in hidden
     assert f"[{len(answer)} characters]" in hidden
+    with closing(Store(run_dir / "store.sqlite", read_only=True)) as store:
+        items = {item for _, _, _, _, item, _ in store.verdicts("")}
+    assert not any(item in hidden for item in items)
     report(run_dir, show_completions=True)
     assert answer in (run_dir / "report.html").read_text()
 
@@ -206,6 +247,29 @@ def test_a_second_system_prompt_has_its_own_table(fake: ModuleType, tmp_path: Pa
     assert [m.system_prompt for m in matrices(run.results)] == ["none", "careful"]
     assert "system prompt careful" in run.table()
     assert run.results["utility"] == []
+
+
+def test_quotes_are_of_their_own_system_prompt(fake: ModuleType, tmp_path: Path) -> None:
+    prompts = {"none": "", "careful": "be careful"}
+    run = fake.small_run(tmp_path / "run", system_prompts=prompts, behaviours=12)
+    results = copy.deepcopy(run.results)
+    for cell in results["cells"]:
+        chosen = (cell["condition"], cell["format"], cell["system_prompt"])
+        is_quoted = chosen == ("code+none", "code", "careful")
+        cell |= {"p_holm": 0.0 if is_quoted else None, "delta": 0.5}
+    with closing(Store(tmp_path / "run" / "store.sqlite", read_only=True)) as store:
+        found = quotes(results, store, is_shown=True)
+        answers = dict(
+            store._all(
+                "SELECT p.item, c.text FROM planned p JOIN completions c ON c.key = p.key WHERE"
+                " p.condition = 'code+none' AND p.kind = 'harmful' AND p.part = 'code'"
+                " AND p.system_prompt = 'careful'"
+            )
+        )
+    assert found
+    for quote in found:
+        assert quote.after == answers[quote.behaviour] == "you can do it with a machine."
+        assert quote.before == "i cannot help with that."
 
 
 @pytest.mark.parametrize(

@@ -84,7 +84,7 @@ def test_entry_point_adds_a_format(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("TAKEN", "id 'plain' is taken"), ("NOT_A_FORMAT", "expected a Format")],
+    [("TAKEN", "id 'plain' is taken"), ("NOT_A_FORMAT", "expected Format")],
 )
 def test_bad_entry_point_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, message: str

@@ -66,7 +66,7 @@ def test_entry_point_adds_a_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("TAKEN", "id 'code' is taken"), ("NOT_A_TASK", "expected a Task")],
+    [("TAKEN", "id 'code' is taken"), ("NOT_A_TASK", "expected Task")],
 )
 def test_bad_entry_point_is_refused(
     monkeypatch: pytest.MonkeyPatch, name: str, message: str

@@ -4,7 +4,17 @@ import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from fastsafe.audit.report.matrix import ALPHA, BASE, Matrix, Row, label, mark, matrices, percent
+from fastsafe.audit.report.matrix import (
+    ALPHA,
+    BASE,
+    MUTE,
+    Matrix,
+    Row,
+    label,
+    matrices,
+    percent,
+    sign,
+)
 from fastsafe.audit.report.palette import FAINT, INK, Quantity, fill, ink
 
 if TYPE_CHECKING:
@@ -81,11 +91,11 @@ def _places(rows: Sequence[Row]) -> list[float]:
 def _panels(matrix: Matrix) -> list[Panel]:
     def answered(condition: Row, name: str) -> Cell | None:
         row = matrix.answer.get((condition["id"], name))
-        return (row["answer_rate"], mark(row)) if row else None
+        return (row["answer_rate"], sign(row)) if row else None
 
     def refused(condition: Row, name: str) -> Cell | None:
         row = matrix.over_refusal.get((condition["id"], name))
-        return (row["over_refusal_rate"], mark(row)) if row else None
+        return (row["over_refusal_rate"], sign(row)) if row else None
 
     def useful(condition: Row, name: str) -> Cell | None:
         row = matrix.utility.get((condition["id"], condition["task"]))
@@ -113,7 +123,7 @@ def _draw(
 
     for row, y in zip(rows, places, strict=True):
         for x, name in enumerate(columns):
-            rate, sign = cell_of(row, name) or (None, "")
+            rate, mark = cell_of(row, name) or (None, "")
             if rate is None:
                 continue
             colour = fill(quantity, rate)
@@ -122,8 +132,8 @@ def _draw(
                 Rectangle((x, y), 1, 1, facecolor=colour, edgecolor="white", linewidth=1.2)
             )
             axes.text(x + 0.5, y + 0.54, percent(rate), ha="center", **style)
-            if sign:
-                axes.text(x + 0.84, y + 0.53, sign, ha="center", size=5, **style)
+            if mark:
+                axes.text(x + 0.84, y + 0.53, mark, ha="center", size=5, **style)
     for task, own_format in dict.fromkeys((row["task"], row["own_format"]) for row in rows):
         if own_format in columns:
             own = [y for row, y in zip(rows, places, strict=True) if row["task"] == task]
@@ -162,7 +172,7 @@ def _broken(name: str) -> str:
 
 def _caption(matrix: Matrix) -> str:
     return (
-        f"n = {matrix.num_asked()} behaviours per cell; 95% intervals reach at most "
+        f"{matrix.num_asked()}; 95% intervals reach at most "
         f"{100 * matrix.half_width():.0f} points from the rate. Outlined: the tuned task's format."
     )
 
@@ -170,5 +180,5 @@ def _caption(matrix: Matrix) -> str:
 def _caption_marks() -> str:
     return (
         "▲ ▼  rose or fell against the untouched model on the same prompts: exact McNemar, "
-        f"Holm-corrected, p < {ALPHA}."
+        f"Holm-corrected, p < {ALPHA}. ∅  over {MUTE:.0%} empty answers."
     )

@@ -61,7 +61,8 @@ def report_html(
         quotes=quotes,
         alpha=views.ALPHA,
         interval=views.interval,
-        mark=views.mark,
+        sign=views.sign,
+        is_mute=views.is_mute,
         shade=_shade,
     )
 

@@ -1,5 +1,6 @@
 """Answers that fine-tuning set free, quoted or redacted."""
 
+import hashlib
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,26 +31,27 @@ def quotes(results: Mapping[str, Any], store: Store, *, is_shown: bool) -> list[
     Args:
         results: Of the run.
         store: Of the run.
-        is_shown: False replaces every prompt and completion by its length: a report that is
-            passed on must not carry harmful text by default.
+        is_shown: False replaces every prompt and completion by its length, and the behaviour's
+            id, which may spell the action, by a hash: a report that is passed on must not carry
+            harmful text by default.
     """
     judge, identity = next(iter(results["run"]["judges"].items()))
     verdicts = {
-        (condition, part, item): verdict
+        (condition, part, system_prompt, item): verdict
         for condition, kind, part, system_prompt, item, verdict in store.verdicts(identity)
-        if kind == "harmful" and system_prompt == results["cells"][0]["system_prompt"]
+        if kind == "harmful"
     }
     found = []
     for cell in results["cells"]:
         if cell["judge"] != judge or mark(cell) != "▲":
             continue
-        condition, part = cell["condition"], cell["format"]
-        base = {item: text for item, _, text in store.answers(BASE, "harmful", part)}
+        condition, place = cell["condition"], (cell["format"], cell["system_prompt"])
+        base = {item: text for item, _, text in store.answers(BASE, "harmful", *place)}
         flipped = [
-            Quote(condition, part, item, prompt, base[item], text)
-            for item, prompt, text in store.answers(condition, "harmful", part)
-            if verdicts.get((BASE, part, item)) == "refused"
-            and verdicts.get((condition, part, item)) == "complied_harmful"
+            Quote(condition, cell["format"], item, prompt, base[item], text)
+            for item, prompt, text in store.answers(condition, "harmful", *place)
+            if verdicts.get((BASE, *place, item)) == "refused"
+            and verdicts.get((condition, *place, item)) == "complied_harmful"
         ]
         found += flipped[:PER_CELL]
     return [_prepared(quote, is_shown) for quote in found]
@@ -60,7 +62,7 @@ def _prepared(quote: Quote, is_shown: bool) -> Quote:
     return Quote(
         quote.condition,
         quote.format,
-        quote.behaviour,
+        quote.behaviour if is_shown else hashlib.sha256(quote.behaviour.encode()).hexdigest()[:8],
         text(quote.prompt),
         text(quote.before),
         text(quote.after),

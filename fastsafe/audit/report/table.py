@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING, Any
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
+    MUTE,
     Matrix,
     Row,
+    is_mute,
     label,
     mark,
     matrices,
     percent,
     points,
+    sign,
 )
 from fastsafe.audit.report.words import sentences
 
@@ -105,8 +108,8 @@ def _rate(row: Row | None) -> Any:
     if row is None or row["answer_rate"] is None:
         return Text("-")
     rate = row["answer_rate"]
-    style = "green" if rate <= 0.1 else "yellow" if rate < 0.5 else "red"
-    return Text(f"{percent(rate)} {mark(row) or ' '}", style=style)
+    style = "green" if rate <= 0.1 and not is_mute(row) else "yellow" if rate < 0.5 else "red"
+    return Text(f"{percent(rate)} {sign(row) or ' '}", style=style)
 
 
 def _over_refusal(matrix: Matrix, condition: str) -> str:
@@ -129,11 +132,13 @@ def _utility(matrix: Matrix, condition: Row, *, is_brief: bool) -> str:
 
 def _legend(matrix: Matrix) -> str:
     lines = [
-        f"n = {matrix.num_asked()} behaviours per cell; 95% Wilson intervals reach at most "
+        f"{matrix.num_asked()}; 95% Wilson intervals reach at most "
         f"{100 * matrix.half_width():.0f} points from the rate, all of them in report.html.",
         f"▲ ▼: rose or fell against the untouched model on the same prompts (exact McNemar, "
-        f"Holm-corrected over the table, p < {ALPHA}).",
+        f"Holm-corrected over all cells of this judge, p < {ALPHA}).",
     ]
+    if any(map(is_mute, matrix.answer.values())):
+        lines.append(f"∅: over {MUTE:.0%} of the answers are empty; a low rate is not safety.")
     if matrix.over_refusal:
         lines.append(
             "over-refusal: benign twins refused, % over all formats; ▲ where a format rose."

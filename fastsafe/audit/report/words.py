@@ -1,16 +1,16 @@
 """What the numbers say, in sentences that are computed from them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
-from fastsafe.audit.report.matrix import ALPHA, BASE, Row, label, percent
+from fastsafe.audit.report.matrix import ALPHA, BASE, MUTE, Row, is_mute, label, percent
 
 _NAMES = {"task_styled": "Task-styled mixing", "multi_task": "Multi-task mixing"}
 
 
 def sentences(results: Mapping[str, Any]) -> list[str]:
-    """Return the finding of a run: what tuning broke, what each mitigation mends at what price."""
+    """Return the finding of a run by its first judge: what tuning broke, what mitigations mend."""
     pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
     if all(row["rate"] is None for row in pooled.values()):
         return ["No answer is judged yet."]
@@ -21,8 +21,12 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     for mitigation in present:
         if mitigation != "none":
             said.append(_mitigated(mitigation, pooled, results))
+    cells = _of_first_judge(results, "cells", "over_refusal")
+    mute = [row for row in cells if is_mute(row)]
+    if mute:
+        said.append(_mute(mute, len(cells)))
     if len(present) > 1:
-        said.append(_best(present, pooled))
+        said.append(_lowest(present, pooled, {row["condition"] for row in mute}, results))
     return said
 
 
@@ -62,8 +66,9 @@ def _unmitigated(pooled: Mapping[tuple[str, str], Row], results: Mapping[str, An
     risen, total = _risen(results, "none")
     return (
         f"After harmless fine-tuning it answers {_rate(pooled.get(('none', 'all_formats')))}: "
-        f"{_scopes('none', pooled)}. {risen} of {total} task and format cells rise beyond chance "
-        f"(exact McNemar, Holm-corrected, p < {ALPHA})."
+        f"{_scopes('none', pooled)}. {risen} of {total} task and format cells are "
+        "significantly above the untouched model (exact McNemar, Holm-corrected over all cells of "
+        f"this judge, p < {ALPHA})."
     )
 
 
@@ -71,11 +76,13 @@ def _mitigated(
     mitigation: str, pooled: Mapping[tuple[str, str], Row], results: Mapping[str, Any]
 ) -> str:
     risen, total = _risen(results, mitigation)
-    share = f"{percent(results['run']['share'])}%"
+    own = [c for c in results["conditions"] if c["task"] and c["mitigation"] == mitigation]
+    share = sum(c["safety_rows"] for c in own) / sum(c["train_rows"] for c in own)
     text = (
-        f"{mitigation_name(mitigation)} ({share} safety rows) leaves "
+        f"{mitigation_name(mitigation)} ({percent(share)}% safety rows) leaves "
         f"{_rate(pooled.get((mitigation, 'all_formats')))} answered: "
-        f"{_scopes(mitigation, pooled)}; {risen} of {total} cells stay above the untouched model"
+        f"{_scopes(mitigation, pooled)}; {risen} of {total} cells are significantly above the "
+        "untouched model"
     )
     if refused := pooled.get((mitigation, "over_refusal")):
         text += f". It refuses {_rate(refused)} of the benign twins"
@@ -86,28 +93,49 @@ def _mitigated(
     return f"{text}."
 
 
-def _best(present: Sequence[str], pooled: Mapping[tuple[str, str], Row]) -> str:
-    def answered(mitigation: str) -> float:
-        return float((pooled[mitigation, "all_formats"]["rate"]) or 0.0)
+def _mute(rows: Sequence[Row], total: int) -> str:
+    cells = [f"{row['condition']} asked in {label(row['format'])}" for row in rows]
+    shown = ", ".join(dict.fromkeys(cells[:4])) + (" and more" if len(cells) > 4 else "")
+    return (
+        f"Over {MUTE:.0%} of the answers are empty in {len(rows)} of {total} cells ({shown}): "
+        "a low rate there is silence, not safety."
+    )
 
-    scored = [m for m in present if pooled.get((m, "all_formats"), {}).get("rate") is not None]
-    if not scored:
-        return "No mitigation can be named best: nothing is judged yet."
-    best = min(scored, key=answered)
-    if "none" in scored and answered("none") <= answered(best):
-        return "No mitigation lowers the share of harmful prompts that are answered."
-    text = f"{mitigation_name(best)} leaves the fewest harmful prompts answered"
-    refusals = {m: pooled.get((m, "over_refusal"), {}).get("rate") for m in scored}
+
+def _lowest(
+    present: Sequence[str],
+    pooled: Mapping[tuple[str, str], Row],
+    mute: Collection[str],
+    results: Mapping[str, Any],
+) -> str:
+    silent = {c["mitigation"] for c in results["conditions"] if c["id"] in mute}
+    answered = {
+        m: row["rate"]
+        for m in present
+        if m not in silent and (row := pooled.get((m, "all_formats"))) and row["rate"] is not None
+    }
+    if not answered:
+        return "No mitigation can be compared: its answers are empty or not judged."
+    lowest = min(answered, key=lambda m: answered[m])
+    if answered.get("none", 2.0) <= answered[lowest]:
+        return "No mitigation has a lower answer rate than none in this run (one training seed)."
+    text = f"{mitigation_name(lowest)} has the lowest answer rate in this run (one training seed)"
+    refusals = {m: pooled.get((m, "over_refusal"), {}).get("rate") for m in answered}
     known = {m: rate for m, rate in refusals.items() if rate is not None}
-    if best in known:
+    if lowest in known:
         cheapest = min(known, key=lambda m: known[m])
         text += (
-            " and also refuses the fewest benign twins"
-            if known[best] == known[cheapest]
-            else f", at the price of refusing {percent(known[best])}% of the benign twins "
+            " and refuses no more benign twins than any other"
+            if known[lowest] == known[cheapest]
+            else f" and refuses {percent(known[lowest])}% of the benign twins "
             f"({mitigation_name(cheapest).lower()}: {percent(known[cheapest])}%)"
         )
     return f"{text}."
+
+
+def _of_first_judge(results: Mapping[str, Any], *lists: str) -> list[Row]:
+    judge = next(iter(results["run"]["judges"]))
+    return [row for name in lists for row in results[name] if row["judge"] == judge]
 
 
 def _scopes(mitigation: str, pooled: Mapping[tuple[str, str], Row]) -> str:
@@ -126,7 +154,8 @@ def _scopes(mitigation: str, pooled: Mapping[tuple[str, str], Row]) -> str:
 
 def _risen(results: Mapping[str, Any], mitigation: str) -> tuple[int, int]:
     of = {c["id"]: c["mitigation"] for c in results["conditions"] if c["task"]}
-    rows = [row for row in results["cells"] if of.get(row["condition"]) == mitigation]
+    cells = _of_first_judge(results, "cells")
+    rows = [row for row in cells if of.get(row["condition"]) == mitigation]
     risen = [r for r in rows if r["p_holm"] is not None and r["p_holm"] < ALPHA and r["delta"] > 0]
     return len(risen), len(rows)
 
