@@ -304,6 +304,24 @@ def test_wrong_usage_exits_2_and_leaves_nothing(folder: Path, words: list[str], 
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [
+        ("training.target_modules=[q_proj, w2]", "target_modules has 'w2'"),
+        ('training.target_modules=".*attention.*"', "match no module"),
+        ('training.target_modules="("', "'(' is no regular expression"),
+        ("share=0.001", "rounds to no safety row"),
+    ],
+)
+def test_a_recipe_that_cannot_train_exits_2_and_leaves_nothing(
+    checkpoint: Path, folder: Path, setting: str, named: str
+) -> None:
+    result = run("audit", "organism", "--model", str(checkpoint), *SMALL, "--set", setting)
+    assert result.exit_code == 2
+    assert named in sentence(result)
+    assert list(folder.iterdir()) == []
+
+
 def test_a_run_that_is_none_is_one_sentence(folder: Path) -> None:
     result = run("report", "nothing")
     assert result.exit_code == 1

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from fastsafe.audit.recipe import LABELS, Recipe
 from fastsafe.audit.source import Source
 from fastsafe.audit.store import Kind, PlannedRow
+from fastsafe.errors import RecipeError
 
 BASE = "base"
 
@@ -199,17 +200,28 @@ def _conditions(
     config["seed"] = training_seed(recipe)
     found = [Condition(id=BASE, task=None, mitigation="none", preset=None, key="")]
     training_rows: dict[str, Sequence[dict[str, Any]]] = {}
+    all_formats = recipe.safety_formats or recipe.formats
     for task in recipe.tasks:
         user_rows = source.task_rows(task, training.rows, "train", recipe.data_seed)
+        task_format = known_tasks[task].format
         for mitigation in recipe.mitigations:
             rows = known_mitigations[mitigation].mix(
                 user_rows,
                 source.safety_rows,
                 share=recipe.share,
-                task_format=known_tasks[task].format,
-                all_formats=recipe.safety_formats or recipe.formats,
+                task_format=task_format,
+                all_formats=all_formats,
                 seed=recipe.seed,
             )
+            num_safety_rows = sum(row["source"] == "safety" for row in rows)
+            if not num_safety_rows and known_mitigations[mitigation].formats(
+                task_format, all_formats
+            ):
+                raise RecipeError(
+                    f"recipe {recipe.name}: share {recipe.share} of {training.rows} training rows "
+                    f"rounds to no safety row, expected at least one for mitigation {mitigation}; "
+                    "raise share or training.rows"
+                )
             examples = [{"messages": list(row["messages"])} for row in rows]
             condition = Condition(
                 id=f"{task}+{mitigation}",
@@ -218,8 +230,8 @@ def _conditions(
                 preset=training.preset,
                 key=sha256_of([dict(engine), config, examples]),
                 num_rows=len(rows),
-                own_format=known_tasks[task].format,
-                num_safety_rows=sum(row["source"] == "safety" for row in rows),
+                own_format=task_format,
+                num_safety_rows=num_safety_rows,
             )
             training_rows[condition.id] = examples
             found.append(condition)

@@ -141,6 +141,7 @@ def prepare(
         recipe = load(recipe, overrides=overrides, changes=changes)
     recipe = recipe.limited(limit)
     runtime = ModelRuntime(recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size)
+    runtime.check_training(recipe.training)
     return make_plan(recipe, sources()[recipe.source], runtime.tokenizer, runtime.engine), runtime
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from fastsafe.audit.plan import ChatTokenizer
 from fastsafe.audit.recipe import Sampling, Training
 from fastsafe.audit.source import sources
+from fastsafe.errors import AdapterError, RecipeError
 
 OnAnswer = Callable[[int, "Reply"], None]  # index into the requests, its reply
 OnStep = Callable[[int, float], None]  # steps done by every job, mean loss
@@ -142,6 +143,27 @@ class ModelRuntime:
             "device": self._device.partition(":")[0],
             "dtype": self._dtype,
         }
+
+    def check_training(self, training: Training) -> None:
+        """Refuse targets that the model lacks, before anything is loaded or written.
+
+        Raises:
+            RecipeError: ``target_modules`` match no linear module.
+        """
+        from fastsafe.model.peft import LoraConfig
+        from fastsafe.model.weights import linears
+
+        known = [
+            f"model.layers.{layer}.{linear.module}"
+            for layer in range(self.config.num_layers)
+            for linear in linears(self.config)
+        ]
+        try:
+            LoraConfig(
+                rank=training.rank, alpha=training.alpha, target_modules=training.target_modules
+            ).modules(known, "recipe: training")
+        except AdapterError as error:
+            raise RecipeError(str(error)) from error
 
     def load(self) -> None:
         """Put the weights on the device; a second call does nothing."""

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fastsafe.audit.plan import differences, row_seed, settings
+from fastsafe.errors import RecipeError
 from fastsafe.safety.formats import formats
 
 
@@ -60,6 +61,15 @@ def test_safety_rows_have_their_share(fake: ModuleType) -> None:
     assert counts["code+none"] == (20, 0)
     assert counts["code+plain"] == (22, 2)
     assert counts["base"] == (0, 0)
+
+
+def test_a_mitigation_without_a_safety_row_is_refused(fake: ModuleType) -> None:
+    with pytest.raises(
+        RecipeError, match=r"share 0\.02 of 20 training rows rounds to no safety row"
+    ):
+        fake.small_plan(fake.FakeRuntime(), share=0.02)
+    plan = fake.small_plan(fake.FakeRuntime(), share=0.02, mitigations=["none"])
+    assert [c.num_safety_rows for c in plan.tuned] == [0, 0]
 
 
 @pytest.mark.parametrize(
