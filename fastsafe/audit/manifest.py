@@ -7,18 +7,24 @@ from typing import Any
 import fastsafe
 from fastsafe.audit.plan import Plan
 from fastsafe.audit.runtime import Runtime
+from fastsafe.audit.stages import now
 from fastsafe.io import atomic
+from fastsafe.io.json_file import read_json
 
 NAME = "manifest.json"
 SCHEMA = "fastsafe.manifest/1"
+MAX_BYTES = 64 << 20
+REVISABLE = ("fastsafe", "recipe", "judges", "families")
 
 
 def write_manifest(run_dir: Path, plan: Plan, runtime: Runtime, started_at: str) -> None:
-    """Write ``manifest.json``: the resolved recipe, hashes, declared tests and versions.
+    """Write ``manifest.json`` once: the resolved recipe, hashes, declared tests and versions.
 
     The families of tests stand here before the first answer exists, so that nobody can choose
-    them by their outcome.
+    them by their outcome. What a later command changed (judges, thresholds) is appended to
+    ``revisions``, each with its own time.
     """
+    path = run_dir / NAME
     record = {
         "schema": SCHEMA,
         "fastsafe": fastsafe.__version__,
@@ -31,8 +37,16 @@ def write_manifest(run_dir: Path, plan: Plan, runtime: Runtime, started_at: str)
         "families": plan.families(),
         "num_answers": len(plan.rows),
         "environment": runtime.facts(),
+        "revisions": [],
     }
-    atomic.write_text(run_dir / NAME, to_json(record))
+    if path.exists():
+        old: dict[str, Any] = read_json(path, MAX_BYTES)
+        current = old | {k: v for revision in old["revisions"] for k, v in revision.items()}
+        changed = {k: record[k] for k in REVISABLE if record[k] != current[k]}
+        if not changed:
+            return
+        record = old | {"revisions": [*old["revisions"], {"at": now(), **changed}]}
+    atomic.write_text(path, to_json(record))
 
 
 def to_json(value: Any) -> str:

@@ -183,6 +183,21 @@ def test_settings_that_change_no_row_are_taken(fake: ModuleType, tmp_path: Path)
     assert again.asked == 0
 
 
+def test_the_manifest_is_written_once_and_then_revised(fake: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "run" / "manifest.json"
+    fake.small_run(tmp_path / "run")
+    first = path.read_bytes()
+    fake.small_run(tmp_path / "run")
+    assert path.read_bytes() == first
+    for _ in range(2):
+        fake.small_run(tmp_path / "run", thresholds={"coverage": 0.5})
+    fake.small_run(tmp_path / "run")
+    before, after = json.loads(first), json.loads(path.read_text())
+    assert after | {"revisions": []} == before
+    assert [r["recipe"]["thresholds"]["coverage"] for r in after["revisions"]] == [0.5, 0.95]
+    assert all(set(r) == {"at", "recipe"} for r in after["revisions"])
+
+
 def test_no_resume_starts_over_and_keeps_what_is_not_its_own(
     fake: ModuleType, tmp_path: Path
 ) -> None:
