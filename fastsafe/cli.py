@@ -2,6 +2,8 @@
 
 import functools
 import io
+import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -151,7 +153,9 @@ def audit(
     overrides: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="A.B=C", envvar="FASTSAFE_SET", help="Override a key of the recipe."
+            "--set",
+            metavar="A.B=C",
+            help="Override a key of the recipe [env var: FASTSAFE_SET, parted by ';'].",
         ),
     ] = None,
     limit: Annotated[
@@ -198,7 +202,7 @@ def audit(
     plan, runtime = run.prepare(
         recipe,
         model=model,
-        overrides=overrides or (),
+        overrides=overrides or _settings(os.environ.get("FASTSAFE_SET", "")),
         limit=limit,
         seed=seed,
         device=device.value,
@@ -227,9 +231,12 @@ def report(
     debug: Debug = False,
 ) -> None:
     """Report a run again, finished or not, from its store."""
-    from fastsafe.audit import run
+    from fastsafe.audit import manifest, run
 
-    _finish(run.report(run_dir, show_completions=show_completions), as_json)
+    done = run.report(run_dir, show_completions=show_completions)
+    if as_json:
+        typer.echo(manifest.to_json(done.results), nl=False)
+    _finish(done, as_json, how_to_finish="finish it by fastsafe audit")
 
 
 @app.command("list")
@@ -284,7 +291,9 @@ def organism_path(debug: Debug = False) -> None:
 @organism_app.command("build")
 @explained
 def organism_build(
-    out: Annotated[Path, typer.Argument(envvar="FASTSAFE_OUT", help="Folder of the checkpoint.")],
+    out: Annotated[
+        Path, typer.Option(envvar="FASTSAFE_OUT", help="Folder of the checkpoint, a new one.")
+    ] = Path("organism"),
     seed: Annotated[int, typer.Option(min=0, envvar="FASTSAFE_SEED")] = 0,
     debug: Debug = False,
 ) -> None:
@@ -292,7 +301,7 @@ def organism_build(
     from fastsafe.audit import progress
 
     if out.exists():
-        raise UsageError(f"organism build: {out} exists, expected a new folder; choose another")
+        raise UsageError(f"organism build: {out} exists, expected a new folder; use another --out")
     with progress.following(progress.for_terminal()) as after_step:
         fastsafe.organism.build(out, seed=seed, on_progress=after_step)
     typer.echo(str(out))
@@ -303,6 +312,11 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _settings(text: str) -> list[str]:
+    """Part the settings of an environment variable; their values may hold spaces."""
+    return [part.strip() for part in re.split(r"[\n;]", text) if part.strip()]
+
+
 def _batch_size(text: str) -> int | Literal["auto"]:
     if text == "auto":
         return "auto"
@@ -311,7 +325,9 @@ def _batch_size(text: str) -> int | Literal["auto"]:
     raise UsageError(f"--batch-size: it is {text!r}, expected 'auto' or a number from 1")
 
 
-def _finish(run: "Run", as_json: bool) -> None:
+def _finish(
+    run: "Run", as_json: bool, how_to_finish: str = "run the same command to finish"
+) -> None:
     if not as_json:
         from rich.console import Console
 
@@ -324,8 +340,8 @@ def _finish(run: "Run", as_json: bool) -> None:
     if not run.is_covered:
         covered, wanted = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))
         _fail(
-            f"error: run {run.path}: coverage is {covered:.3f} in the least judged cell, "
-            f"expected {wanted:.3f}; run the same command to finish, or lower thresholds.coverage",
+            f"error: run {run.path}: coverage is {covered:.3f} in the least covered cell, "
+            f"expected {wanted:.3f}; {how_to_finish}, or lower thresholds.coverage",
             EXIT_COVERAGE,
         )
 

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -192,6 +193,7 @@ def test_an_audit_from_the_first_word_to_the_report(checkpoint: Path, folder: Pa
     reported = run("report", "a")
     assert reported.exit_code == 0
     assert reported.stdout == first.stdout
+    assert run("report", "a", "--json").stdout == (folder / "a" / "results.json").read_text()
     assert (folder / "a" / "report.html").exists()
 
     other = run(*words, "--out", "a", "--seed", "1")
@@ -216,6 +218,50 @@ def test_the_environment_sets_options(checkpoint: Path, folder: Path) -> None:
     assert plan["behaviours"] == 7
 
 
+@pytest.mark.parametrize("between", [";", "\n", " ; \n"])
+def test_settings_of_the_environment_may_hold_spaces(
+    checkpoint: Path, folder: Path, between: str
+) -> None:
+    settings = between.join(["tasks=[code, plain]", "mitigations=[none]", "description=a b"])
+    environment = {"FASTSAFE_MODEL": str(checkpoint), "FASTSAFE_SET": settings}
+    plan = json.loads(run("audit", "organism", "--dry-run", "--json", **environment).stdout)
+    assert plan["conditions"] == ["base", "code+none", "plain+none"]
+
+
+def test_a_folder_that_is_none_may_be_a_hub_id(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def offline(*args: Any, **options: Any) -> str:
+        raise OSError("offline")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
+    result = run("audit", "organism", "--model", "runs/missing")
+    assert result.exit_code == 1
+    assert "no folder runs/missing, and fetching it as a hub id failed" in sentence(result)
+
+
+def test_out_below_a_file_is_one_sentence(checkpoint: Path, folder: Path) -> None:
+    (folder / "afile").write_text("mine")
+    result = run("audit", "organism", "--model", str(checkpoint), *SMALL, "--out", "afile/x")
+    assert result.exit_code == 1
+    assert "run afile/x: Not a directory" in sentence(result)
+    assert "resume" not in result.stderr
+
+
+def test_organism_build_needs_no_argument(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build(out: Path, *, seed: int, on_progress: Callable[[str, int, int, float], None]) -> None:
+        on_progress("train", 1, 1, 0.5)
+        (out / str(seed)).mkdir(parents=True)
+
+    monkeypatch.setattr(fastsafe.organism, "build", build)
+    result = run("organism", "build")
+    assert (result.exit_code, result.stdout) == (0, "organism\n")
+    assert (folder / "organism" / "0").is_dir()
+    assert "organism exists" in sentence(run("organism", "build"))
+    assert run("organism", "build", "--out", "b", "--seed", "1").exit_code == 0
+    assert (folder / "b" / "1").is_dir()
+
+
 def test_too_few_judged_answers_exit_3(
     checkpoint: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -228,7 +274,12 @@ def test_too_few_judged_answers_exit_3(
     monkeypatch.setattr(refusal.RefusalScreen, "judge", silent)
     result = run("audit", "organism", "--model", str(checkpoint), *SMALL, "--out", "a")
     assert result.exit_code == 3
-    assert result.stderr.splitlines()[-1].startswith("error: run a: coverage is 0.000")
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: run a: coverage is 0.000")
+    assert "run the same command to finish" in last
+    again = run("report", "a")
+    assert again.exit_code == 3
+    assert "the same command" not in sentence(again)
 
 
 def truncate(path: Path) -> None:

@@ -233,6 +233,9 @@ def _explained(run_dir: Path) -> Iterator[None]:
 def _is_new(run_dir: Path) -> bool:
     """Whether there is no run yet; a folder with other things in it is refused."""
     if not run_dir.exists():
+        above = next(folder for folder in run_dir.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise StoreError(f"run {run_dir}: Not a directory: {above}; use another --out")
         return True
     if not run_dir.is_dir():
         raise StoreError(f"run {run_dir}: is a file, expected a folder; use another --out")

@@ -46,8 +46,8 @@ def _download(model: str) -> Path:
         from huggingface_hub import errors
     except ImportError:
         raise CheckpointError(
-            f"checkpoint: {model} is not a folder here, expected huggingface_hub to fetch it; "
-            "run `pip install fastsafe[hub]` or pass a folder"
+            f"checkpoint: there is no folder {model}, and fetching it as a hub id needs "
+            "huggingface_hub; check the path or run `pip install fastsafe[hub]`"
         ) from None
     try:
         return Path(
@@ -62,12 +62,11 @@ def _download(model: str) -> Path:
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"checkpoint: {model} is neither a folder here nor a model on the hub, expected one of "
-            "them; check the spelling, or log in if it is private"
+            f"checkpoint: there is no folder {model}, and fetching it as a hub id failed since no "
+            "such model is on the hub; check the spelling, or log in if it is private"
         ) from error
     except Exception as error:  # the hub client's own, its HTTP library's and the system's
         raise CheckpointError(
-            f"checkpoint: {model} is not in the local cache and fetching it failed "
-            f"({type(error).__name__}), expected a connection to the hub; go online once or pass a "
-            "folder"
+            f"checkpoint: there is no folder {model}, and fetching it as a hub id failed "
+            f"({type(error).__name__}); check the path, or go online once if it is on the hub"
         ) from error

@@ -90,12 +90,15 @@ def test_neither_path_nor_hub_id(model, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "expected"),
     [
-        (errors.LocalEntryNotFoundError("x"), "is not in the local cache"),
-        (errors.OfflineModeIsEnabled("x"), "is not in the local cache"),
-        (httpx.ConnectError("x"), "is not in the local cache"),
-        (http_error(errors.RepositoryNotFoundError), "neither a folder here nor a model on"),
+        (errors.LocalEntryNotFoundError("x"), "there is no folder owner/name, and fetching it"),
+        (errors.OfflineModeIsEnabled("x"), "there is no folder owner/name, and fetching it"),
+        (httpx.ConnectError("x"), "there is no folder owner/name, and fetching it"),
+        (
+            http_error(errors.RepositoryNotFoundError),
+            "there is no folder .* no such model is on the hub",
+        ),
         (http_error(errors.GatedRepoError), "is gated on the hub"),
-        (errors.HFValidationError("x"), "fetching it failed"),
+        (errors.HFValidationError("x"), "fetching it as a hub id failed"),
         (PermissionError("x"), "PermissionError"),
     ],
 )
