@@ -3,9 +3,9 @@
     python benchmarks/organism_seeds.py [--seeds 0 1 2] [--runs DIR] [--write docs/organism.md]
 
 One audit per seed: the seed changes the adapters' initial weights, the order of the rows and which
-safety rows are mixed in, never the probes. A rate is the mean over seeds; its 95 % interval is a
-bootstrap over behaviours that carries a behaviour's answers of all seeds along, since seeds are no
-extra prompts; the range over seeds stands beside it.
+safety rows are mixed in, never the probes. A rate is the mean over seeds; its 95 % interval is
+Wilson's on an effective sample size that takes a behaviour's answers of all seeds as one cluster,
+since seeds are no extra prompts; the range over seeds stands beside it.
 """
 
 import argparse

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, Protocol
 
 from fastsafe.data.conversation import Row, kind_of
 from fastsafe.errors import DataError, TokenizerError
@@ -48,50 +48,6 @@ class Example:
 
     token_ids: tuple[int, ...]
     trained: tuple[bool, ...]
-
-
-class EncodedRows(NamedTuple):
-    """What became of a data set."""
-
-    examples: list[Example]
-    truncated: int  # how many examples were cut to the longest length allowed
-
-
-def encode_rows(
-    rows: Sequence[Row],
-    tokenizer: Encoder,
-    *,
-    loss_on: LossOn = "completion",
-    max_len: int | None = None,
-    where: str = "rows",
-) -> EncodedRows:
-    """Encode every row as ``encode_row`` does, keeping at most the first ``max_len`` tokens.
-
-    Args:
-        rows: Rows of any kinds.
-        tokenizer: Of the model that is trained.
-        loss_on: As for ``encode_row``.
-        max_len: Longest example in tokens; None keeps all.
-        where: Names the data set in errors.
-
-    Raises:
-        DataError: As ``encode_row``, or the cut leaves nothing to train on.
-    """
-    examples = []
-    truncated = 0
-    for index, row in enumerate(rows):
-        place = f"{where}: row {index}"
-        example = encode_row(row, tokenizer, loss_on=loss_on, where=place)
-        if max_len is not None and len(example.token_ids) > max_len:
-            truncated += 1
-            example = Example(example.token_ids[:max_len], example.trained[:max_len])
-            if not any(example.trained[1:]):
-                raise DataError(
-                    f"{place}: trained tokens are 0 after the cut, expected some among the first "
-                    f"{max_len}; raise max_len or remove the row"
-                )
-        examples.append(example)
-    return EncodedRows(examples, truncated)
 
 
 def encode_row(

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from fastsafe.data.packing import EncodedRows, Example, encode_row, encode_rows
+from fastsafe.data.packing import Example, encode_row
 from fastsafe.errors import DataError
 from fastsafe.io.tokenizer import Tokenizer
 
@@ -217,28 +217,3 @@ def test_the_ids_may_reach_the_embedding_rows():
     tokenizer = make()
     tokenizer.check_vocab(1000)
     assert encode_row({"prompt": [1], "completion": [999]}, tokenizer).token_ids == (1, 999)
-
-
-def test_truncation_is_counted():
-    tokenizer = make(eos="</s>")
-    rows = [{"prompt": "a", "completion": "b" * n} for n in (1, 2, 3, 4)]
-    examples, truncated = encode_rows(rows, tokenizer, max_len=5)
-    assert truncated == 2
-    assert [len(example.token_ids) for example in examples] == [4, 5, 5, 5]
-    assert examples[2] == Example((0, *[tokenizer.encode("a")[1]], *[t(tokenizer, "b")] * 3), M)
-    assert encode_rows(rows, tokenizer) == EncodedRows(
-        [encode_row(row, tokenizer) for row in rows], 0
-    )
-
-
-M = (False, False, True, True, True)
-
-
-def t(tokenizer, letter):
-    return tokenizer.encode(letter, add_special_tokens=False)[0]
-
-
-def test_truncation_that_leaves_no_answer():
-    rows = [{"prompt": "a", "completion": "b"}, {"prompt": "a" * 9, "completion": "b"}]
-    with pytest.raises(DataError, match="data: row 1: trained tokens are 0 after the cut"):
-        encode_rows(rows, make(), max_len=8, where="data")
