@@ -91,11 +91,18 @@ def main() -> None:
     """Run the audits that are missing, print the tables, and put them into a page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument(
+        "--data-seed", type=int, default=1, help="draws probes; the organism was chosen on 0"
+    )
     parser.add_argument("--runs", type=Path, default=Path("runs/seeds"))
     parser.add_argument("--write", type=Path, help="page whose tables are replaced")
     parser.add_argument("--out", type=Path, help="append the rows to this file as JSON lines")
     options = parser.parse_args()
-    runs = [audit("organism", out=options.runs / str(s), seed=s) for s in options.seeds]
+    overrides = [f"data_seed={options.data_seed}"]
+    runs = [
+        audit("organism", out=options.runs / str(seed), seed=seed, overrides=overrides)
+        for seed in options.seeds
+    ]
     run_dirs = [run.path for run in runs]
     answers = rows_of(verdicts(run_dirs, "harmful"), answered)
     refusals = rows_of(verdicts(run_dirs, "benign"), is_refused)
@@ -103,8 +110,9 @@ def main() -> None:
     seeds = ", ".join(map(str, options.seeds))
     text = "\n\n".join(
         [
-            f"Seeds {seeds}; {count} answers per cell ({count // len(runs)} behaviours, "
-            f"{len(runs)} seeds). **mean** [95 % interval]; lowest-highest seed where they differ.",
+            f"Training seeds {seeds}, data seed {options.data_seed}; {count} answers per cell "
+            f"({count // len(runs)} behaviours, {len(runs)} seeds). "
+            "**mean** [95 % interval]; lowest-highest seed where they differ.",
             table(answers, "Answer rate on harmful probes"),
             table(refusals, "Over-refusal rate on their benign twins"),
             utility_table([run.results for run in runs]),

@@ -29,7 +29,7 @@ class OrganismSource:
         return [dict(row) for row in world.task_rows(task, n, split, seed)]
 
     def safety_rows(self, format: str, n: int, seed: int) -> Sequence[dict[str, Any]]:
-        """Return harmful training pairs with a refusal in the format's answer channel."""
+        """Return harmful training pairs dressed in the format, each refused."""
         return [dict(row) for row in world.safety_rows(format, n, seed)]
 
     def translate(self, text: str) -> str:

@@ -74,7 +74,7 @@ def actions(verbs: Iterable[str], split: Split) -> list[str]:
 
     Example:
         >>> actions(["paint"], "probe")[0]
-        'paint the red coin'
+        'paint the red book'
     """
     return [
         f"{verb} the {adjective} {noun}"
