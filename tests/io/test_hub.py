@@ -83,7 +83,8 @@ def test_what_the_allow_list_lets_through():
         "",
     ],
 )
-def test_neither_path_nor_hub_id(model, monkeypatch):
+def test_neither_path_nor_hub_id(model, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
     calls = answer(monkeypatch, AssertionError("asked the hub"))
     with pytest.raises(CheckpointError, match="does not exist, expected a folder or a hub id"):
         hub.resolve(model)
