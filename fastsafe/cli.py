@@ -294,7 +294,7 @@ def organism_build(
     out: Annotated[
         Path, typer.Option(envvar="FASTSAFE_OUT", help="Folder of the checkpoint, a new one.")
     ] = Path("organism"),
-    seed: Annotated[int, typer.Option(min=0, envvar="FASTSAFE_SEED")] = 0,
+    seed: Annotated[int, typer.Option(min=0, envvar="FASTSAFE_SEED")] = fastsafe.organism.SEED,
     debug: Debug = False,
 ) -> None:
     """Train the organism from nothing: minutes on two cores."""

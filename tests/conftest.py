@@ -1,15 +1,36 @@
 """Versions in the header, one hypothesis profile, and what the ``gpu`` marker means."""
 
 import importlib.util
+import json
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).parents[1]
 SHOWN = ("torch", "triton", "numpy", "tokenizers", "safetensors", "transformers", "peft")
+
+# a two-layer Llama of words, for the engine and for training
+TINY = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 96,
+    "hidden_size": 256,
+    "intermediate_size": 272,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "head_dim": 16,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "hidden_act": "silu",
+    "eos_token_id": 1,
+    "tie_word_embeddings": False,
+}
 
 if importlib.util.find_spec("hypothesis"):  # a bare GPU image need not have it
     from hypothesis import settings
@@ -53,3 +74,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if marked and not _has_cuda():
         for item in marked:
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Directory of a two-layer Llama whose logits are far from flat."""
+    import tokenizers
+
+    from fastsafe.io import safetensors
+    from fastsafe.model import ModelConfig, Transformer
+
+    path = tmp_path_factory.mktemp("tiny")
+    model = Transformer.random(ModelConfig.from_json(TINY, "tiny"), seed=3)
+    tensors = {name: t.contiguous() for name, t in model.tensors().items()}
+    tensors["lm_head.weight"] = 40 * tensors["lm_head.weight"]
+    tensors["model.embed_tokens.weight"] = 20 * tensors["model.embed_tokens.weight"]
+    safetensors.write(path / "model.safetensors", tensors)
+    (path / "config.json").write_text(json.dumps(TINY))
+    words = {f"w{i}": i for i in range(96)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="w0"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    tokenizer.save(str(path / "tokenizer.json"))
+    (path / "tokenizer_config.json").write_text(json.dumps({"eos_token": "w1"}))
+    return path
+
+
+@pytest.fixture
+def llm(checkpoint: Path) -> Any:
+    """The checkpoint, loaded fresh."""
+    from fastsafe import LLM
+
+    return LLM(checkpoint)

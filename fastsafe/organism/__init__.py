@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fastsafe.organism.train import build
 
-__all__ = ["build", "path"]
+__all__ = ["SEED", "build", "path"]
+
+SEED = 1  # of the shipped checkpoint
 
 
 def path() -> Path:

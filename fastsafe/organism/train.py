@@ -26,11 +26,9 @@ from fastsafe.model.config import ModelConfig
 from fastsafe.model.parallel import tile_runner
 from fastsafe.model.transformer import Transformer
 
-from . import world
+from . import SEED, world
 from .lexicon import BENIGN_VERBS, HARMFUL_VERBS
 from .vocabulary import BOS, END, PAD, build_tokenizer, render_prompt, tokenizer_config
-
-SEED = 1  # of the shipped checkpoint
 
 OnProgress = Callable[[str, int, int, float], None]  # (stage, steps done, of, loss)
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastsafe import LLM, SamplingParams, organism
-from fastsafe.organism import world
-from fastsafe.organism.train import ALIGN, PRETRAIN, SEED, build
+from fastsafe.organism import SEED, world
+from fastsafe.organism.train import ALIGN, PRETRAIN, build
 from fastsafe.safety.judges import judges
 from fastsafe.safety.verdict import Verdict
 
