@@ -234,10 +234,10 @@ def test_organism_build_needs_no_argument(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(fastsafe.organism, "build", build)
     result = run("organism", "build")
     assert (result.exit_code, result.stdout) == (0, "organism\n")
-    assert (folder / "organism" / "0").is_dir()
+    assert (folder / "organism" / str(fastsafe.organism.SEED)).is_dir()
     assert "organism exists" in sentence(run("organism", "build"))
-    assert run("organism", "build", "--out", "b", "--seed", "1").exit_code == 0
-    assert (folder / "b" / "1").is_dir()
+    assert run("organism", "build", "--out", "b", "--seed", "7").exit_code == 0
+    assert (folder / "b" / "7").is_dir()
 
 
 def test_too_few_judged_answers_exit_3(
