@@ -2,7 +2,8 @@
 
     python benchmarks/audit_cpu.py [--tasks 4] [--steps 100] [--limit 100] [--out rows.jsonl]
 
-Both sides do the same work in one run, in alternating rounds of one task (its four conditions):
+Both sides do the same work in one run, in rounds of one task (its four conditions), training in
+alternating order and generation ours first:
 the same batches for training, the same prompts for generation, and for generation the same
 adapters, so that the tokens can be compared. The peer is tuned: fused AdamW, adapters merged
 before generation, prompts sorted by length, and the best of several batch sizes.
