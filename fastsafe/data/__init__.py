@@ -1,1 +1,1 @@
-"""Rows of conversations and what becomes of them: checked, mixed, turned into training tokens."""
+"""Rows of conversations and what becomes of them: checked, mixed, made training tokens."""
