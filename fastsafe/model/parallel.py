@@ -1,9 +1,9 @@
 """Run independent tiles of work on all CPU cores, one thread per tile.
 
 A tile is a set of whole sequences, of one adapter where adapters are merged or trained. Small
-matrices gain little when one product is split over cores, independent tiles do; and because a tile is
-always computed by one thread, its bits do not depend on how many cores there are or on what runs
-beside it.
+matrices gain little when one product is split over cores, independent tiles do; and because a
+tile is always computed by one thread, its bits do not depend on how many cores there are or on
+what runs beside it.
 """
 
 import threading
