@@ -25,7 +25,6 @@ from fastsafe_kernels._spec import Dims, Kernel, registry
 
 # Data sheets, in bytes per second; a GPU that is not listed gets no share.
 PEAK_BYTES_PER_S = {"NVIDIA H200": 4.8e12, "NVIDIA H100 80GB HBM3": 3.35e12}
-DTYPES = (torch.float32, torch.bfloat16)
 
 
 def commit() -> str:
@@ -63,7 +62,7 @@ def broken(kernel: Kernel, device: torch.device) -> list[str]:
     return [
         f"{dict(dims)} {dtype}: {failure}"
         for dims in kernel.tests
-        for dtype in DTYPES
+        for dtype in kernel.dtypes
         for failure in failures(kernel, dims, dtype, device)
     ]
 

@@ -22,13 +22,17 @@ INTERPRET = bool(
 class Kernel:
     """One op: what to call, what it must equal, and where to try it."""
 
-    fn: Callable[..., Tensor]  # the launcher, the file's public name
-    reference: Callable[..., Tensor]  # plain torch, same arguments; the definition
+    fn: Callable[..., Any]  # the launcher, the file's public name; a tensor, a tuple or None
+    reference: Callable[..., Any]  # plain torch, same arguments and results; the definition
     make: Callable[[Dims, torch.dtype, torch.device], tuple[Any, ...]]  # arguments for a point
     tests: tuple[Dims, ...]  # awkward on purpose: 1, a prime, one past a block
     bench: tuple[Dims, ...]  # sizes of real models
     min_bytes: Callable[[Dims, torch.dtype], int]  # HBM traffic no implementation can avoid
+    flops: Callable[[Dims], int] | None = None  # where arithmetic may be the limit, forward
     grads: tuple[int, ...] = ()  # positions of arguments that receive a gradient
+    mutates: tuple[int, ...] = ()  # positions of arguments that are written in place
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)  # that ``make`` is given
+    wgmma: tuple[str, ...] = ()  # @triton.jit functions that must use it on sm_90 in 16 bits
 
     @property
     def name(self) -> str:

@@ -7,6 +7,7 @@ memory and float atomics are.
 
 import re
 import subprocess
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,8 @@ POINTERS = {
     torch.float32: "*fp32",
     torch.bfloat16: "*bf16",
     torch.float16: "*fp16",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
     torch.int32: "*i32",
     torch.int64: "*i64",
 }
@@ -41,6 +44,10 @@ class Launch(NamedTuple):
     aligned: tuple[int, ...]  # positions divisible by 16
     options: tuple[tuple[str, Any], ...]
 
+    def is_16_bit(self) -> bool:
+        """Whether a tensor of 16-bit floats is among the arguments."""
+        return any(kind in ("*bf16", "*fp16") for _, kind in self.types)
+
 
 def describe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Launch:
     """Specialise arguments as Triton does: 1 is a constant, multiples of 16 are known to be."""
@@ -49,6 +56,9 @@ def describe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> La
     types, constants, aligned = [], [], []
     for i, parameter in enumerate(function.params):
         value = values[parameter.name]
+        if isinstance(value, float) and not parameter.is_constexpr:
+            types.append((parameter.name, "fp32"))
+            continue
         plain = isinstance(value, int) and not parameter.is_constexpr
         if parameter.is_constexpr or (plain and value == 1 and not parameter.do_not_specialize):
             types.append((parameter.name, "constexpr"))
@@ -67,7 +77,7 @@ def describe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> La
 
 
 def launches(kernel: Kernel) -> list[Launch]:
-    """What the launcher and its backward launch at the benchmark points, in bf16."""
+    """What the launcher and its backward launch at the benchmark points, in every dtype."""
     found: dict[Launch, None] = {}
 
     def record(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -75,19 +85,24 @@ def launches(kernel: Kernel) -> list[Launch]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", record)
-        for dims in kernel.bench:
-            args = kernel.make(dims, torch.bfloat16, torch.device("meta"))
+        for dims, dtype in product(kernel.bench, kernel.dtypes):
+            args = kernel.make(dims, dtype, torch.device("meta"))
             for i in kernel.grads:
                 args[i].requires_grad_()
             y = kernel.fn(*args)
             if kernel.grads:
-                torch.autograd.grad(y, [args[i] for i in kernel.grads], torch.ones_like(y))
+                smooth = [t for t in (y if isinstance(y, tuple) else (y,)) if t.requires_grad]
+                upstream = [torch.ones_like(t) for t in smooth]
+                torch.autograd.grad(smooth, [args[i] for i in kernel.grads], upstream)
     return list(found)
 
 
 POINTS = [
     pytest.param(
-        launch, capability, id=f"{kernel.name}{launch.function.__name__}-{i}-sm{capability}"
+        kernel,
+        launch,
+        capability,
+        id=f"{kernel.name}{launch.function.__name__}-{i}-sm{capability}",
     )
     for kernel in registry().values()
     for i, launch in enumerate([] if INTERPRET else launches(kernel))
@@ -95,8 +110,8 @@ POINTS = [
 ]
 
 
-@pytest.mark.parametrize(("launch", "capability"), POINTS)
-def test_compiles(launch: Launch, capability: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kernel", "launch", "capability"), POINTS)
+def test_compiles(kernel: Kernel, launch: Launch, capability: int, tmp_path: Path) -> None:
     source = ASTSource(
         fn=launch.function,
         signature=dict(launch.types),
@@ -108,6 +123,8 @@ def test_compiles(launch: Launch, capability: int, tmp_path: Path) -> None:
     assert compiled.metadata.shared <= SHARED_BYTES[capability]
     atomics = re.findall(r"\b(?:atom|red)\.\S*\.(?:f16|bf16|f32|f64)\S*", compiled.asm["ptx"])
     assert atomics == [], "a float atomic makes the sum depend on who comes first"
+    if capability == 90 and launch.function.__name__ in kernel.wgmma and launch.is_16_bit():
+        assert "wgmma.mma_async" in compiled.asm["ptx"], "Hopper's matrix units are not used"
     cubin = tmp_path / "kernel.cubin"
     cubin.write_bytes(compiled.asm["cubin"])
     assert cubin.stat().st_size > 0

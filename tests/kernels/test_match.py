@@ -75,7 +75,7 @@ def test_reductions_return_fp32() -> None:
 
 
 def test_the_registry_is_computed_by_looking() -> None:
-    assert list(registry()) == ["token_logprobs"]
+    assert "token_logprobs" in registry()
     assert registry()["token_logprobs"].fn is token_logprobs
 
 
