@@ -5,6 +5,7 @@
 
 #include <memory>
 
+#include "cpu_ops.hpp"
 #include "reader.hpp"
 #include "safetensors.hpp"
 
@@ -43,12 +44,88 @@ void read_into(const File& file, std::uintptr_t address, std::uint64_t capacity,
 }
 
 py::bytes read_bytes(const File& file, std::uint64_t offset, std::uint64_t bytes) {
-  // a new bytes object nobody else has seen yet: the one moment it may be written to
+  // a new bytes object nobody escales has seen yet: the one moment it may be written to
   py::bytes out(nullptr, bytes);
   char* buffer = PyBytes_AS_STRING(out.ptr());
   const py::gil_scoped_release release;
   file.read_ranges(buffer, bytes, {{offset, 0, bytes}}, 0);
   return out;
+}
+
+using Address = std::uintptr_t;  // of fp32 or int64 elements; 0: none
+
+template <class T = float>
+T* at(Address address) {
+  return reinterpret_cast<T*>(address);
+}
+
+using MatrixArgs = std::tuple<Address, cpu::Index, cpu::Index, cpu::Index, cpu::Index>;
+
+cpu::Matrix matrix(const MatrixArgs& m) {
+  const auto& [data, rows, columns, row_stride, column_stride] = m;
+  return {at(data), rows, columns, row_stride, column_stride};
+}
+
+void linear(Address y, cpu::Index y_row, bool accumulate,
+            const std::vector<std::pair<MatrixArgs, MatrixArgs>>& terms, Address bias,
+            unsigned threads) {
+  const py::gil_scoped_release release;
+  std::vector<cpu::Term> plan;
+  plan.reserve(terms.size());
+  for (const auto& [x, w] : terms) plan.push_back({matrix(x), matrix(w)});
+  cpu::linear(at(y), y_row, accumulate, plan.data(), static_cast<int>(plan.size()), at(bias),
+              threads);
+}
+
+// Addresses and sizes are not checked here: fastsafe/model/cpu.py does.
+void bind_cpu(py::module_& m) {
+  using cpu::Index;
+  const py::call_guard<py::gil_scoped_release> free;
+  m.def("instruction_set", &cpu::instruction_set);
+  m.def("use_instruction_set", &cpu::use_instruction_set);
+  m.def("linear", &linear);
+  m.def("norm", [](Address y, Address h, Address r, Address x, Address residual, Address w,
+                   Index rows, Index columns, float alpha, float eps, bool one_plus) {
+    cpu::norm(at(y), at(h), at(r), at(x), at(residual), at(w), rows, columns, alpha, eps, one_plus);
+  }, free);
+  m.def("norm_backward", [](Address dx, Address dy, Address dh, Address h, Address r, Address w,
+                            Index rows, Index columns, bool one_plus) {
+    cpu::norm_backward(at(dx), at(dy), at(dh), at(h), at(r), at(w), rows, columns, one_plus);
+  }, free);
+  m.def("gated", [](Address y, Address gate_up, Index rows, Index columns, bool gelu) {
+    cpu::gated(at(y), at(gate_up), rows, columns, gelu);
+  }, free);
+  m.def("gated_backward", [](Address d_gate_up, Address dy, Address gate_up, Index rows,
+                             Index columns, bool gelu) {
+    cpu::gated_backward(at(d_gate_up), at(dy), at(gate_up), rows, columns, gelu);
+  }, free);
+  m.def("rope", [](Address y, Index y_row, Address x, Index x_row, Address cos, Address sin,
+                   Index table_row, Index rows, Index heads, Index dim, Index rotated, bool back) {
+    cpu::rope(at(y), y_row, at(x), x_row, at(cos), at(sin), table_row, rows, heads, dim, rotated,
+              back);
+  }, free);
+  py::class_<cpu::Attention>(m, "Attention")
+      .def(py::init([](Address starts, Index sequences, Index heads, Index kv_heads, Index dim,
+                       Index q_row, Index kv_row, float scale, float cap, Index window) {
+        return cpu::Attention{at<std::int64_t>(starts), sequences, heads, kv_heads, dim, q_row,
+                              kv_row, scale, cap, window};
+      }))
+      .def("forward", [](const cpu::Attention& a, Address out, Address scales, Address q, Address k,
+                         Address v) { cpu::attention(at(out), at<cpu::Scale>(scales), at(q), at(k), at(v), a); },
+           free)
+      .def("backward", [](const cpu::Attention& a, Address dq, Address dk, Address dv,
+                          Address d_out, Address scales, Address q, Address k,
+                          Address v) {
+        cpu::attention_backward(at(dq), at(dk), at(dv), at(d_out), at<cpu::Scale>(scales), at(q), at(k),
+                                at(v), a);
+      }, free);
+  m.def("decode", [](Address out, Address q, Address keys, Address values, Address lengths,
+                     Index rows, Index heads, Index kv_heads, Index dim, Index q_row,
+                     Index cache_row, Index cache_head, float scale, float cap, Index window) {
+    cpu::decode(at(out), at(q), at(keys), at(values),
+                {at<std::int64_t>(lengths), rows, heads, kv_heads, dim, q_row, cache_row,
+                 cache_head, scale, cap, window});
+  }, free);
 }
 
 }  // namespace
@@ -63,4 +140,5 @@ PYBIND11_MODULE(_native, m) {
       .def("read_into", &read_into, py::arg("address"), py::arg("capacity"), py::arg("ranges"),
            py::arg("threads") = 0)
       .def("read_bytes", &read_bytes, py::arg("offset"), py::arg("bytes"));
+  bind_cpu(m);
 }

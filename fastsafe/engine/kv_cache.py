@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastsafe.model import cpu
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
 
@@ -82,6 +83,7 @@ class Decode:
         """
         self._cache = cache
         self._positions = positions
+        self._lengths = positions + 1
         self._rows = torch.arange(len(positions), device=positions.device)
         self._span = (longest // CONTEXT_STEP + 1) * CONTEXT_STEP
         self._bias: dict[int | None, Tensor] = {}
@@ -119,6 +121,10 @@ class Decode:
         keys, values = self._cache.keys[layer], self._cache.values[layer]
         keys[self._rows, :, self._positions] = k
         values[self._rows, :, self._positions] = v
+        if cpu.takes(q):
+            return cpu.decode(
+                q, keys, values, self._lengths, scale=scale, window=window, softcap=softcap
+            )
         keys = keys[:, :, : self._span].flatten(0, 1)
         values = values[:, :, : self._span].flatten(0, 1)
         # the queries of one key/value head form one small matrix

@@ -5,12 +5,14 @@ length alone, so its bits do not depend on which sequences lie beside it.
 """
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastsafe.model import cpu
 from fastsafe.model.layers import softcap as squash
 
 # padded lengths are multiples of this many tokens: 8 and 32 were slower on short sequences
@@ -58,6 +60,7 @@ class PackedAttention:
                 f"PackedAttention: lengths is {list(self.lengths)[:8]}, expected positive numbers; "
                 "leave empty sequences out"
             )
+        self._starts = torch.tensor((0, *accumulate(self.lengths)))
         self._buckets, self._padding = _plan(self.lengths)
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
@@ -86,6 +89,12 @@ class PackedAttention:
         Returns:
             [N, H, D].
         """
+        if cpu.takes(q):
+            shape = cpu.Shape(self._starts, scale, window, softcap)
+            if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
+                attended: Tensor = _Attention.apply(q, k, v, shape)  # type: ignore[no-untyped-call]
+                return attended
+            return cpu.attention(q, k, v, shape)[0]
         padding = self._padding
         if padding is not None:
             if padding.rows.device != q.device:
@@ -157,6 +166,20 @@ class PackedAttention:
             mask = torch.zeros(length, length, dtype=like.dtype, device=like.device)
             mask = self._masks[length, window] = mask.masked_fill_(hidden, -torch.inf)
         return mask
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, shape: cpu.Shape) -> Tensor:
+        out, scales = cpu.attention(q, k, v, shape)
+        ctx.save_for_backward(scales, q, k, v)
+        ctx.shape = shape
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        scales, q, k, v = ctx.saved_tensors
+        return *cpu.attention_backward(grads[0], scales, q, k, v, ctx.shape), None
 
 
 class _Pad(torch.autograd.Function):

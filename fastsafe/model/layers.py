@@ -1,7 +1,7 @@
-"""The small operations of a decoder layer, in plain torch.
+"""The small operations of a decoder layer, differentiable.
 
-Each is a function of tensors alone, so that a fused kernel can take its place. Where autograd's
-own backward pass does needless work on frozen weights, the derivative is written out.
+On a CPU in fp32 they run on ``fastsafe.model.cpu``, with their derivatives written out; any other
+tensor takes plain torch.
 """
 
 from typing import Any
@@ -10,7 +10,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-_WIDE = (torch.float32, torch.float64)  # sums need no other dtype
+from fastsafe.model import cpu
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Multiply ``x`` [M, I] by the transpose of ``weight`` [O, I] and add ``bias`` [O]."""
+    if not cpu.takes(x):
+        return F.linear(x, weight, bias)
+    if _is_recorded(x, weight, bias):
+        y: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        return y
+    return cpu.linear(x, weight, bias)
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T + b; dx = dy W, dW = dy^T x, db = sum dy."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x if weight.requires_grad else None, weight)
+        return cpu.linear(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
+        (dy,) = grads
+        return (
+            cpu.linear(dy, weight.T) if ctx.needs_input_grad[0] else None,
+            cpu.linear(dy.T, x.T) if ctx.needs_input_grad[1] else None,
+            dy.sum(0) if ctx.needs_input_grad[2] else None,
+        )
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus: bool = False) -> Tensor:
@@ -25,62 +54,104 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus: bool = False) -> T
     Returns:
         Shape and dtype of ``x``. Sums are fp32. Differentiable in both.
     """
+    if cpu.takes(x):
+        if _is_recorded(x, weight):
+            y: Tensor = _Norm.apply(x, None, weight, eps, one_plus, 1.0)[0]  # type: ignore[no-untyped-call]
+            return y
+        return cpu.norm(x, weight, eps, one_plus)[0]
     if one_plus:
-        scaled = rms_norm(x.float(), 1.0 + weight.float(), eps)
-        return scaled.to(x.dtype)
-    if x.dtype in _WIDE and x.requires_grad and torch.is_grad_enabled():
-        normed: Tensor = _RmsNorm.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-        return normed
+        return F.rms_norm(x.float(), weight.shape, 1.0 + weight.float(), eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
-class _RmsNorm(torch.autograd.Function):
-    """y = x r w with r = 1 / rms(x); dx = r (g w - x r^2 mean(g w x)).
+def add_rms_norm(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    eps: float,
+    one_plus: bool = False,
+    alpha: float = 1.0,
+) -> tuple[Tensor, Tensor]:
+    """Add and norm: h = residual + alpha x, of the shape of both; see ``rms_norm``.
 
-    Half of autograd's time: it differentiates power, mean and root one by one.
+    Returns:
+        The norm of h, and h.
     """
+    if not cpu.takes(x):
+        h = torch.add(residual, x, alpha=alpha)
+        return rms_norm(h, weight, eps, one_plus), h
+    if _is_recorded(x, residual, weight):
+        y, h = _Norm.apply(x, residual, weight, eps, one_plus, alpha)  # type: ignore[no-untyped-call]
+        return y, h
+    return cpu.norm(x, weight, eps, one_plus, residual, alpha)[:2]
+
+
+class _Norm(torch.autograd.Function):
+    """y = h r w with h = residual + alpha x and r = 1 / rms(h); w may be 1 + w."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
-        r = x.square().mean(-1, keepdim=True).add_(eps).rsqrt_()
-        ctx.save_for_backward(x, weight, r)
-        return (x * r).mul_(weight)
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        residual: Tensor | None,
+        weight: Tensor,
+        eps: float,
+        one_plus: bool,
+        alpha: float,
+    ) -> tuple[Tensor, Tensor | None]:
+        y, h, scale = cpu.norm(x, weight, eps, one_plus, residual, alpha)
+        ctx.save_for_backward(h, scale, weight)
+        ctx.one_plus, ctx.alpha, ctx.adds = one_plus, alpha, residual is not None
+        ctx.set_materialize_grads(False)
+        return y, h if ctx.adds else None
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        x, weight, r = ctx.saved_tensors
-        scaled = grads[0] * weight
-        along = (scaled * x).mean(-1, keepdim=True).mul_(r).mul_(r)
-        dx = torch.addcmul(scaled, x, along, value=-1).mul_(r)
-        if not ctx.needs_input_grad[1]:
-            return dx, None, None
-        return dx, (grads[0] * x * r).flatten(0, -2).sum(0), None
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
+        h, scale, weight = ctx.saved_tensors
+        dy, dh = grads
+        if dy is None:  # only h was used
+            assert dh is not None
+            return (dh * ctx.alpha, dh, None, None, None, None)
+        d = cpu.norm_backward(dy, dh, h, scale, weight, ctx.one_plus)
+        dw = None
+        if ctx.needs_input_grad[2]:
+            dw = (dy * h * scale.unsqueeze(-1)).flatten(0, -2).sum(0)
+        if not ctx.adds:
+            return d, None, dw, None, None, None
+        return d if ctx.alpha == 1.0 else d * ctx.alpha, d, dw, None, None, None
 
 
 def swiglu(gate_up: Tensor) -> Tensor:
-    """Compute silu(gate) * up.
-
-    Args:
-        gate_up: [N, 2F], gate in the first half of the columns.
-
-    Returns:
-        [N, F].
-    """
-    gate, up = gate_up.chunk(2, -1)
-    return _times(F.silu(gate), up)
+    """Compute silu(gate) * up of [N, 2F], gate in the first half of the columns -> [N, F]."""
+    return _gated(gate_up, gelu=False)
 
 
 def geglu(gate_up: Tensor) -> Tensor:
-    """Compute gelu(gate) * up with the tanh approximation of gelu.
+    """Compute gelu(gate) * up as ``swiglu`` does, with the tanh approximation of gelu."""
+    return _gated(gate_up, gelu=True)
 
-    Args:
-        gate_up: [N, 2F], gate in the first half of the columns.
 
-    Returns:
-        [N, F].
-    """
-    gate, up = gate_up.chunk(2, -1)
-    return _times(F.gelu(gate, approximate="tanh"), up)
+def _gated(gate_up: Tensor, gelu: bool) -> Tensor:
+    if not cpu.takes(gate_up):
+        gate, up = gate_up.chunk(2, -1)
+        return (F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)) * up
+    if _is_recorded(gate_up):
+        y: Tensor = _Gated.apply(gate_up, gelu)  # type: ignore[no-untyped-call]
+        return y
+    return cpu.gated(gate_up, gelu)
+
+
+class _Gated(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate_up: Tensor, gelu: bool) -> Tensor:
+        ctx.save_for_backward(gate_up)
+        ctx.gelu = gelu
+        return cpu.gated(gate_up, gelu)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        (gate_up,) = ctx.saved_tensors
+        return cpu.gated_backward(grads[0], gate_up, ctx.gelu), None
 
 
 def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -94,10 +165,12 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     Returns:
         [N, heads, D]; features beyond R are unchanged. Differentiable in ``x``.
     """
-    if x.requires_grad and torch.is_grad_enabled():
+    if not cpu.takes(x):
+        return _rotate(x, cos, sin)
+    if _is_recorded(x):
         turned: Tensor = _Rope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
         return turned
-    return _rotate(x, cos, sin)
+    return cpu.rope(x, cos, sin)
 
 
 class _Rope(torch.autograd.Function):
@@ -106,12 +179,20 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return _rotate(x, cos, sin)
+        return cpu.rope(x, cos, sin)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return _rotate(grads[0], cos, -sin), None, None
+        return cpu.rope(grads[0], cos, sin, back=True), None, None
+
+
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    size, half = cos.shape[-1], cos.shape[-1] // 2
+    turned = x if size == x.shape[-1] else x[..., :size]
+    swapped = torch.cat((turned[..., half:], turned[..., :half]), -1)
+    turned = turned * cos + swapped * sin
+    return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
@@ -119,16 +200,6 @@ def softcap(x: Tensor, cap: float) -> Tensor:
     return torch.tanh(x / cap) * cap
 
 
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    size, half = cos.shape[-1], cos.shape[-1] // 2
-    turned = x if size == x.shape[-1] else x[..., :size]
-    swapped = torch.cat((turned[..., half:], turned[..., :half]), -1)
-    turned = torch.mul(turned, cos).addcmul_(swapped, sin)
-    return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
-
-
-def _times(fresh: Tensor, other: Tensor) -> Tensor:
-    """Multiply, in the memory of ``fresh`` unless autograd needs it."""
-    if torch.is_grad_enabled() and (fresh.requires_grad or other.requires_grad):
-        return fresh * other
-    return fresh.mul_(other)
+def _is_recorded(*tensors: Tensor | None) -> bool:
+    """Whether autograd follows an operation on these."""
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fastsafe.errors import AdapterError
 from fastsafe.model import peft
+from fastsafe.model.layers import linear
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import LinearSlot, Project, Transformer
 
@@ -117,9 +117,9 @@ class FusedLora(NamedTuple):
 
     def add_to(self, y: Tensor, x: Tensor) -> None:
         """Add B A x to ``y`` [M, O] in place; ``x`` is [M, I]."""
-        shrunk = F.linear(x, self.lora_A)
+        shrunk = linear(x, self.lora_A)
         for part in self.parts:
-            y[:, part.begin : part.end].addmm_(shrunk[:, part.r0 : part.r1], part.lora_B.T)
+            y[:, part.begin : part.end] += linear(shrunk[:, part.r0 : part.r1], part.lora_B)
 
     def merge_into(self, weight: Tensor) -> None:
         """Add B A to ``weight`` [O, I] in place."""

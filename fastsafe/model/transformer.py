@@ -11,9 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsafe.errors import UsageError
+from fastsafe.model import layers
 from fastsafe.model import weights as w
 from fastsafe.model.config import ModelConfig
-from fastsafe.model.layers import geglu, rms_norm, rope, softcap, swiglu
+from fastsafe.model.layers import add_rms_norm, geglu, rms_norm, rope, softcap, swiglu
 from fastsafe.model.rope import Rotary
 from fastsafe.model.weights import Source, Weights
 
@@ -166,18 +167,17 @@ class Transformer:
         rotations = [rotary(positions, context_lens) for rotary in self._rotaries]
         linear = self._project if project is None else project
         heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
-        eps, one_plus, residual = config.norm_eps, config.norm_one_plus, config.residual_scale
+        eps, one_plus = config.norm_eps, config.norm_one_plus
         last = len(self.layers) - 1
         rows: Tensor | None = None
 
         h = F.embedding(token_ids, self.embedding)
         if self._embedding_scale != 1.0:
             h = h * self._embedding_scale
+        x: Tensor | None = None  # what is still to be added to h
         for i, layer in enumerate(self.layers):
-            x = h
-            if layer.attention_norm is not None:
-                x = rms_norm(x, layer.attention_norm, eps, one_plus)
-            qkv = linear(i, "qkv", x, None)
+            y, h = self._enter(h, x, layer.attention_norm)
+            qkv = linear(i, "qkv", y, None)
             if layer.q_norm is not None and layer.k_norm is not None:
                 q, k, v = self._normed(qkv, layer.q_norm, layer.k_norm)
                 cos, sin = rotations[config.rope_of_layer[i]]
@@ -201,19 +201,26 @@ class Transformer:
             x = linear(i, "o", mixed, rows)
             if layer.attention_out_norm is not None:
                 x = rms_norm(x, layer.attention_out_norm, eps, one_plus)
-            h = torch.add(h, x, alpha=residual)
-            x = h
-            if layer.mlp_norm is not None:
-                x = rms_norm(x, layer.mlp_norm, eps, one_plus)
-            x = linear(i, "down", self._activate(linear(i, "gate_up", x, rows)), rows)
+            y, h = self._enter(h, x, layer.mlp_norm)
+            x = linear(i, "down", self._activate(linear(i, "gate_up", y, rows)), rows)
             if layer.mlp_out_norm is not None:
                 x = rms_norm(x, layer.mlp_out_norm, eps, one_plus)
-            h = torch.add(h, x, alpha=residual)
-        return rms_norm(h, self.final_norm, eps, one_plus)
+        return self._enter(h, x, self.final_norm)[0]
+
+    def _enter(self, h: Tensor, x: Tensor | None, norm: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Add ``x`` to the residual stream ``h``; its norm, or itself without one, and the sum."""
+        eps, one_plus = self.config.norm_eps, self.config.norm_one_plus
+        alpha = self.config.residual_scale
+        if x is None:
+            return (h if norm is None else rms_norm(h, norm, eps, one_plus)), h
+        if norm is None:
+            h = torch.add(h, x, alpha=alpha)
+            return h, h
+        return add_rms_norm(x, h, norm, eps, one_plus, alpha)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Multiply by the head: hidden [M, E] -> [M, V] fp32, scaled and capped as configured."""
-        z = F.linear(hidden, self.head).float()
+        z = layers.linear(hidden, self.head).float()
         if self.config.logits_scale != 1.0:
             z = z / self.config.logits_scale
         cap = self.config.logits_softcap
@@ -235,7 +242,7 @@ class Transformer:
         """
         owner = self.layers[layer]
         own = getattr(owner, name) if weight is None else weight
-        return F.linear(x, own, getattr(owner, name + "_bias"))
+        return layers.linear(x, own, getattr(owner, name + "_bias"))
 
     def bias(self, layer: int, name: str) -> Tensor | None:
         """Get the bias of a fused weight, [O]; None where there is none."""

@@ -181,16 +181,17 @@ class _Job:
             dropout_seed,
         )
 
-    def gradient(self, tile: _Tile) -> tuple[float, list[Tensor]]:
+    def gradient(self, tile: _Tile) -> tuple[float, Tensor]:
         """Loss of a tile and its share of the gradient of the batch's mean loss."""
-        project = self.lora.projection(self.model, self.config.dropout, tile.dropout_seed)
+        project = self.lora.projection(self.config.dropout, tile.dropout_seed)
         hidden = self.model.forward(
             tile.token_ids, tile.positions, tile.attention, project, tile.keep
         )
         loss = token_loss(hidden, tile.targets, self.model) / self._trained
-        return loss.item(), list(torch.autograd.grad(loss, self.lora.leaves))
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.item(), project.gradient
 
-    def update(self, step: int, results: Sequence[tuple[float, list[Tensor]]]) -> None:
+    def update(self, step: int, results: Sequence[tuple[float, Tensor]]) -> None:
         """Sum the tiles' gradients in their order, clip, and take an optimizer step."""
         loss = sum(value for value, _ in results)
         if not math.isfinite(loss):
@@ -198,9 +199,9 @@ class _Job:
                 f"finetune: job {self.name!r} has loss {loss} at step {step}; "
                 "lower its learning rate or check its rows"
             )
-        gradient = torch.cat([g.flatten() for g in results[0][1]])
-        for _, gradients in results[1:]:
-            gradient += torch.cat([g.flatten() for g in gradients])
+        gradient = results[0][1]
+        for _, more in results[1:]:
+            gradient += more
         norm = clip(gradient, self.config.max_grad_norm)
         if not math.isfinite(norm):
             raise TrainingError(
@@ -208,6 +209,7 @@ class _Job:
                 "lower its learning rate or check its rows"
             )
         self.optimizer.step(gradient, self.config.learning_rate_at(step, self.num_steps))
+        self.lora.refresh()
         self.losses.append(loss)
 
     def result(self, out_dir: Path) -> FinetuneResult:

@@ -1,21 +1,24 @@
 """A LoRA adapter while it is trained: flat fp32 state and a differentiable projection."""
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastsafe.model import cpu, layers
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import LinearSlot, Transformer
+
+Key = tuple[int, str]  # layer and name of a fused linear
 
 
 class _Part(NamedTuple):
     """One module's update inside a fused linear: output rows [begin, end), ranks [r0, r1)."""
 
+    module: str
     begin: int
     end: int
     r0: int
@@ -23,52 +26,56 @@ class _Part(NamedTuple):
     scaling: float
 
 
-class _Fused(NamedTuple):
-    """Trained weights of the modules that share a fused linear and its input."""
+class _Factors(NamedTuple):
+    """A and the modules' B of one fused linear, or their gradients: views of one flat vector."""
 
-    lora_A: Tensor  # [R_total, I], a view of the flat parameters
-    lora_Bs: tuple[Tensor, ...]  # [O, R] of each module, views too
-    parts: tuple[_Part, ...]
+    lora_A: Tensor  # [R_total, I], the modules' A stacked: they share their input
+    lora_Bs: tuple[Tensor, ...]  # [R, O] of each module, transposed
+
+
+class _Update(NamedTuple):
+    """What the products of one fused linear, or of one of its modules, need."""
+
+    lora_A: Tensor  # [R, I]
+    lora_B: Tensor  # [R, O]; each module's in its own block, zeros elsewhere
+    scaling: Tensor  # [R]
+    blocks: tuple[tuple[slice, slice, Tensor], ...]  # ranks, outputs and gradient of each B
+    gradient_A: Tensor
 
 
 class _Lora(torch.autograd.Function):
-    """y = x W^T + bias + x A^T B^T; W is frozen.
+    """y = x W^T + bias + S B with S = s x A^T; W is frozen, or absent with its product.
 
-    B [O, R_total] has each module's scaled weights in its own block and zeros elsewhere, so that
-    all modules of a fused linear share every product. With S = x A^T and dS = dY B:
-        dX = dY W + dS A,   dA = dS^T x,   dB^T = S^T dY (its blocks only)
+    With dS = s dY B^T:  dX = dY W + dS A,  dA += dS^T x,  dB += S^T dY (its blocks only).
+    The gradients of A and B are added to where the optimizer reads them, not handed to autograd.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        parts: tuple[_Part, ...],
-        lora_A: Tensor,
-        *lora_Bs: Tensor,
+        ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, u: _Update
     ) -> Tensor:
-        A = lora_A.to(x.dtype)
-        B = x.new_zeros(weight.shape[0], len(A))
-        for part, lora_B in zip(parts, lora_Bs, strict=True):
-            torch.mul(lora_B, part.scaling, out=B[part.begin : part.end, part.r0 : part.r1])
-        shrunk = x @ A.T
-        y = F.linear(x, weight, bias).addmm_(shrunk, B.T)
-        ctx.save_for_backward(x, shrunk, weight, A, B)
-        ctx.parts, ctx.dtype = parts, lora_A.dtype
-        return y
+        shrunk = _linear(x, u.lora_A.to(x.dtype)).mul_(u.scaling.to(x.dtype))
+        B = u.lora_B.to(x.dtype).T
+        ctx.save_for_backward(x, shrunk, weight)
+        ctx.update = u
+        if weight is None:
+            return _linear(shrunk, B)
+        return _linear(x, weight, bias, plus=(shrunk, B))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dy = grads[0]
-        x, shrunk, weight, A, B = ctx.saved_tensors
-        dshrunk = dy @ B
-        dA = (dshrunk.T @ x).to(ctx.dtype)
-        dB = (shrunk.T @ dy).to(ctx.dtype)
-        dx = (dy @ weight).addmm_(dshrunk, A) if ctx.needs_input_grad[0] else None
-        blocks = [dB[p.r0 : p.r1, p.begin : p.end].T * p.scaling for p in ctx.parts]
-        return dx, None, None, None, dA, *blocks
+        x, shrunk, weight = ctx.saved_tensors
+        u: _Update = ctx.update
+        dshrunk = _linear(dy, u.lora_B.to(dy.dtype)).mul_(u.scaling.to(dy.dtype))
+        _add_product(u.gradient_A, dshrunk.T, x.T)
+        for ranks, outputs, gradient in u.blocks:
+            _add_product(gradient, shrunk[:, ranks].T, dy[:, outputs].T)
+        dx = None
+        if ctx.needs_input_grad[1]:
+            A = u.lora_A.to(dy.dtype).T
+            dx = _linear(dshrunk, A) if weight is None else _linear(dy, weight.T, plus=(dshrunk, A))
+        return None, dx, None, None, None
 
 
 class TrainedLora:
@@ -77,105 +84,170 @@ class TrainedLora:
     def __init__(self, model: Transformer, config: LoraConfig, seed: int) -> None:
         """Make the initial weights: A uniform in +-1/sqrt(I) as PEFT draws it, B zero."""
         self.config = config
+        self.model = model
+        self.parts: dict[Key, tuple[_Part, ...]] = {}
         slots = model.slots()
-        modules = config.modules(slots, "TrainConfig")
-        groups: dict[tuple[int, str], list[LinearSlot]] = {}
-        ranks: dict[tuple[int, str], list[tuple[int, float]]] = {}
-        self._modules: dict[tuple[int, str], list[str]] = {}
-        for module in modules:
+        members: dict[Key, list[tuple[str, LinearSlot]]] = {}
+        for module in config.modules(slots, "TrainConfig"):
             slot = slots[module]
-            key = (slot.layer, slot.name)
-            groups.setdefault(key, []).append(slot)
-            ranks.setdefault(key, []).append((config.rank_of(module), config.scaling_of(module)))
-            self._modules.setdefault(key, []).append(module)
-        sizes = [
-            rank * (slot.in_features + slot.end - slot.begin)
-            for key in groups
-            for slot, (rank, _) in zip(groups[key], ranks[key], strict=True)
-        ]
-        self.flat = torch.zeros(sum(sizes), dtype=torch.float32)
+            members.setdefault((slot.layer, slot.name), []).append((module, slot))
+        for key, modules in members.items():
+            parts, r0 = [], 0
+            for module, slot in modules:
+                r1 = r0 + config.rank_of(module)
+                scaling = config.scaling_of(module)
+                parts.append(_Part(module, slot.begin, slot.end, r0, r1, scaling))
+                r0 = r1
+            self.parts[key] = tuple(parts)
+        self._in_features = {key: modules[0][1].in_features for key, modules in members.items()}
+        size = sum(
+            parts[-1].r1 * self._in_features[key]
+            + sum((p.end - p.begin) * (p.r1 - p.r0) for p in parts)
+            for key, parts in self.parts.items()
+        )
+        self.flat = torch.zeros(size, dtype=torch.float32, device=model.device)
+        self.factors = self._views(self.flat)
         generator = torch.Generator().manual_seed(seed % (1 << 63))
-        self.flat = self.flat.to(model.device)
-        self.fused: dict[tuple[int, str], _Fused] = {}
-        self.leaves: list[Tensor] = []
-        at = 0
+        for factors in self.factors.values():
+            bound = 1 / math.sqrt(factors.lora_A.shape[1])
+            drawn = torch.empty(factors.lora_A.shape).uniform_(-bound, bound, generator=generator)
+            factors.lora_A.copy_(drawn)
+        self._scaling = {
+            key: torch.cat([torch.full((p.r1 - p.r0,), p.scaling) for p in parts]).to(model.device)
+            for key, parts in self.parts.items()
+        }
+        self._blocks = {
+            key: torch.zeros(
+                parts[-1].r1, len(model.weight(*key)), dtype=torch.float32, device=model.device
+            )
+            for key, parts in self.parts.items()
+        }
+
+    def _views(self, flat: Tensor) -> dict[Key, _Factors]:
+        """The factors of every fused linear as views of ``flat``."""
+        found, at = {}, 0
 
         def take(rows: int, columns: int) -> Tensor:
             nonlocal at
-            view = self.flat[at : at + rows * columns].view(rows, columns)
             at += rows * columns
-            return view
+            return flat[at - rows * columns : at].view(rows, columns)
 
-        for key, members in groups.items():
-            total = sum(rank for rank, _ in ranks[key])
-            in_features = members[0].in_features
-            lora_A = take(total, in_features)
-            bound = 1 / math.sqrt(in_features)
-            lora_A.copy_(
-                torch.empty(total, in_features).uniform_(-bound, bound, generator=generator)
-            )
-            lora_Bs, parts, r0 = [], [], 0
-            for slot, (rank, scaling) in zip(members, ranks[key], strict=True):
-                lora_Bs.append(take(slot.end - slot.begin, rank))
-                parts.append(_Part(slot.begin, slot.end, r0, r0 + rank, scaling))
-                r0 += rank
-            # detached views are leaves of their own that share the flat storage
-            leaves = [t.detach().requires_grad_() for t in (lora_A, *lora_Bs)]
-            self.fused[key] = _Fused(leaves[0], tuple(leaves[1:]), tuple(parts))
-            self.leaves += leaves
+        for key, parts in self.parts.items():
+            lora_A = take(parts[-1].r1, self._in_features[key])
+            found[key] = _Factors(lora_A, tuple(take(p.r1 - p.r0, p.end - p.begin) for p in parts))
+        return found
 
-    def projection(self, model: Transformer, dropout: float, seed: int) -> "_Projection":
+    def refresh(self) -> None:
+        """Take over the weights as they are now; call it when the flat vector has changed."""
+        for key, parts in self.parts.items():
+            for part, lora_B in zip(parts, self.factors[key].lora_Bs, strict=True):
+                self._blocks[key][part.r0 : part.r1, part.begin : part.end] = lora_B
+
+    def projection(self, dropout: float, seed: int) -> "Projection":
         """Differentiable ``Project`` for one tile; ``seed`` decides its dropout masks."""
-        return _Projection(model, self.fused, dropout, seed)
+        gradient = torch.zeros_like(self.flat)
+        views = self._views(gradient)
+        updates: dict[Key, list[tuple[_Part, _Update]]] = {}
+        whole: dict[Key, _Update] = {}
+        for key, parts in self.parts.items():
+            own, to, scaling = self.factors[key], views[key], self._scaling[key]
+            if dropout:
+                updates[key] = [
+                    (p, _of_part(p, own.lora_A, own.lora_Bs[i], scaling, to.lora_A, to.lora_Bs[i]))
+                    for i, p in enumerate(parts)
+                ]
+            blocks = tuple(
+                (slice(p.r0, p.r1), slice(p.begin, p.end), g)
+                for p, g in zip(parts, to.lora_Bs, strict=True)
+            )
+            whole[key] = _Update(own.lora_A, self._blocks[key], scaling, blocks, to.lora_A)
+        return Projection(self.model, gradient, whole, updates, dropout, seed)
 
     def adapter(self, name: str) -> Adapter:
         """The weights as they are now, copied, as an adapter."""
         weights = {}
-        for key, fused in self.fused.items():
-            for module, part, lora_B in zip(
-                self._modules[key], fused.parts, fused.lora_Bs, strict=True
-            ):
-                weights[module] = LoraWeights(
-                    fused.lora_A[part.r0 : part.r1].detach().clone(),
-                    lora_B.detach().clone(),
-                    part.scaling,
-                )
+        for key, factors in self.factors.items():
+            for part, lora_B in zip(self.parts[key], factors.lora_Bs, strict=True):
+                lora_A = factors.lora_A[part.r0 : part.r1].clone()
+                weights[part.module] = LoraWeights(lora_A, lora_B.T.clone(), part.scaling)
         return Adapter(name, self.config, weights)
 
 
-class _Projection:
+class Projection:
+    """``Project`` of one tile.
+
+    Attributes:
+        gradient: [P] fp32, like the adapter's flat vector; complete after the backward pass.
+    """
+
     def __init__(
         self,
         model: Transformer,
-        fused: Mapping[tuple[int, str], _Fused],
+        gradient: Tensor,
+        whole: dict[Key, _Update],
+        parts: dict[Key, list[tuple[_Part, _Update]]],
         dropout: float,
         seed: int,
     ) -> None:
-        self.model = model
-        self.fused = fused
-        self.dropout = dropout
+        self.gradient = gradient
+        self._model = model
+        self._whole = whole
+        self._parts = parts
+        self._dropout = dropout
+        self._anchor = torch.zeros((), requires_grad=True)  # makes autograd record the first layer
         if dropout:
-            self.generator = torch.Generator(device=model.device).manual_seed(seed)
+            self._generator = torch.Generator(device=model.device).manual_seed(seed)
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
-        lora = self.fused.get((layer, name))
-        if lora is None:
-            return self.model.linear(layer, name, x)
-        if self.dropout:
-            return self._with_dropout(layer, name, x, lora)
-        weight, bias = self.model.weight(layer, name), self.model.bias(layer, name)
-        y: Tensor = _Lora.apply(  # type: ignore[no-untyped-call]
-            x, weight, bias, lora.parts, lora.lora_A, *lora.lora_Bs
-        )
+        """Multiply by a fused linear and its update; see ``Project``."""
+        update = self._whole.get((layer, name))
+        if update is None:
+            return self._model.linear(layer, name, x)
+        if self._dropout:
+            return self._with_dropout(layer, name, x)
+        weight, bias = self._model.weight(layer, name), self._model.bias(layer, name)
+        return self._apply(x, weight, bias, update)
+
+    def _with_dropout(self, layer: int, name: str, x: Tensor) -> Tensor:
+        """Each module has its own mask, as in PEFT, so their inputs are no longer shared."""
+        y = self._model.linear(layer, name, x)
+        pieces, at = [], 0
+        for part, update in self._parts[layer, name]:
+            keep = torch.rand(x.shape, generator=self._generator, device=x.device) >= self._dropout
+            pieces.append(y.new_zeros(len(y), part.begin - at))
+            pieces.append(self._apply(x * keep / (1 - self._dropout), None, None, update))
+            at = part.end
+        return y + torch.cat([*pieces, y.new_zeros(len(y), y.shape[1] - at)], 1)
+
+    def _apply(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, update: _Update
+    ) -> Tensor:
+        y: Tensor = _Lora.apply(self._anchor, x, weight, bias, update)  # type: ignore[no-untyped-call]
         return y
 
-    def _with_dropout(self, layer: int, name: str, x: Tensor, lora: _Fused) -> Tensor:
-        """Each module has its own mask, as in PEFT, so their inputs are no longer shared."""
-        y = self.model.linear(layer, name, x)
-        update = torch.zeros_like(y)
-        for part, lora_B in zip(lora.parts, lora.lora_Bs, strict=True):
-            keep = torch.rand(x.shape, generator=self.generator, device=x.device) >= self.dropout
-            dropped = x * keep / (1 - self.dropout)
-            shrunk = dropped @ lora.lora_A[part.r0 : part.r1].T.to(x.dtype)
-            update[:, part.begin : part.end] = part.scaling * (shrunk @ lora_B.T.to(x.dtype))
-        return y + update
+
+def _of_part(
+    part: _Part, A: Tensor, B: Tensor, scaling: Tensor, gradient_A: Tensor, gradient_B: Tensor
+) -> _Update:
+    """The update of one module alone."""
+    ranks = slice(part.r0, part.r1)
+    block = (slice(None), slice(None), gradient_B)
+    return _Update(A[ranks], B, scaling[ranks], (block,), gradient_A[ranks])
+
+
+def _linear(
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
+    """x W^T + bias + p q^T with ``plus`` = (p, q)."""
+    if cpu.takes(x):
+        return cpu.linear(x, weight, bias, plus=plus)
+    y = F.linear(x, weight, bias)
+    return y if plus is None else y.addmm_(plus[0], plus[1].T)
+
+
+def _add_product(to: Tensor, x: Tensor, weight: Tensor) -> None:
+    """Add x W^T to ``to`` in place."""
+    if cpu.takes(x):
+        cpu.linear(x, weight, add_to=to)
+    else:
+        to += layers.linear(x, weight)

@@ -1,13 +1,15 @@
 """Training equals PEFT with torch's AdamW on the same batches.
 
-Tolerance: the loss of every step within 1e-5, relative, over 50 steps in fp32. Both sides round
-differently (fused projections, sums per tile), and AdamW carries the difference along.
+Tolerance: over 50 steps, every loss within 1e-5 of PEFT's, relative, or else at least as near to
+PEFT's in fp64 as its own in fp32. Both sides round differently (fused projections, sums per
+tile), and AdamW carries the difference along: PEFT in fp32 is up to 2e-5 from itself in fp64.
 """
 
+import copy
 import json
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +38,15 @@ def load(pair: Any) -> LLM:
 
 
 def theirs(
-    pair: Any, start: Path, rows: list[dict[str, list[int]]], config: TrainConfig
+    pair: Any,
+    start: Path,
+    rows: list[dict[str, list[int]]],
+    config: TrainConfig,
+    dtype: torch.dtype = torch.float32,
 ) -> tuple[list[float], dict[str, torch.Tensor]]:
     """Train with PEFT from the weights in ``start`` and return losses and final weights."""
-    model = peft.PeftModel.from_pretrained(pair.reference, start, is_trainable=True)
+    base = copy.deepcopy(pair.reference).to(dtype)
+    model = peft.PeftModel.from_pretrained(base, start, is_trainable=True)
     weights = [w for w in model.parameters() if w.requires_grad]
     optimizer = torch.optim.AdamW(
         weights, lr=config.learning_rate, weight_decay=config.weight_decay
@@ -76,6 +83,11 @@ def theirs(
     return losses, {k.replace(".default", ""): v.clone() for k, v in state.items()}
 
 
+def error(losses: Sequence[float], exact: Sequence[float]) -> float:
+    """Largest relative difference at any step."""
+    return max(abs(a - b) / abs(b) for a, b in zip(losses, exact, strict=True))
+
+
 @pytest.mark.parametrize(
     ("family", "changes"),
     [
@@ -98,8 +110,10 @@ def test_losses_equal_peft(
     start = TrainConfig(**(vars(config) | {"max_steps": 1, "learning_rate": 0.0}))
     (initial,) = finetune(llm, [FinetuneJob("start", rows, start)], tmp_path)
     (ours,) = finetune(llm, [FinetuneJob("ours", rows, config)], tmp_path)
-    want, weights = theirs(pair, initial.adapter_dir, rows, config)
-    assert ours.losses == pytest.approx(want, rel=1e-5)
+    plain, weights = theirs(pair, initial.adapter_dir, rows, config)
+    exact, _ = theirs(pair, initial.adapter_dir, rows, config, torch.float64)
+    near_fp32 = error(ours.losses, plain) <= 1e-5
+    assert near_fp32 or error(ours.losses, exact) <= error(plain, exact)
     assert ours.losses[-1] < 0.98 * ours.losses[0], "training must move the loss"
     got = safetensors.read(ours.adapter_dir / "adapter_model.safetensors")
     assert got.keys() == weights.keys()

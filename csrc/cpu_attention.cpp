@@ -1,0 +1,230 @@
+#include <cmath>
+
+#include "cpu_ops.hpp"
+
+// Scores are products of 64 queries with the keys that they see, computed by the same tiles as
+// every other product, so attention over short and long sequences alike runs at their rate.
+
+namespace fastsafe::cpu {
+
+namespace {
+
+constexpr Index kQueries = 64;
+constexpr float kHidden = 1e30f;  // subtracted from scores that a query may not see
+
+struct Block {  // queries [begin, end) of a sequence see keys [first, end)
+  Index begin, end, first;
+  Index queries() const { return end - begin; }
+  Index keys() const { return end - first; }
+};
+
+FASTSAFE_INLINE Block block_at(Index begin, Index length, Index window) {
+  return {begin, std::min(begin + kQueries, length),
+          window ? std::max<Index>(0, begin - window + 1) : 0};
+}
+
+// scaled and capped scores of the keys that query i of the block sees: [low, high)
+FASTSAFE_INLINE void visible(const Block& b, Index i, Index window, Index* low, Index* high) {
+  const Index at = b.begin + i;
+  *low = (window ? std::max<Index>(0, at - window + 1) : 0) - b.first;
+  *high = at + 1 - b.first;
+}
+
+FASTSAFE_INLINE Vec capped(Vec scores, float scale, float cap) {
+  scores *= scale;
+  return cap > 0 ? cap * hyperbolic_tangent(scores / cap) : scores;
+}
+
+// zeros outside [low, high) of a row of `room` values, then [low, high) grown to whole vectors
+FASTSAFE_INLINE void clear_around(float* row, Index room, Index* low, Index* high) {
+  std::memset(row, 0, *low * sizeof(float));
+  std::memset(row + *high, 0, (room - *high) * sizeof(float));
+  *low = *low / kLanes * kLanes;
+  *high = (*high + kLanes - 1) / kLanes * kLanes;
+}
+
+// softmax of one row in place over [low, high), zero elsewhere in [0, room), a multiple of 16
+FASTSAFE_INLINE Scale softmax(float* row, Index low, Index high, Index room, float scale,
+                              float cap) {
+  Index begin = low, end = high;
+  clear_around(row, room, &begin, &end);
+  Vec tops = Vec{} - 2.0f * kHidden;
+  for (Index c = begin; c < end; c += kLanes) {
+    const Vec hidden = (within(low, high, c) - 1.0f) * kHidden;
+    const Vec v = capped(load(row + c), scale, cap) + hidden;
+    store(row + c, v);
+    tops = larger(tops, v);
+  }
+  const float top = largest(tops);
+  Vec sums = {};
+  for (Index c = begin; c < end; c += kLanes) {
+    const Vec v = exponential(load(row + c) - top) * within(low, high, c);
+    store(row + c, v);
+    sums += v;
+  }
+  const float inverse = 1.0f / sum(sums);
+  for (Index c = begin; c < end; c += kLanes) store(row + c, load(row + c) * inverse);
+  return {top, inverse};
+}
+
+FASTSAFE_INLINE Matrix rows_of(const float* data, Index first, Index count, Index stride,
+                               Index columns) {
+  return {data + first * stride, count, columns, stride, 1};
+}
+
+FASTSAFE_INLINE Matrix transposed(const Matrix& m) {
+  return {m.data, m.columns, m.rows, m.column_stride, m.row_stride};
+}
+
+// y = (or +=) a b, where b is not transposed
+template <int R>
+FASTSAFE_INLINE void multiply(float* y, Index y_row, bool accumulate, const Matrix& a,
+                              const Matrix& b, bool roomy = false) {
+  const Term term = {a, transposed(b)};
+  gemm<R>(y, y_row, accumulate, &term, 1, roomy);
+}
+
+FASTSAFE_INLINE Index padded(Index count) { return (count + kWidth - 1) / kWidth * kWidth; }
+
+template <int R>
+FASTSAFE_INLINE void attention_body(float* out, Scale* scales, const float* q, const float* k,
+                                    const float* v, const Attention& a) {
+  static thread_local std::vector<float> buffer;
+  const Index group = a.heads / a.kv_heads, out_row = a.heads * a.dim;
+  for (Index s = 0; s < a.sequences; ++s) {
+    const Index start = a.starts[s], length = a.starts[s + 1] - start;
+    for (Index begin = 0; begin < length; begin += kQueries) {
+      const Block b = block_at(begin, length, a.window);
+      const Index columns = b.keys(), room = padded(columns);
+      float* scores = aligned(buffer, kQueries * room);
+      for (Index head = 0; head < a.heads; ++head) {
+        const Index kv = head / group * a.dim;
+        const Matrix queries =
+            rows_of(q + head * a.dim, start + begin, b.queries(), a.q_row, a.dim);
+        const Matrix keys = rows_of(k + kv, start + b.first, columns, a.kv_row, a.dim);
+        const Matrix values = rows_of(v + kv, start + b.first, columns, a.kv_row, a.dim);
+        multiply<R>(scores, room, false, queries, transposed(keys), true);
+        for (Index i = 0; i < b.queries(); ++i) {
+          Index low, high;
+          visible(b, i, a.window, &low, &high);
+          const Scale found = softmax(scores + i * room, low, high, room, a.scale, a.cap);
+          if (scales) scales[(start + begin + i) * a.heads + head] = found;
+        }
+        multiply<R>(out + (start + begin) * out_row + head * a.dim, out_row, false,
+                    {scores, b.queries(), columns, room, 1}, values);
+      }
+    }
+  }
+}
+
+// with P = softmax of the capped scores and dP = dO V^T: dV = P^T dO,
+// dS = P (dP - rowsum(P dP)), dQ = scale dS K, dK = scale dS^T Q; a cap's own slope is
+// 1 - (score / cap)^2
+template <int R>
+FASTSAFE_INLINE void attention_backward_body(float* dq, float* dk, float* dv, const float* d_out,
+                                             const Scale* scales, const float* q,
+                                             const float* k, const float* v, const Attention& a) {
+  static thread_local std::vector<float> buffer;
+  const Index group = a.heads / a.kv_heads, out_row = a.heads * a.dim;
+  for (Index s = 0; s < a.sequences; ++s) {
+    const Index start = a.starts[s], length = a.starts[s + 1] - start;
+    for (Index row = start; row < start + length; ++row)
+      for (float* d : {dk, dv})
+        std::fill(d + row * a.kv_row, d + row * a.kv_row + a.kv_heads * a.dim, 0.0f);
+    for (Index begin = 0; begin < length; begin += kQueries) {
+      const Block b = block_at(begin, length, a.window);
+      const Index columns = b.keys(), room = padded(columns), first = start + begin;
+      float* p = aligned(buffer, (2 * kQueries + 1) * room);
+      float* ds = p + kQueries * room;
+      float* slopes_of_cap = ds + kQueries * room;
+      for (Index head = 0; head < a.heads; ++head) {
+        const Index at = head * a.dim, kv = head / group * a.dim;
+        const Matrix queries = rows_of(q + at, first, b.queries(), a.q_row, a.dim);
+        const Matrix upstream = rows_of(d_out + at, first, b.queries(), out_row, a.dim);
+        const Matrix keys = rows_of(k + kv, start + b.first, columns, a.kv_row, a.dim);
+        const Matrix values = rows_of(v + kv, start + b.first, columns, a.kv_row, a.dim);
+        multiply<R>(p, room, false, queries, transposed(keys), true);
+        multiply<R>(ds, room, false, upstream, transposed(values), true);
+        for (Index i = 0; i < b.queries(); ++i) {
+          Index low, high, begin_at, end_at;
+          visible(b, i, a.window, &low, &high);
+          const Scale scale = scales[(first + i) * a.heads + head];
+          float *p_row = p + i * room, *ds_row = ds + i * room;
+          for (float* row : {p_row, ds_row}) {
+            begin_at = low, end_at = high;
+            clear_around(row, room, &begin_at, &end_at);
+          }
+          Vec products = {};
+          for (Index c = begin_at; c < end_at; c += kLanes) {
+            const Vec z = capped(load(p_row + c), a.scale, a.cap);
+            const Vec weight =
+                exponential(z - scale.top) * scale.inverse * within(low, high, c);
+            products += weight * load(ds_row + c);
+            store(p_row + c, weight);
+            if (a.cap > 0) store(slopes_of_cap + c, 1.0f - z * z / (a.cap * a.cap));
+          }
+          const float along = sum(products);
+          for (Index c = begin_at; c < end_at; c += kLanes) {
+            Vec slope = load(p_row + c) * (load(ds_row + c) - along) * a.scale;
+            if (a.cap > 0) slope *= load(slopes_of_cap + c);
+            store(ds_row + c, slope);
+          }
+        }
+        const Matrix weights = {p, b.queries(), columns, room, 1};
+        const Matrix slopes = {ds, b.queries(), columns, room, 1};
+        multiply<R>(dq + first * a.q_row + at, a.q_row, false, slopes, keys);
+        multiply<R>(dk + (start + b.first) * a.kv_row + kv, a.kv_row, true, transposed(slopes),
+                    queries);
+        multiply<R>(dv + (start + b.first) * a.kv_row + kv, a.kv_row, true, transposed(weights),
+                    upstream);
+      }
+    }
+  }
+}
+
+template <int R>
+FASTSAFE_INLINE void decode_body(float* out, const float* q, const float* keys,
+                                 const float* values, const Decode& d) {
+  static thread_local std::vector<float> buffer;
+  const Index group = d.heads / d.kv_heads;
+  for (Index row = 0; row < d.rows; ++row) {
+    const Index length = d.lengths[row];
+    const Index low = d.window ? std::max<Index>(0, length - d.window) : 0;
+    float* scores = aligned(buffer, padded(length));
+    for (Index head = 0; head < d.heads; ++head) {
+      const Index cache = row * d.cache_row + head / group * d.cache_head;
+      const float* query = q + row * d.q_row + head * d.dim;
+      for (Index t = low; t < length; ++t) {
+        const float* key = keys + cache + t * d.dim;
+        Vec products = {};
+        for (Index c = 0; c < d.dim; c += kLanes)
+          products += get(query + c, d.dim - c) * get(key + c, d.dim - c);
+        scores[t] = sum(products);
+      }
+      softmax(scores, low, length, padded(length), d.scale, d.cap);
+      float* to = out + (row * d.heads + head) * d.dim;
+      std::fill(to, to + d.dim, 0.0f);
+      for (Index t = low; t < length; ++t) {
+        const float* value = values + cache + t * d.dim;
+        for (Index c = 0; c < d.dim; c += kLanes)
+          put(to + c, get(to + c, d.dim - c) + scores[t] * get(value + c, d.dim - c), d.dim - c);
+      }
+    }
+  }
+}
+
+}  // namespace
+
+FASTSAFE_OP(attention,
+            (float* out, Scale* scales, const float* q, const float* k, const float* v,
+             const Attention& a),
+            (out, scales, q, k, v, a))
+FASTSAFE_OP(attention_backward,
+            (float* dq, float* dk, float* dv, const float* d_out, const Scale* scales, const float* q, const float* k, const float* v,
+             const Attention& a),
+            (dq, dk, dv, d_out, scales, q, k, v, a))
+FASTSAFE_OP(decode,
+            (float* out, const float* q, const float* keys, const float* values, const Decode& d),
+            (out, q, keys, values, d))
+
+}  // namespace fastsafe::cpu

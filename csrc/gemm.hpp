@@ -1,0 +1,125 @@
+// fp32 matrix product on one core, with any strides, in portable vector code.
+//
+// A row's bits follow from its own values and the weight's shape alone: each element is one chain
+// of multiply-adds over k in blocks of kDepth, whatever the number of rows. torch's own product
+// (MKL) keeps no such promise for few rows, and uses half the width of an AVX-512 CPU that is not
+// Intel's.
+
+#pragma once
+
+#include <algorithm>
+#include <vector>
+
+#include "vector.hpp"
+
+namespace fastsafe::cpu {
+
+struct Matrix {
+  const float* data;
+  Index rows, columns, row_stride, column_stride;  // strides in elements
+};
+
+struct Term {  // x[M, K] w[N, K]^T
+  Matrix x, w;
+};
+
+constexpr Index kWidth = 2 * kLanes;  // columns of a panel
+constexpr Index kDepth = 128;         // of a panel; also how many products one sum holds
+
+// y[R, 32] = (or +=) x[R, depth] panel[depth, 32]; all sums stay in registers
+template <int R>
+FASTSAFE_INLINE void tile(const float* x, Index row, Index column, const float* panel, Index depth,
+                          float* y, Index y_row, bool accumulate) {
+  Vec sums[R][2] = {};
+  for (Index k = 0; k < depth; ++k) {
+    const Vec left = load(panel + k * kWidth), right = load(panel + k * kWidth + kLanes);
+#pragma GCC unroll 16
+    for (int i = 0; i < R; ++i) {
+      const float a = x[i * row + k * column];
+      sums[i][0] += a * left;
+      sums[i][1] += a * right;
+    }
+  }
+  for (int i = 0; i < R; ++i)
+    for (int j = 0; j < 2; ++j) {
+      float* to = y + i * y_row + j * kLanes;
+      store(to, accumulate ? load(to) + sums[i][j] : sums[i][j]);
+    }
+}
+
+template <int R>
+FASTSAFE_INLINE void last_rows(Index rows, const float* x, Index row, Index column,
+                               const float* panel, Index depth, float* y, Index y_row,
+                               bool accumulate) {
+  if constexpr (R > 0) {
+    if (rows == R)
+      tile<R>(x, row, column, panel, depth, y, y_row, accumulate);
+    else
+      last_rows<R - 1>(rows, x, row, column, panel, depth, y, y_row, accumulate);
+  }
+}
+
+// panel[k, j] = w[first + j, k0 + k], zero beyond the last row of w
+FASTSAFE_INLINE void pack(const Matrix& w, Index first, Index columns, Index k0, Index depth,
+                          float* panel) {
+  const float* from = w.data + first * w.row_stride + k0 * w.column_stride;
+  if (w.row_stride == 1 && columns == kWidth) {
+    for (Index k = 0; k < depth; ++k)
+      std::memcpy(panel + k * kWidth, from + k * w.column_stride, kWidth * sizeof(float));
+    return;
+  }
+  if (columns < kWidth) std::memset(panel, 0, depth * kWidth * sizeof(float));
+  for (Index block = 0; block < depth; block += kLanes) {
+    const Index end = std::min(block + kLanes, depth);
+    for (Index j = 0; j < columns; ++j)
+      for (Index k = block; k < end; ++k)
+        panel[k * kWidth + j] = from[j * w.row_stride + k * w.column_stride];
+  }
+}
+
+FASTSAFE_INLINE float* aligned(std::vector<float>& buffer, Index size) {
+  if (buffer.size() < static_cast<std::size_t>(size + kLanes)) buffer.resize(size + kLanes);
+  return reinterpret_cast<float*>((reinterpret_cast<std::uintptr_t>(buffer.data()) + 63) &
+                                  ~std::uintptr_t{63});
+}
+
+// y[M, N] = (or +=) sum over terms of x[M, K] w[N, K]^T. R rows by 32 columns are in registers at a
+// time; a panel's terms follow one another while its part of y is in cache. With `roomy`, columns of
+// y up to a multiple of 32 are there to be overwritten.
+template <int R>
+FASTSAFE_INLINE void gemm(float* y, Index y_row, bool accumulate, const Term* terms, int count,
+                          bool roomy = false) {
+  static thread_local std::vector<float> buffer;
+  const Index rows = terms[0].x.rows, width = terms[0].w.rows;
+  float* panel = aligned(buffer, kDepth * kWidth + rows * kWidth);
+  float* edge = panel + kDepth * kWidth;
+  for (Index n = 0; n < width; n += kWidth) {
+    const Index columns = std::min(kWidth, width - n);
+    const bool whole = roomy || columns == kWidth;
+    float* out = whole ? y + n : edge;
+    const Index out_row = whole ? y_row : kWidth;
+    if (!whole && accumulate)
+      for (Index m = 0; m < rows; ++m)
+        std::memcpy(edge + m * kWidth, y + m * y_row + n, columns * sizeof(float));
+    bool add = accumulate;
+    for (int term = 0; term < count; ++term) {
+      const Matrix &x = terms[term].x, &w = terms[term].w;
+      for (Index k = 0; k < x.columns; k += kDepth, add = true) {
+        const Index depth = std::min(kDepth, x.columns - k);
+        pack(w, n, columns, k, depth, panel);
+        const float* from = x.data + k * x.column_stride;
+        Index m = 0;
+        for (; m + R <= rows; m += R)
+          tile<R>(from + m * x.row_stride, x.row_stride, x.column_stride, panel, depth,
+                  out + m * out_row, out_row, add);
+        last_rows<R - 1>(rows - m, from + m * x.row_stride, x.row_stride, x.column_stride, panel,
+                         depth, out + m * out_row, out_row, add);
+      }
+    }
+    if (!whole)
+      for (Index m = 0; m < rows; ++m)
+        std::memcpy(y + m * y_row + n, edge + m * kWidth, columns * sizeof(float));
+  }
+}
+
+}  // namespace fastsafe::cpu

@@ -1,0 +1,335 @@
+"""The operations of a layer on a CPU in fp32, on ``fastsafe._native``: no graph, no copies.
+
+Each runs on one core with the GIL released, except ``linear``, which takes as many threads as torch
+is set to. A row's bits follow from the row alone, however many rows there are, and are the same on
+every x86 CPU with AVX2 or AVX-512.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastsafe import _native
+
+
+def takes(x: Tensor) -> bool:
+    """Whether these operations are the ones for ``x``; others go to torch or to Triton."""
+    return x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    plus: tuple[Tensor, Tensor] | None = None,
+    add_to: Tensor | None = None,
+) -> Tensor:
+    """Multiply ``x`` by the transpose of ``weight``.
+
+    Args:
+        x: [M, I], of any strides, as is ``weight``.
+        weight: [O, I].
+        bias: [O], added.
+        plus: A second product, [M, R] and [O, R], added in the same pass.
+        add_to: [M, O] to add the result to, in place; made anew where None. Its columns are
+            contiguous.
+
+    Returns:
+        [M, O].
+    """
+    terms = [(x, weight)] if plus is None else [(x, weight), plus]
+    rows, width = x.shape[0], weight.shape[0]
+    for a, b in terms:
+        _expect(a.shape == (rows, b.shape[1]) and len(b) == width, "linear", a, b)
+    y = x.new_empty(rows, width) if add_to is None else add_to
+    _expect(y.shape == (rows, width) and (width < 2 or y.stride(1) == 1), "linear", y, weight)
+    if x.shape[1] == 0 or rows == 0:
+        return y.zero_() if add_to is None and bias is None else y.add_(0 if bias is None else bias)
+    threads = torch.get_num_threads() if rows * width * x.shape[1] > _WORTH_THREADS else 1
+    _native.linear(
+        y.data_ptr(),
+        y.stride(0),
+        add_to is not None,
+        [(_matrix(a), _matrix(b)) for a, b in terms if b.shape[1]],
+        0 if bias is None else bias.data_ptr(),
+        threads,
+    )
+    return y
+
+
+# Multiplications that pay for starting threads, about a millisecond's worth on one core.
+_WORTH_THREADS = 1 << 27
+
+
+def norm(
+    x: Tensor,
+    weight: Tensor,
+    eps: float,
+    one_plus: bool,
+    residual: Tensor | None = None,
+    alpha: float = 1.0,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """RMS norm of ``residual + alpha x``, or of ``x``.
+
+    Args:
+        x: [..., C] contiguous.
+        weight: [C].
+        eps: Added to the mean square.
+        one_plus: Multiply by 1 + weight.
+        residual: [..., C] contiguous.
+        alpha: Factor of ``x`` where there is a residual.
+
+    Returns:
+        The norm [..., C]; what was normed [..., C]; 1 / its root mean square, [...].
+    """
+    columns = x.shape[-1]
+    _expect(weight.shape == (columns,) and weight.stride(0) == 1, "norm", x, weight)
+    x = x.contiguous()
+    y, scale = torch.empty_like(x), x.new_empty(x.shape[:-1])
+    h = x
+    if residual is not None:
+        _expect(residual.shape == x.shape, "norm", x, residual)
+        residual, h = residual.contiguous(), torch.empty_like(x)
+    _native.norm(
+        y.data_ptr(),
+        h.data_ptr(),
+        scale.data_ptr(),
+        x.data_ptr(),
+        0 if residual is None else residual.data_ptr(),
+        weight.data_ptr(),
+        scale.numel(),
+        columns,
+        alpha,
+        eps,
+        one_plus,
+    )
+    return y, h, scale
+
+
+def norm_backward(
+    dy: Tensor, dh: Tensor | None, h: Tensor, scale: Tensor, weight: Tensor, one_plus: bool
+) -> Tensor:
+    """Derivative of ``norm`` for what was normed, plus its own upstream ``dh``: [..., C]."""
+    _expect(dy.shape == h.shape, "norm_backward", dy, h)
+    dy, dx = dy.contiguous(), torch.empty_like(h)
+    if dh is not None:
+        dh = dh.contiguous()
+    _native.norm_backward(
+        dx.data_ptr(),
+        dy.data_ptr(),
+        0 if dh is None else dh.data_ptr(),
+        h.data_ptr(),
+        scale.data_ptr(),
+        weight.data_ptr(),
+        scale.numel(),
+        h.shape[-1],
+        one_plus,
+    )
+    return dx
+
+
+def gated(gate_up: Tensor, gelu: bool) -> Tensor:
+    """silu(gate) * up, or gelu by tanh: [N, 2F] -> [N, F]."""
+    gate_up = gate_up.contiguous()
+    rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
+    y = gate_up.new_empty(rows, columns)
+    _native.gated(y.data_ptr(), gate_up.data_ptr(), rows, columns, gelu)
+    return y
+
+
+def gated_backward(dy: Tensor, gate_up: Tensor, gelu: bool) -> Tensor:
+    """Derivative of ``gated``: [N, F] -> [N, 2F]."""
+    dy, gate_up = dy.contiguous(), gate_up.contiguous()
+    rows, columns = dy.shape
+    _expect(gate_up.shape == (rows, 2 * columns), "gated_backward", dy, gate_up)
+    d_gate_up = torch.empty_like(gate_up)
+    _native.gated_backward(
+        d_gate_up.data_ptr(), dy.data_ptr(), gate_up.data_ptr(), rows, columns, gelu
+    )
+    return d_gate_up
+
+
+def rope(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
+    """Rotate the leading features of every head; ``back`` is the inverse.
+
+    Args:
+        x: [N, heads, D], each row's heads side by side.
+        cos: [N, 1, R], a row's features side by side, as in ``fastsafe.model.rope``.
+        sin: Like ``cos``.
+        back: Rotate by the negative angle.
+
+    Returns:
+        [N, heads, D] contiguous.
+    """
+    rows, heads, dim = x.shape
+    if x.stride(2) != 1 or x.stride(1) != dim:
+        x = x.contiguous()
+    _expect(
+        cos.shape == sin.shape == (rows, 1, cos.shape[2])
+        and cos.stride() == sin.stride()
+        and cos.stride(2) == 1,
+        "rope",
+        cos,
+        sin,
+    )
+    y = x.new_empty(rows, heads, dim)
+    _native.rope(
+        y.data_ptr(),
+        heads * dim,
+        x.data_ptr(),
+        x.stride(0),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        cos.stride(0),
+        rows,
+        heads,
+        dim,
+        cos.shape[2],
+        back,
+    )
+    return y
+
+
+class Shape(NamedTuple):
+    """Of attention over packed sequences."""
+
+    starts: Tensor  # [sequences + 1] int64, first row of each
+    scale: float
+    window: int | None
+    softcap: float | None
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Causal attention within each sequence.
+
+    Args:
+        q: [N, H, D], each row's heads side by side.
+        k: [N, Hkv, D], likewise.
+        v: [N, Hkv, D], with the strides of ``k``.
+        shape: Where the sequences are, and the flags.
+
+    Returns:
+        [N, H, D] contiguous, and [N, H, 2] for the backward pass.
+    """
+    q, k, v = _rows(q), _rows(k), _rows(v)
+    if v.stride(0) != k.stride(0):
+        k, v = k.contiguous(), v.contiguous()
+    out, scales = q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[1], 2)
+    _plan(q, k, v, shape).forward(
+        out.data_ptr(), scales.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr()
+    )
+    return out, scales
+
+
+def attention_backward(
+    d_out: Tensor,
+    scales: Tensor,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    shape: Shape,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Derivative of ``attention`` for q, k and v, from its second result and its arguments."""
+    q, k, v, d_out = q.contiguous(), k.contiguous(), v.contiguous(), d_out.contiguous()
+    dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
+    _plan(q, k, v, shape).backward(*(t.data_ptr() for t in (dq, dk, dv, d_out, scales, q, k, v)))
+    return dq, dk, dv
+
+
+def decode(
+    q: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    lengths: Tensor,
+    *,
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+) -> Tensor:
+    """Attend from one query per row over the first keys of its cache.
+
+    Args:
+        q: [M, H, D], each row's heads side by side.
+        keys: [M, Hkv, capacity, D] contiguous; ``values`` likewise.
+        values: See ``keys``.
+        lengths: [M] int64, keys that each row sees, at least one.
+        scale: Multiplies q k^T.
+        window: Most recent keys that a row sees; None = all.
+        softcap: Bound of the scaled scores; None = none.
+
+    Returns:
+        [M, H, D] contiguous.
+    """
+    q = _rows(q)
+    rows, heads, dim = q.shape
+    kv_heads = keys.shape[1]
+    _expect(
+        keys.shape == values.shape == (rows, kv_heads, keys.shape[2], dim)
+        and keys.is_contiguous()
+        and values.is_contiguous(),
+        "decode",
+        keys,
+        values,
+    )
+    _expect(lengths.shape == (rows,) and lengths.dtype == torch.int64, "decode", q, lengths)
+    out = q.new_empty(q.shape)
+    _native.decode(
+        out.data_ptr(),
+        q.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        lengths.contiguous().data_ptr(),
+        rows,
+        heads,
+        kv_heads,
+        dim,
+        q.stride(0),
+        keys.stride(0),
+        keys.stride(1),
+        scale,
+        softcap or 0.0,
+        window or 0,
+    )
+    return out
+
+
+def _plan(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> _native.Attention:
+    rows, heads, dim = q.shape
+    _expect(k.shape == v.shape == (rows, k.shape[1], dim), "attention", q, k)
+    _expect(heads % k.shape[1] == 0, "attention", q, k)
+    return _native.Attention(
+        shape.starts.data_ptr(),
+        len(shape.starts) - 1,
+        heads,
+        k.shape[1],
+        dim,
+        q.stride(0),
+        k.stride(0),
+        shape.scale,
+        shape.softcap or 0.0,
+        shape.window or 0,
+    )
+
+
+def _rows(x: Tensor) -> Tensor:
+    """``x`` [N, heads, D] with each row's heads side by side, copied only if they are not."""
+    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+
+
+def _matrix(x: Tensor) -> tuple[int, int, int, int, int]:
+    rows, columns = x.shape
+    return x.data_ptr(), rows, columns, x.stride(0), x.stride(1)
+
+
+def _expect(fits: bool, op: str, *tensors: Tensor) -> None:
+    if not fits or not all(takes(t) or t.dtype == torch.int64 for t in tensors):
+        raise ValueError(f"{op}: tensors do not fit: {_describe(tensors)}")
+
+
+def _describe(tensors: Sequence[Tensor]) -> str:
+    return ", ".join(
+        f"{list(t.shape)} {t.dtype} with strides {t.stride()} on {t.device}" for t in tensors
+    )
