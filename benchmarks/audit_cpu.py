@@ -8,7 +8,8 @@ the same batches for training, the same prompts for generation, and for generati
 adapters, so that the tokens can be compared. The peer is tuned: fused AdamW, adapters merged
 before generation, prompts sorted by length, and the best of several batch sizes.
 
-The floor is the arithmetic that nobody can avoid, over the matrix rate measured in this run:
+The floor is the arithmetic that nobody can avoid, over the matrix rate measured in this run, once
+of torch's product, which the peer uses, and once of ours:
 training 4 FLOPs per linear weight and token plus the head on trained tokens, generation 2 FLOPs
 per linear weight and token plus the head on generated tokens. Attention and adapters are left out.
 """
@@ -23,31 +24,47 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastsafe import LLM, FinetuneJob, SamplingParams, TrainConfig, finetune
+from fastsafe import LLM, FinetuneJob, SamplingParams, TrainConfig, _native, finetune
 from fastsafe.audit.plan import BASE, Plan
 from fastsafe.audit.run import prepare
 from fastsafe.data.packing import Example, encode_row
+from fastsafe.model import cpu
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # token ids, attention mask, labels
 
 
-def gemm_rate() -> float:
+Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+
+
+def gemm_rate(product: Product) -> float:
     """Best FLOP/s of fp32 matrix products on all cores, over sizes from the model's to large."""
     best = 0.0
     for rows, inner, columns in ((640, 128, 768), (2048, 384, 128), (1024, 1024, 1024)):
-        a, b = torch.randn(rows, inner), torch.randn(inner, columns)
+        a, b = torch.randn(rows, inner), torch.randn(columns, inner)
         for _ in range(5):
             begin = time.perf_counter()
             for _ in range(20):
-                a @ b
+                product(a, b)
             elapsed = time.perf_counter() - begin
             best = max(best, 20 * 2 * rows * inner * columns / elapsed)
     return best
+
+
+def own_gemm_rate() -> float:
+    """The same for fastsafe's product: all cores at once, each with products of its own."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with ThreadPoolExecutor(threads) as pool:
+            return sum(pool.map(lambda _: gemm_rate(cpu.linear), range(threads)))
+    finally:
+        torch.set_num_threads(threads)
 
 
 class Peer:
@@ -182,6 +199,15 @@ def facts() -> dict[str, Any]:
     }
 
 
+def as_tokens(example: Example) -> dict[str, list[int]]:
+    """A row of tokens that trains the same tokens, from the first trained one on."""
+    first = example.trained.index(True)
+    last = len(example.trained) - example.trained[::-1].index(True)
+    ids = list(example.token_ids)
+    assert all(example.trained[first:last]), "one answer per row"
+    return {"prompt": ids[:first], "completion": ids[first:last]}
+
+
 def round_of_one_task(
     llm: LLM, peer: Peer, plan: Plan, task: str, batch_size: int, is_ours_first: bool
 ) -> dict[str, float]:
@@ -191,6 +217,12 @@ def round_of_one_task(
     options = training.model_dump(exclude={"preset", "rows", "seed"})
     config = TrainConfig(**options, seed=plan.recipe.seed, shuffle=False)
     jobs = [FinetuneJob(c.id, list(plan.training_rows[c.id]), config) for c in conditions]
+    examples = {
+        job.name: [encode_row(r, llm.tokenizer, where=job.name) for r in job.examples]
+        for job in jobs
+    }
+    # both sides start from tokens
+    jobs = [FinetuneJob(j.name, [as_tokens(e) for e in examples[j.name]], config) for j in jobs]
     examples = {
         job.name: [encode_row(r, llm.tokenizer, where=job.name) for r in job.examples]
         for job in jobs
@@ -283,7 +315,7 @@ def main() -> None:
     peer = Peer(runtime.path, llm.tokenizer.pad_id or 0, llm.tokenizer.eos_ids[0])
     base_prompts = [plan.prompts[r.prompt].token_ids for r in plan.rows if r.condition == BASE]
     batch_size = peer.best_batch_size(base_prompts, plan.recipe.sampling.max_tokens)
-    rate = gemm_rate()
+    rate, own_rate = gemm_rate(torch.nn.functional.linear), own_gemm_rate()
     rounds = []
     for i, task in enumerate(plan.recipe.tasks[: options.tasks]):
         rounds.append(round_of_one_task(llm, peer, plan, task, batch_size, i % 2 == 0))
@@ -295,7 +327,8 @@ def main() -> None:
             f" ({r['peer_generate_s'] / r['generate_s']:.2f}x)",
             flush=True,
         )
-    rate = max(rate, gemm_rate())
+    rate = max(rate, gemm_rate(torch.nn.functional.linear))
+    own_rate = max(own_rate, own_gemm_rate())
     total = {key: sum(r[key] for r in rounds) for key in rounds[0]}
     ours = total["train_s"] + total["generate_s"]
     row = {
@@ -305,11 +338,16 @@ def main() -> None:
         "steps": options.steps,
         "peer_batch_size": batch_size,
         "gemm_gflops": rate / 1e9,
+        "own_gemm_gflops": own_rate / 1e9,
+        "instruction_set": _native.instruction_set(),
         "speedup": (total["peer_train_s"] + total["peer_generate_s"]) / ours,
         "speedup_train": total["peer_train_s"] / total["train_s"],
         "speedup_generate": total["peer_generate_s"] / total["generate_s"],
         "speedup_one_condition": total["peer_alone_s"] / total["alone_s"],
         "floor_share": (total["train_flops"] + total["generate_flops"]) / rate / ours,
+        "floor_share_at_own_rate": (total["train_flops"] + total["generate_flops"])
+        / own_rate
+        / ours,
         "floor_share_train": total["train_flops"] / rate / total["train_s"],
         "floor_share_generate": total["generate_flops"] / rate / total["generate_s"],
         **total,
@@ -321,8 +359,9 @@ def main() -> None:
         f"total: {row['speedup']:.2f}x (training {row['speedup_train']:.2f}x, generation"
         f" {row['speedup_generate']:.2f}x, one condition"
         f" alone {row['speedup_one_condition']:.2f}x);"
-        f" {row['floor_share']:.0%} of the floor at {rate / 1e9:.0f} GFLOP/s (training"
-        f" {row['floor_share_train']:.0%}, generation {row['floor_share_generate']:.0%});"
+        f" {row['floor_share']:.0%} of the floor at torch's {rate / 1e9:.0f} GFLOP/s (training"
+        f" {row['floor_share_train']:.0%}, generation {row['floor_share_generate']:.0%}),"
+        f" {row['floor_share_at_own_rate']:.0%} at our product's {own_rate / 1e9:.0f} GFLOP/s;"
         f" {total['differing_rows']:.0f} of {total['rows']:.0f} answers differ"
     )
     line = json.dumps(row)

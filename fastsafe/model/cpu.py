@@ -5,18 +5,20 @@ is set to. A row's bits follow from the row alone, however many rows there are, 
 every x86 CPU with AVX2 or AVX-512.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
 from fastsafe import _native
 
+# Multiplications that pay for starting threads, about a millisecond's worth on one core.
+_WORTH_THREADS = 1 << 27
+
 
 def takes(x: Tensor) -> bool:
     """Whether these operations are the ones for ``x``; others go to torch or to Triton."""
-    return x.device.type == "cpu" and x.dtype == torch.float32
+    return x.is_cpu and x.dtype is torch.float32
 
 
 def linear(
@@ -42,26 +44,30 @@ def linear(
     """
     terms = [(x, weight)] if plus is None else [(x, weight), plus]
     rows, width = x.shape[0], weight.shape[0]
+    matrices = []
     for a, b in terms:
-        _expect(a.shape == (rows, b.shape[1]) and len(b) == width, "linear", a, b)
-    y = x.new_empty(rows, width) if add_to is None else add_to
-    _expect(y.shape == (rows, width) and (width < 2 or y.stride(1) == 1), "linear", y, weight)
-    if x.shape[1] == 0 or rows == 0:
-        return y.zero_() if add_to is None and bias is None else y.add_(0 if bias is None else bias)
+        of_a, of_b = _matrix(a), _matrix(b)
+        if of_a[1] != rows or of_b[1] != width or of_a[2] != of_b[2]:
+            _refuse("linear", a, b)
+        matrices.append((of_a, of_b))
+    if add_to is None:
+        y = x.new_empty(rows, width)
+    else:
+        y = add_to
+        _expect(y.shape == (rows, width) and (width < 2 or y.stride(1) == 1), "linear", y, weight)
+    if x.numel() == 0 and plus is None:
+        y = y.zero_() if add_to is None else y
+        return y if bias is None else y.add_(bias)
     threads = torch.get_num_threads() if rows * width * x.shape[1] > _WORTH_THREADS else 1
     _native.linear(
         y.data_ptr(),
         y.stride(0),
         add_to is not None,
-        [(_matrix(a), _matrix(b)) for a, b in terms if b.shape[1]],
+        matrices,
         0 if bias is None else bias.data_ptr(),
         threads,
     )
     return y
-
-
-# Multiplications that pay for starting threads, about a millisecond's worth on one core.
-_WORTH_THREADS = 1 << 27
 
 
 def norm(
@@ -320,16 +326,20 @@ def _rows(x: Tensor) -> Tensor:
 
 
 def _matrix(x: Tensor) -> tuple[int, int, int, int, int]:
+    if not takes(x) or x.ndim != 2:
+        _refuse("linear", x)
     rows, columns = x.shape
-    return x.data_ptr(), rows, columns, x.stride(0), x.stride(1)
+    row_stride, column_stride = x.stride()
+    return x.data_ptr(), rows, columns, row_stride, column_stride
 
 
 def _expect(fits: bool, op: str, *tensors: Tensor) -> None:
     if not fits or not all(takes(t) or t.dtype == torch.int64 for t in tensors):
-        raise ValueError(f"{op}: tensors do not fit: {_describe(tensors)}")
+        _refuse(op, *tensors)
 
 
-def _describe(tensors: Sequence[Tensor]) -> str:
-    return ", ".join(
+def _refuse(op: str, *tensors: Tensor) -> NoReturn:
+    found = ", ".join(
         f"{list(t.shape)} {t.dtype} with strides {t.stride()} on {t.device}" for t in tensors
     )
+    raise ValueError(f"{op}: tensors do not fit: {found}")
