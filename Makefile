@@ -20,7 +20,7 @@ audit: .venv/.installed
 
 test: .venv/.installed-dev
 	OMP_NUM_THREADS=1 .venv/bin/pytest -n 2 --dist loadfile
-	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 .venv/bin/pytest tests/kernels
+	OMP_NUM_THREADS=1 TRITON_INTERPRET=1 .venv/bin/pytest -n 2 --dist loadfile tests/kernels
 
 check: .venv/.installed-dev
 	.venv/bin/ruff format --check
@@ -29,7 +29,7 @@ check: .venv/.installed-dev
 	.venv/bin/lint-imports --no-logo
 
 bench: .venv/.installed-dev
-	set -e; for script in $(filter-out benchmarks/kernels.py,$(wildcard benchmarks/*.py)); do \
+	set -e; for script in $(filter-out benchmarks/kernels.py benchmarks/peers.py,$(wildcard benchmarks/*.py)); do \
 		.venv/bin/python $$script; done
 
 .venv/.installed: $(BUILD)

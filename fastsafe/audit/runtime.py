@@ -178,15 +178,21 @@ class ModelRuntime:
         """Return versions and choices for the manifest."""
         import torch
 
+        from fastsafe import _native
+        from fastsafe_kernels import choose_backend
+
         found = {
             "model_path": str(self.path),
             "python": platform.python_version(),
             "platform": platform.platform(),
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
+            "instruction_set": _native.instruction_set(),
         }
         if self._device != "cpu" and torch.cuda.is_available():
+            backend = choose_backend()
             found["gpu"] = torch.cuda.get_device_name()
+            found["attention"] = f"{backend.name} {backend.version}"
         return found | (self._llm.describe() if self._llm else {})
 
     def train(

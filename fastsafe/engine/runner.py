@@ -151,17 +151,17 @@ class _Tile:
     def _choose(self, hidden: Tensor) -> Tensor:
         """Draw a token for every row, hand it to the row, and let finished rows go."""
         logits = self.model.logits(hidden)
-        chosen = sample(logits, self.params, self.lengths)
+        chosen, chosen_logprobs, finite = sample(
+            logits, self.params, self.lengths, self.wants_logprobs
+        )
         # a NaN or all -inf row must end as a row error, not as an arbitrary token
-        finite = logits.amax(-1).isfinite().tolist()
-        logprobs: list[float] = []
-        if self.wants_logprobs:
-            logprobs = token_logprobs(logits, chosen).tolist()
+        is_finite = finite.tolist()
+        logprobs = chosen_logprobs.tolist() if self.wants_logprobs else []
         for i, token_id in enumerate(chosen.tolist()):
             row = self.rows[i]
             if row is None:
                 continue
-            if not finite[i]:
+            if not is_finite[i]:
                 row.finish_reason = "error"
             else:
                 if row.params.logprobs:

@@ -14,6 +14,10 @@ from torch import Tensor
 
 from fastsafe.model import cpu
 from fastsafe.model.layers import softcap as squash
+from fastsafe_kernels import choose_backend, varlen_attention
+
+# what FlashAttention takes; fp32, and a softcap that it lacks, are computed in plain torch
+_FLASH = (torch.bfloat16, torch.float16)
 
 # padded lengths are multiples of this many tokens: 8 and 32 were slower on short sequences
 PAD_TO = 16
@@ -95,6 +99,15 @@ class PackedAttention:
                 attended: Tensor = _Attention.apply(q, k, v, shape)  # type: ignore[no-untyped-call]
                 return attended
             return cpu.attention(q, k, v, shape)[0]
+        if (
+            q.is_cuda
+            and q.dtype in _FLASH
+            and (softcap is None or choose_backend().supports_softcap)
+        ):
+            if self._starts.device != q.device:
+                self._starts = self._starts.to(q.device, torch.int32)
+            longest = max(self.lengths)
+            return varlen_attention(q, k, v, self._starts, longest, scale, window, softcap)
         padding = self._padding
         if padding is not None:
             if padding.rows.device != q.device:
@@ -166,6 +179,12 @@ class PackedAttention:
             mask = torch.zeros(length, length, dtype=like.dtype, device=like.device)
             mask = self._masks[length, window] = mask.masked_fill_(hidden, -torch.inf)
         return mask
+
+
+def _takes_flash(q: Tensor, softcap: float | None) -> bool:
+    if not q.is_cuda or q.dtype not in _FLASH:
+        return False
+    return softcap is None or choose_backend().supports_softcap
 
 
 class _Attention(torch.autograd.Function):

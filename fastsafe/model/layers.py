@@ -1,7 +1,7 @@
 """The small operations of a decoder layer, differentiable.
 
 On a CPU in fp32 they run on ``fastsafe.model.cpu``, with their derivatives written out; any other
-tensor takes plain torch.
+tensor takes the op of ``fastsafe_kernels``: its Triton kernel on a GPU, plain torch on a CPU.
 """
 
 from typing import Any
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+import fastsafe_kernels as ops
 from fastsafe.model import cpu
 
 
@@ -59,9 +60,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus: bool = False) -> T
             y: Tensor = _Norm.apply(x, None, weight, eps, one_plus, 1.0)[0]  # type: ignore[no-untyped-call]
             return y
         return cpu.norm(x, weight, eps, one_plus)[0]
-    if one_plus:
-        return F.rms_norm(x.float(), weight.shape, 1.0 + weight.float(), eps).to(x.dtype)
-    return F.rms_norm(x, weight.shape, weight, eps)
+    rows = x.reshape(-1, x.shape[-1])
+    return ops.rms_norm(rows, weight, None, eps, one_plus)[0].view(x.shape)
 
 
 def add_rms_norm(
@@ -78,8 +78,7 @@ def add_rms_norm(
         The norm of h, and h.
     """
     if not cpu.takes(x):
-        h = torch.add(residual, x, alpha=alpha)
-        return rms_norm(h, weight, eps, one_plus), h
+        return ops.rms_norm(x, weight, residual, eps, one_plus, alpha)
     if _is_recorded(x, residual, weight):
         y, h = _Norm.apply(x, residual, weight, eps, one_plus, alpha)  # type: ignore[no-untyped-call]
         return y, h
@@ -133,8 +132,7 @@ def geglu(gate_up: Tensor) -> Tensor:
 
 def _gated(gate_up: Tensor, gelu: bool) -> Tensor:
     if not cpu.takes(gate_up):
-        gate, up = gate_up.chunk(2, -1)
-        return (F.gelu(gate, approximate="tanh") if gelu else F.silu(gate)) * up
+        return ops.geglu(gate_up) if gelu else ops.swiglu(gate_up)
     if _is_recorded(gate_up):
         y: Tensor = _Gated.apply(gate_up, gelu)  # type: ignore[no-untyped-call]
         return y
@@ -166,7 +164,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         [N, heads, D]; features beyond R are unchanged. Differentiable in ``x``.
     """
     if not cpu.takes(x):
-        return _rotate(x, cos, sin)
+        return ops.rope(x, cos[:, 0], sin[:, 0])
     if _is_recorded(x):
         turned: Tensor = _Rope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
         return turned
@@ -185,14 +183,6 @@ class _Rope(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return cpu.rope(grads[0], cos, sin, back=True), None, None
-
-
-def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    size, half = cos.shape[-1], cos.shape[-1] // 2
-    turned = x if size == x.shape[-1] else x[..., :size]
-    swapped = torch.cat((turned[..., half:], turned[..., :half]), -1)
-    turned = turned * cos + swapped * sin
-    return turned if size == x.shape[-1] else torch.cat((turned, x[..., size:]), -1)
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.model.transformer import Transformer
-from fastsafe_kernels import token_logprobs
+from fastsafe_kernels import linear_cross_entropy, token_logprobs
 
 # Most logits in memory at once, in elements: 64 MiB in fp32.
 _CHUNK_ELEMENTS = 1 << 24
@@ -46,5 +46,14 @@ def token_loss(hidden: Tensor, targets: Tensor, model: Transformer) -> Tensor:
     Returns:
         Scalar fp32.
     """
+    if hidden.is_cuda:
+        config = model.config
+        return linear_cross_entropy(
+            hidden,
+            model.head,
+            targets,
+            logits_scale=config.logits_scale,
+            softcap=config.logits_softcap or 0.0,
+        )
     loss: Tensor = _TokenLoss.apply(hidden, targets, model)  # type: ignore[no-untyped-call]
     return loss

@@ -9,7 +9,7 @@ from fastsafe.model.layers import geglu, rms_norm, rope, softcap, swiglu
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float32)
 
 
 def rms_norm_defined(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -73,16 +73,16 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tenso
 def test_equals_its_definition_and_gradients(name: str) -> None:
     op, definition, inputs = CASES[name]
     with torch.no_grad():
-        torch.testing.assert_close(op(*inputs), definition(*inputs), rtol=1e-12, atol=1e-12)
+        torch.testing.assert_close(op(*inputs), definition(*inputs), rtol=1e-5, atol=3e-6)
     leaves = [x.clone().requires_grad_() for x in inputs]
     others = [x.clone().requires_grad_() for x in inputs]
     got, want = op(*leaves), definition(*others)
-    torch.testing.assert_close(got, want, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=3e-6)
     upstream = random(*got.shape, seed=4)
     got.backward(upstream)
     want.backward(upstream)
     for x, y in zip(leaves, others, strict=True):
-        torch.testing.assert_close(x.grad, y.grad, rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(x.grad, y.grad, rtol=1e-5, atol=3e-6)
 
 
 @pytest.mark.parametrize("grad", [False, True])
