@@ -10,7 +10,7 @@ export PYTHONSAFEPATH = 1
 
 .PHONY: help audit test check bench
 help:
-	@echo "make audit   fine-tune, probe and report on the shipped model organism (about 2 minutes on 2 cores)"
+	@echo "make audit   fine-tune, probe and report on the shipped model organism (a minute or two on 2 cores)"
 	@echo "make test    every test that needs no GPU, kernels in Triton's interpreter included"
 	@echo "make check   format, lint, types, import floors"
 	@echo "make bench   CPU benchmarks; on a machine with a GPU: benchmarks/gpu.sh"
