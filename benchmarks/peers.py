@@ -187,7 +187,7 @@ def torch_adamw(rows: list[Any], norms: Tensor) -> Tensor:
 def torch_sample(
     logits: Tensor, temperature: Tensor, top_k: Tensor, top_p: Tensor, min_p: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Softmax and multinomial, argmax where the temperature is 0, without filters."""
+    """Softmax and multinomial, argmax where the temperature is 0; no filters or stop flags."""
     greedy = temperature == 0
     z = logits.float()
     p = torch.softmax(z / torch.where(greedy, 1.0, temperature)[:, None], -1)
@@ -196,10 +196,10 @@ def torch_sample(
     return ids, chosen - z.logsumexp(-1), z.amax(-1).isfinite()
 
 
-def drawn(args: tuple[Any, ...], results: tuple[Tensor, Tensor, Tensor]) -> str:
+def drawn(args: tuple[Any, ...], results: tuple[Tensor, ...]) -> str:
     """Whether these are possible draws, with their log-probabilities."""
     logits, temperature = args[0].float(), args[1]
-    ids, logprobs, is_finite = results
+    ids, logprobs, is_finite = results[:3]
     expected = logits.log_softmax(-1).gather(-1, ids[:, None])[:, 0]
     if not is_finite.all() or not expected.isfinite().all():
         return "token_ids holds a banned token"

@@ -40,10 +40,10 @@ class Row:
     logprobs: list[float] = field(default_factory=list)
     finish_reason: Literal["stop", "length", "error"] | None = None
 
-    def append(self, token_id: int) -> None:
+    def append(self, token_id: int, is_stop: bool) -> None:
         """Take a generated token and decide whether the row ends with it."""
         self.token_ids.append(token_id)
-        if token_id in self.end_ids or (self.has_stop_text and self.has_stop_text(self.token_ids)):
+        if is_stop or (self.has_stop_text and self.has_stop_text(self.token_ids)):
             self.finish_reason = "stop"
         elif len(self.token_ids) >= self.max_tokens:
             self.finish_reason = "length"
@@ -76,7 +76,10 @@ class _Tile:
         # the padding rows of None are never read; one token each is enough
         self.prompts = [row.prompt if row else last.prompt[:1] for row in self.rows]
         self.slots = torch.tensor([(row or last).slot for row in self.rows])
-        self.params = RowParams.stack([(row or last).params for row in self.rows], model.device)
+        own = [row or last for row in self.rows]
+        self.params = RowParams.stack(
+            [row.params for row in own], model.device, [row.end_ids for row in own]
+        )
         self.wants_logprobs = any(row.params.logprobs for row in rows)
         self.lengths = torch.tensor([len(p) for p in self.prompts], device=model.device)
         self.longest = max(len(p) for p in self.prompts)
@@ -151,11 +154,11 @@ class _Tile:
     def _choose(self, hidden: Tensor) -> Tensor:
         """Draw a token for every row, hand it to the row, and let finished rows go."""
         logits = self.model.logits(hidden)
-        chosen, chosen_logprobs, finite = sample(
+        chosen, chosen_logprobs, finite, stops = sample(
             logits, self.params, self.lengths, self.wants_logprobs
         )
         # a NaN or all -inf row must end as a row error, not as an arbitrary token
-        is_finite = finite.tolist()
+        is_finite, is_stop = finite.tolist(), stops.tolist()
         logprobs = chosen_logprobs.tolist() if self.wants_logprobs else []
         for i, token_id in enumerate(chosen.tolist()):
             row = self.rows[i]
@@ -166,7 +169,7 @@ class _Tile:
             else:
                 if row.params.logprobs:
                     row.logprobs.append(min(0.0, logprobs[i]))
-                row.append(token_id)
+                row.append(token_id, is_stop[i])
             if row.finish_reason is not None:
                 self.rows[i] = None
                 self.on_done(row)

@@ -1,6 +1,6 @@
 """Sampling parameters of a batch, as the op that draws its tokens takes them."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import NamedTuple
 
 import torch
@@ -18,10 +18,16 @@ class RowParams(NamedTuple):
     top_k: Tensor  # [M] int64
     top_p: Tensor  # [M] fp32
     min_p: Tensor  # [M] fp32
+    stop_ids: Tensor  # [M, K] int64, tokens that end each row; -1 where it has fewer
 
     @classmethod
-    def stack(cls, params: Sequence[SamplingParams], device: torch.device) -> "RowParams":
-        """Tensors of the rows' parameters, in order."""
+    def stack(
+        cls,
+        params: Sequence[SamplingParams],
+        device: torch.device,
+        stop_ids: Sequence[Collection[int]] | None = None,
+    ) -> "RowParams":
+        """Tensors of the rows' parameters, in order; ``stop_ids`` of each row, None for none."""
 
         def floats(values: list[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)
@@ -33,6 +39,7 @@ class RowParams(NamedTuple):
             torch.tensor([p.top_k for p in params], device=device),
             floats([p.top_p for p in params]),
             floats([p.min_p for p in params]),
+            _padded(stop_ids or [()] * len(params), device),
         )
 
     def take(self, index: Tensor) -> "RowParams":
@@ -40,9 +47,15 @@ class RowParams(NamedTuple):
         return RowParams(*(each[index] for each in self))
 
 
+def _padded(rows: Sequence[Collection[int]], device: torch.device) -> Tensor:
+    most = max((len(row) for row in rows), default=0)
+    padded = [[*sorted(row), *[-1] * (most - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int64, device=device).view(len(rows), most)
+
+
 def sample(
     logits: Tensor, params: RowParams, positions: Tensor, with_logprobs: bool = True
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw one token per row; see ``fastsafe_kernels.sample``.
 
     Args:
@@ -52,10 +65,9 @@ def sample(
         with_logprobs: Whether the log-probabilities are wanted.
 
     Returns:
-        Token ids [M] int64, their untempered log-probabilities [M] fp32 in nats, and whether
-        each row's logits are finite [M] bool.
+        Token ids [M] int64, their untempered log-probabilities [M] fp32 in nats, whether each
+        row's logits are finite, and whether its token is one of its stop ids [M] bool.
     """
     p = params
-    return ops.sample(
-        logits, p.temperature, p.top_k, p.top_p, p.min_p, p.seeds, positions, with_logprobs
-    )
+    rows = p.temperature, p.top_k, p.top_p, p.min_p, p.seeds, positions, p.stop_ids
+    return ops.sample(logits, *rows, with_logprobs)

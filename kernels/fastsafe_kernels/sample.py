@@ -1,13 +1,16 @@
-"""Draw one token per row, with its log-probability.
+"""Draw one token per row, with its log-probability and whether it ends the row.
 
     x[n] = argmax over kept v of z[n, v] / T[n] + g[n, v];    T[n] = 0: argmax of z[n, v]
     y[n] = z[n, x[n]] - log sum_v exp z[n, v],    over all v and without T
 
 g is Gumbel noise, a function of (seed[n], position[n], v) alone (``_noise.py``). Top-k, top-p and
-min-p say which tokens are kept (``_ranking.py``). Of equal scores the lowest id wins.
+min-p say which tokens are kept (``_ranking.py``). Of equal scores the lowest id wins. A token that
+is among the row's stop ids is flagged.
 
-Shapes   z [N, V]; T, top_k, top_p, min_p, seed, position [N]  ->  x, y, is_finite [N]
-Dtypes   z fp32, bf16 or fp16; T, top_p, min_p fp32; seed, position, x int64; g, y, sums fp32
+Shapes   z [N, V]; T, top_k, top_p, min_p, seed, position [N]; stop [N, K]
+         ->  x, y, is_finite, is_stop [N]
+Dtypes   z fp32, bf16 or fp16; T, top_p, min_p fp32; seed, position, stop, x int64; g, y, sums
+         fp32
 Cost     reads z once; a row with top_k or top_p reads it about 20 times more in fp32, 12 in bf16,
          and about twice that with both, mostly from the L2 cache
 Source   Gumbel 1954
@@ -36,8 +39,9 @@ def reference(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    stop_ids: Tensor | None = None,
     with_logprobs: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Define the op in plain torch; the noise is fp32 always."""
     z = logits.to(torch.promote_types(logits.dtype, torch.float32))
     best, token_ids = z.max(-1)
@@ -56,7 +60,10 @@ def reference(
     if with_logprobs:
         chosen = z.gather(-1, token_ids[:, None])[:, 0]
         logprobs = torch.where(is_finite, chosen - z.logsumexp(-1), logprobs)
-    return token_ids, logprobs, is_finite
+    is_stop = torch.zeros_like(is_finite)
+    if stop_ids is not None:
+        is_stop = (token_ids[:, None] == stop_ids).any(-1)
+    return token_ids, logprobs, is_finite, is_stop
 
 
 @triton.jit(do_not_specialize=["N"])
@@ -125,7 +132,8 @@ def _split_kernel(
 @triton.jit
 def _join_kernel(
     z_ptr, t_ptr, seed_ptr, position_ptr, edge_ptr, last_ptr, id_ptr, m_ptr, s_ptr, token_ptr,
-    logprob_ptr, finite_ptr, z_stride, V, SPLITS: tl.constexpr, BLOCK: tl.constexpr,
+    logprob_ptr, finite_ptr, stop_ptr, is_stop_ptr, z_stride, V, SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr, STOPS: tl.constexpr,
 ):  # fmt: skip
     n = tl.program_id(0).to(tl.int64)
     i = tl.arange(0, BLOCK)
@@ -152,6 +160,10 @@ def _join_kernel(
     tl.store(token_ptr + n, token.to(tl.int64))
     tl.store(logprob_ptr + n, tl.where(finite, logprob, float("nan")))
     tl.store(finite_ptr + n, finite)
+    is_stop = token < 0
+    for k in range(STOPS):
+        is_stop |= token == tl.load(stop_ptr + n * STOPS + k)
+    tl.store(is_stop_ptr + n, is_stop)
 
 
 def sample(
@@ -162,8 +174,9 @@ def sample(
     min_p: Tensor,
     seeds: Tensor,
     positions: Tensor,
+    stop_ids: Tensor | None = None,
     with_logprobs: bool = True,
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Draw a token for every row.
 
     A row's results depend on its own logits and parameters alone. Rows may mix all settings.
@@ -177,12 +190,13 @@ def sample(
         min_p: [N] fp32 in [0, 1); 0 keeps all.
         seeds: [N] int64, any value.
         positions: [N] int64, index of the drawn token in its sequence.
+        stop_ids: [N, K] int64, tokens that end each row; -1 fills a shorter list. None = none.
         with_logprobs: False spares a CPU one pass; the log-probabilities may then be NaN.
 
     Returns:
         Token ids [N] int64; their log-probabilities [N] fp32 in nats, before temperature and
-        filters; whether the row is finite [N] bool. A row with a NaN or +inf, or with nothing
-        but -inf, is not: it gets token 0 and NaN.
+        filters; whether the row is finite [N] bool; whether the token is a stop id [N] bool. A
+        row with a NaN or +inf, or with nothing but -inf, is not finite: it gets token 0 and NaN.
 
     Raises:
         ValueError: Shapes or devices disagree, V is 0 or too large, or ``logits`` is strided in V.
@@ -192,7 +206,7 @@ def sample(
         >>> one, zero, seed = torch.ones(1), torch.zeros(1), torch.tensor([7])
         >>> logits = torch.tensor([[0.0, 2.0, 1.0]])
         >>> sample(logits, zero, torch.tensor([0]), one, zero, seed, seed)
-        (tensor([1]), tensor([-0.4076]), tensor([True]))
+        (tensor([1]), tensor([-0.4076]), tensor([True]), tensor([False]))
     """
     size = match(
         "sample",
@@ -204,6 +218,9 @@ def sample(
         seeds=(seeds, "N", (torch.int64,)),
         positions=(positions, "N", (torch.int64,)),
     )
+    if stop_ids is not None:
+        stops = (stop_ids, "N K", (torch.int64,))
+        match("sample", logits=(logits, "N V", FLOATS), stop_ids=stops)
     N, V = size["N"], size["V"]
     if not 0 < V < 1 << 22:
         raise ValueError(f"sample: logits is {[N, V]}, expected V from 1 to {(1 << 22) - 1}")
@@ -212,12 +229,13 @@ def sample(
         raise ValueError(f"sample: logits has {found}; call .contiguous()")
     rows = temperature, top_k, top_p, min_p, seeds, positions
     if runs_reference(logits):
-        return reference(logits, *rows, with_logprobs)
+        return reference(logits, *rows, stop_ids, with_logprobs)
     t, k, p, m, seeds, positions = (x.contiguous() for x in rows)
     splits = triton.cdiv(V, BLOCK)
     token_ids = torch.empty(N, dtype=torch.int64, device=logits.device)
     logprobs = torch.empty(N, dtype=torch.float32, device=logits.device)
-    is_finite = torch.empty(N, dtype=torch.bool, device=logits.device)
+    is_finite, is_stop = torch.empty(2, N, dtype=torch.bool, device=logits.device)
+    stop = token_ids if stop_ids is None else stop_ids.contiguous()
     if N:
         edge, last = head_ends(logits, t, k, p, m)
         maxima, sums = logprobs.new_empty(2, N, splits)
@@ -229,9 +247,11 @@ def sample(
         )  # fmt: skip
         _join_kernel[(N,)](
             logits, t, seeds, positions, edge, last, winners, maxima, sums, token_ids, logprobs,
-            is_finite, stride, V, SPLITS=splits, BLOCK=triton.next_power_of_2(splits), num_warps=1,
+            is_finite, stop, is_stop, stride, V, SPLITS=splits,
+            BLOCK=triton.next_power_of_2(splits),
+            STOPS=0 if stop_ids is None else stop_ids.shape[1], num_warps=1,
         )  # fmt: skip
-    return token_ids, logprobs, is_finite
+    return token_ids, logprobs, is_finite, is_stop
 
 
 def _make(dims: Dims, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, ...]:
@@ -245,7 +265,9 @@ def _make(dims: Dims, dtype: torch.dtype, device: torch.device) -> tuple[Tensor,
     top_k = torch.where(use & (n % 2 == 0), 1 + n % 50, 0)
     top_p = torch.where(use & (n % 3 == 1), 0.85, 1.0)
     min_p = torch.where(use & (n % 4 == 3), 0.05, 0.0)
-    return z.to(dtype), temperature, top_k, top_p, min_p, 977 * n - 5 + (n << 40), 3 * n
+    stop_ids = torch.stack([n % V, torch.full_like(n, V // 3), torch.full_like(n, -1)], 1)
+    seeds = 977 * n - 5 + (n << 40)
+    return z.to(dtype), temperature, top_k, top_p, min_p, seeds, 3 * n, stop_ids
 
 
 KERNEL = Kernel(

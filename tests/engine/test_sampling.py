@@ -68,7 +68,7 @@ def test_temperature_zero_is_argmax_beside_sampled_rows() -> None:
     logits = torch.randn(4, 30)
     params = [SamplingParams(temperature=t) for t in (0.0, 1.0, 0.0, 3.0)]
     rows = RowParams.stack(params, logits.device)
-    chosen, _, _ = sample(logits, rows, torch.zeros(4, dtype=torch.long))
+    chosen, _, _, _ = sample(logits, rows, torch.zeros(4, dtype=torch.long))
     assert chosen[[0, 2]].tolist() == logits.argmax(-1)[[0, 2]].tolist()
 
 
@@ -93,3 +93,12 @@ def test_whole_numbers_are_settings_too() -> None:
     params = SamplingParams(temperature=1, top_p=1, min_p=0)
     rows = RowParams.stack([params], torch.device("cpu"))
     sample(torch.zeros(1, 5), rows, torch.zeros(1, dtype=torch.long))
+
+
+def test_stop_ids_are_flagged() -> None:
+    logits = torch.eye(4)[[1, 2, 3]]
+    rows = RowParams.stack([SamplingParams()] * 3, logits.device, [{1, 0}, {3}, ()])
+    assert rows.stop_ids.tolist() == [[0, 1], [3, -1], [-1, -1]]
+    tokens, _, _, is_stop = sample(logits, rows, torch.zeros(3, dtype=torch.long))
+    assert tokens.tolist() == [1, 2, 3]
+    assert is_stop.tolist() == [True, False, False]

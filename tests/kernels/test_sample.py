@@ -18,7 +18,7 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 
 
-def draw(logits: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
+def draw(logits: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sample with one setting for all rows; seeds count from 0 and positions from 100."""
     n, device = len(logits), logits.device
     given = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0} | options
@@ -28,7 +28,8 @@ def draw(logits: Tensor, **options: Any) -> tuple[Tensor, Tensor, Tensor]:
     }
     top_k = torch.full((n,), given["top_k"], device=device)
     seeds = torch.arange(n, device=device)
-    return sample(logits, top_k=top_k, seeds=seeds, positions=seeds + 100, **floats)
+    at, stops = seeds + 100, options.get("stop_ids")
+    return sample(logits, top_k=top_k, seeds=seeds, positions=at, stop_ids=stops, **floats)
 
 
 def kept(
@@ -122,7 +123,7 @@ def test_tokens_are_those_of_the_noise(device: str, dtype: torch.dtype) -> None:
     temperature = temperature.repeat_interleave(5)
     seeds = torch.arange(30, device=device) << 33
     zero = torch.zeros(30, device=device)
-    tokens, _, _ = sample(logits, temperature, zero.long(), zero + 1, zero, seeds, seeds.flip(0))
+    tokens, _, _, _ = sample(logits, temperature, zero.long(), zero + 1, zero, seeds, seeds.flip(0))
     noise = _noise.gumbel(seeds, seeds.flip(0), 300)
     assert torch.equal(tokens, (logits.float() / temperature[:, None] + noise).argmax(-1))
 
@@ -131,7 +132,7 @@ def test_tokens_are_those_of_the_noise(device: str, dtype: torch.dtype) -> None:
 def test_of_equal_scores_the_lowest_id_wins(device: str) -> None:
     """Quotients near 10^7 are whole numbers, and so are the scores."""
     logits = torch.full((8, 200), 1e6, device=device)
-    tokens, _, _ = draw(logits, temperature=0.1)
+    tokens, _, _, _ = draw(logits, temperature=0.1)
     seeds = torch.arange(8, device=device)
     scores = logits / 0.1 + _noise.gumbel(seeds, seeds + 100, 200)
     is_best = scores == scores.amax(-1, keepdim=True)
@@ -144,7 +145,7 @@ def test_of_equal_scores_the_lowest_id_wins(device: str) -> None:
 def test_frequencies_match_softmax(device: str, temperature: float) -> None:
     logits = torch.linspace(-2, 2, 7, device=device)
     count = 150 if INTERPRET else 20_000
-    tokens, _, _ = draw(logits.expand(count, -1), temperature=temperature)
+    tokens, _, _, _ = draw(logits.expand(count, -1), temperature=temperature)
     expected = (logits / temperature).softmax(-1).double().cpu()
     expected = (count * expected / expected.sum()).tolist()
     counts = torch.bincount(tokens, minlength=7).tolist()
@@ -174,7 +175,7 @@ def test_a_row_draws_the_same_in_any_batch(device: str, dtype: torch.dtype) -> N
 def test_tokens_do_not_depend_on_the_blocks(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     args = KERNEL.make({"N": 6, "V": 1100, "filters": 1}, torch.float32, torch.device(device))
-    tokens, _, _ = sample(*args)
+    tokens, _, _, _ = sample(*args)
     monkeypatch.setattr("fastsafe_kernels._ranking.BLOCK", 256)
     for block, rows in ((1024, 1), (256, 3)):
         monkeypatch.setitem(sample.__globals__, "BLOCK", block)
@@ -189,7 +190,7 @@ def test_greedy_rows_take_the_lowest_of_the_largest(device: str) -> None:
     logits[1, [BLOCK + 4, BLOCK + 7]] = 2.0
     logits[2, :BLOCK] = -math.inf
     logits[3] = -logits[0]
-    tokens, _, _ = draw(logits, temperature=0.0, top_k=3, top_p=0.5)
+    tokens, _, _, _ = draw(logits, temperature=0.0, top_k=3, top_p=0.5)
     assert tokens.tolist() == [5, BLOCK + 4, BLOCK, 0]
 
 
@@ -300,7 +301,7 @@ def test_only_kept_tokens_are_drawn(device: str) -> None:
 def test_logprobs_are_those_before_temperature_and_filters(device: str) -> None:
     torch.manual_seed(0)
     logits = torch.randn(5, BLOCK + 9, device=device)
-    tokens, logprobs, _ = draw(logits, temperature=0.5, top_k=4)
+    tokens, logprobs, _, _ = draw(logits, temperature=0.5, top_k=4)
     want = logits.double().log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
     assert torch.allclose(logprobs.double(), want, atol=1e-5)
 
@@ -308,7 +309,7 @@ def test_logprobs_are_those_before_temperature_and_filters(device: str) -> None:
 def test_logprobs_may_be_left_out() -> None:
     torch.manual_seed(0)
     args = KERNEL.make({"N": 6, "V": 40, "filters": 1}, torch.float32, torch.device("cpu"))
-    tokens, logprobs, finite = reference(*args, with_logprobs=False)
+    tokens, logprobs, finite, _ = reference(*args, with_logprobs=False)
     assert logprobs.isnan().all()
     assert torch.equal(tokens, reference(*args)[0])
     assert finite.all()
@@ -328,7 +329,7 @@ def test_rows_that_are_not_finite_are_told(device: str, settings: dict[str, Any]
     logits[1, 7] = math.inf
     logits[2] = -math.inf
     logits[4] = math.nan
-    tokens, logprobs, finite = draw(logits, **settings)
+    tokens, logprobs, finite, _ = draw(logits, **settings)
     assert finite.tolist() == [False, False, False, True, False]
     assert tokens[~finite].tolist() == [0] * 4
     assert logprobs.isnan().tolist() == [True, True, True, False, True]
@@ -340,10 +341,19 @@ def test_rows_that_are_not_finite_are_told(device: str, settings: dict[str, Any]
 
 
 @pytest.mark.parametrize("device", DEVICES)
+def test_stop_ids_are_flagged(device: str) -> None:
+    logits = torch.eye(5, device=device)
+    stop_ids = torch.tensor([[0, -1], [3, 1], [-1, -1], [4, 2], [4, 4]], device=device)
+    is_stop = draw(logits, temperature=0.0, stop_ids=stop_ids)[3]
+    assert is_stop.tolist() == [True, True, False, False, True]
+    assert not draw(logits, temperature=0.0)[3].any()
+
+
+@pytest.mark.parametrize("device", DEVICES)
 def test_no_rows_and_one_token(device: str) -> None:
     empty = draw(torch.zeros(0, 9, device=device))
-    assert [x.shape for x in empty] == [(0,)] * 3
-    tokens, logprobs, finite = draw(torch.full((2, 1), -3.0, device=device), top_p=0.5)
+    assert [x.shape for x in empty] == [(0,)] * 4
+    tokens, logprobs, finite, _ = draw(torch.full((2, 1), -3.0, device=device), top_p=0.5)
     assert tokens.tolist() == [0, 0]
     assert logprobs.tolist() == [0.0, 0.0]
     assert finite.all()
