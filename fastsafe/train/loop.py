@@ -25,7 +25,7 @@ from fastsafe.model.transformer import Transformer
 from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig
 from fastsafe.train.lora import TrainedLora
 from fastsafe.train.loss import token_loss
-from fastsafe.train.optim import AdamW, clip
+from fastsafe.train.optim import AdamW
 
 # Tokens of a tile. Smaller ones stay in a core's L2 cache, but their many short operations queue
 # for the interpreter's lock: 640 took 15 % less time than 320. A GPU wants few large launches.
@@ -130,7 +130,7 @@ class _Job:
             base_model=str(llm.path),
         )
         self.lora = TrainedLora(self.model, lora, config.seed)
-        self.optimizer = AdamW(self.lora.flat, config.weight_decay)
+        self.optimizer = AdamW(self.lora.flat, config.weight_decay, config.max_grad_norm)
         self.num_steps = config.num_steps(len(self.examples))
         self.losses: list[float] = []
         self.num_tokens = 0
@@ -202,13 +202,12 @@ class _Job:
         gradient = results[0][1]
         for _, more in results[1:]:
             gradient += more
-        norm = clip(gradient, self.config.max_grad_norm)
+        norm = self.optimizer.step(gradient, self.config.learning_rate_at(step, self.num_steps))
         if not math.isfinite(norm):
             raise TrainingError(
                 f"finetune: job {self.name!r} has a gradient of norm {norm} at step {step}; "
                 "lower its learning rate or check its rows"
             )
-        self.optimizer.step(gradient, self.config.learning_rate_at(step, self.num_steps))
         self.lora.refresh()
         self.losses.append(loss)
 
