@@ -16,9 +16,11 @@ from torch import Tensor
 
 from fastsafe.errors import AdapterError
 from fastsafe.model import peft
+from fastsafe.model.grouped import AdapterStacks, Key, ModuleUpdate
 from fastsafe.model.layers import linear
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import LinearSlot, Project, Transformer
+from fastsafe_kernels._spec import INTERPRET
 
 BASE = -1  # slot of a row without an adapter
 # Matrix products with fewer rows may take another code path of the BLAS, with other bits.
@@ -157,6 +159,7 @@ class AdapterBank:
         self.model = model
         self._slots = model.slots()
         self._adapters: list[tuple[Adapter, Fused] | None] = []
+        self._stacks: AdapterStacks | None = None  # of these adapters, made when first used
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -189,6 +192,7 @@ class AdapterBank:
             for module, lora in adapter.weights.items()
         }
         entry = (adapter, fuse(placed, self._slots))
+        self._stacks = None
         for slot_id, old in enumerate(self._adapters):
             if old is None:
                 self._adapters[slot_id] = entry
@@ -203,6 +207,7 @@ class AdapterBank:
     def remove(self, name: str) -> None:
         """Free the slot of an adapter."""
         self._adapters[self.slot(name)] = None
+        self._stacks = None
 
     def slot(self, name: str | None) -> int:
         """Slot of an adapter by name; -1 for None.
@@ -227,6 +232,12 @@ class AdapterBank:
         present = [int(i) for i in torch.unique(adapter_ids) if i != BASE]
         if not present:
             return None
+        if self.model.device.type != "cpu" or INTERPRET:
+            for slot in present:
+                self._fused(slot)  # an empty slot is an error
+            if self._stacks is None:
+                self._stacks = AdapterStacks(self.model, [_updates(e) for e in self._adapters])
+            return self._stacks.project(adapter_ids.tolist())
         return _Mixed(self.model, adapter_ids, {i: self._fused(i) for i in present})
 
     def merged(self, slot: int) -> Project | None:
@@ -238,6 +249,15 @@ class AdapterBank:
         if entry is None:
             raise AdapterError(f"adapter slot {slot} is empty; slots: {list(self.names)}")
         return entry[1]
+
+
+def _updates(entry: tuple[Adapter, Fused] | None) -> dict[Key, list[ModuleUpdate]]:
+    """An adapter's updates module by module; none of a free slot."""
+    fused = entry[1] if entry else {}
+    return {
+        key: [ModuleUpdate(p.begin, p.end, lora.lora_A[p.r0 : p.r1], p.lora_B) for p in lora.parts]
+        for key, lora in fused.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,8 @@ import torch
 
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
+from fastsafe.model.lora import Adapter, AdapterBank, LoraWeights
+from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import Transformer
 from fastsafe_kernels import _spec
 
@@ -58,3 +60,41 @@ def test_logits_and_gradients(family: str, monkeypatch: pytest.MonkeyPatch) -> N
     for kernel, reference in zip(on_kernels, on_references, strict=True):
         assert not torch.equal(kernel, reference), "the same code ran twice"
         torch.testing.assert_close(kernel, reference, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("ids", [[-1] * 5 + [2] + [0] * 12, [0, 2, -1] * 6])
+def test_a_mixed_batch_is_each_adapter_alone(ids: list[int]) -> None:
+    """Adapters of different ranks and targets; rows sorted by adapter or not, one slot free."""
+    model = Transformer.random(ModelConfig.from_json(SIZES | FAMILIES["llama"], "llama"))
+    bank = AdapterBank(model)
+    modules = {
+        "a": (3, ["q_proj", "v_proj", "down_proj"]),
+        "b": (2, ["q_proj"]),
+        "c": (5, ["k_proj", "gate_proj", "up_proj", "o_proj"]),
+    }
+    for name, (rank, targets) in modules.items():
+        config = LoraConfig(rank=rank, alpha=2.0 * rank, target_modules=tuple(targets))
+        weights = {
+            module: LoraWeights(
+                torch.randn(rank, slot.in_features) * 0.1,
+                torch.randn(slot.end - slot.begin, rank) * 0.1,
+                2.0,
+            )
+            for module, slot in model.slots().items()
+            if module.rpartition(".")[2] in targets
+        }
+        bank.add(Adapter(name, config, weights))
+    bank.remove("b")
+    token_ids, positions = torch.arange(18) * 7 % 61, torch.zeros(18, dtype=torch.long)
+    attend = PackedAttention([1] * 18)
+    keep = torch.tensor([0, 5, 17])
+    with torch.inference_mode():
+        mixed = bank.mixed(torch.tensor(ids))
+        got = model.forward(token_ids, positions, attend, mixed)
+        kept = model.forward(token_ids, positions, attend, mixed, keep)
+        for slot in (-1, 0, 2):
+            alone = model.forward(token_ids, positions, attend, bank.merged(slot))
+            rows = [i for i, own in enumerate(ids) if own == slot]
+            torch.testing.assert_close(got[rows], alone[rows], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(kept, got[keep], rtol=1e-4, atol=1e-4)
+    assert (got[ids.index(0)] - alone[ids.index(0)]).abs().max() > 0.01, "adapters must matter"

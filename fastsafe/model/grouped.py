@@ -1,0 +1,124 @@
+"""Mixed batches on a GPU: all adapters' updates of a fused linear in two launches."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+import fastsafe_kernels as ops
+from fastsafe.model.transformer import Transformer
+from fastsafe_kernels import Segments
+
+# Rows of a tile: thin ones waste least of the matrix units while each adapter has few rows.
+_DECODE_TILE, _PREFILL_TILE = 16, 64
+_DECODE_ROWS = 2048
+
+Key = tuple[int, str]  # layer and name of a fused linear
+
+
+class ModuleUpdate(NamedTuple):
+    """What one adapter adds to rows [begin, end) of a fused linear: B A x, scaling in B."""
+
+    begin: int
+    end: int
+    lora_A: Tensor  # [R, I]
+    lora_B: Tensor  # [end - begin, R]
+
+
+class _Stack(NamedTuple):
+    """All adapters' updates of one fused linear, padded with zeros to one rank."""
+
+    lora_A: Tensor  # [slots, targets * r, I]
+    lora_B: Tensor  # [slots, O, r]
+    parts: tuple[tuple[int, int], ...]  # output rows of each target
+
+
+class AdapterStacks:
+    """Updates of several adapters, stacked by slot; made once for a set of adapters.
+
+    Args:
+        model: The base.
+        adapters: Per slot, the updates of every fused linear that the adapter touches; empty
+            for a free slot.
+    """
+
+    def __init__(
+        self, model: Transformer, adapters: Sequence[Mapping[Key, Sequence[ModuleUpdate]]]
+    ) -> None:
+        self.model = model
+        self.num_slots = len(adapters)
+        keys = dict.fromkeys(key for adapter in adapters for key in adapter)
+        self.stacks = {key: _stack(model, key, [a.get(key, ()) for a in adapters]) for key in keys}
+
+    def project(self, adapter_ids: Sequence[int]) -> "Grouped":
+        """Projection for packed rows with these slots; -1 is the base.
+
+        The rows of a slot need not lie together, but it takes less copying when they do.
+        """
+        return Grouped(self, list(adapter_ids))
+
+
+def _stack(model: Transformer, key: Key, slots: Sequence[Sequence[ModuleUpdate]]) -> _Stack:
+    updates = [update for slot in slots for update in slot]
+    parts = tuple(sorted({(u.begin, u.end) for u in updates}))
+    rank = max(len(u.lora_A) for u in updates)
+    weight = model.weight(*key)
+    shape = len(slots), len(parts) * rank, weight.shape[1]
+    lora_A = torch.zeros(shape, dtype=model.dtype, device=model.device)
+    lora_B = torch.zeros(len(slots), weight.shape[0], rank, dtype=model.dtype, device=model.device)
+    for i, slot in enumerate(slots):
+        for u in slot:
+            r0, own = parts.index((u.begin, u.end)) * rank, len(u.lora_A)
+            lora_A[i, r0 : r0 + own] = u.lora_A
+            lora_B[i, u.begin : u.end, :own] = u.lora_B
+    return _Stack(lora_A, lora_B, parts)
+
+
+class Grouped:
+    """``Project`` of one batch whose rows have different adapters."""
+
+    def __init__(self, stacks: AdapterStacks, ids: list[int]) -> None:
+        self._stacks = stacks
+        self._ids = ids
+        self._all = self._rows(ids)
+        self._kept: tuple[Tensor, _Rows] | None = None  # of the rows last asked for
+
+    def _rows(self, ids: list[int]) -> "_Rows":
+        device = self._stacks.model.device
+        order = sorted(range(len(ids)), key=lambda i: ids[i])
+        tile = _DECODE_TILE if len(ids) <= _DECODE_ROWS else _PREFILL_TILE
+        segments = Segments.build(
+            [ids[i] for i in order], self._stacks.num_slots, tile, device=device
+        )
+        is_sorted = order == list(range(len(ids)))
+        return _Rows(segments, None if is_sorted else torch.tensor(order, device=device))
+
+    def _of(self, rows: Tensor | None) -> "_Rows":
+        if rows is None:
+            return self._all
+        if self._kept is None or self._kept[0] is not rows:
+            self._kept = rows, self._rows([self._ids[i] for i in rows.tolist()])
+        return self._kept[1]
+
+    def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
+        """Multiply by the base's weight and add each row's own update; see ``Project``."""
+        y = self._stacks.model.linear(layer, name, x)
+        stack = self._stacks.stacks.get((layer, name))
+        if stack is None:
+            return y
+        segments, order = self._of(rows)
+        x, to = (x, y) if order is None else (x[order], y[order])
+        targets = len(stack.parts)
+        shrunk = ops.lora_shrink(x, stack.lora_A, segments, targets)
+        ops.lora_expand(to, shrunk, stack.lora_B, segments, stack.parts)
+        if order is not None:
+            y[order] = to
+        return y
+
+
+class _Rows(NamedTuple):
+    """Where the adapters' rows are."""
+
+    segments: Segments
+    order: Tensor | None  # sorts the rows by slot; None where they are
