@@ -5,13 +5,23 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastsafe.engine.paged_cache import PagedCache
 from fastsafe.model import cpu
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
+from fastsafe_kernels._spec import INTERPRET
 
 # Context lengths are rounded up to this many tokens, so that a row's softmax and value sums run
 # over whole vectors and zeros beyond its own context add nothing to its bits.
 CONTEXT_STEP = 16
+
+
+def make_cache(
+    config: ModelConfig, num_rows: int, capacity: int, device: torch.device, dtype: torch.dtype
+) -> "KVCache | PagedCache":
+    """Dense on a CPU; in pages elsewhere, and while Triton interprets."""
+    kind = KVCache if device.type == "cpu" and not INTERPRET else PagedCache
+    return kind(config, num_rows, capacity, device, dtype)
 
 
 class KVCache:
@@ -32,6 +42,20 @@ class KVCache:
         self.keys = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
         self.values = [torch.zeros(shape, device=device, dtype=dtype) for _ in layers]
 
+    def write(self, layer: int, rows: Tensor, positions: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store the keys and values [N, Hkv, D] of these rows' tokens."""
+        self.keys[layer][rows, :, positions] = k
+        self.values[layer][rows, :, positions] = v
+
+    def decode(self, positions: Tensor, longest: int) -> "Decode":
+        """Attention of one step.
+
+        Args:
+            positions: [M] int64, index of the new token of each sequence.
+            longest: Largest of ``positions``, known to the caller without a device read.
+        """
+        return Decode(self, positions, longest)
+
     def keep(self, rows: Tensor) -> None:
         """Drop every sequence but ``rows`` [M]."""
         for tensors in (self.keys, self.values):
@@ -42,7 +66,9 @@ class KVCache:
 class Prefill:
     """Attention of whole prompts; writes their keys and values into the cache."""
 
-    def __init__(self, cache: KVCache, rows: Sequence[int], lengths: Sequence[int]) -> None:
+    def __init__(
+        self, cache: KVCache | PagedCache, rows: Sequence[int], lengths: Sequence[int]
+    ) -> None:
         """Lay out sequences of these lengths for these rows of the cache."""
         device = cache.keys[0].device
         self._cache = cache
@@ -65,8 +91,7 @@ class Prefill:
         softcap: float | None,
     ) -> Tensor:
         """Attend within each prompt; see ``Attend``."""
-        self._cache.keys[layer][self.rows, :, self.positions] = k
-        self._cache.values[layer][self.rows, :, self.positions] = v
+        self._cache.write(layer, self.rows, self.positions, k, v)
         return self._packed(layer, q, k, v, scale=scale, window=window, softcap=softcap)
 
 
@@ -74,13 +99,7 @@ class Decode:
     """Attention of one new token per sequence over its cached context."""
 
     def __init__(self, cache: KVCache, positions: Tensor, longest: int) -> None:
-        """Prepare one step.
-
-        Args:
-            cache: Cache of the tile.
-            positions: [M] int64, index of the new token of each sequence.
-            longest: Largest of ``positions``, known to the caller without a device read.
-        """
+        """Prepare one step; see ``KVCache.decode``."""
         self._cache = cache
         self._positions = positions
         self._lengths = positions + 1
@@ -119,8 +138,7 @@ class Decode:
         num_kv_heads = k.shape[1]
         group = num_heads // num_kv_heads
         keys, values = self._cache.keys[layer], self._cache.values[layer]
-        keys[self._rows, :, self._positions] = k
-        values[self._rows, :, self._positions] = v
+        self._cache.write(layer, self._rows, self._positions, k, v)
         if cpu.takes(q):
             return cpu.decode(
                 q, keys, values, self._lengths, scale=scale, window=window, softcap=softcap

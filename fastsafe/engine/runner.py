@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from fastsafe.engine.kv_cache import Decode, KVCache, Prefill
+from fastsafe.engine.kv_cache import Prefill, make_cache
 from fastsafe.engine.request import SamplingParams
 from fastsafe.engine.sampling import RowParams, sample
 from fastsafe.model.attention import PackedAttention
@@ -86,7 +86,7 @@ class _Tile:
         # a finished row idles at the last position until it is dropped
         self.last_position = max(len(row.prompt) + row.max_tokens for row in rows) - 1
         capacity = self.last_position + 1
-        self.cache = KVCache(model.config, len(self.rows), capacity, model.device, model.dtype)
+        self.cache = make_cache(model.config, len(self.rows), capacity, model.device, model.dtype)
 
     def run(self) -> None:
         next_ids = self._choose(self._prefill())
@@ -97,7 +97,7 @@ class _Tile:
                 next_ids = next_ids[kept]
                 project = self.project_for(self.slots)
             self._rotate_anew()
-            attend = Decode(self.cache, self.lengths, self.longest)
+            attend = self.cache.decode(self.lengths, self.longest)
             hidden = self.model.forward(
                 next_ids, self.lengths, attend, project, context_lens=self.lengths + 1
             )

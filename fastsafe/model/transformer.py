@@ -4,7 +4,7 @@ What differs between families is a flag of ``ModelConfig``. Attention and the li
 hooks: the caller owns caching and masking (``Attend``), and adapters (``Project``).
 """
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,15 @@ from fastsafe.model.config import ModelConfig
 from fastsafe.model.layers import add_rms_norm, geglu, rms_norm, rope, softcap, swiglu
 from fastsafe.model.rope import Rotary
 from fastsafe.model.weights import Source, Weights
+
+
+class QKNorms(NamedTuple):
+    """Norms of the heads of queries and keys, before they are rotated."""
+
+    q_norm: Tensor  # [D]
+    k_norm: Tensor  # [D]
+    eps: float
+    one_plus: bool
 
 
 class Attend(Protocol):
@@ -37,6 +46,28 @@ class Attend(Protocol):
 
         ``window`` counts the keys a query sees, itself included; ``softcap`` bounds the scores
         after ``scale``. None of either means none.
+        """
+        ...
+
+
+@runtime_checkable
+class AttendQKV(Attend, Protocol):
+    """Attention that also norms and rotates, for models that do not norm a whole projection."""
+
+    def from_qkv(
+        self,
+        layer: int,
+        qkv: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        norms: QKNorms | None,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Norm, rotate and attend: qkv [N, (H + 2 Hkv) D] -> [N, H, D].
+
+        ``rotation`` is cos and sin, each [N, 1, R], of ``fastsafe.model.rope``.
         """
         ...
 
@@ -166,9 +197,11 @@ class Transformer:
             context_lens = _whole_lengths(positions)
         rotations = [rotary(positions, context_lens) for rotary in self._rotaries]
         linear = self._project if project is None else project
-        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
         eps, one_plus = config.norm_eps, config.norm_one_plus
         last = len(self.layers) - 1
+        fused = None
+        if isinstance(attend, AttendQKV) and config.qk_norm != "projection":
+            fused = attend
         rows: Tensor | None = None
 
         h = F.embedding(token_ids, self.embedding)
@@ -178,24 +211,7 @@ class Transformer:
         for i, layer in enumerate(self.layers):
             y, h = self._enter(h, x, layer.attention_norm)
             qkv = linear(i, "qkv", y, None)
-            if layer.q_norm is not None and layer.k_norm is not None:
-                q, k, v = self._normed(qkv, layer.q_norm, layer.k_norm)
-                cos, sin = rotations[config.rope_of_layer[i]]
-                q, k = rope(q, cos, sin), rope(k, cos, sin)
-            else:
-                qkv = qkv.view(-1, heads + 2 * kv_heads, dim)
-                qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), 1)
-                cos, sin = rotations[config.rope_of_layer[i]]
-                q, k = rope(qk, cos, sin).split_with_sizes((heads, kv_heads), 1)
-            mixed = attend(
-                i,
-                q,
-                k,
-                v,
-                scale=config.attention_scale,
-                window=config.windows[i],
-                softcap=config.attention_softcap,
-            ).reshape(-1, heads * dim)
+            mixed = self._attend(i, qkv, rotations[config.rope_of_layer[i]], attend, fused)
             if i == last and keep is not None:
                 rows, mixed, h = keep, mixed.index_select(0, keep), h.index_select(0, keep)
             x = linear(i, "o", mixed, rows)
@@ -206,6 +222,43 @@ class Transformer:
             if layer.mlp_out_norm is not None:
                 x = rms_norm(x, layer.mlp_out_norm, eps, one_plus)
         return self._enter(h, x, self.final_norm)[0]
+
+    def _attend(
+        self,
+        i: int,
+        qkv: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        attend: Attend,
+        fused: AttendQKV | None,
+    ) -> Tensor:
+        """Norm, rotate and attend in layer ``i``: [N, (H + 2 Hkv) D] -> [N, H D]."""
+        config, layer = self.config, self.layers[i]
+        scale, softcap = config.attention_scale, config.attention_softcap
+        window = config.windows[i]
+        if fused:
+            norms = None
+            if layer.q_norm is not None and layer.k_norm is not None:
+                norms = QKNorms(layer.q_norm, layer.k_norm, config.norm_eps, config.norm_one_plus)
+            mixed = fused.from_qkv(
+                i, qkv, rotation, norms, scale=scale, window=window, softcap=softcap
+            )
+        else:
+            q, k, v = self._rotated(layer, qkv, rotation)
+            mixed = attend(i, q, k, v, scale=scale, window=window, softcap=softcap)
+        return mixed.reshape(-1, config.num_heads * config.head_dim)
+
+    def _rotated(
+        self, layer: w.Layer, qkv: Tensor, rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Split into heads, norm and rotate: q [N, H, D], k and v [N, Hkv, D]."""
+        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
+        if layer.q_norm is not None and layer.k_norm is not None:
+            q, k, v = self._normed(qkv, layer.q_norm, layer.k_norm)
+            return rope(q, *rotation), rope(k, *rotation), v
+        qkv = qkv.view(-1, heads + 2 * kv_heads, self.config.head_dim)
+        qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), 1)
+        q, k = rope(qk, *rotation).split_with_sizes((heads, kv_heads), 1)
+        return q, k, v
 
     def _enter(self, h: Tensor, x: Tensor | None, norm: Tensor | None) -> tuple[Tensor, Tensor]:
         """Add ``x`` to the residual stream ``h``; its norm, or itself without one, and the sum."""

@@ -6,6 +6,8 @@ With TRITON_INTERPRET=1 the model's layers take the kernels even on a CPU.
 import pytest
 import torch
 
+from fastsafe.engine.kv_cache import Prefill, make_cache
+from fastsafe.engine.paged_cache import PagedCache
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.lora import Adapter, AdapterBank, LoraWeights
@@ -34,10 +36,12 @@ FAMILIES = {
         "sliding_window": 8,
         "query_pre_attn_scalar": 16,
     },
+    "qwen3": {"model_type": "qwen3", "architectures": ["Qwen3ForCausalLM"]},
+    "olmo2": {"model_type": "olmo2", "architectures": ["Olmo2ForCausalLM"]},
 }
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_logits_and_gradients(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
     config = ModelConfig.from_json(SIZES | FAMILIES[family], family)
     model = Transformer.random(config)
@@ -98,3 +102,35 @@ def test_a_mixed_batch_is_each_adapter_alone(ids: list[int]) -> None:
             torch.testing.assert_close(got[rows], alone[rows], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(kept, got[keep], rtol=1e-4, atol=1e-4)
     assert (got[ids.index(0)] - alone[ids.index(0)]).abs().max() > 0.01, "adapters must matter"
+
+
+@pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3", "olmo2"])
+def test_decoding_over_pages_is_one_forward_pass(family: str) -> None:
+    """Rows of one and two pages, a row dropped on the way, windows and norms of heads included."""
+    config = ModelConfig.from_json(SIZES | {"max_position_embeddings": 80} | FAMILIES[family], "x")
+    model = Transformer.random(config)
+    prompts, steps = [4, 1, 62], 4
+    rows = [torch.arange(n + steps) * 7 % 61 for n in prompts]
+    lengths = [len(row) for row in rows]
+    positions = torch.cat([torch.arange(n) for n in lengths])
+    with torch.inference_mode():
+        whole = model.forward(torch.cat(rows), positions, PackedAttention(lengths)).split(lengths)
+        cache = make_cache(config, 3, max(lengths), model.device, model.dtype)
+        assert isinstance(cache, PagedCache)
+        for page in (*cache.keys, *cache.values):
+            page.fill_(torch.nan)  # nothing is read that was not written
+        prefill = Prefill(cache, range(3), prompts)
+        tokens = torch.cat([row[:n] for row, n in zip(rows, prompts, strict=True)])
+        first = model.forward(tokens, prefill.positions, prefill, None, prefill.last)
+        for i, n in enumerate(prompts):
+            torch.testing.assert_close(first[i], whole[i][n - 1], rtol=1e-4, atol=1e-4)
+        kept = [0, 1, 2]
+        for step in range(steps):
+            if step == 2:
+                cache.keep(torch.tensor([0, 2]))
+                kept = [0, 2]
+            at = torch.tensor([prompts[i] + step for i in kept])
+            ids = torch.stack([rows[i][prompts[i] + step] for i in kept])
+            got = model.forward(ids, at, cache.decode(at, int(at.max())), context_lens=at + 1)
+            for row, i in zip(got, kept, strict=True):
+                torch.testing.assert_close(row, whole[i][prompts[i] + step], rtol=1e-4, atol=1e-4)
