@@ -7,10 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsafe.model import cpu, layers
+import fastsafe_kernels as ops
+from fastsafe.model import cpu
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import LinearSlot, Transformer
+from fastsafe_kernels import Segments
+
+# Rows of a tile of the products on a GPU, and of the sums over rows in their gradients.
+_TILE, _SUMS = 64, 1024
 
 Key = tuple[int, str]  # layer and name of a fused linear
 
@@ -54,27 +59,72 @@ class _Lora(torch.autograd.Function):
     def forward(
         ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, u: _Update
     ) -> Tensor:
-        shrunk = _linear(x, u.lora_A.to(x.dtype)).mul_(u.scaling.to(x.dtype))
-        B = u.lora_B.to(x.dtype).T
+        shrunk = cpu.linear(x, u.lora_A).mul_(u.scaling)
         ctx.save_for_backward(x, shrunk, weight)
         ctx.update = u
         if weight is None:
-            return _linear(shrunk, B)
-        return _linear(x, weight, bias, plus=(shrunk, B))
+            return cpu.linear(shrunk, u.lora_B.T)
+        return cpu.linear(x, weight, bias, plus=(shrunk, u.lora_B.T))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dy = grads[0]
         x, shrunk, weight = ctx.saved_tensors
         u: _Update = ctx.update
-        dshrunk = _linear(dy, u.lora_B.to(dy.dtype)).mul_(u.scaling.to(dy.dtype))
-        _add_product(u.gradient_A, dshrunk.T, x.T)
+        dshrunk = cpu.linear(dy, u.lora_B).mul_(u.scaling)
+        cpu.linear(dshrunk.T, x.T, add_to=u.gradient_A)
         for ranks, outputs, gradient in u.blocks:
-            _add_product(gradient, shrunk[:, ranks].T, dy[:, outputs].T)
+            cpu.linear(shrunk[:, ranks].T, dy[:, outputs].T, add_to=gradient)
         dx = None
         if ctx.needs_input_grad[1]:
-            A = u.lora_A.to(dy.dtype).T
-            dx = _linear(dshrunk, A) if weight is None else _linear(dy, weight.T, plus=(dshrunk, A))
+            A = u.lora_A.T
+            if weight is None:
+                dx = cpu.linear(dshrunk, A)
+            else:
+                dx = cpu.linear(dy, weight.T, plus=(dshrunk, A))
+        return None, dx, None, None, None
+
+
+class _LoraOnOps(torch.autograd.Function):
+    """The same on the grouped ops, for one adapter: what a GPU runs."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, u: _Update
+    ) -> Tensor:
+        ids, device = [0] * len(x), x.device
+        ctx.tiles = Segments.build(ids, 1, _TILE, device=device)
+        ctx.sums = Segments.build(ids, 1, _SUMS, device=device)
+        ctx.parts = tuple((outputs.start, outputs.stop) for _, outputs, _ in u.blocks)
+        A = u.lora_A.to(x.dtype)[None]
+        rank, width = len(u.blocks[0][2]), u.lora_B.shape[1]
+        B = x.new_zeros(1, width, rank)
+        for ranks, outputs, _ in u.blocks:
+            B[0, outputs] = u.lora_B[ranks, outputs].T.to(x.dtype)
+        y = x.new_zeros(len(x), width) if weight is None else F.linear(x, weight, bias)
+        scaling = u.scaling.to(x.dtype)
+        shrunk = ops.lora_shrink(x, A, ctx.tiles, len(ctx.parts)) * scaling
+        ops.lora_expand(y, shrunk, B, ctx.tiles, ctx.parts)
+        ctx.save_for_backward(x, shrunk, weight, A, B, scaling)
+        ctx.update = u
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        dy = grads[0].contiguous()
+        x, shrunk, weight, A, B, scaling = ctx.saved_tensors
+        u: _Update = ctx.update
+        dshrunk, dB = ops.lora_backward_b(dy, shrunk, B, ctx.sums, ctx.parts)
+        dshrunk = dshrunk * scaling
+        u.gradient_A.add_(ops.lora_backward_a(dshrunk, x, ctx.sums)[0])
+        for _, outputs, gradient in u.blocks:
+            gradient.add_(dB[0, outputs].T)
+        dx = None
+        if ctx.needs_input_grad[1]:
+            dx = torch.zeros_like(x) if weight is None else dy @ weight
+            inputs = ((0, x.shape[1]),)
+            targets = len(ctx.parts)
+            ops.lora_expand(dx, dshrunk, A.transpose(1, 2), ctx.tiles, inputs, targets=targets)
         return None, dx, None, None, None
 
 
@@ -222,7 +272,8 @@ class Projection:
     def _apply(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, update: _Update
     ) -> Tensor:
-        y: Tensor = _Lora.apply(self._anchor, x, weight, bias, update)  # type: ignore[no-untyped-call]
+        run = _Lora if cpu.takes(x) else _LoraOnOps
+        y: Tensor = run.apply(self._anchor, x, weight, bias, update)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -231,23 +282,5 @@ def _of_part(
 ) -> _Update:
     """The update of one module alone."""
     ranks = slice(part.r0, part.r1)
-    block = (slice(None), slice(None), gradient_B)
+    block = (slice(0, part.r1 - part.r0), slice(0, part.end - part.begin), gradient_B)
     return _Update(A[ranks], B, scaling[ranks], (block,), gradient_A[ranks])
-
-
-def _linear(
-    x: Tensor, weight: Tensor, bias: Tensor | None = None, plus: tuple[Tensor, Tensor] | None = None
-) -> Tensor:
-    """x W^T + bias + p q^T with ``plus`` = (p, q)."""
-    if cpu.takes(x):
-        return cpu.linear(x, weight, bias, plus=plus)
-    y = F.linear(x, weight, bias)
-    return y if plus is None else y.addmm_(plus[0], plus[1].T)
-
-
-def _add_product(to: Tensor, x: Tensor, weight: Tensor) -> None:
-    """Add x W^T to ``to`` in place."""
-    if cpu.takes(x):
-        cpu.linear(x, weight, add_to=to)
-    else:
-        to += layers.linear(x, weight)

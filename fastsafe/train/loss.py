@@ -7,6 +7,7 @@ from torch import Tensor
 
 from fastsafe.model.transformer import Transformer
 from fastsafe_kernels import linear_cross_entropy, token_logprobs
+from fastsafe_kernels._spec import INTERPRET
 
 # Most logits in memory at once, in elements: 64 MiB in fp32.
 _CHUNK_ELEMENTS = 1 << 24
@@ -46,7 +47,7 @@ def token_loss(hidden: Tensor, targets: Tensor, model: Transformer) -> Tensor:
     Returns:
         Scalar fp32.
     """
-    if hidden.is_cuda:
+    if not hidden.is_cpu or INTERPRET:
         config = model.config
         return linear_cross_entropy(
             hidden,

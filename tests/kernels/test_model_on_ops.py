@@ -8,11 +8,15 @@ import torch
 
 from fastsafe.engine.kv_cache import Prefill, make_cache
 from fastsafe.engine.paged_cache import PagedCache
+from fastsafe.model import cpu
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.lora import Adapter, AdapterBank, LoraWeights
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import Transformer
+from fastsafe.train.lora import TrainedLora
+from fastsafe.train.loss import token_loss
+from fastsafe.train.optim import AdamW
 from fastsafe_kernels import _spec
 
 pytestmark = pytest.mark.skipif(not _spec.INTERPRET, reason="needs TRITON_INTERPRET=1")
@@ -134,3 +138,41 @@ def test_decoding_over_pages_is_one_forward_pass(family: str) -> None:
             got = model.forward(ids, at, cache.decode(at, int(at.max())), context_lens=at + 1)
             for row, i in zip(got, kept, strict=True):
                 torch.testing.assert_close(row, whole[i][prompts[i] + step], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_training_gradients(dropout: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loss and every adapter's gradient, through all layers, on kernels and on references."""
+    model = Transformer.random(ModelConfig.from_json(SIZES | FAMILIES["llama"], "llama"))
+    targets = ("q_proj", "v_proj", "gate_proj", "up_proj", "down_proj")
+    lora = TrainedLora(model, LoraConfig(rank=3, alpha=5.0, target_modules=targets), seed=1)
+    lora.flat.add_(torch.randn(lora.flat.shape) * 0.05)
+    lora.refresh()
+    lengths = [5, 1, 12]
+    token_ids = torch.arange(sum(lengths)) * 7 % 61
+    positions = torch.cat([torch.arange(n) for n in lengths])
+
+    def run() -> tuple[float, torch.Tensor]:
+        project = lora.projection(dropout, seed=3)
+        hidden = model.forward(token_ids, positions, PackedAttention(lengths), project)
+        loss = token_loss(hidden, token_ids.flip(0), model)
+        loss.backward()
+        return loss.item(), project.gradient
+
+    loss, gradient = run()
+    optimizer = AdamW(lora.flat.clone(), 0.01, 1.0)
+    optimizer.step(gradient, 1e-2)
+    monkeypatch.setattr(_spec, "INTERPRET", False)
+    plain_loss, plain = run()
+    reference = AdamW(lora.flat.clone(), 0.01, 1.0)
+    reference.step(gradient, 1e-2)
+    assert loss == pytest.approx(plain_loss, rel=1e-5)
+    assert not torch.equal(gradient, plain), "the same code ran twice"
+    torch.testing.assert_close(gradient, plain, rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(optimizer.parameters, reference.parameters, rtol=1e-5, atol=1e-6)
+    assert plain.abs().max() > 0.01
+    # the C++ operations agree, too
+    monkeypatch.setattr(cpu, "INTERPRET", False)
+    native_loss, native = run()
+    assert native_loss == pytest.approx(plain_loss, rel=1e-5)
+    torch.testing.assert_close(native, plain, rtol=1e-3, atol=1e-4)
