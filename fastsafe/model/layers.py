@@ -152,19 +152,31 @@ class _Gated(torch.autograd.Function):
         return cpu.gated_backward(grads[0], gate_up, ctx.gelu), None
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def rope(
+    x: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    norm: Tensor | None = None,
+    eps: float = 1e-6,
+    one_plus: bool = False,
+) -> Tensor:
     """Rotate the leading features of every head; queries and keys may come side by side.
 
     Args:
         x: [N, heads, D].
         cos: [N, 1, R] with R <= D; both halves are equal.
         sin: [N, 1, R]; the first half is negated.
+        norm: [D], weight of an RMS norm of every head before; see ``rms_norm``.
+        eps: Of the norm.
+        one_plus: Of the norm.
 
     Returns:
-        [N, heads, D]; features beyond R are unchanged. Differentiable in ``x``.
+        [N, heads, D]; features beyond R are not rotated. Differentiable in ``x`` and ``norm``.
     """
     if not cpu.takes(x):
-        return ops.rope(x, cos[:, 0], sin[:, 0])
+        return ops.rope(x, cos[:, 0], sin[:, 0], norm, eps, one_plus)
+    if norm is not None:
+        x = rms_norm(x, norm, eps, one_plus)
     if _is_recorded(x):
         turned: Tensor = _Rope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
         return turned

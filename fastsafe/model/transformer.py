@@ -251,14 +251,23 @@ class Transformer:
         self, layer: w.Layer, qkv: Tensor, rotation: tuple[Tensor, Tensor]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Split into heads, norm and rotate: q [N, H, D], k and v [N, Hkv, D]."""
-        heads, kv_heads = self.config.num_heads, self.config.num_kv_heads
-        if layer.q_norm is not None and layer.k_norm is not None:
-            q, k, v = self._normed(qkv, layer.q_norm, layer.k_norm)
+        config = self.config
+        heads, kv_heads, dim = config.num_heads, config.num_kv_heads, config.head_dim
+        eps, one_plus = config.norm_eps, config.norm_one_plus
+        if layer.q_norm is None or layer.k_norm is None:
+            qkv = qkv.view(-1, heads + 2 * kv_heads, dim)
+            qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), 1)
+            q, k = rope(qk, *rotation).split_with_sizes((heads, kv_heads), 1)
+            return q, k, v
+        q, k, v = qkv.split_with_sizes((heads * dim, kv_heads * dim, kv_heads * dim), 1)
+        if config.qk_norm == "projection":
+            q = rms_norm(q, layer.q_norm, eps, one_plus)
+            k = rms_norm(k, layer.k_norm, eps, one_plus)
+        q, k, v = (x.view(len(x), -1, dim) for x in (q, k, v))
+        if config.qk_norm == "projection":
             return rope(q, *rotation), rope(k, *rotation), v
-        qkv = qkv.view(-1, heads + 2 * kv_heads, self.config.head_dim)
-        qk, v = qkv.split_with_sizes((heads + kv_heads, kv_heads), 1)
-        q, k = rope(qk, *rotation).split_with_sizes((heads, kv_heads), 1)
-        return q, k, v
+        q = rope(q, *rotation, layer.q_norm, eps, one_plus)
+        return q, rope(k, *rotation, layer.k_norm, eps, one_plus), v
 
     def _enter(self, h: Tensor, x: Tensor | None, norm: Tensor | None) -> tuple[Tensor, Tensor]:
         """Add ``x`` to the residual stream ``h``; its norm, or itself without one, and the sum."""
@@ -329,19 +338,6 @@ class Transformer:
 
     def _project(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         return self.linear(layer, name, x)
-
-    def _normed(self, qkv: Tensor, q_norm: Tensor, k_norm: Tensor) -> tuple[Tensor, ...]:
-        """Split into heads and normalise queries and keys, per head or per projection."""
-        config = self.config
-        eps, one_plus, dim = config.norm_eps, config.norm_one_plus, config.head_dim
-        keys = config.num_kv_heads * dim
-        q, k, v = qkv.split_with_sizes((config.num_heads * dim, keys, keys), 1)
-        if config.qk_norm == "projection":
-            q, k = rms_norm(q, q_norm, eps, one_plus), rms_norm(k, k_norm, eps, one_plus)
-        q, k, v = (x.view(len(x), -1, dim) for x in (q, k, v))
-        if config.qk_norm == "head":
-            q, k = rms_norm(q, q_norm, eps, one_plus), rms_norm(k, k_norm, eps, one_plus)
-        return q, k, v
 
 
 def _whole_lengths(positions: Tensor) -> Tensor:
