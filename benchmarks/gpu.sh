@@ -2,7 +2,7 @@
 # Tests and benchmarks that need a GPU, from a bare image: torch and triton, maybe no pytest, no
 # pydantic, typer or minijinja, nothing installed. Rows go to $OUT (default benchmarks/results).
 #
-#   [OUT=folder] [PYTHON=python3] benchmarks/gpu.sh
+#   [OUT=folder] [PYTHON=python3] [SANITIZE=1] benchmarks/gpu.sh
 set -uo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python3}
@@ -34,6 +34,12 @@ if has pytest; then
 else
   echo "no pytest here: the kernels' own gate runs, the other GPU tests do not" >&2
   "$PYTHON" benchmarks/kernels.py --check || status=1
+fi
+# memcheck and racecheck slow every launch down many times: only when asked for.
+if [ -n "${SANITIZE:-}" ]; then
+  for tool in memcheck racecheck; do
+    compute-sanitizer --tool "$tool" --error-exitcode 1 "$PYTHON" benchmarks/kernels.py --check || status=1
+  done
 fi
 "$PYTHON" benchmarks/kernels.py --out "$OUT/kernels.jsonl" || status=1
 exit $status

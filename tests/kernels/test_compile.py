@@ -76,6 +76,11 @@ def describe(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> La
     return Launch(function, tuple(types), tuple(constants), tuple(aligned), options)
 
 
+def with_fp16(dtypes: tuple[torch.dtype, ...]) -> tuple[torch.dtype, ...]:
+    """What takes bf16 takes fp16; their instructions differ."""
+    return (*dtypes, torch.float16) if torch.bfloat16 in dtypes else dtypes
+
+
 def launches(kernel: Kernel) -> list[Launch]:
     """What the launcher and its backward launch at the benchmark points, in every dtype."""
     found: dict[Launch, None] = {}
@@ -85,7 +90,7 @@ def launches(kernel: Kernel) -> list[Launch]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(JITFunction, "run", record)
-        for dims, dtype in product(kernel.bench, kernel.dtypes):
+        for dims, dtype in product(kernel.bench, with_fp16(kernel.dtypes)):
             args = kernel.make(dims, dtype, torch.device("meta"))
             for i in kernel.grads:
                 args[i].requires_grad_()
