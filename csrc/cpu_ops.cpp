@@ -2,6 +2,7 @@
 
 #include <atomic>
 #include <cmath>
+#include <exception>
 #include <thread>
 
 namespace fastsafe::cpu {
@@ -172,9 +173,9 @@ void linear(float* y, Index y_row, bool accumulate, const Term* terms, int count
   const Index parts = std::min<Index>(threads, panels);
   if (parts < 2) return product(y, y_row, accumulate, terms, count, bias);
   // columns are independent, so their bits do not depend on the number of threads
-  std::vector<std::thread> workers;
-  for (Index part = 0; part < parts; ++part)
-    workers.emplace_back([=] {
+  std::vector<std::exception_ptr> errors(parts);
+  const auto run = [&](Index part) noexcept {
+    try {
       const Index begin = panels * part / parts * kWidth;
       const Index end = std::min(columns, panels * (part + 1) / parts * kWidth);
       std::vector<Term> own(terms, terms + count);
@@ -183,8 +184,22 @@ void linear(float* y, Index y_row, bool accumulate, const Term* terms, int count
         term.w.rows = end - begin;
       }
       product(y + begin, y_row, accumulate, own.data(), count, bias ? bias + begin : nullptr);
-    });
+    } catch (...) {
+      errors[part] = std::current_exception();
+    }
+  };
+  std::vector<std::thread> workers;
+  workers.reserve(parts);
+  Index part = 1;
+  try {
+    for (; part < parts; ++part) workers.emplace_back(run, part);
+  } catch (...) {  // no more threads to be had: the rest is done here
+  }
+  run(0);
+  for (; part < parts; ++part) run(part);
   for (std::thread& worker : workers) worker.join();
+  for (const std::exception_ptr& error : errors)
+    if (error) std::rethrow_exception(error);
 }
 
 FASTSAFE_OP(norm,

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from fastsafe.model import cpu
 from fastsafe.model.layers import softcap as squash
@@ -65,6 +66,7 @@ class PackedAttention:
                 "leave empty sequences out"
             )
         self._starts = torch.tensor((0, *accumulate(self.lengths)))
+        self._device_starts: Tensor | None = None  # int32, of the last GPU asked for
         self._buckets, self._padding = _plan(self.lengths)
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
@@ -104,10 +106,10 @@ class PackedAttention:
             and q.dtype in _FLASH
             and (softcap is None or choose_backend().supports_softcap)
         ):
-            if self._starts.device != q.device:
-                self._starts = self._starts.to(q.device, torch.int32)
+            if self._device_starts is None or self._device_starts.device != q.device:
+                self._device_starts = self._starts.to(q.device, torch.int32)
             longest = max(self.lengths)
-            return varlen_attention(q, k, v, self._starts, longest, scale, window, softcap)
+            return varlen_attention(q, k, v, self._device_starts, longest, scale, window, softcap)
         padding = self._padding
         if padding is not None:
             if padding.rows.device != q.device:
@@ -196,6 +198,7 @@ class _Attention(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scales, q, k, v = ctx.saved_tensors
         return *cpu.attention_backward(grads[0], scales, q, k, v, ctx.shape), None
@@ -210,6 +213,7 @@ class _Pad(torch.autograd.Function):
         return x.index_select(0, padding.rows)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         # a pad has no gradient of its own: no real query sees it, and its result is not read
         return grads[0].index_select(0, ctx.padding.slots), None
@@ -224,6 +228,7 @@ class _Unpad(torch.autograd.Function):
         return x.index_select(0, padding.slots)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         padding = ctx.padding
         return grads[0].index_select(0, padding.rows).index_fill_(0, padding.pads, 0.0), None

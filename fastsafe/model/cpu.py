@@ -39,7 +39,7 @@ def linear(
     Args:
         x: [M, I], of any strides, as is ``weight``.
         weight: [O, I].
-        bias: [O], added.
+        bias: [O], added; not with ``add_to``.
         plus: A second product, [M, R] and [O, R], added in the same pass.
         add_to: [M, O] to add the result to, in place; made anew where None. Its columns are
             contiguous.
@@ -60,7 +60,10 @@ def linear(
     else:
         y = add_to
         _expect(y.shape == (rows, width) and (width < 2 or y.stride(1) == 1), "linear", y, weight)
-    if x.numel() == 0 and plus is None:
+    if bias is not None:
+        _expect(bias.shape == (width,) and add_to is None, "linear", weight, bias)
+        bias = bias.contiguous()
+    if all(a.numel() == 0 for a, _ in terms):
         y = y.zero_() if add_to is None else y
         return y if bias is None else y.add_(bias)
     threads = torch.get_num_threads() if rows * width * x.shape[1] > _WORTH_THREADS else 1
@@ -144,6 +147,7 @@ def norm_backward(
 
 def gated(gate_up: Tensor, gelu: bool) -> Tensor:
     """silu(gate) * up, or gelu by tanh: [N, 2F] -> [N, F]."""
+    _expect(gate_up.ndim == 2 and gate_up.shape[1] % 2 == 0, "gated", gate_up)
     gate_up = gate_up.contiguous()
     rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
     y = gate_up.new_empty(rows, columns)
@@ -181,7 +185,9 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
     _expect(
         cos.shape == sin.shape == (rows, 1, cos.shape[2])
         and cos.stride() == sin.stride()
-        and cos.stride(2) == 1,
+        and cos.stride(2) == 1
+        and cos.shape[2] % 2 == 0
+        and cos.shape[2] <= dim,
         "rope",
         cos,
         sin,
@@ -285,14 +291,16 @@ def decode(
         keys,
         values,
     )
-    _expect(lengths.shape == (rows,) and lengths.dtype == torch.int64, "decode", q, lengths)
+    _expect(heads % kv_heads == 0, "decode", q, keys)
+    _expect_index(lengths.shape == (rows,), "decode", q, lengths)
+    lengths = lengths.contiguous()
     out = q.new_empty(q.shape)
     _native.decode(
         out.data_ptr(),
         q.data_ptr(),
         keys.data_ptr(),
         values.data_ptr(),
-        lengths.contiguous().data_ptr(),
+        lengths.data_ptr(),
         rows,
         heads,
         kv_heads,
@@ -309,8 +317,11 @@ def decode(
 
 def _plan(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> _native.Attention:
     rows, heads, dim = q.shape
-    _expect(k.shape == v.shape == (rows, k.shape[1], dim), "attention", q, k)
+    _expect(k.shape == v.shape == (rows, k.shape[1], dim), "attention", q, k, v)
     _expect(heads % k.shape[1] == 0, "attention", q, k)
+    starts = shape.starts
+    covers = starts.is_contiguous() and int(starts[0]) == 0 and int(starts[-1]) == rows
+    _expect_index(covers, "attention", q, starts)
     return _native.Attention(
         shape.starts.data_ptr(),
         len(shape.starts) - 1,
@@ -339,8 +350,13 @@ def _matrix(x: Tensor) -> tuple[int, int, int, int, int]:
 
 
 def _expect(fits: bool, op: str, *tensors: Tensor) -> None:
-    if not fits or not all(takes(t) or t.dtype == torch.int64 for t in tensors):
+    if not fits or not all(map(takes, tensors)):
         _refuse(op, *tensors)
+
+
+def _expect_index(fits: bool, op: str, x: Tensor, index: Tensor) -> None:
+    if not fits or index.dtype != torch.int64 or not index.is_cpu:
+        _refuse(op, x, index)
 
 
 def _refuse(op: str, *tensors: Tensor) -> NoReturn:

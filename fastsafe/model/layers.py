@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 import fastsafe_kernels as ops
 from fastsafe.model import cpu
@@ -33,6 +34,7 @@ class _Linear(torch.autograd.Function):
         return cpu.linear(x, weight, bias)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
         (dy,) = grads
@@ -105,6 +107,7 @@ class _Norm(torch.autograd.Function):
         return y, h if ctx.adds else None
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         h, scale, weight = ctx.saved_tensors
         dy, dh = grads
@@ -114,7 +117,7 @@ class _Norm(torch.autograd.Function):
         d = cpu.norm_backward(dy, dh, h, scale, weight, ctx.one_plus)
         dw = None
         if ctx.needs_input_grad[2]:
-            dw = (dy * h * scale.unsqueeze(-1)).flatten(0, -2).sum(0)
+            dw = (dy * h * scale.unsqueeze(-1)).reshape(-1, h.shape[-1]).sum(0)
         if not ctx.adds:
             return d, None, dw, None, None, None
         return d if ctx.alpha == 1.0 else d * ctx.alpha, d, dw, None, None, None
@@ -147,6 +150,7 @@ class _Gated(torch.autograd.Function):
         return cpu.gated(gate_up, gelu)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (gate_up,) = ctx.saved_tensors
         return cpu.gated_backward(grads[0], gate_up, ctx.gelu), None
@@ -192,6 +196,7 @@ class _Rope(torch.autograd.Function):
         return cpu.rope(x, cos, sin)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
         return cpu.rope(grads[0], cos, sin, back=True), None, None

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 import fastsafe_kernels as ops
 from fastsafe.model import cpu
@@ -67,6 +68,7 @@ class _Lora(torch.autograd.Function):
         return cpu.linear(x, weight, bias, plus=(shrunk, u.lora_B.T))
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dy = grads[0]
         x, shrunk, weight = ctx.saved_tensors
@@ -110,6 +112,7 @@ class _LoraOnOps(torch.autograd.Function):
         return y
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         dy = grads[0].contiguous()
         x, shrunk, weight, A, B, scaling = ctx.saved_tensors

@@ -232,3 +232,38 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         cpu.norm(torch.zeros(2, 3), torch.zeros(4), 1e-6, False)
     with pytest.raises(ValueError, match=r"linear: tensors do not fit.*float64"):
         cpu.linear(torch.zeros(2, 3), torch.zeros(4, 3, dtype=torch.float64))
+
+
+def test_lengths_may_be_strided() -> None:
+    q, keys = torch.randn(3, 2, 8), torch.randn(3, 1, 20, 8)
+    lengths = torch.tensor([[3, 1], [20, 1], [17, 1]])[:, 0]
+    attend = lambda n: cpu.decode(q, keys, keys, n, scale=1.0, window=None, softcap=None)  # noqa: E731
+    assert torch.equal(attend(lengths), attend(lengths.clone()))
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        lambda x: cpu.linear(x, x, torch.ones(2)),
+        lambda x: cpu.linear(x, x, torch.ones(3).bfloat16()),
+        lambda x: cpu.linear(x, x, torch.ones(3), add_to=torch.zeros(3, 3)),
+        lambda x: cpu.gated(x, False),
+        lambda x: cpu.norm(x, torch.ones(3, dtype=torch.int64), 1e-6, False),
+        lambda x: cpu.attention(
+            *[torch.zeros(3, 1, 4)] * 3, cpu.Shape(torch.tensor([0, 2]), 1.0, None, None)
+        ),
+        lambda x: cpu.attention(
+            *[torch.zeros(3, 1, 4)] * 3, cpu.Shape(torch.tensor([0, 3]).int(), 1.0, None, None)
+        ),
+        lambda x: cpu.rope(torch.zeros(3, 1, 8), *[torch.ones(3, 1, 5)] * 2),
+    ],
+)
+def test_what_would_read_beyond_its_memory_is_refused(wrong: Callable[[Tensor], object]) -> None:
+    with pytest.raises(ValueError, match="tensors do not fit"):
+        wrong(torch.zeros(3, 3))
+
+
+def test_a_bias_may_be_strided() -> None:
+    x, w, bias = torch.randn(2, 3), torch.randn(4, 3), torch.randn(4, 2)[:, 0]
+    close(cpu.linear(x, w, bias), F.linear, x, w, bias)
+    assert torch.equal(cpu.linear(x[:, :0], w[:, :0], bias), bias.expand(2, 4))
