@@ -140,10 +140,6 @@ FASTSAFE_OP(product,
              const float* bias),
             (y, y_row, accumulate, terms, count, bias))
 
-}  // namespace
-
-namespace {
-
 constexpr const char* kSets[] = {"baseline", "avx2", "avx512"};
 
 std::atomic<int>& chosen_level() {

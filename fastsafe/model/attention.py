@@ -1,7 +1,7 @@
 """Causal self-attention over packed sequences, without a cache.
 
-For training, scoring and prefill. A sequence is padded to a length that follows from its own
-length alone, so its bits do not depend on which sequences lie beside it.
+For training, scoring and prefill. Where a sequence is padded, it is to a length that follows from
+its own length alone, so its bits do not depend on which sequences lie beside it.
 """
 
 from collections.abc import Sequence
@@ -67,7 +67,7 @@ class PackedAttention:
             )
         self._starts = torch.tensor((0, *accumulate(self.lengths)))
         self._device_starts: Tensor | None = None  # int32, of the last GPU asked for
-        self._buckets, self._padding = _plan(self.lengths)
+        self._plan: tuple[list[_Bucket], _Padding | None] | None = None  # made when needed
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def __call__(
@@ -101,29 +101,26 @@ class PackedAttention:
                 attended: Tensor = _Attention.apply(q, k, v, shape)  # type: ignore[no-untyped-call]
                 return attended
             return cpu.attention(q, k, v, shape)[0]
-        if (
-            q.is_cuda
-            and q.dtype in _FLASH
-            and (softcap is None or choose_backend().supports_softcap)
-        ):
+        if _takes_flash(q, softcap):
             if self._device_starts is None or self._device_starts.device != q.device:
                 self._device_starts = self._starts.to(q.device, torch.int32)
             longest = max(self.lengths)
             return varlen_attention(q, k, v, self._device_starts, longest, scale, window, softcap)
-        padding = self._padding
+        buckets, padding = self._plan or _plan(self.lengths)
+        if padding is not None and padding.rows.device != q.device:
+            padding = _Padding(*(x.to(q.device) for x in padding))
+        self._plan = buckets, padding
         if padding is not None:
-            if padding.rows.device != q.device:
-                padding = self._padding = _Padding(*(x.to(q.device) for x in padding))
             q, k, v = (
                 _Pad.apply(x, padding)  # type: ignore[no-untyped-call]
                 for x in (q, k, v)
             )
         # split, not sliced: its backward pass is one concatenation
-        sizes = [bucket.slots for bucket in self._buckets]
+        sizes = [bucket.slots for bucket in buckets]
         qs, ks, vs = (x.split_with_sizes(sizes) for x in (q, k, v))
         outs = [
             self._attend(bucket.length, qs[i], ks[i], vs[i], scale, window, softcap)
-            for i, bucket in enumerate(self._buckets)
+            for i, bucket in enumerate(buckets)
         ]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
         if padding is None:
@@ -239,9 +236,7 @@ def _plan(lengths: tuple[int, ...]) -> tuple[list[_Bucket], _Padding | None]:
     padded = [-(-n // PAD_TO) * PAD_TO for n in lengths]
     if padded == list(lengths) and len(set(padded)) <= 1:
         return [_Bucket(sum(padded), n) for n in padded[:1]], None
-    starts = [0]
-    for n in lengths:
-        starts.append(starts[-1] + n)
+    starts = [0, *accumulate(lengths)]
     buckets: list[_Bucket] = []
     rows: list[int] = []
     pads: list[int] = []

@@ -1,6 +1,7 @@
 """A LoRA adapter while it is trained: flat fp32 state and a differentiable projection."""
 
 import math
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -87,6 +88,14 @@ class _Lora(torch.autograd.Function):
         return None, dx, None, None, None
 
 
+@lru_cache(maxsize=64)
+def _tables(rows: int, device: torch.device) -> tuple[Segments, Segments]:
+    """Tables of a batch of one adapter: for its products, and for the sums over its rows."""
+    ids = [0] * rows
+    tiles = Segments.build(ids, 1, _TILE, device=device)
+    return tiles, Segments.build(ids, 1, _SUMS, device=device)
+
+
 class _LoraOnOps(torch.autograd.Function):
     """The same on the grouped ops, for one adapter: what a GPU runs."""
 
@@ -94,9 +103,7 @@ class _LoraOnOps(torch.autograd.Function):
     def forward(
         ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, u: _Update
     ) -> Tensor:
-        ids, device = [0] * len(x), x.device
-        ctx.tiles = Segments.build(ids, 1, _TILE, device=device)
-        ctx.sums = Segments.build(ids, 1, _SUMS, device=device)
+        ctx.tiles, ctx.sums = _tables(len(x), x.device)
         ctx.parts = tuple((outputs.start, outputs.stop) for _, outputs, _ in u.blocks)
         A = u.lora_A.to(x.dtype)[None]
         rank, width = len(u.blocks[0][2]), u.lora_B.shape[1]

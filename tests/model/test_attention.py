@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsafe.model.attention import PackedAttention
+from fastsafe.model.attention import PackedAttention, _plan
 
 H, HKV, D = 4, 2, 8
 KINDS = {
@@ -76,8 +76,8 @@ def test_a_sequence_has_the_same_bits_in_any_company(kind: str, dtype: torch.dty
 
 
 def test_equal_lengths_that_need_no_padding_are_not_copied() -> None:
-    assert PackedAttention([32, 32, 32])._padding is None
-    assert PackedAttention([30, 30])._padding is not None
+    assert _plan((32, 32, 32))[1] is None
+    assert _plan((30, 30))[1] is not None
 
 
 @pytest.mark.parametrize("lengths", [(), (3, 0), (4, -1)])
