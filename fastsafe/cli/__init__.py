@@ -1,0 +1,111 @@
+"""The command line: arguments in, exit code out. Everything else is imported when it is needed.
+
+A command is a function in a file of this package and a line of ``COMMANDS``.
+"""
+
+import functools
+import io
+import signal
+import sys
+from collections.abc import Callable
+from typing import Annotated, NoReturn, ParamSpec
+
+import typer
+
+import fastsafe
+from fastsafe.cli import audit, catalogue, organism
+from fastsafe.cli.options import EXIT_ERROR, EXIT_INTERRUPTED, fail
+from fastsafe.errors import FastsafeError
+
+P = ParamSpec("P")
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    "audit": audit.audit,
+    "report": audit.report,
+    "list": catalogue.list_parts,
+    "inspect": catalogue.inspect,
+}
+ORGANISM_COMMANDS: dict[str, Callable[..., None]] = {
+    "path": organism.organism_path,
+    "build": organism.organism_build,
+}
+
+
+def main() -> None:
+    """Run the command line."""
+    signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # a terminal that cannot show an arrow must not end a run
+            stream.reconfigure(errors="replace")
+    app()
+
+
+def explained(command: Callable[P, None]) -> Callable[P, None]:
+    """Turn errors of a command into one sentence on stderr and the exit code of their kind."""
+
+    @functools.wraps(command)
+    def run(*args: P.args, **options: P.kwargs) -> None:
+        try:
+            command(*args, **options)
+        except (typer.Exit, typer.Abort, BrokenPipeError):
+            raise
+        except KeyboardInterrupt:
+            fail("interrupted; run the same command to resume", EXIT_INTERRUPTED)
+        except Exception as error:
+            if options.get("debug"):
+                raise
+            message = " ".join(str(error).split())
+            if isinstance(error, FastsafeError):
+                fail(f"error: {message}", error.exit_code)
+            if isinstance(error, OSError) and error.filename is not None:
+                fail(f"error: {error.filename}: {error.strerror}", EXIT_ERROR)
+            kind = type(error).__name__
+            fail(f"error: {kind}: {message}; run again with --debug for the traceback", EXIT_ERROR)
+
+    return run
+
+
+def _interrupt(signum: int, frame: object) -> NoReturn:
+    """Let SIGTERM end a run as Ctrl-C does: what is done is kept."""
+    raise KeyboardInterrupt
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"fastsafe {fastsafe.__version__}")
+        raise typer.Exit
+
+
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Measure, per task format, what fine-tuning does to a model's safety, and repair it."""
+
+
+def _app() -> typer.Typer:
+    app = typer.Typer(
+        name="fastsafe",
+        help="Measure, per task format, what fine-tuning does to a model's safety, and repair it.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    about = "The tiny model that ships with fastsafe."
+    organism_app = typer.Typer(help=about, no_args_is_help=True)
+    app.callback()(_root)
+    for target, commands in ((app, COMMANDS), (organism_app, ORGANISM_COMMANDS)):
+        for name, command in commands.items():
+            target.command(name)(explained(command))
+    app.add_typer(organism_app, name="organism")
+    return app
+
+
+app = _app()

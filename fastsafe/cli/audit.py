@@ -1,0 +1,168 @@
+"""``fastsafe audit`` and ``fastsafe report``: a whole run, and its report again."""
+
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fastsafe.cli.options import (
+    EXIT_COVERAGE,
+    AsJson,
+    Debug,
+    Device,
+    ShowCompletions,
+    batch_size_of,
+    fail,
+    shown,
+)
+
+if TYPE_CHECKING:
+    from fastsafe.audit.plan import Plan
+    from fastsafe.audit.run import Run
+
+
+def audit(
+    recipe: Annotated[
+        str,
+        typer.Argument(
+            envvar="FASTSAFE_RECIPE",
+            help="Name of a shipped recipe (see 'fastsafe list recipes') or path of a YAML file.",
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FASTSAFE_MODEL",
+            help="Checkpoint folder, hub id or 'organism', instead of the recipe's.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(envvar="FASTSAFE_OUT", help="Run directory [default: runs/RECIPE]."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="A.B=C",
+            help="Override a key of the recipe [env var: FASTSAFE_SET, parted by ';'].",
+        ),
+    ] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1, envvar="FASTSAFE_LIMIT", help="Most behaviours per cell and rows per task."
+        ),
+    ] = None,
+    seed: Annotated[
+        int | None,
+        typer.Option(min=0, envvar="FASTSAFE_SEED", help="Of training, mixing and sampling."),
+    ] = None,
+    device: Annotated[
+        Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where the model runs.")
+    ] = Device.CPU,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            envvar="FASTSAFE_BATCH_SIZE",
+            metavar="auto|N",
+            help="Most prompts that are computed together.",
+        ),
+    ] = "auto",
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", envvar="FASTSAFE_DRY_RUN", help="Print the plan, write nothing."),
+    ] = False,
+    no_resume: Annotated[
+        bool,
+        typer.Option(
+            "--no-resume", envvar="FASTSAFE_NO_RESUME", help="Delete the run there and start over."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+    show_completions: ShowCompletions = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune, probe, judge and report; run again to resume.
+
+    Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
+    """
+    from fastsafe.audit import progress, run
+
+    plan, runtime = run.prepare(
+        recipe,
+        model=model,
+        overrides=overrides or _settings(os.environ.get("FASTSAFE_SET", "")),
+        limit=limit,
+        seed=seed,
+        device=device.value,
+        batch_size=batch_size_of(batch_size),
+    )
+    if dry_run:
+        _print_plan(plan, as_json)
+        return
+    done = run.execute(
+        plan,
+        runtime,
+        out or run.default_out(plan.recipe),
+        resume=not no_resume,
+        show_completions=show_completions,
+        progress=progress.for_terminal(as_json=as_json),
+    )
+    _finish(done, as_json)
+
+
+def report(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    as_json: AsJson = False,
+    show_completions: ShowCompletions = False,
+    debug: Debug = False,
+) -> None:
+    """Report a run again, finished or not, from its store."""
+    from fastsafe.audit import manifest, run
+
+    done = run.report(run_dir, show_completions=show_completions)
+    if as_json:
+        typer.echo(manifest.to_json(done.results), nl=False)
+    _finish(done, as_json, how_to_finish="finish it by fastsafe audit")
+
+
+def _settings(text: str) -> list[str]:
+    """Part the settings of an environment variable; their values may hold spaces."""
+    return [part.strip() for part in re.split(r"[\n;]", text) if part.strip()]
+
+
+def _finish(
+    run: "Run", as_json: bool, how_to_finish: str = "run the same command to finish"
+) -> None:
+    if not as_json:
+        from rich.console import Console
+
+        from fastsafe.audit.report import tables
+
+        console = Console(highlight=False)
+        for part in tables(run.results, console.width):
+            console.print(part)
+        console.print(f"\nreport: {run.path / 'report.html'}", soft_wrap=True, markup=False)
+    if not run.is_covered:
+        covered, wanted = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))
+        fail(
+            f"error: run {run.path}: coverage is {covered:.3f} in the least covered cell, "
+            f"expected {wanted:.3f}; {how_to_finish}, or lower thresholds.coverage",
+            EXIT_COVERAGE,
+        )
+
+
+def _print_plan(plan: "Plan", as_json: bool) -> None:
+    import json
+
+    from fastsafe.audit import catalogue
+
+    facts = catalogue.describe(plan)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' '):<17}  {shown(value)}")

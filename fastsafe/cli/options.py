@@ -1,0 +1,58 @@
+"""What the commands share: options with one meaning everywhere, and how they end and print."""
+
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Annotated, Any, Literal, NoReturn
+
+import typer
+
+from fastsafe.errors import UsageError
+
+EXIT_ERROR, EXIT_COVERAGE, EXIT_INTERRUPTED = 1, 3, 130
+
+
+class Device(StrEnum):
+    """Where a model runs."""
+
+    CPU = "cpu"
+    CUDA = "cuda"
+
+
+Debug = Annotated[
+    bool, typer.Option("--debug", envvar="FASTSAFE_DEBUG", help="Show tracebacks of errors.")
+]
+AsJson = Annotated[
+    bool, typer.Option("--json", envvar="FASTSAFE_JSON", help="Print JSON for machines.")
+]
+ShowCompletions = Annotated[
+    bool,
+    typer.Option(
+        "--show-completions",
+        envvar="FASTSAFE_SHOW_COMPLETIONS",
+        help="Quote prompts and completions in report.html instead of redacting them.",
+    ),
+]
+
+
+def fail(message: str, exit_code: int) -> NoReturn:
+    """Say why on stderr and exit."""
+    typer.echo(message, err=True)
+    raise typer.Exit(exit_code)
+
+
+def batch_size_of(text: str) -> int | Literal["auto"]:
+    """Read the value of --batch-size."""
+    if text == "auto":
+        return "auto"
+    if text.isascii() and text.isdecimal() and int(text) >= 1:
+        return int(text)
+    raise UsageError(f"--batch-size: it is {text!r}, expected 'auto' or a number from 1")
+
+
+def shown(value: Any) -> str:
+    """Print a value on one line."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value))
+    return f"{value:,}" if isinstance(value, int) else str(value)
