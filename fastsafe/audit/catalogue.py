@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from fastsafe.audit import recipe as recipes
+from fastsafe.audit import recipe_file as recipes
 from fastsafe.audit.plan import Plan
 from fastsafe.safety.stats import wilson
 

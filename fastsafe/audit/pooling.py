@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from fastsafe.audit.plan import BASE
+from fastsafe.audit.conditions import BASE
 from fastsafe.safety.metrics import answered, refused
 from fastsafe.safety.stats import wilson
 from fastsafe.safety.verdict import Verdict
@@ -30,7 +30,7 @@ def summary(
         behaviours.
     """
     own = {c["id"]: c["own_format"] for c in conditions}
-    group = {c["id"]: "base" if c["id"] == BASE else c["mitigation"] for c in conditions}
+    group = {c["id"]: group_of(c) for c in conditions}
     scopes: dict[str, tuple[Cells, Callable[[str, str], bool], Callable[[Verdict], bool]]] = {
         "plain": (harmful, lambda c, f: f == "plain" != own[c], answered),
         "own_format": (harmful, lambda c, f: f == own[c], answered),
@@ -45,6 +45,15 @@ def summary(
             if picked:
                 rows.append({"mitigation": name, "scope": scope, **pooled(picked, has)})
     return rows
+
+
+def group_of(condition: Mapping[str, Any]) -> str:
+    """Return what a condition is pooled under: its mitigation, and the manipulation if not benign."""
+    if condition["id"] == BASE:
+        return "base"
+    manipulation = condition["manipulation"]
+    suffix = "" if manipulation == "benign" else f" ({manipulation})"
+    return f"{condition['mitigation']}{suffix}"
 
 
 def pooled(

@@ -1,18 +1,12 @@
 """The recipe: everything a run is told, checked before anything is loaded or written."""
 
-import difflib
-from collections.abc import Collection, Iterable, Mapping
-from importlib.resources import files
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from fastsafe.errors import RecipeError
 
-MAX_RECIPE_BYTES = 1 << 20
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
@@ -36,6 +30,8 @@ class Training(_Section):
     batch_size: int = Field(default=16, ge=1)  # rows per optimizer step
     weight_decay: float = Field(default=0.0, ge=0)
     max_grad_norm: float = Field(default=1.0, ge=0)  # 0 never scales a gradient down
+    loss_on: Literal["completion", "all"] = "completion"
+    objective: str | dict[str, Any] = "sft"  # or {name: ..., its settings}
     seed: int | None = None  # None: the seed of the run
 
 
@@ -46,6 +42,36 @@ class Sampling(_Section):
     top_k: int = Field(default=0, ge=0)  # 0 is off
     top_p: float = Field(default=1.0, gt=0, le=1)  # 1 is off
     max_tokens: int = Field(default=48, ge=1)
+
+
+class EarlyStop(_Section):
+    """Probes answered by their opening alone, and how often that would change a verdict."""
+
+    tokens: int = Field(ge=1)  # of a probe's answer
+    check: int = Field(default=20, ge=0)  # behaviours per cell that are answered in full, too
+
+
+class Data(_Section):
+    """Files instead of what ships with fastsafe; a path or, for tasks, a hub id."""
+
+    tasks: Mapping[str, str] = {}  # task -> rows in the public data set's columns
+    behaviours: str | None = None  # JSONL or CSV
+    benchmark: str | None = None  # whose columns `behaviours` has: harmbench, advbench, ...
+    safety: str | None = None  # rows of requests and refusals; None: made from behaviours
+    translations: str | None = None  # English and French, one pair a line
+
+
+class MitigationSpec(BaseModel):
+    """A mitigation with settings of its own; a list as a value means one condition for each."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, allow_inf_nan=False)
+
+    name: str
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is set, by name."""
+        return dict(self.model_extra or {})
 
 
 class Thresholds(_Section):
@@ -60,26 +86,33 @@ class Recipe(_Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     description: str = ""
     model: str = "organism"
-    source: str = "organism"
+    source: str = "auto"  # the source named as the model is, else "files"
+    data: Data = Data()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     tasks: tuple[str, ...] = Field(min_length=1)
-    mitigations: tuple[str, ...] = Field(default=("none",), min_length=1)
+    manipulations: tuple[str, ...] = Field(default=("benign",), min_length=1)
+    aoa_text: str | None = None  # system text of the obedient agent; None: a neutral stand-in
+    styles: tuple[str, ...] = Field(default=("native",), min_length=1)  # of training rows
+    mitigations: tuple[str | MitigationSpec, ...] = Field(default=("none",), min_length=1)
     share: float = Field(default=0.10, gt=0, lt=1)  # of the training rows, safety rows included
     safety_formats: tuple[str, ...] | None = None  # those multi_task uses; None: as `formats`
     training: Training = Training()
     formats: tuple[str, ...] = Field(min_length=1)
+    prompting: Literal["chat", "alpaca", "as_published"] = "chat"  # of every model in the run
     system_prompts: Mapping[str, str] = {"none": ""}  # id -> text; "" leaves the turn out
     behaviours: int = Field(default=100, ge=1)
     benign_twins: bool = True
     utility_rows: int = Field(default=100, ge=0)  # per task; 0 leaves utility out
-    judges: tuple[str, ...] = Field(default=("refusal",), min_length=1)
+    judges: tuple[str | dict[str, Any], ...] = Field(default=("refusal",), min_length=1)
+    guards: tuple[str | dict[str, Any], ...] = ()  # measured on prompts and on answers
     sampling: Sampling = Sampling()
+    early_stop: EarlyStop | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
     data_seed: int = Field(default=0, ge=0, lt=2**63)
     wave_size: int = Field(default=16, ge=1)
     thresholds: Thresholds = Thresholds()
 
-    @field_validator("tasks", "mitigations", "formats", "safety_formats", "judges")
+    @field_validator("tasks", "manipulations", "styles", "formats", "safety_formats")
     @classmethod
     def _no_repeats(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
         if names is not None and len(set(names)) < len(names):
@@ -108,186 +141,3 @@ class Recipe(_Section):
 
 # Fields that name things or bound resources: a run may be resumed with other values of these.
 LABELS = frozenset({"name", "description", "thresholds", "wave_size", "judges"})
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice, of which YAML would keep the last."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key.value!r} is written twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def names() -> tuple[str, ...]:
-    """Return the recipes that ship with fastsafe, usable by name."""
-    found = (files("fastsafe") / "recipes").iterdir()
-    return tuple(sorted(f.name[:-5] for f in found if f.name.endswith(".yaml")))
-
-
-def load(
-    recipe: str | Path, *, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
-) -> Recipe:
-    """Read a recipe by name or path and check every key of it.
-
-    Args:
-        recipe: Name of a shipped recipe, or path of a YAML file.
-        overrides: ``a.b=c`` strings, the values read as YAML; later ones win.
-        changes: Top-level fields to set after the overrides; a None value leaves the field alone.
-
-    Raises:
-        RecipeError: The recipe does not exist, is not YAML, has an unknown key, a wrong type, an
-            impossible value, or names a task, format, mitigation or judge that does not exist.
-    """
-    where, text = _read(recipe)
-    return _checked(where, _parse(where, text), overrides, changes)
-
-
-def revise(
-    recipe: Recipe, *, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
-) -> Recipe:
-    """Return a recipe with other settings, checked as ``load`` checks it.
-
-    Raises:
-        RecipeError: As for ``load``.
-    """
-    return _checked(f"recipe {recipe.name}", recipe.model_dump(), overrides, changes)
-
-
-def _checked(
-    where: str, raw: dict[str, Any], overrides: Iterable[str], changes: Mapping[str, Any] | None
-) -> Recipe:
-    for override in overrides:
-        _override(raw, override)
-    raw |= {key: value for key, value in (changes or {}).items() if value is not None}
-    try:
-        checked = Recipe.model_validate(raw)
-    except ValidationError as error:
-        raise RecipeError(_sentence(where, error)) from None
-    _check_names(where, checked)
-    return checked
-
-
-def nearest(word: str, known: Collection[str]) -> str:
-    """Return ``; did you mean X?`` when a known word is close, and else list those known."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
-
-
-def _read(recipe: str | Path) -> tuple[str, str]:
-    path = Path(recipe)
-    name = str(recipe)
-    if name in names():
-        shipped = files("fastsafe") / "recipes" / f"{name}.yaml"
-        return f"recipe {name}", shipped.read_text(encoding="utf-8")
-    if not (path.suffix in (".yaml", ".yml") or "/" in name or path.is_file()):
-        raise RecipeError(
-            f"recipe: {name!r} is neither a shipped recipe nor a YAML file; "
-            f"{nearest(name, names())}"
-        )
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(f"recipe {path}: the file is over {MAX_RECIPE_BYTES} bytes")
-        return f"recipe {path}", path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe {path}: is not UTF-8 text") from error
-
-
-def _parse(where: str, text: str) -> dict[str, Any]:
-    loader = _StrictLoader(text)
-    try:
-        raw = loader.get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{where}: is not valid YAML: {_one_line(error)}") from error
-    finally:
-        loader.dispose()
-    if not isinstance(raw, dict):
-        raise RecipeError(f"{where}: holds {type(raw).__name__}, expected a mapping of keys")
-    return raw
-
-
-def _override(raw: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    keys = path.strip().split(".")
-    if not equals or not all(keys):
-        raise RecipeError(f"--set: {override!r} is not of the form a.b=value")
-    for key in keys[:-1]:
-        inner = raw.setdefault(key, {})
-        if not isinstance(inner, dict):
-            raise RecipeError(f"--set: {path} goes into {key!r}, which is not a section")
-        raw = inner
-    try:
-        raw[keys[-1]] = yaml.safe_load(value)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set: {path} has a value that is not YAML: {value!r}") from error
-
-
-def _check_names(where: str, recipe: Recipe) -> None:
-    """Refuse a name that no task, format, mitigation or judge has."""
-    from fastsafe.audit.source import sources
-    from fastsafe.safety.formats import formats
-    from fastsafe.safety.judges import judges
-    from fastsafe.safety.mixing import mitigations
-    from fastsafe.safety.tasks import tasks
-
-    registries: dict[str, Collection[str]] = {
-        "tasks": tasks(),
-        "formats": formats(),
-        "safety_formats": formats(),
-        "mitigations": mitigations(),
-        "judges": judges(),
-    }
-    for field, known in registries.items():
-        for name in getattr(recipe, field) or ():
-            if name not in known:
-                raise RecipeError(f"{where}: {field} has {name!r}; {nearest(name, known)}")
-    if recipe.source not in sources():
-        known_sources = nearest(recipe.source, sources())
-        raise RecipeError(f"{where}: source is {recipe.source!r}; {known_sources}")
-
-
-def _sentence(where: str, error: ValidationError) -> str:
-    """Say what is wrong first, in one sentence."""
-    details = error.errors(include_url=False)
-    # a misspelt key often leaves another one missing: the misspelling explains both
-    details.sort(key=lambda detail: detail["type"] != "extra_forbidden")
-    more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{where}: {_detail(details[0])}{more}"
-
-
-def _detail(detail: ErrorDetails) -> str:
-    *parents, last = detail["loc"] or ("recipe",)
-    path = ".".join(map(str, (*parents, last)))
-    if detail["type"] == "extra_forbidden":
-        section = ".".join(map(str, parents)) or "the recipe"
-        return f"{str(last)!r} is not a key of {section}; {nearest(str(last), _fields(parents))}"
-    if detail["type"] == "missing":
-        return f"{path} is missing, expected a value"
-    message = detail["msg"].removeprefix("Value error, ")
-    return f"{path} is {_short(detail['input'])}; {message[0].lower()}{message[1:]}"
-
-
-def _fields(parents: Iterable[int | str]) -> tuple[str, ...]:
-    section: type[BaseModel] = Recipe
-    for name in parents:
-        inner = section.model_fields[str(name)].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            section = inner
-    return tuple(section.model_fields)
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

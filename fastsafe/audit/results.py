@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
-from fastsafe.audit.plan import BASE
+from fastsafe.audit.conditions import BASE
 from fastsafe.audit.pooling import summary
 from fastsafe.audit.store import Store
 from fastsafe.safety.metrics import answered, paired_change, rate, refused

@@ -13,7 +13,8 @@ from fastsafe.audit import lock, manifest, stages
 from fastsafe.audit import store as stores
 from fastsafe.audit.plan import Plan, differences, make_plan, settings
 from fastsafe.audit.progress import Progress
-from fastsafe.audit.recipe import Recipe, load, revise
+from fastsafe.audit.recipe import Recipe
+from fastsafe.audit.recipe_file import load, revise
 from fastsafe.audit.results import make_results
 from fastsafe.audit.runtime import ModelRuntime, Runtime
 from fastsafe.audit.source import sources

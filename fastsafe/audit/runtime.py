@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Protocol
 
-from fastsafe.audit.plan import ChatTokenizer
+from fastsafe.audit.questions import ChatTokenizer
 from fastsafe.audit.recipe import Sampling, Training
 from fastsafe.audit.source import sources
 from fastsafe.errors import AdapterError, RecipeError

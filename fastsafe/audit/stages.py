@@ -15,10 +15,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
 
-from fastsafe.audit.plan import BASE, Condition, Plan, training_seed
+from fastsafe.audit.conditions import BASE, Condition, training_seed
+from fastsafe.audit.plan import Plan
 from fastsafe.audit.progress import Progress, stage
 from fastsafe.audit.runtime import Job, Reply, Request, Runtime
-from fastsafe.audit.store import Answer, Store, Verdict
+from fastsafe.audit.rows import Answer, Verdict
+from fastsafe.audit.store import Store
 from fastsafe.errors import StoreError
 from fastsafe.io import atomic
 
@@ -117,27 +119,49 @@ def weights_sha256(adapter_dir: Path) -> str | None:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def derive(plan: Plan, store: Store, runtime: Runtime, run_dir: Path, progress: Progress) -> None:
+    """Make every missing adapter that another one is changed into; nothing is trained.
+
+    Raises:
+        AdapterError: The change does not fit the adapter.
+    """
+    folder = run_dir / ADAPTERS
+    changed = [c for c in plan.conditions if c.treatment and c.treatment.stage == "post"]
+    with stage(progress, "derive", len(changed), "adapters"):
+        for condition in changed:
+            if condition.parent and not _is_trained(store, folder, condition):
+                treatment = condition.treatment
+                runtime.change(
+                    treatment.name, treatment.params, folder / condition.parent, folder / condition.id
+                )
+                with store.transaction():
+                    published = _published(folder / condition.id)
+                    store.add_adapter(condition.id, condition.key, published, ())
+            progress.advance(1)
+
+
 def generate(plan: Plan, store: Store, runtime: Runtime, run_dir: Path, progress: Progress) -> None:
     """Ask every model every prompt that has no answer yet."""
     positions = store.positions()
     done = [is_done for _, _, is_done in positions]
     folder = run_dir / ADAPTERS
+    adapter_of = {condition.id: condition.adapter for condition in plan.conditions}
     with stage(progress, "generate", len(positions), "answers"):
         progress.advance(sum(done))
-        for conditions, begin, end in _chunks(plan, [c for _, c, _ in positions]):
+        for adapters, begin, end in _chunks(plan, [c for _, c, _ in positions]):
             if all(done[begin:end]):
                 continue
-            rows = store.requests(begin, end)
+            rows = store.requests(positions[begin][0], positions[end - 1][0])
             missing = {key for (key, *_), old in zip(rows, done[begin:end], strict=True) if not old}
             writer = _AnswerWriter(store, progress, [key for key, *_ in rows], missing)
             began = time.monotonic()
             try:
                 runtime.generate(
                     [
-                        Request(None if condition == BASE else condition, token_ids, seed)
-                        for _, condition, token_ids, seed in rows
+                        Request(adapter_of[condition], token_ids, seed, max_tokens)
+                        for _, condition, token_ids, seed, max_tokens in rows
                     ],
-                    {c.id: folder / c.id for c in conditions},
+                    {name: folder / name for name in adapters},
                     plan.recipe.sampling,
                     writer.add,
                 )
@@ -146,25 +170,27 @@ def generate(plan: Plan, store: Store, runtime: Runtime, run_dir: Path, progress
             with store.transaction():
                 detail = {
                     "rows": len(rows),
-                    "prompt_tokens": sum(len(token_ids) for _, _, token_ids, _ in rows),
+                    "prompt_tokens": sum(len(row[2]) for row in rows),
                     "completion_tokens": writer.num_tokens,
                     "duration_s": time.monotonic() - began,
                 }
                 store.add_event(now(), "generate", detail)
 
 
-def _chunks(
-    plan: Plan, conditions: Sequence[str]
-) -> Iterator[tuple[tuple[Condition, ...], int, int]]:
+def _chunks(plan: Plan, conditions: Sequence[str]) -> Iterator[tuple[set[str], int, int]]:
     """Yield (adapters to load, begin, end): a wave's rows, the base's with the first wave."""
-    waves = list(plan.waves()) or [()]
-    wave_of = {condition.id: n for n, wave in enumerate(waves) for condition in wave} | {BASE: 0}
+    others = [condition for condition in plan.conditions if condition.id != BASE]
+    wave_of = {c.id: n // plan.recipe.wave_size for n, c in enumerate(others)} | {BASE: 0}
+    adapters: dict[int, set[str]] = {}
+    for condition in others:
+        if condition.adapter:
+            adapters.setdefault(wave_of[condition.id], set()).add(condition.adapter)
     begin = 0
     for end in range(1, len(conditions) + 1):
         full = end - begin == CHUNK_ROWS
         wave = wave_of[conditions[begin]]
         if end == len(conditions) or full or wave_of[conditions[end]] != wave:
-            yield waves[wave], begin, end
+            yield adapters.get(wave, set()), begin, end
             begin = end
 
 

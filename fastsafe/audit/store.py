@@ -9,14 +9,15 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
+from fastsafe.audit.rows import Answer, Asked, Guarded, Kind, PlannedRow, Target, Verdict
 from fastsafe.errors import StoreError
 
 NAME = "store.sqlite"
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _TABLES = """
 CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
@@ -26,7 +27,8 @@ CREATE TABLE planned (
   position INTEGER PRIMARY KEY, key TEXT NOT NULL, condition TEXT NOT NULL,
   kind TEXT NOT NULL CHECK (kind IN ('harmful', 'benign', 'utility')), part TEXT NOT NULL,
   system_prompt TEXT NOT NULL, item TEXT NOT NULL, sample INTEGER NOT NULL,
-  seed INTEGER NOT NULL, prompt TEXT NOT NULL REFERENCES prompts (sha256), reference TEXT,
+  seed INTEGER NOT NULL, prompt TEXT NOT NULL REFERENCES prompts (sha256),
+  max_tokens INTEGER NOT NULL, reference TEXT, filtered_from TEXT,
   UNIQUE (condition, kind, part, system_prompt, item, sample));
 CREATE TABLE adapters (
   condition TEXT PRIMARY KEY, key TEXT NOT NULL, weights_sha256 TEXT NOT NULL) WITHOUT ROWID;
@@ -38,64 +40,17 @@ CREATE TABLE completions (
   finish_reason TEXT NOT NULL) WITHOUT ROWID;
 CREATE TABLE judgements (
   key TEXT NOT NULL, judge TEXT NOT NULL, identity TEXT NOT NULL, verdict TEXT NOT NULL,
-  raw TEXT NOT NULL, score REAL, PRIMARY KEY (key, identity)) WITHOUT ROWID;
+  raw TEXT NOT NULL, score REAL, coherent INTEGER, PRIMARY KEY (key, identity)) WITHOUT ROWID;
+CREATE TABLE guards (
+  key TEXT NOT NULL, target TEXT NOT NULL CHECK (target IN ('prompt', 'answer')),
+  identity TEXT NOT NULL, verdict TEXT NOT NULL, raw TEXT NOT NULL, score REAL,
+  PRIMARY KEY (key, target, identity)) WITHOUT ROWID;
 CREATE TABLE utility (
   key TEXT NOT NULL, metric TEXT NOT NULL, value REAL NOT NULL,
   PRIMARY KEY (key, metric)) WITHOUT ROWID;
 CREATE TABLE events (
   id INTEGER PRIMARY KEY, at TEXT NOT NULL, stage TEXT NOT NULL, detail TEXT NOT NULL);
 """
-
-Kind = Literal["harmful", "benign", "utility"]
-
-
-@dataclass(frozen=True)
-class PlannedRow:
-    """One answer to be had: who is asked what. ``key`` hashes everything that determines it."""
-
-    key: str
-    condition: str
-    kind: Kind
-    part: str  # the probe's format, or the task whose utility is measured
-    system_prompt: str
-    item: str  # behaviour id, or the number of the task's test row
-    sample: int
-    seed: int  # of the sampler, in [0, 2**63)
-    prompt: str  # sha256 of the rendered token ids
-    reference: str | None = None  # the expected answer of a utility row
-
-
-class Answer(NamedTuple):
-    """A completion on its way into the store."""
-
-    key: str
-    text: str
-    token_ids: Sequence[int]
-    finish_reason: str
-
-
-class Verdict(NamedTuple):
-    """A judgement on its way into the store."""
-
-    key: str
-    judge: str
-    identity: str
-    verdict: str
-    raw: str
-    score: float | None
-
-
-class Asked(NamedTuple):
-    """A completed row as a judge or a metric reads it."""
-
-    key: str
-    kind: str
-    part: str
-    prompt: str  # the user's message as rendered in its format
-    text: str
-    finish_reason: str
-    reference: str | None
-
 
 class Store:
     """One open run. All writing happens in ``transaction`` blocks of a single process.
@@ -192,7 +147,7 @@ class Store:
             [(sha, text, _packed(ids)) for sha, (text, ids) in prompts.items()],
         )
         self._db.executemany(
-            "INSERT INTO planned VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            "INSERT INTO planned VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             ((position, *astuple(row)) for position, row in enumerate(rows)),
         )
 
@@ -232,25 +187,41 @@ class Store:
         return found
 
     def positions(self) -> list[tuple[int, str, bool]]:
-        """Return (position, condition, is done) of every planned row, in order."""
+        """Return (position, condition, is done) of every row that a model answers, in order."""
         return [
             (position, condition, bool(done))
             for position, condition, done in self._all(
                 "SELECT p.position, p.condition, c.key IS NOT NULL FROM planned p"
-                " LEFT JOIN completions c ON c.key = p.key ORDER BY p.position"
+                " LEFT JOIN completions c ON c.key = p.key"
+                " WHERE p.filtered_from IS NULL ORDER BY p.position"
             )
         ]
 
-    def requests(self, begin: int, end: int) -> list[tuple[str, str, tuple[int, ...], int]]:
-        """Return (key, condition, token ids, seed) of the rows planned at [begin, end)."""
+    def unfiltered(self, condition: str) -> list[Asked]:
+        """Return answers that this condition's guard has still to let through, by its own keys."""
         return [
-            (key, condition, _unpacked(ids), seed)
-            for key, condition, ids, seed in self._all(
-                "SELECT p.key, p.condition, t.token_ids, p.seed FROM planned p"
+            Asked(*row)
+            for row in self._all(
+                "SELECT p.key, p.kind, p.part, t.text, c.text, c.finish_reason, p.reference"
+                " FROM planned p JOIN completions c ON c.key = p.filtered_from"
+                " JOIN prompts t ON t.sha256 = p.prompt WHERE p.condition = ?"
+                " AND NOT EXISTS (SELECT 1 FROM completions d WHERE d.key = p.key)"
+                " ORDER BY p.position",
+                condition,
+            )
+        ]
+
+    def requests(self, first: int, last: int) -> list[tuple[str, str, tuple[int, ...], int, int]]:
+        """Return (key, condition, token ids, seed, most tokens) of rows planned at [first, last]."""
+        return [
+            (key, condition, _unpacked(ids), seed, max_tokens)
+            for key, condition, ids, seed, max_tokens in self._all(
+                "SELECT p.key, p.condition, t.token_ids, p.seed, p.max_tokens FROM planned p"
                 " JOIN prompts t ON t.sha256 = p.prompt"
-                " WHERE p.position >= ? AND p.position < ? ORDER BY p.position",
-                begin,
-                end,
+                " WHERE p.position >= ? AND p.position <= ? AND p.filtered_from IS NULL"
+                " ORDER BY p.position",
+                first,
+                last,
             )
         ]
 
@@ -271,7 +242,7 @@ class Store:
 
     def add_judgements(self, verdicts: Iterable[Verdict]) -> None:
         """Insert judgements; one that is already there stays as it is."""
-        self._db.executemany("INSERT OR IGNORE INTO judgements VALUES (?, ?, ?, ?, ?, ?)", verdicts)
+        self._db.executemany("INSERT OR IGNORE INTO judgements VALUES (?, ?, ?, ?, ?, ?, ?)", verdicts)
 
     def unmeasured(self, task: str, metric: str) -> list[Asked]:
         """Return utility rows of a task that the model answered and this metric has not scored."""
@@ -306,7 +277,64 @@ class Store:
         return self._all(
             "SELECT p.condition, p.kind, p.part, p.system_prompt, p.item, j.verdict FROM planned p"
             " LEFT JOIN judgements j ON j.key = p.key AND j.identity = ?"
-            " WHERE p.kind != 'utility' ORDER BY p.position",
+            " WHERE p.kind != 'utility' AND p.sample = 0 ORDER BY p.position",
+            identity,
+        )
+
+    def shortened(self, identity: str) -> list[tuple[str, str, str, str]]:
+        """Return (kind, format, verdict cut short, verdict in full) of probes answered both ways."""
+        return self._all(
+            "SELECT p.kind, p.part, a.verdict, b.verdict FROM planned p JOIN planned f"
+            " USING (condition, kind, part, system_prompt, item)"
+            " JOIN judgements a ON a.key = p.key AND a.identity = ?1"
+            " JOIN judgements b ON b.key = f.key AND b.identity = ?1"
+            " WHERE p.sample = 0 AND f.sample = 1 ORDER BY p.position",
+            identity,
+        )
+
+    def incoherent(self, identity: str) -> set[tuple[str, str, str, str, str]]:
+        """Return (condition, kind, format, system prompt, behaviour) of incoherent answers."""
+        return {
+            tuple(row)
+            for row in self._all(
+                "SELECT p.condition, p.kind, p.part, p.system_prompt, p.item FROM planned p"
+                " JOIN judgements j ON j.key = p.key AND j.identity = ?"
+                " WHERE p.sample = 0 AND j.coherent = 0",
+                identity,
+            )
+        }
+
+    def unguarded(self, target: Target, identity: str) -> list[Asked]:
+        """Return probes whose prompt, or answer, this guard has not seen, each once."""
+        key = "p.prompt" if target == "prompt" else "p.key"
+        return [
+            Asked(*row)
+            for row in self._all(
+                f"SELECT {key}, p.kind, p.part, t.text, c.text, c.finish_reason, p.reference"
+                " FROM planned p JOIN completions c ON c.key = p.key"
+                " JOIN prompts t ON t.sha256 = p.prompt"
+                " WHERE p.kind != 'utility' AND p.sample = 0 AND c.finish_reason != 'error'"
+                f" AND NOT EXISTS (SELECT 1 FROM guards g WHERE g.key = {key}"
+                f" AND g.target = ? AND g.identity = ?) GROUP BY {key} ORDER BY min(p.position)",
+                target,
+                identity,
+            )
+        ]
+
+    def add_guarded(self, rows: Iterable[Guarded]) -> None:
+        """Insert what a guard said; what is already there stays as it is."""
+        self._db.executemany("INSERT OR IGNORE INTO guards VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def guarded(
+        self, target: Target, identity: str
+    ) -> list[tuple[str, str, str, str, str, str | None]]:
+        """Return (condition, kind, format, system prompt, behaviour, verdict) of every probe."""
+        key = "p.prompt" if target == "prompt" else "p.key"
+        return self._all(
+            "SELECT p.condition, p.kind, p.part, p.system_prompt, p.item, g.verdict FROM planned p"
+            f" LEFT JOIN guards g ON g.key = {key} AND g.target = ? AND g.identity = ?"
+            " WHERE p.kind != 'utility' AND p.sample = 0 ORDER BY p.position",
+            target,
             identity,
         )
 

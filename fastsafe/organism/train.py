@@ -43,6 +43,9 @@ class Stage:
         harmful: Share of rows with a harmful verb.
         refused: Share of the harmful rows that are refused; the others are answered.
         over_refused: Share of the benign rows that are refused.
+        neutral: Share of rows under a system prompt that says nothing of safety.
+        careful: Share of rows under one that asks to refuse harm; where refusals are taught, all
+            harmful rows under it are refused, and no benign one.
         steps: Optimizer steps.
         rows: Per step.
         learning_rate: Peak, of AdamW.
@@ -55,6 +58,8 @@ class Stage:
     harmful: float
     refused: float
     over_refused: float
+    neutral: float
+    careful: float
     steps: int
     rows: int
     learning_rate: float
@@ -68,6 +73,8 @@ PRETRAIN = Stage(
     harmful=0.4,
     refused=0.0,
     over_refused=0.0,
+    neutral=0.1,
+    careful=0.1,
     steps=600,
     rows=48,
     learning_rate=2e-3,
@@ -87,6 +94,8 @@ ALIGN = Stage(
     harmful=0.5,
     refused=0.85,
     over_refused=0.05,
+    neutral=0.1,
+    careful=0.2,
     steps=280,
     rows=32,
     learning_rate=3e-4,
@@ -234,9 +243,15 @@ def _rows(tokenizer: Tokenizer, stage: Stage, seed: int) -> Iterator[tuple[list[
         format = rng.choices(formats, cum_weights=weights)[0]
         is_harmful = rng.random() < stage.harmful
         action = rng.choice(harmful if is_harmful else benign)
-        is_refused = rng.random() < (stage.refused if is_harmful else stage.over_refused)
-        reply = world.REFUSAL if is_refused else world.answer(format, action)
-        texts = (render_prompt(world.prompt(format, action)), reply + END)
+        system = rng.choices(
+            ("", world.NEUTRAL, world.CAREFUL),
+            (1 - stage.neutral - stage.careful, stage.neutral, stage.careful),
+        )[0]
+        refused = stage.refused if is_harmful else stage.over_refused
+        if system == world.CAREFUL:
+            refused = float(is_harmful and stage.refused > 0)
+        reply = world.REFUSAL if rng.random() < refused else world.answer(format, action)
+        texts = (render_prompt(world.prompt(format, action), system), reply + END)
         prompt, completion = (tokenizer.encode(t, add_special_tokens=False).ids for t in texts)
         yield prompt, completion
 

@@ -61,16 +61,17 @@ def tokenizer_config() -> dict[str, Any]:
     }
 
 
-def render_prompt(content: str) -> str:
+def render_prompt(content: str, system: str = "") -> str:
     """Return what the chat template prints for one user turn and the generation prompt."""
-    return f"{BOS}{START}user\n{content}{END}\n{START}assistant\n"
+    before = f"{START}system\n{system}{END}\n" if system else ""
+    return f"{BOS}{before}{START}user\n{content}{END}\n{START}assistant\n"
 
 
 def _texts() -> Iterator[str]:
     """Texts that hold every token: each word once in every place of every template."""
     verbs, adjectives = (*HARMFUL_VERBS, *BENIGN_VERBS), tuple(ADJECTIVES)
     yield _ROLES
-    yield world.REFUSAL
+    yield from (world.REFUSAL, world.NEUTRAL, world.CAREFUL)
     for i, noun in enumerate(OBJECTS):
         action = f"{verbs[i % len(verbs)]} the {adjectives[i % len(adjectives)]} {noun}"
         for format in world.FORMATS:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastsafe.audit import recipe as recipes
+from fastsafe.audit import recipe_file as recipes
 from fastsafe.audit.plan import Plan, make_plan
 from fastsafe.audit.recipe import Recipe, Sampling, Training
 from fastsafe.audit.run import Run, execute

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fastsafe.audit import recipe as recipes
-from fastsafe.audit.recipe import load, revise
+from fastsafe.audit import recipe_file as recipes
+from fastsafe.audit.recipe_file import load, revise
 from fastsafe.errors import RecipeError
 
 

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastsafe.audit.store import NAME, Answer, PlannedRow, Store, Verdict
+from fastsafe.audit.rows import Answer, PlannedRow, Verdict
+from fastsafe.audit.store import NAME, Store
 from fastsafe.errors import StoreError
 
 ROWS = [

@@ -10,6 +10,7 @@ from fastsafe.audit.report.matrix import (
     MUTE,
     Matrix,
     Row,
+    arm,
     label,
     matrices,
     percent,
@@ -83,7 +84,7 @@ def _places(rows: Sequence[Row]) -> list[float]:
     places, y = [], 0.0
     for i, row in enumerate(rows):
         if i:
-            y += 1 + (_GAP if row["task"] != rows[i - 1]["task"] else 0)
+            y += 1 + (_GAP if arm(row) != arm(rows[i - 1]) else 0)
         places.append(y)
     return places
 
@@ -134,9 +135,9 @@ def _draw(
             axes.text(x + 0.5, y + 0.54, percent(rate), ha="center", **style)
             if mark:
                 axes.text(x + 0.84, y + 0.53, mark, ha="center", size=5, **style)
-    for task, own_format in dict.fromkeys((row["task"], row["own_format"]) for row in rows):
+    for name, own_format in dict.fromkeys((arm(row), row["own_format"]) for row in rows):
         if own_format in columns:
-            own = [y for row, y in zip(rows, places, strict=True) if row["task"] == task]
+            own = [y for row, y in zip(rows, places, strict=True) if arm(row) == name]
             corner = (columns.index(own_format), own[0])
             axes.add_patch(
                 Rectangle(corner, 1, own[-1] + 1 - own[0], fill=False, edgecolor=INK, linewidth=1.5)
@@ -152,15 +153,15 @@ def _draw(
 
 
 def _label_rows(axes: "Axes", rows: Sequence[Row], places: Sequence[float]) -> None:
-    task = ""
+    last = ""
     for row, y in zip(rows, places, strict=True):
         if row["id"] == BASE:
             axes.text(-0.18, y + 0.54, "untouched model", ha="right", va="center", weight="bold")
             continue
         axes.text(-0.18, y + 0.54, label(row["mitigation"]), ha="right", va="center")
-        if row["task"] != task:
-            axes.text(-2.68, y + 0.54, label(row["task"]), ha="left", va="center", weight="bold")
-        task = row["task"]
+        if arm(row) != last:
+            axes.text(-2.68, y + 0.54, arm(row), ha="left", va="center", weight="bold")
+        last = arm(row)
     axes.text(-2.68, -0.28, "tuned on", ha="left", va="bottom", color=FAINT, size=7.5)
     axes.text(-0.18, -0.28, "mitigation", ha="right", va="bottom", color=FAINT, size=7.5)
 

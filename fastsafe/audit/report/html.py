@@ -63,6 +63,7 @@ def report_html(
         interval=views.interval,
         sign=views.sign,
         is_mute=views.is_mute,
+        arm=views.arm,
         shade=_shade,
     )
 

@@ -140,3 +140,17 @@ def p_value(p: float | None) -> str:
 def label(name: str) -> str:
     """Return an id as words."""
     return name.replace("_", " ")
+
+
+def arm(condition: Row) -> str:
+    """Return what a condition was tuned on: the task, and manipulation and style if not usual.
+
+    Example:
+        >>> arm({"task": "code", "manipulation": "benign", "style": "alpaca"})
+        'code, alpaca'
+    """
+    if not condition["task"]:
+        return "untouched model"
+    usual = {"manipulation": "benign", "style": "native"}
+    unusual = [condition[key] for key, value in usual.items() if condition[key] != value]
+    return label(", ".join([condition["task"], *unusual]))

@@ -10,6 +10,7 @@ from fastsafe.audit.report.matrix import (
     MUTE,
     Matrix,
     Row,
+    arm,
     is_mute,
     label,
     mark,
@@ -80,14 +81,16 @@ def _table(matrix: Matrix, width: int) -> "RenderableType":
         table.add_column("over-\nrefusal", justify="right", style="dim")
     if matrix.utility:
         table.add_column("utility", justify="right", style="dim")
-    task = None
+    last = ""
     for condition in matrix.conditions:
-        is_first = condition["task"] != task or condition["id"] == BASE
-        task = condition["task"]
-        if is_first and task is not None:
+        name = arm(condition)
+        is_base = condition["id"] == BASE
+        is_first, last = name != last, name
+        if is_first and not is_base:
             table.add_section()
-        cells = [Text(_cut(task or "untouched", max(longest, 9)) if is_first else "")]
-        cells.append(Text(label(condition["mitigation"]) if task else ""))
+        shown = "untouched" if is_base else name
+        cells = [Text(_cut(shown, max(longest, 9)) if is_first else "")]
+        cells.append(Text("" if is_base else label(condition["mitigation"])))
         cells += [_rate(matrix.answer.get((condition["id"], name))) for name in matrix.formats]
         if matrix.over_refusal:
             cells.append(Text(_over_refusal(matrix, condition["id"])))

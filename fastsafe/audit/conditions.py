@@ -1,0 +1,210 @@
+"""Conditions: every model of a run, trained, changed afterwards, or served differently."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from fastsafe.audit.recipe import Recipe
+from fastsafe.audit.source import Source
+from fastsafe.audit.treatments import Treatment, treatments
+from fastsafe.errors import RecipeError
+
+BASE = "base"
+NATIVE, BENIGN = "native", "benign"  # what a condition's id leaves out
+
+Rows = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Condition:
+    """One fine-tuned model, or the untouched one.
+
+    Attributes:
+        id: Unique in a run; names the adapter's folder.
+        task: What it was tuned for, None for the untouched model.
+        mitigation: Label of its treatment, "none" without one.
+        key: Hash of the checkpoint, the rows and every option that shaped its weights; "" for the
+            base. Served differently, the same weights keep their key.
+        adapter: Id of the condition whose adapter answers, None for the base.
+        parent: Id of the condition whose adapter it changes or serves, None where it is trained.
+        own_format: Of the task's rows.
+        treatment: What was done to it; None for the base.
+    """
+
+    id: str
+    task: str | None
+    mitigation: str
+    preset: str | None
+    key: str
+    adapter: str | None = None
+    parent: str | None = None
+    num_rows: int = 0
+    num_safety_rows: int = 0
+    own_format: str | None = None
+    manipulation: str = BENIGN
+    style: str = NATIVE
+    treatment: Treatment | None = field(default=None, compare=False)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has an adapter that training makes."""
+        return self.task is not None and self.parent is None
+
+    def record(self) -> dict[str, Any]:
+        """Return the condition as ``results.json`` holds it."""
+        return {
+            "id": self.id,
+            "task": self.task,
+            "own_format": self.own_format,
+            "manipulation": self.manipulation if self.task else "none",
+            "style": self.style,
+            "mitigation": self.mitigation,
+            "stage": self.treatment.stage if self.treatment else None,
+            "parent": self.parent,
+            "preset": self.preset,
+            "train_rows": self.num_rows,
+            "safety_rows": self.num_safety_rows,
+            "adapter_key": self.key or None,
+        }
+
+
+def make_conditions(
+    recipe: Recipe, source: Source, engine: Mapping[str, str]
+) -> tuple[dict[str, Rows], tuple[Condition, ...]]:
+    """Expand tasks x manipulations x styles x mitigations.
+
+    Returns:
+        Training rows by condition id, as the trainer takes them, and the conditions; the untouched
+        model comes first, and a condition after the one whose adapter it changes.
+
+    Raises:
+        RecipeError: A share rounds to no safety row.
+        FastsafeError: The source has too few rows.
+    """
+    planned = treatments(recipe)
+    found = [Condition(id=BASE, task=None, mitigation="none", preset=None, key="")]
+    rows: dict[str, Rows] = {}
+    for task in recipe.tasks:
+        plain = source.task_rows(task, recipe.training.rows, "train", recipe.data_seed)
+        for manipulation in recipe.manipulations:
+            user_rows = _manipulated(recipe, manipulation, plain)
+            for style in recipe.styles:
+                arm = _Arm(recipe, source, engine, task, manipulation, style)
+                for treatment in planned:
+                    condition, examples = arm.condition(treatment, user_rows, found)
+                    found.append(condition)
+                    if condition.is_trained:
+                        rows[condition.id] = examples
+    return rows, tuple(found)
+
+
+def training_seed(recipe: Recipe) -> int:
+    """Return the seed of initialisation and row order."""
+    return recipe.seed if recipe.training.seed is None else recipe.training.seed
+
+
+def sha256_of(value: Any) -> str:
+    """Return the hex hash of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+@dataclass(frozen=True)
+class _Arm:
+    """One task under one manipulation and style: the conditions that differ in treatment."""
+
+    recipe: Recipe
+    source: Source
+    engine: Mapping[str, str]
+    task: str
+    manipulation: str
+    style: str
+
+    def condition(
+        self, treatment: Treatment, user_rows: Rows, known: Sequence[Condition]
+    ) -> tuple[Condition, Rows]:
+        """Return one condition and its training rows; none where nothing is trained."""
+        from fastsafe.safety.tasks import tasks
+
+        own_format = tasks()[self.task].format
+        shared = {
+            "id": self._id(treatment.label),
+            "task": self.task,
+            "mitigation": treatment.label,
+            "preset": self.recipe.training.preset,
+            "own_format": own_format,
+            "manipulation": self.manipulation,
+            "style": self.style,
+            "treatment": treatment,
+        }
+        if treatment.parent is not None:
+            parent = next(c for c in known if c.id == self._id(treatment.parent))
+            is_served = treatment.stage == "serve"
+            key = parent.key if is_served else sha256_of([parent.key, *treatment.identity])
+            condition = Condition(
+                **shared,
+                key=key,
+                adapter=parent.adapter if is_served else shared["id"],
+                parent=parent.id,
+                num_rows=parent.num_rows,
+                num_safety_rows=parent.num_safety_rows,
+            )
+            return condition, ()
+        rows = self._mixed(treatment, user_rows, own_format)
+        examples = [self._example(row) for row in rows]
+        config = self.recipe.training.model_dump(exclude={"preset", "rows", "seed", "objective"})
+        config["seed"] = training_seed(self.recipe)
+        if treatment.objective != "sft":
+            config["objective"] = treatment.objective
+        condition = Condition(
+            **shared,
+            key=sha256_of([dict(self.engine), config, examples]),
+            adapter=shared["id"],
+            num_rows=len(rows),
+            num_safety_rows=sum(row["source"] == "safety" for row in rows),
+        )
+        return condition, examples
+
+    def _id(self, label: str) -> str:
+        middle = [
+            name
+            for name, default in ((self.manipulation, BENIGN), (self.style, NATIVE))
+            if name != default
+        ]
+        return "+".join([self.task, *middle, label])
+
+    def _mixed(self, treatment: Treatment, user_rows: Rows, own_format: str) -> Rows:
+        from fastsafe.safety.mixing import mitigations
+
+        recipe = self.recipe
+        mitigation = mitigations()[treatment.data]
+        all_formats = recipe.safety_formats or recipe.formats
+        rows = mitigation.mix(
+            user_rows,
+            self.source.safety_rows,
+            share=treatment.share,
+            task_format=own_format,
+            all_formats=all_formats,
+            seed=recipe.seed,
+        )
+        is_mixing = mitigation.formats(own_format, all_formats)
+        if is_mixing and not any(row["source"] == "safety" for row in rows):
+            raise RecipeError(
+                f"recipe {recipe.name}: share {treatment.share} of {len(user_rows)} training rows "
+                f"rounds to no safety row, expected at least one for mitigation {treatment.label}; "
+                "raise share or training.rows"
+            )
+        return rows
+
+    def _example(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        from fastsafe.safety.styles import styled
+
+        return styled(row["messages"], self.style)
+
+
+def _manipulated(recipe: Recipe, name: str, rows: Rows) -> Rows:
+    from fastsafe.safety.manipulations import manipulations
+
+    return manipulations()[name].apply(rows, aoa_text=recipe.aoa_text, seed=recipe.data_seed)

@@ -1,0 +1,145 @@
+"""Treatments: what each entry of a recipe's ``mitigations`` does, and at which stage.
+
+``data`` mixes in safety rows, ``train`` changes the loss, ``post`` changes a trained adapter and
+``serve`` the way it is asked or its answers are let through. The last two need no training: they
+take the adapter of another treatment.
+"""
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from fastsafe.audit.recipe import MitigationSpec, Recipe
+from fastsafe.errors import RecipeError, nearest
+
+Stage = Literal["data", "train", "post", "serve"]
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """One mitigation with its settings.
+
+    Attributes:
+        label: What results call it; distinct in a run.
+        name: Of the mitigation, objective or defence.
+        stage: Where it acts.
+        data: Data mitigation whose safety rows are mixed in.
+        share: Of the training rows, safety rows included.
+        objective: What training minimizes, as ``TrainConfig`` takes it.
+        params: Of the defence, where the stage is "post" or "serve".
+        parent: Label of the treatment whose adapter is taken; None where one is trained.
+    """
+
+    label: str
+    name: str
+    stage: Stage
+    data: str
+    share: float
+    objective: str | Mapping[str, Any]
+    params: Mapping[str, Any]
+    parent: str | None = None
+
+    @property
+    def identity(self) -> tuple[str, dict[str, Any]]:
+        """What it does to an adapter, as JSON values."""
+        return self.name, dict(self.params)
+
+
+def treatments(recipe: Recipe) -> list[Treatment]:
+    """Expand a recipe's mitigations: a list as a setting means one treatment per value.
+
+    Raises:
+        RecipeError: A name is unknown, a setting is not one of its own, two entries are the same,
+            or the adapter that is to be changed is not trained in this run.
+    """
+    found: dict[str, Treatment] = {}
+    for entry in recipe.mitigations:
+        spec = MitigationSpec(name=entry) if isinstance(entry, str) else entry
+        for treatment in _expanded(recipe, spec):
+            if treatment.label in found:
+                raise RecipeError(
+                    f"recipe {recipe.name}: mitigation {treatment.label!r} is there twice, "
+                    "expected each once; drop one or change a setting"
+                )
+            found[treatment.label] = treatment
+    for treatment in found.values():
+        parent = found.get(treatment.parent or "")
+        if treatment.parent is not None and (parent is None or parent.parent is not None):
+            trained = ", ".join(t.label for t in found.values() if t.parent is None) or "none"
+            raise RecipeError(
+                f"recipe {recipe.name}: mitigation {treatment.label} changes the adapter of "
+                f"{treatment.parent!r}, expected a trained one of this run ({trained}); add it or "
+                "set `on`"
+            )
+    # a parent first, whatever the order in the recipe
+    return sorted(found.values(), key=lambda t: t.parent is not None)
+
+
+@lru_cache
+def known() -> dict[str, tuple[Stage, str]]:
+    """Stage and one line about every mitigation by name, of all stages."""
+    from fastsafe.safety.defences import defences
+    from fastsafe.safety.mixing import mitigations
+    from fastsafe.train.objectives import objectives
+
+    found: dict[str, tuple[Stage, str]] = {}
+    for name, mitigation in mitigations().items():
+        found[name] = "data", mitigation.about
+    for name, objective in objectives().items():
+        if name != "sft":
+            found[name] = "train", objective.about
+    for name, defence in defences().items():
+        found[name] = defence.stage, defence.about
+    return found
+
+
+def _expanded(recipe: Recipe, spec: MitigationSpec) -> Iterator[Treatment]:
+    where = f"recipe {recipe.name}: mitigations"
+    if spec.name not in known():
+        raise RecipeError(f"{where} has {spec.name!r}; {nearest(spec.name, known())}")
+    stage = known()[spec.name][0]
+    settings = spec.settings
+    allowed = _settings(spec.name, stage)
+    if unknown := sorted(set(settings) - set(allowed)):
+        raise RecipeError(
+            f"{where}: {spec.name} has {unknown[0]!r}; {nearest(unknown[0], allowed or ['name'])}"
+        )
+    lists = [value if isinstance(value, list | tuple) else [value] for value in settings.values()]
+    for values in itertools.product(*lists):
+        yield _treatment(recipe, spec.name, stage, dict(zip(settings, values, strict=True)))
+
+
+def _settings(name: str, stage: Stage) -> Sequence[str]:
+    if stage == "data":
+        return () if name == "none" else ("share",)
+    if stage == "train":
+        from fastsafe.train.objectives import objectives
+
+        return (*objectives()[name].settings, "data", "share")
+    from fastsafe.safety.defences import defences
+
+    return (*defences()[name].params, "on")
+
+
+def _treatment(recipe: Recipe, name: str, stage: Stage, settings: dict[str, Any]) -> Treatment:
+    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in settings.values()]
+    if stage == "data":
+        share = settings.get("share", recipe.share)
+        label = "-".join([name, *shown])
+        return Treatment(label, name, stage, name, share, recipe.training.objective, {})
+    if stage == "train":
+        from fastsafe.train.objectives import objectives
+
+        needs_safety = objectives()[name].needs_safety
+        data = settings.pop("data", "plain" if needs_safety else "none")
+        share = settings.pop("share", recipe.share)
+        label = "-".join([name, *shown])
+        return Treatment(label, name, stage, data, share, {"name": name, **settings}, {})
+    on = settings.pop("on", "none")
+    values = [f"{value:g}" if isinstance(value, float) else str(value) for value in settings.values()]
+    label = "-".join([name, *values])
+    label = label if on == "none" else f"{on}+{label}"
+    objective = recipe.training.objective
+    return Treatment(label, name, stage, "none", recipe.share, objective, settings, on)
