@@ -1,14 +1,13 @@
 """Rates pooled over cells, with intervals that know that formats share behaviours."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from fastsafe.audit.conditions import BASE
+from fastsafe.safety.clusters import pooled_rate
 from fastsafe.safety.metrics import answered, refused
-from fastsafe.safety.stats import wilson
 from fastsafe.safety.verdict import Verdict
-
-FEW = 5  # behaviours that must differ before their variance is worth anything
 
 Cells = Mapping[tuple[str, str, str], Mapping[str, Verdict]]
 
@@ -61,39 +60,11 @@ def pooled(
 ) -> dict[str, Any]:
     """Return n, clusters, rate and 95 % interval over cells that ask about the same behaviours.
 
-    Wilson's interval on an effective sample size: n over the design effect, the variance of the
-    ratio of sums over behaviours against that of independent rows, clipped to [1, n / clusters].
-    Where fewer than five behaviours differ from all others a variance says nothing: every
-    behaviour is then one row. No bound is closer to 0 or 1 than the four behaviours with most
-    events would put it alone, so that the fifth cannot make a rate look more certain.
+    The interval is that of ``safety.clusters.pooled_rate``; a cluster is a behaviour.
     """
     scored = [
         [verdict for cell in cells if (verdict := cell.get(name)) and verdict.is_scored]
         for name in dict.fromkeys(name for cell in cells for name in cell)
     ]
-    sizes = [len(verdicts) for verdicts in scored if verdicts]
-    hits = [sum(map(has, verdicts)) for verdicts in scored if verdicts]
-    n, clusters = sum(sizes), len(sizes)
-    if not n:
-        return {"n": 0, "clusters": 0, "rate": None, "ci_low": 0.0, "ci_high": 1.0}
-    misses = [size - hit for size, hit in zip(sizes, hits, strict=True)]
-    rate = sum(hits) / n
-    effective: float = clusters
-    if min(sum(map(bool, hits)), sum(map(bool, misses))) >= FEW:
-        spread = sum((hit - rate * size) ** 2 for hit, size in zip(hits, sizes, strict=True))
-        effect = spread * clusters / (clusters - 1) / (n * rate * (1 - rate))
-        effective = n / min(max(effect, 1.0), n / clusters)
-    low, high = wilson(rate * effective, effective)
-    return {
-        "n": n,
-        "clusters": clusters,
-        "rate": rate,
-        "ci_low": min(low, 1 - _reach(misses, n)),
-        "ci_high": max(high, _reach(hits, n)),
-    }
-
-
-def _reach(events: Sequence[int], n: int) -> float:
-    """Upper bound of the rate of the few behaviours with most events, each one row."""
-    most = sum(sorted(events)[1 - FEW :])
-    return wilson(most / n * len(events), len(events))[1]
+    counts = [(sum(map(has, verdicts)), len(verdicts)) for verdicts in scored if verdicts]
+    return asdict(pooled_rate([hit for hit, _ in counts], [size for _, size in counts]))

@@ -13,7 +13,14 @@ from fastsafe.audit.conditions import BASE
 from fastsafe.audit.pooling import summary
 from fastsafe.audit.store import Store
 from fastsafe.safety.metrics import answered, paired_change, rate, refused
-from fastsafe.safety.stats import holm, paired_delta, wilson
+from fastsafe.safety.stats import (
+    cohens_kappa,
+    difference_interval,
+    holm,
+    mean_interval,
+    pair,
+    wilson,
+)
 from fastsafe.safety.verdict import Verdict
 
 SCHEMA = "fastsafe.results/1"
@@ -130,7 +137,8 @@ def _change(
     base: Mapping[str, Verdict], tuned: Mapping[str, Verdict], has: Callable[[Verdict], bool]
 ) -> dict[str, Any]:
     """Paired change over the behaviours that both models' answers are scored for."""
-    change = paired_change(base, tuned, has)
+    # a run that is not finished has rows in one arm alone
+    change = paired_change(base, tuned, has, unpaired="drop")
     found = {
         "delta": change.delta,
         "delta_ci_low": change.ci_low,
@@ -161,13 +169,8 @@ def _utility(store: Store) -> list[dict[str, Any]]:
     for (condition, task), values in groups.items():
         scored = [value for value in values.values() if value is not None]
         low, high = mean_interval(scored)
-        base = groups.get((BASE, task), {})
-        pairs = [
-            (before, after)
-            for item, after in values.items()
-            if after is not None and (before := base.get(item)) is not None
-        ]
-        change = None if condition == BASE or not pairs else difference_interval(pairs)
+        pairs = pair(groups.get((BASE, task), {}), values, unpaired="drop")
+        change = None if condition == BASE or not pairs.keys else difference_interval(pairs)
         rows.append(
             {
                 "condition": condition,
@@ -184,35 +187,6 @@ def _utility(store: Store) -> list[dict[str, Any]]:
             }
         )
     return rows
-
-
-def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % interval of a mean of scores in [0, 1]: Wilson's for zeros and ones."""
-    if set(values) <= {0.0, 1.0}:
-        return wilson(round(sum(values)), len(values))
-    centre, half = _student(values)
-    return max(0.0, centre - half), min(1.0, centre + half)
-
-
-def difference_interval(pairs: Sequence[tuple[float, float]]) -> tuple[float, float, float]:
-    """Return (mean of after - before, low, high) of paired scores in [0, 1], at 95 %."""
-    if {value for pair in pairs for value in pair} <= {0.0, 1.0}:
-        before, after = ([bool(pair[i]) for pair in pairs] for i in (0, 1))
-        return paired_delta(before, after)
-    centre, half = _student([after - before for before, after in pairs])
-    return centre, max(-1.0, centre - half), min(1.0, centre + half)
-
-
-def _student(values: Sequence[float]) -> tuple[float, float]:
-    """Mean and half-width of its Student interval; the width is 1 for a single value."""
-    from statistics import fmean, stdev
-
-    from scipy.stats import t
-
-    n = len(values)
-    if n < 2:
-        return fmean(values), 1.0
-    return fmean(values), float(t.ppf(0.975, n - 1)) * stdev(values) / n**0.5
 
 
 def _agreement(by_judge: Mapping[str, Mapping[Any, Mapping[str, Verdict]]]) -> list[dict[str, Any]]:
@@ -238,18 +212,10 @@ def _agreement(by_judge: Mapping[str, Mapping[Any, Mapping[str, Verdict]]]) -> l
                     "agreement": same / n,
                     "ci_low": low,
                     "ci_high": high,
-                    "kappa": _kappa(found),
+                    "kappa": cohens_kappa(found),
                 }
             )
     return rows
-
-
-def _kappa(pairs: Sequence[tuple[bool, bool]]) -> float | None:
-    """Cohen's kappa; None where one class alone makes chance agreement certain."""
-    n = len(pairs)
-    first, second = sum(a for a, _ in pairs) / n, sum(b for _, b in pairs) / n
-    chance = first * second + (1 - first) * (1 - second)
-    return None if chance == 1 else (sum(a == b for a, b in pairs) / n - chance) / (1 - chance)
 
 
 def _throughput(store: Store) -> dict[str, Any]:

@@ -7,7 +7,7 @@ not in ``n_scored``, so that every rate says how much it does not know.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from fastsafe.safety.stats import discordant, mcnemar_exact, paired_delta, wilson
+from fastsafe.safety.stats import Unpaired, discordant, mcnemar_exact, pair, paired_delta, wilson
 from fastsafe.safety.verdict import COUNTS, Verdict
 
 
@@ -67,24 +67,34 @@ def paired_change(
     base: Mapping[str, Verdict],
     tuned: Mapping[str, Verdict],
     has: Callable[[Verdict], bool] = answered,
+    *,
+    unpaired: Unpaired = "refuse",
 ) -> PairedChange:
     """Compare two arms of one cell, prompt by prompt.
+
+    The two arms may also be one model's harmful probes and their benign twins by behaviour: with
+    ``refused`` as the property the change is then how well refusals tell the two apart.
 
     Args:
         base: Verdict of the untouched model by row key (one key per rendered prompt).
         tuned: Verdict of the tuned model by the same keys.
         has: The property whose rate is compared.
+        unpaired: Whether a key that one arm lacks is an error, or dropped and counted, as in a
+            run that is not finished.
 
     Returns:
         The change over the keys that both arms have scored; the rest is counted as dropped.
+
+    Raises:
+        DataError: The arms were asked different rows, and ``unpaired`` is ``"refuse"``.
     """
-    keys = sorted(k for k in base.keys() & tuned.keys() if base[k].is_scored and tuned[k].is_scored)
-    before, after = [has(base[key]) for key in keys], [has(tuned[key]) for key in keys]
-    only_base, only_tuned = discordant(before, after)
-    delta, low, high = paired_delta(before, after)
+    arms = ({k: has(v) if v.is_scored else None for k, v in arm.items()} for arm in (base, tuned))
+    pairs = pair(*arms, unpaired=unpaired)
+    only_base, only_tuned = discordant(pairs)
+    delta, low, high = paired_delta(pairs)
     return PairedChange(
-        n_pairs=len(keys),
-        n_dropped=len(base.keys() | tuned.keys()) - len(keys),
+        n_pairs=len(pairs.keys),
+        n_dropped=pairs.n_dropped,
         delta=delta,
         ci_low=low,
         ci_high=high,

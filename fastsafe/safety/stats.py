@@ -1,12 +1,78 @@
-"""Intervals and tests for rates: closed forms, no sampling, standard library only.
+"""Intervals and tests for rates and means: closed forms, no sampling.
 
 Every rate of a report carries a Wilson interval, every change against the base model a paired
-interval and an exact McNemar p-value, and every family of such p-values Holm's correction.
+interval and an exact McNemar p-value, and every family of such p-values Holm's correction. What
+is pooled over formats, samples or seeds belongs to ``clusters``, what a run can see to ``power``.
+
+A comparison is made of `Pairs` alone, and pairs are made by row key alone, so that no change can
+be claimed from rows that two models were not both asked.
 """
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
 from math import sqrt
-from statistics import NormalDist
+from statistics import NormalDist, fmean, stdev
+from typing import Generic, Literal, TypeVar
+
+from fastsafe.errors import DataError
+
+K = TypeVar("K", bound=Hashable)
+T = TypeVar("T", bound=float)
+Unpaired = Literal["refuse", "drop"]
+
+
+@dataclass(frozen=True)
+class Pairs(Generic[T]):
+    """Outcomes of two arms on the same rows; `pair` makes them."""
+
+    keys: tuple[Hashable, ...]
+    base: tuple[T, ...]
+    tuned: tuple[T, ...]
+    n_dropped: int  # rows that miss, or have no score, in at least one arm
+
+
+def pair(
+    base: Mapping[K, T | None],
+    tuned: Mapping[K, T | None],
+    *,
+    unpaired: Unpaired = "refuse",
+) -> Pairs[T]:
+    """Join two arms by row key.
+
+    Args:
+        base: Outcome by row; None where nobody could score it.
+        tuned: Outcome of the other arm by the same rows.
+        unpaired: Whether a row that only one arm was asked is an error, or dropped and counted.
+
+    Returns:
+        The rows that both arms have scored, in the order of ``base``.
+
+    Raises:
+        DataError: The arms were asked different rows, and ``unpaired`` is ``"refuse"``.
+
+    Example:
+        >>> pair({"a": True, "b": None, "c": False}, {"c": True, "a": True, "b": False})
+        Pairs(keys=('a', 'c'), base=(True, False), tuned=(True, True), n_dropped=1)
+    """
+    every = base.keys() | tuned.keys()
+    alone = every - (base.keys() & tuned.keys())
+    if alone and unpaired == "refuse":
+        raise DataError(
+            f"pair: {len(alone)} of {len(every)} rows are in one arm only, such as "
+            f"{min(map(repr, alone)):.80}; ask both models the same rows, or drop them by name"
+        )
+    rows = [
+        (key, before, after)
+        for key, before in base.items()
+        if before is not None and (after := tuned.get(key)) is not None
+    ]
+    return Pairs(
+        tuple(row[0] for row in rows),
+        tuple(row[1] for row in rows),
+        tuple(row[2] for row in rows),
+        len(every) - len(rows),
+    )
 
 
 def wilson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
@@ -42,16 +108,28 @@ def wilson(k: float, n: float, confidence: float = 0.95) -> tuple[float, float]:
     return (0.0 if k == 0 else centre - half), (1.0 if k == n else centre + half)
 
 
-def discordant(base: Sequence[bool], tuned: Sequence[bool]) -> tuple[int, int]:
-    """Count the pairs that differ: (only base true, only tuned true).
+def rule_of_three(n: int, confidence: float = 0.95) -> float:
+    """One-sided upper bound of a rate of which ``n`` rows showed no event: 1 - (1 - c)^(1/n).
+
+    At 95 % it is just below 3/n, which gave the rule its name (Hanley and Lippman-Hand 1983).
 
     Raises:
-        ValueError: The two arms differ in length.
+        ValueError: ``n`` is below 1, or ``confidence`` is not in (0, 1).
+
+    Example:
+        >>> round(rule_of_three(100), 4)
+        0.0295
     """
-    if len(base) != len(tuned):
-        raise ValueError(f"discordant: tuned has {len(tuned)} rows, expected {len(base)} like base")
-    pairs = list(zip(base, tuned, strict=True))
-    return sum(b and not t for b, t in pairs), sum(t and not b for b, t in pairs)
+    if n < 1:
+        raise ValueError(f"rule_of_three: n is {n}, expected at least 1")
+    _z("rule_of_three", confidence)
+    return 1.0 - float((1 - confidence) ** (1 / n))
+
+
+def discordant(pairs: Pairs[bool]) -> tuple[int, int]:
+    """Count the pairs that differ: (only base true, only tuned true)."""
+    counts = Counter(zip(pairs.base, pairs.tuned, strict=True))
+    return counts[True, False], counts[False, True]
 
 
 def mcnemar_exact(b: int, c: int) -> float:
@@ -96,9 +174,7 @@ def holm(ps: Sequence[float]) -> list[float]:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
         [0.03, 0.06, 0.06]
     """
-    for i, p in enumerate(ps):
-        if not 0 <= p <= 1:
-            raise ValueError(f"holm: p-value {i} is {p}, expected a number in [0, 1]")
+    _check_ps("holm", ps)
     adjusted = [0.0] * len(ps)
     highest = 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
@@ -107,14 +183,41 @@ def holm(ps: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def paired_delta(
-    base: Sequence[bool], tuned: Sequence[bool], confidence: float = 0.95
-) -> tuple[float, float, float]:
+def benjamini_hochberg(ps: Sequence[float]) -> list[float]:
+    """Adjust p-values so that the share of false discoveries is kept: for exploration only.
+
+    A claim of a report stands on `holm`. What this marks is a lead to be tested on new data, and
+    must be labelled so wherever it is shown.
+
+    Args:
+        ps: One p-value per hypothesis, each in [0, 1].
+
+    Returns:
+        Adjusted p-values in the order given; never above Holm's.
+
+    Raises:
+        ValueError: A value is not in [0, 1].
+
+    Source: Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57:289.
+
+    Example:
+        >>> [round(p, 3) for p in benjamini_hochberg([0.01, 0.04, 0.03])]
+        [0.03, 0.04, 0.04]
+    """
+    _check_ps("benjamini_hochberg", ps)
+    adjusted = [0.0] * len(ps)
+    lowest = 1.0
+    for rank, i in reversed(list(enumerate(sorted(range(len(ps)), key=lambda i: ps[i]), 1))):
+        lowest = min(lowest, len(ps) / rank * ps[i])
+        adjusted[i] = lowest
+    return adjusted
+
+
+def paired_delta(pairs: Pairs[bool], confidence: float = 0.95) -> tuple[float, float, float]:
     """Change of a rate between two arms that saw the same prompts, with its interval.
 
     Args:
-        base: Outcome per prompt of the first arm; only prompts that both arms have scored.
-        tuned: Outcome per prompt of the second arm, in the same order.
+        pairs: Outcomes of both arms on the prompts that both have scored.
         confidence: Two-sided level, in (0, 1).
 
     Returns:
@@ -122,22 +225,29 @@ def paired_delta(
         (0, -1, 1) when there is no pair.
 
     Raises:
-        ValueError: The two arms differ in length, or ``confidence`` is not in (0, 1).
+        ValueError: ``confidence`` is not in (0, 1).
+
+    Example:
+        >>> base = {i: i < 5 for i in range(25)}
+        >>> tuned = {i: i < 15 for i in range(25)}
+        >>> [round(x, 3) for x in paired_delta(pair(base, tuned))]
+        [0.4, 0.174, 0.569]
+    """
+    only_base, only_tuned = discordant(pairs)
+    return newcombe(sum(pairs.base) - only_base, only_base, only_tuned, len(pairs.keys), confidence)
+
+
+def newcombe(
+    both: int, only_base: int, only_tuned: int, n: int, confidence: float = 0.95
+) -> tuple[float, float, float]:
+    """As `paired_delta`, from the counts of a paired table over ``n`` pairs.
 
     Source: Newcombe 1998 (Stat. Med. 17:2635), method 10: squared distances to the two Wilson
     intervals, less twice their product times phi, whose numerator is pulled n/2 towards zero when
     it is positive.
-
-    Example:
-        >>> base, tuned = [False] * 20 + [True] * 5, [False] * 10 + [True] * 15
-        >>> [round(x, 3) for x in paired_delta(base, tuned)]
-        [0.4, 0.174, 0.569]
     """
-    only_base, only_tuned = discordant(base, tuned)
-    n = len(base)
     if n == 0:
         return 0.0, -1.0, 1.0
-    both = sum(base) - only_base
     neither = n - both - only_base - only_tuned
     k1, k2 = both + only_tuned, both + only_base  # events of the tuned and of the base arm
     p1, p2 = k1 / n, k2 / n
@@ -154,6 +264,67 @@ def paired_delta(
     return delta, max(low, -1.0), min(high, 1.0)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return the 95 % interval of a mean of scores in [0, 1]: Wilson's for zeros and ones."""
+    if set(values) <= {0.0, 1.0}:
+        return wilson(round(sum(values)), len(values))
+    centre, half = student(values)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def difference_interval(pairs: Pairs[float]) -> tuple[float, float, float]:
+    """Return (mean of tuned - base, low, high) of paired scores in [0, 1], at 95 %.
+
+    Newcombe's interval for zeros and ones, Student's of the differences otherwise; (0, -1, 1)
+    when there is no pair.
+    """
+    if {*pairs.base, *pairs.tuned} <= {0.0, 1.0}:
+        base, tuned = (tuple(map(bool, arm)) for arm in (pairs.base, pairs.tuned))
+        return paired_delta(Pairs(pairs.keys, base, tuned, pairs.n_dropped))
+    centre, half = student([b - a for a, b in zip(pairs.base, pairs.tuned, strict=True)])
+    return centre, max(-1.0, centre - half), min(1.0, centre + half)
+
+
+def student(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
+    """Return a mean and the half-width of its Student interval, which is 1 for a single value.
+
+    Raises:
+        ValueError: There is no value, or ``confidence`` is not in (0, 1).
+    """
+    from scipy.stats import t
+
+    if not values:
+        raise ValueError("student: there is no value, expected at least one")
+    n = len(values)
+    _z("student", confidence)
+    if n < 2:
+        return fmean(values), 1.0
+    return fmean(values), float(t.ppf((1 + confidence) / 2, n - 1)) * stdev(values) / sqrt(n)
+
+
+def cohens_kappa(pairs: Sequence[tuple[Hashable, Hashable]]) -> float | None:
+    """Agreement of two judges beyond chance, over labels of any kind.
+
+    Returns:
+        (observed - chance) / (1 - chance), at most 1; None without a pair, or where one label
+        alone makes chance agreement certain.
+
+    Source: Cohen 1960, Educ. Psychol. Meas. 20:37.
+
+    Example:
+        >>> cohens_kappa([("yes", "yes"), ("yes", "no"), ("no", "no"), ("no", "no")])
+        0.5
+    """
+    n = len(pairs)
+    if n == 0:
+        return None
+    first, second = Counter(a for a, _ in pairs), Counter(b for _, b in pairs)
+    # integers until the last division: chance is exactly 1 or it is not
+    chance = sum(first[label] * second[label] for label in first)
+    same = sum(a == b for a, b in pairs)
+    return None if chance == n * n else (same * n - chance) / (n * n - chance)
+
+
 def _distance(x: float, y: float, phi: float) -> float:
     """Third side of a triangle with sides ``x`` and ``y`` and cosine ``phi`` between them."""
     return sqrt(max(x * x - 2 * phi * x * y + y * y, 0.0))
@@ -163,3 +334,9 @@ def _z(name: str, confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"{name}: confidence is {confidence}, expected a number in (0, 1)")
     return NormalDist().inv_cdf((1 + confidence) / 2)
+
+
+def _check_ps(name: str, ps: Sequence[float]) -> None:
+    for i, p in enumerate(ps):
+        if not 0 <= p <= 1:
+            raise ValueError(f"{name}: p-value {i} is {p}, expected a number in [0, 1]")

@@ -2,16 +2,15 @@
 
 import json
 import math
-import statistics
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from scipy.stats import binomtest, t
+from scipy.stats import binomtest
 
 from fastsafe.audit import comparable
-from fastsafe.audit.results import _agreement, difference_interval, make_results, mean_interval
+from fastsafe.audit.results import _agreement, make_results
 from fastsafe.audit.store import NAME, Store
 from fastsafe.safety.verdict import Verdict
 
@@ -167,22 +166,6 @@ def test_the_summary_pools_the_cells(results: dict[str, Any]) -> None:
     assert ("base", "own_format") not in summary
     assert summary["base", "all_formats"]["n"] == 120
     assert all(row["ci_low"] <= row["rate"] <= row["ci_high"] for row in summary.values())
-
-
-def test_scores_between_zero_and_one_get_students_interval() -> None:
-    values = [0.1, 0.4, 0.35, 0.8]
-    mean = statistics.fmean(values)
-    half = t.ppf(0.975, 3) * statistics.stdev(values) / 2
-    assert mean_interval(values) == pytest.approx((max(0, mean - half), mean + half))
-    delta, low, high = difference_interval([(v, v + 0.1) for v in values])
-    assert (delta, low, high) == pytest.approx((0.1, 0.1, 0.1))
-    assert mean_interval([0.3]) == (0.0, 1.0)
-
-
-def test_zeros_and_ones_get_wilsons_interval() -> None:
-    exact = binomtest(3, 4).proportion_ci(method="wilson")
-    assert mean_interval([1.0, 0.0, 1.0, 1.0]) == pytest.approx((exact.low, exact.high))
-    assert mean_interval([]) == (0.0, 1.0)
 
 
 def test_agreement_of_two_judges() -> None:

@@ -1,14 +1,15 @@
 """Rates count what was judged, publish what was not, and pair only what both arms scored."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastsafe.errors import DataError
 from fastsafe.safety.metrics import answered, paired_change, rate, refused
-from fastsafe.safety.stats import mcnemar_exact, paired_delta, wilson
+from fastsafe.safety.stats import mcnemar_exact, newcombe, wilson
 from fastsafe.safety.verdict import Verdict
 
 VERDICTS = st.lists(st.sampled_from(Verdict), max_size=40)
@@ -58,23 +59,20 @@ def arm(*verdicts: Verdict) -> dict[str, Verdict]:
     return {f"row-{i}": verdict for i, verdict in enumerate(verdicts)}
 
 
-def flags(verdicts: Sequence[Verdict]) -> list[bool]:
-    return [verdict in (H, B) for verdict in verdicts]
-
-
 def test_paired_change_by_hand() -> None:
     base, tuned = (R, R, R, H, H, R, LOST, R), (H, H, R, H, R, H, H, LOST)
     change = paired_change(arm(*base), arm(*tuned))
     assert (change.n_pairs, change.n_dropped) == (6, 2)
     assert (change.only_base, change.only_tuned) == (1, 3)
     assert change.p_mcnemar == mcnemar_exact(1, 3)
-    want = paired_delta(flags(base[:6]), flags(tuned[:6]))
-    assert (change.delta, change.ci_low, change.ci_high) == want
+    assert (change.delta, change.ci_low, change.ci_high) == newcombe(1, 1, 3, 6)
 
 
 def test_pairs_join_by_key_not_by_position() -> None:
     base = {"x": R, "y": H}
-    change = paired_change(base, {"y": H, "x": R, "z": H})
+    with pytest.raises(DataError, match="1 of 3 rows are in one arm only, such as 'z'"):
+        paired_change(base, {"y": H, "x": R, "z": H})
+    change = paired_change(base, {"y": H, "x": R, "z": H}, unpaired="drop")
     assert (change.n_pairs, change.n_dropped, change.delta) == (2, 1, 0.0)
 
 
@@ -82,8 +80,8 @@ def test_pairs_join_by_key_not_by_position() -> None:
 def test_pairs_and_dropped_are_all_keys(
     base: dict[str, Verdict], tuned: dict[str, Verdict]
 ) -> None:
-    change = paired_change(base, tuned)
+    change = paired_change(base, tuned, unpaired="drop")
     assert change.n_pairs + change.n_dropped == len(base.keys() | tuned.keys())
-    back = paired_change(tuned, base)
+    back = paired_change(tuned, base, unpaired="drop")
     assert back.delta == pytest.approx(-change.delta)
     assert back.p_mcnemar == change.p_mcnemar

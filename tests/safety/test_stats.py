@@ -1,5 +1,6 @@
-"""Intervals and tests: published values, scipy, properties, and a coverage simulation."""
+"""Intervals and tests: published values, scipy, statsmodels, properties, coverage simulations."""
 
+import statistics
 from collections.abc import Callable, Sequence
 from math import isclose, sqrt
 
@@ -7,13 +8,28 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest
+from scipy.stats import binomtest, t, ttest_1samp
+from statsmodels.stats.contingency_tables import mcnemar
+from statsmodels.stats.inter_rater import cohens_kappa as reference_kappa
+from statsmodels.stats.inter_rater import to_table
+from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
+from fastsafe.errors import DataError
 from fastsafe.safety.stats import (
+    Pairs,
+    benjamini_hochberg,
+    cohens_kappa,
+    difference_interval,
     discordant,
     holm,
     mcnemar_exact,
+    mean_interval,
+    newcombe,
+    pair,
     paired_delta,
+    rule_of_three,
+    student,
     wilson,
 )
 
@@ -22,15 +38,15 @@ ARMS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=80
 PS = st.lists(st.floats(0, 1), max_size=12)
 
 
-def arms(both: int, base: int, tuned: int, neither: int) -> tuple[list[bool], list[bool]]:
+def joined(base: Sequence[float], tuned: Sequence[float]) -> Pairs[float]:
+    """Pair two arms by position, which no caller of the package can."""
+    return pair(dict(enumerate(base)), dict(enumerate(tuned)))
+
+
+def arms(both: int, base: int, tuned: int, neither: int) -> Pairs[float]:
     """Return two arms with the four counts of a paired table."""
-    pairs = (
-        [(True, True)] * both
-        + [(True, False)] * base
-        + [(False, True)] * tuned
-        + [(False, False)] * neither
-    )
-    return [b for b, _ in pairs], [t for _, t in pairs]
+    first = [True] * (both + base) + [False] * (tuned + neither)
+    return joined(first, [True] * both + [False] * base + [True] * tuned + [False] * neither)
 
 
 # Newcombe 1998, Stat. Med. 17:857, table I, method 3
@@ -126,8 +142,7 @@ def test_holm_properties(ps: list[float], random: object) -> None:
 )
 def test_paired_delta_published(table: tuple[int, ...], low: float, high: float) -> None:
     both, first, second, neither = table
-    tuned, base = arms(both, first, second, neither)
-    delta, got_low, got_high = paired_delta(base, tuned)
+    delta, got_low, got_high = paired_delta(arms(both, second, first, neither))
     assert delta == pytest.approx((first - second) / sum(table))
     assert (got_low, got_high) == pytest.approx((low, high), abs=5e-5)
 
@@ -135,22 +150,20 @@ def test_paired_delta_published(table: tuple[int, ...], low: float, high: float)
 @given(ARMS)
 def test_paired_delta_properties(pairs: list[tuple[bool, bool]]) -> None:
     base, tuned = [b for b, _ in pairs], [t for _, t in pairs]
-    delta, low, high = paired_delta(base, tuned)
+    delta, low, high = paired_delta(joined(base, tuned))
     assert -1 <= low <= delta <= high <= 1
     assert delta == pytest.approx((sum(tuned) - sum(base)) / len(pairs))
-    back, back_low, back_high = paired_delta(tuned, base)
+    back, back_low, back_high = paired_delta(joined(tuned, base))
     assert (-back, -back_high, -back_low) == pytest.approx((delta, low, high), abs=1e-12)
-    b, c = discordant(base, tuned)
+    b, c = discordant(joined(base, tuned))
     assert isclose(delta, (c - b) / len(pairs), abs_tol=1e-12)
 
 
 def test_paired_delta_edges() -> None:
-    assert paired_delta([], []) == (0.0, -1.0, 1.0)
-    delta, low, high = paired_delta([False] * 30, [True] * 30)
+    assert paired_delta(pair({}, {})) == (0.0, -1.0, 1.0)
+    delta, low, high = paired_delta(joined([False] * 30, [True] * 30))
     assert (delta, high) == (1.0, 1.0)
     assert 0.8 < low < 1
-    with pytest.raises(ValueError, match="tuned has 2 rows, expected 1 like base"):
-        paired_delta([True], [True, False])
 
 
 def wald(k: int, n: int) -> tuple[float, float]:
@@ -160,9 +173,9 @@ def wald(k: int, n: int) -> tuple[float, float]:
     return p - half, p + half
 
 
-def unpaired_wald(base: Sequence[bool], tuned: Sequence[bool]) -> tuple[float, float, float]:
+def unpaired_wald(pairs: Pairs[float]) -> tuple[float, float, float]:
     """As if the arms had seen other prompts; blind to pairs that agree."""
-    n, p1, p2 = len(base), sum(tuned) / len(base), sum(base) / len(base)
+    n, p1, p2 = len(pairs.keys), statistics.fmean(pairs.tuned), statistics.fmean(pairs.base)
     half = 1.96 * sqrt(p1 * (1 - p1) / n + p2 * (1 - p2) / n)
     return p1 - p2, p1 - p2 - half, p1 - p2 + half
 
@@ -184,7 +197,7 @@ def test_wilson_covers_and_wald_does_not() -> None:
     assert coverage(wald, rates) < 0.90
 
 
-Paired = Callable[[Sequence[bool], Sequence[bool]], tuple[float, float, float]]
+Paired = Callable[[Pairs[float]], tuple[float, float, float]]
 
 
 def paired_coverage(interval: Paired, cells: Sequence[float]) -> float:
@@ -193,7 +206,7 @@ def paired_coverage(interval: Paired, cells: Sequence[float]) -> float:
     truth = cells[2] - cells[1]
     held = 0
     for both, base, tuned, neither in rng.multinomial(60, cells, 1500):
-        _, low, high = interval(*arms(both, base, tuned, neither))
+        _, low, high = interval(arms(both, base, tuned, neither))
         held += low <= truth <= high
     return held / 1500
 
@@ -211,3 +224,108 @@ def test_an_unpaired_interval_is_seen_to_fail() -> None:
     assert paired_coverage(unpaired_wald, agree) > 0.99
     assert paired_coverage(unpaired_wald, differ) < 0.88
     assert 0.93 <= paired_coverage(paired_delta, differ) <= 0.98
+
+
+def test_pairs_are_made_by_key() -> None:
+    found = pair({"a": 1, "b": 0, "c": None}, {"c": 1, "b": 1, "a": None})
+    assert (found.keys, found.base, found.tuned, found.n_dropped) == (("b",), (0,), (1,), 2)
+
+
+def test_unpaired_rows_are_refused_or_counted() -> None:
+    base, tuned = {"a": True, "b": False}, {"b": True, "z": True, "y": False}
+    with pytest.raises(DataError, match=r"pair: 3 of 4 rows are in one arm only, such as 'a'"):
+        pair(base, tuned)
+    found = pair(base, tuned, unpaired="drop")
+    assert (found.keys, found.n_dropped) == (("b",), 3)
+
+
+ROWS = st.dictionaries(st.integers(0, 9), st.one_of(st.none(), st.booleans()))
+
+
+@given(ROWS, ROWS)
+def test_pairs_and_dropped_are_all_rows(base: dict[int, bool], tuned: dict[int, bool]) -> None:
+    found = pair(base, tuned, unpaired="drop")
+    assert len(found.keys) + found.n_dropped == len(base.keys() | tuned.keys())
+    assert all(base[k] is b for k, b in zip(found.keys, found.base, strict=True))
+    assert all(tuned[k] is t for k, t in zip(found.keys, found.tuned, strict=True))
+    if base.keys() != tuned.keys():
+        with pytest.raises(DataError, match="in one arm only"):
+            pair(base, tuned)
+
+
+@given(COUNTS, st.sampled_from([0.8, 0.95, 0.99]))
+def test_wilson_equals_statsmodels(kn: tuple[int, int], confidence: float) -> None:
+    want = proportion_confint(*kn, alpha=1 - confidence, method="wilson")
+    assert wilson(*kn, confidence) == pytest.approx(want, abs=1e-12)
+
+
+@given(st.integers(0, 60), st.integers(0, 60))
+def test_mcnemar_equals_statsmodels(b: int, c: int) -> None:
+    want = min(1.0, float(mcnemar([[5, b], [c, 7]], exact=True).pvalue)) if b + c else 1.0
+    assert mcnemar_exact(b, c) == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 12, 72])
+def test_corrections_equal_statsmodels(n: int) -> None:
+    ps = (np.random.default_rng(n).random(n) ** 4).round(2).tolist()  # with ties
+    for ours, method in ((holm, "holm"), (benjamini_hochberg, "fdr_bh")):
+        assert ours(ps) == pytest.approx(list(multipletests(ps, method=method)[1]), abs=1e-12)
+    pairs = zip(benjamini_hochberg(ps), holm(ps), strict=True)
+    assert all(explored <= claimed + 1e-12 for explored, claimed in pairs)
+
+
+def test_benjamini_hochberg_edges() -> None:
+    assert benjamini_hochberg([]) == []
+    with pytest.raises(ValueError, match=r"benjamini_hochberg: p-value 0 is 1\.5"):
+        benjamini_hochberg([1.5])
+
+
+@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), min_size=1))
+def test_kappa_equals_statsmodels(pairs: list[tuple[str, str]]) -> None:
+    found = cohens_kappa(pairs)
+    if len({label for pair_ in pairs for label in pair_}) == 1:
+        assert found is None
+        return
+    coded = np.array([["abc".index(a), "abc".index(b)] for a, b in pairs])
+    want = reference_kappa(to_table(coded, bins=3)[0], return_results=False)
+    assert found == pytest.approx(float(want), abs=1e-12)
+
+
+def test_kappa_of_nothing() -> None:
+    assert cohens_kappa([]) is None
+
+
+@given(st.integers(1, 10_000))
+def test_the_rule_of_three(n: int) -> None:
+    bound = rule_of_three(n)
+    assert (1 - bound) ** n == pytest.approx(0.05, rel=1e-6)
+    assert bound < 3 / n
+    assert bound < wilson(0, n)[1] or n < 5  # two-sided and score-based: wider from there on
+
+
+def test_the_rule_of_three_needs_rows() -> None:
+    with pytest.raises(ValueError, match="rule_of_three: n is 0"):
+        rule_of_three(0)
+
+
+def test_scores_between_zero_and_one_get_students_interval() -> None:
+    values = [0.1, 0.4, 0.35, 0.8]
+    mean = statistics.fmean(values)
+    half = t.ppf(0.975, 3) * statistics.stdev(values) / 2
+    assert mean_interval(values) == pytest.approx((max(0, mean - half), mean + half))
+    moved = joined(values, [v + d for v, d in zip(values, (0.1, 0.2, 0.1, 0.15), strict=True)])
+    want = ttest_1samp([0.1, 0.2, 0.1, 0.15], 0).confidence_interval(0.95)
+    assert difference_interval(moved) == pytest.approx((0.1375, want.low, want.high))
+    assert mean_interval([0.3]) == (0.0, 1.0)
+    assert difference_interval(joined([0.5], [0.7])) == pytest.approx((0.2, -0.8, 1.0))
+    with pytest.raises(ValueError, match="student: there is no value"):
+        student([])
+
+
+def test_zeros_and_ones_get_wilsons_interval() -> None:
+    exact = binomtest(3, 4).proportion_ci(method="wilson")
+    assert mean_interval([1.0, 0.0, 1.0, 1.0]) == pytest.approx((exact.low, exact.high))
+    assert mean_interval([]) == (0.0, 1.0)
+    found = difference_interval(joined([1.0, 0.0, 0.0], [1.0, 1.0, 0.0]))
+    assert found == newcombe(1, 0, 1, 3)
+    assert difference_interval(pair({}, {})) == (0.0, -1.0, 1.0)
