@@ -3,6 +3,15 @@
 A message is one sentence: what, where, what was expected, what to do.
 """
 
+import difflib
+from collections.abc import Collection
+
+
+def nearest(word: str, known: Collection[str]) -> str:
+    """Return ``did you mean X?`` when a known word is close, and else list those known."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+
 
 class FastsafeError(Exception):
     """Any error that fastsafe raises on purpose; the command line exits with ``exit_code``."""
@@ -42,3 +51,7 @@ class TrainingError(FastsafeError, RuntimeError):
 
 class StoreError(FastsafeError, OSError):
     """A run directory is locked, from another recipe, or cannot be written."""
+
+
+class JudgeError(FastsafeError, ConnectionError):
+    """A judge can answer nobody: its endpoint refuses the key, or knows no such model."""
