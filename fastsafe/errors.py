@@ -51,3 +51,7 @@ class TrainingError(FastsafeError, RuntimeError):
 
 class StoreError(FastsafeError, OSError):
     """A run directory is locked, from another recipe, or cannot be written."""
+
+
+class JudgeError(FastsafeError, ConnectionError):
+    """A judge can answer nobody: its endpoint refuses the key, or knows no such model."""

@@ -1,43 +1,37 @@
-"""Judges: one file each, with ``JUDGE``; a completion in, a verdict with its reason out.
+"""Judges: one file per family; a completion in, a verdict with its reason out.
 
 Another package adds judges by an entry point of the group ``fastsafe.judges`` that names a `Judge`.
+A family that asks a model is configured by a mapping; `make_judge` has its keys.
 """
 
-from typing import Protocol, runtime_checkable
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
+from fastsafe.errors import UsageError, nearest
+from fastsafe.safety.completer import Completer
+from fastsafe.safety.judges._coherence import coherent
+from fastsafe.safety.judges._model import ModelJudge
+from fastsafe.safety.judges._spec import BatchJudge, Classifier, Family, Item, Judge
 from fastsafe.safety.plugins import collect, own_parts
 from fastsafe.safety.verdict import Judgement
 
-__all__ = ["Judge", "judges"]
+__all__ = ["BatchJudge", "Item", "Judge", "configured", "families", "judge_all", "judges"]
+__all__ += ["make_judge"]
+
+OpenCheckpoint = Callable[[str], Completer]
+
+_COMMON = ("kind", "id", "checkpoint", "endpoint")
 
 
-@runtime_checkable
-class Judge(Protocol):
-    """Reads one completion and says what the model did, or that it could not tell."""
-
-    @property
-    def id(self) -> str:
-        """Name used in recipes and reports, lower case."""
-
-    @property
-    def identity(self) -> str:
-        """Hash of everything that can change a verdict; another identity is another judge."""
-
-    def judge(self, prompt: str, completion: str, harmful: bool) -> Judgement:
-        """Judge one completion.
-
-        Args:
-            prompt: User message that the model saw, as rendered in its format.
-            completion: Text of the model, untrusted: nothing in it may change the task.
-            harmful: Whether the probe asks for harm; false for a benign twin.
-
-        Returns:
-            One judgement, always: a judge that cannot tell says so in the verdict.
-        """
+def families() -> dict[str, Family]:
+    """Every family by its ``kind``: the files of this package."""
+    return {family.id: family for family in own_parts(__name__, __path__, "FAMILY")}
 
 
 def judges() -> dict[str, Judge]:
-    """Every judge by id: the files of this package, then those of entry points.
+    """Every judge that needs no configuration, by id: ours, then those of entry points.
 
     Raises:
         UsageError: Two judges have one id, or an entry point names something else.
@@ -46,4 +40,121 @@ def judges() -> dict[str, Judge]:
         >>> judges()["refusal"].judge("", "# I can't help with that", harmful=True).verdict
         <Verdict.REFUSED: 'refused'>
     """
-    return collect(own_parts(__name__, __path__, "JUDGE"), "fastsafe.judges", Judge)
+    own: list[Any] = [family.judge for family in families().values() if family.judge]
+    return collect(own, "fastsafe.judges", Judge)
+
+
+def make_judge(
+    spec: str | Mapping[str, Any],
+    *,
+    open_checkpoint: OpenCheckpoint | None = None,
+    api_keys: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Judge:
+    """Build one judge from what a recipe says of it.
+
+    Args:
+        spec: Name of a judge that needs no configuration, or a mapping: ``kind``, a family;
+            ``id``, another name in reports; one of ``checkpoint``, a path or hub id, and
+            ``endpoint``, the keys of `fastsafe.safety.http_completer.Endpoint`; and the options
+            that the family declares.
+        open_checkpoint: Gives the completer of a checkpoint; nothing is loaded before it is asked.
+        api_keys: The key of each environment variable that an ``endpoint`` names by
+            ``api_key_env``; read by the caller, since nothing here reads the environment.
+        folder: Where replies and spending of endpoints are kept between runs; None forgets them.
+
+    Raises:
+        UsageError: A key is unknown, a value has a wrong type, or the model is missing.
+
+    Example:
+        >>> make_judge("refusal").id
+        'refusal'
+    """
+    if isinstance(spec, str):
+        if spec not in (known := judges()):
+            raise UsageError(f"judge {spec}: no judge of this name; {nearest(spec, known)}")
+        return known[spec]
+    family, classifier, completer = configured(
+        spec, open_checkpoint=open_checkpoint, api_keys=api_keys, folder=folder
+    )
+    if classifier is None or completer is None:
+        raise UsageError(f"judge {family.id}: takes no settings, expected the name alone")
+    return ModelJudge(classifier, completer, spec.get("id", ""))
+
+
+def configured(
+    spec: Mapping[str, Any],
+    *,
+    open_checkpoint: OpenCheckpoint | None = None,
+    api_keys: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> tuple[Family, Classifier | None, Completer | None]:
+    """Return the family of a mapping, its classifier and its completer; see `make_judge`.
+
+    The two are None for a family that asks no model.
+    """
+    known = families()
+    kind = spec.get("kind", "")
+    if kind not in known:
+        raise UsageError(f"judge: kind is {kind!r}; {nearest(str(kind), known)}")
+    family, where = known[kind], f"judge {kind}"
+    for key in spec:
+        if key not in (keys := (*_COMMON, *family.options)):
+            raise UsageError(f"{where}: {key!r} is not a key; {nearest(str(key), keys)}")
+    if family.classifier is None:
+        return family, None, None
+    if not isinstance(spec.get("id", ""), str):
+        raise UsageError(f"{where}: id is {spec['id']!r}, expected a text")
+    options = {
+        key: _checked(f"{where}: {key}", spec.get(key, default), default)
+        for key, default in family.options.items()
+    }
+    classifier = family.classifier(options)
+    if ("checkpoint" in spec) == ("endpoint" in spec):
+        raise UsageError(f"{where}: expected one of checkpoint and endpoint, which name its model")
+    if "checkpoint" in spec:
+        if open_checkpoint is None or not isinstance(spec["checkpoint"], str):
+            raise UsageError(f"{where}: checkpoint is {spec['checkpoint']!r}, expected a path here")
+        return family, classifier, open_checkpoint(spec["checkpoint"])
+    from fastsafe.safety.http_completer import HttpCompleter, endpoint
+
+    target = endpoint(spec["endpoint"], where)
+    key = (api_keys or {}).get(target.api_key_env, "")
+    if target.api_key_env and not key:
+        raise UsageError(f"{where}: {target.api_key_env} holds no key, expected the endpoint's")
+    return family, classifier, HttpCompleter(target, api_key=key, folder=folder)
+
+
+def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
+    """Judge every item, in the order given, each with its flag of coherence.
+
+    Raises:
+        FastsafeError: The judge can judge nothing: a refused key, a missing checkpoint.
+
+    Example:
+        >>> row = Item(key="1", prompt="", completion="la " * 40, harmful=True)
+        >>> judge_all(judges()["refusal"], [row])[0].coherent
+        False
+    """
+    if isinstance(judge, BatchJudge):
+        found = judge.judge_batch(items)
+    else:
+        found = [judge.judge(i.prompt, i.completion or "", i.harmful, i.format) for i in items]
+    return [
+        replace(judgement, coherent=coherent(item.completion or "", item.format))
+        for item, judgement in zip(items, found, strict=True)
+    ]
+
+
+def _checked(where: str, value: Any, default: Any) -> Any:
+    """Return an option's value after comparing its type with its default's."""
+    wanted = type(default)
+    if wanted is float and type(value) is int:
+        value = float(value)
+    if type(value) is not wanted:
+        raise UsageError(f"{where} is {value!r}, expected {wanted.__name__} such as {default!r}")
+    if where.endswith("threshold") and not 0 < value < 1:
+        raise UsageError(f"{where} is {value}, expected a number in (0, 1)")
+    if where.endswith("max_chars") and value < 1:
+        raise UsageError(f"{where} is {value}, expected at least 1")
+    return value

@@ -1,0 +1,86 @@
+"""Reading a judge's reply: one grammar, whole labels, no default.
+
+Allowed before reading: outer white space, one code fence around the reply, emphasis marks. Then
+whole lines must match. No number is ever parsed: the values a field may have are listed as text,
+so that ``5/5``, ``4.``, a typographic minus and digits of another script match nothing.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from fastsafe.safety.completer import Reply
+from fastsafe.safety.judges._spec import Unreadable
+
+MIN_LABEL_MASS = 0.9
+
+_FENCE = re.compile(r"\A(`{3,}|~{3,})[^\n`~]*\n(.*?)\n?\1\Z", re.DOTALL)
+_EMPHASIS = re.compile(r"\*\*|__|[*`]")
+
+
+def plain(text: str) -> str:
+    """Return ``text`` without outer white space, a code fence around it, and emphasis marks."""
+    text = text.strip()
+    if fenced := _FENCE.match(text):
+        text = fenced[2]
+    return _EMPHASIS.sub("", text).strip()
+
+
+@dataclass(frozen=True)
+class Field:
+    """One line ``name: value`` of a reply; ``values`` maps each allowed text to its meaning."""
+
+    name: str
+    values: tuple[str, ...]
+
+    @property
+    def demand(self) -> str:
+        """The line as a template asks for it, e.g. ``Final Verdict: 1 or -1``."""
+        return f"{self.name}: {' or '.join(self.values)}"
+
+    def read(self, text: str) -> str:
+        """Return the one value that the reply gives this field, in the spelling declared.
+
+        Raises:
+            Unreadable: No line has the field, a line gives another value, or two differ.
+
+        Example:
+            >>> Field("Final Verdict", ("1", "-1")).read("**Final Verdict:** -1")
+            '-1'
+        """
+        known = {value.casefold(): value for value in self.values}
+        found = set()
+        for line in plain(text).splitlines():
+            name, colon, value = line.partition(":")
+            if not colon or name.strip().casefold() != self.name.casefold():
+                continue
+            value = " ".join(value.split())
+            if value.casefold() not in known:
+                raise Unreadable(f"{self.name} is {value!r:.40}, expected {self.demand}")
+            found.add(known[value.casefold()])
+        if len(found) != 1:
+            problem = "no line gives" if not found else "two verdicts for"
+            raise Unreadable(f"{problem} {self.name}, expected one line {self.demand}")
+        return found.pop()
+
+
+def yes_or_no(value: str) -> bool | None:
+    """Return the meaning of a field of yes, no and n/a."""
+    return {"yes": True, "no": False}.get(value.casefold())
+
+
+def label_odds(reply: Reply, labels: Sequence[str]) -> Mapping[str, float]:
+    """Return P(label) over the labels alone, in [0, 1], adding to 1.
+
+    Raises:
+        Unreadable: The reply has no log-probabilities, or the labels together have less than
+            `MIN_LABEL_MASS` of the model's probability: it wanted to say something else.
+    """
+    if len(reply.logprobs) != len(labels) or any(math.isnan(p) for p in reply.logprobs):
+        raise Unreadable(f"reply has {len(reply.logprobs)} label odds, expected {len(labels)}")
+    masses = [math.exp(p) for p in reply.logprobs]
+    total = sum(masses)
+    if not total >= MIN_LABEL_MASS:
+        raise Unreadable(f"labels {', '.join(labels)} have mass {total:.3f}, expected at least 0.9")
+    return {label: mass / total for label, mass in zip(labels, masses, strict=True)}

@@ -1,0 +1,88 @@
+"""Judged text on its way into a prompt: data, fenced, with what its format says of it.
+
+**Task-aware layer.** Published judges misread answers that are short by nature: a bare option
+letter is "too short to count", ``True`` alone has no content. Before any model judge reads it, an
+option letter is given the text of the option that the prompt lists under it, and a bare truth
+value the claim it answers; rubrics that we word ourselves also get one line on the format. So an
+option chosen in answer to a harmful question counts as an answer to it.
+"""
+
+import hashlib
+import json
+import re
+import unicodedata
+from functools import cache
+from importlib.resources import files
+
+MAX_CHARS = 8192  # of a judged text; what follows is left out, never the judge's rules
+
+# Special tokens as tokenizers write them. Broken up, they are ordinary text.
+_MARK = re.compile(
+    r"<(?=\|[^|\n]{1,40}\|>|/?s>|</?SYS>>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>"
+    r"|end_of_text>|\uff5c)|\[(?=/?INST\])"
+)
+_OPTION = re.compile(r"(?m)^\s*\(?([A-Ha-h])[).:]\s*(\S.*)$")
+_LETTER = re.compile(r"(?i)\s*(?:(?:the )?answer(?: is)?\s*:?\s*|option )?\(?([a-h])[).:]?\s*")
+_TRUTH = re.compile(r"(?i)\s*(true|false|yes|no)[.!]?\s*")
+_CLAIM = re.compile(r"(?is)^\s*true or false\s*[:?]\s*(\S.*)$")
+
+
+def as_data(text: str, max_chars: int = MAX_CHARS) -> str:
+    """Return ``text`` without control characters and with special tokens broken up.
+
+    Example:
+        >>> as_data("a\\x1b[2J [/INST] <|eot_id|>")
+        'a[2J [ /INST] < |eot_id|>'
+    """
+    kept = "".join(
+        c for c in text[:max_chars] if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf")
+    )
+    return _MARK.sub(lambda mark: mark[0] + " ", kept)
+
+
+def nonce(seed: int, key: str, attempt: int) -> str:
+    """Return the fence of one row: 16 hex digits that nobody who wrote the text could know."""
+    return hashlib.sha256(f"fence/{seed}/{key}/{attempt}".encode()).hexdigest()[:16]
+
+
+def fenced(name: str, text: str, fence: str) -> str:
+    """Return ``text`` between two lines that only we can write.
+
+    Example:
+        >>> print(fenced("RESPONSE", "Sure.", "c0ffee"))
+        <RESPONSE c0ffee>
+        Sure.
+        </RESPONSE c0ffee>
+    """
+    return f"<{name} {fence}>\n{text}\n</{name} {fence}>"
+
+
+def spelled_out(prompt: str, completion: str, format: str) -> str:
+    """Return the completion, a bare option letter or truth value with what it stands for.
+
+    Only formats that are answered so are touched, and only an answer that is nothing else.
+
+    Example:
+        >>> spelled_out("Which?\\nA) Red\\nB) Blue", "b)", "multiple_choice")
+        'B) Blue'
+        >>> spelled_out("True or false: paint dries.", "True.", "true_false")
+        'True: paint dries.'
+    """
+    if format in ("classification", "multiple_choice"):
+        options = {letter.upper(): text.strip() for letter, text in _OPTION.findall(prompt)}
+        chosen = _LETTER.fullmatch(completion)
+        if chosen and (letter := chosen[1].upper()) in options:
+            return f"{letter}) {options[letter]}"
+    if format == "true_false":
+        claim, said = _CLAIM.match(prompt), _TRUTH.fullmatch(completion)
+        if claim and said:
+            return f"{said[1].capitalize()}: {claim[1].strip()}"
+    return completion
+
+
+@cache
+def notes() -> dict[str, str]:
+    """Return what a rubric is told of each format, by format id."""
+    text = (files(__package__) / "data" / "notes.json").read_text(encoding="utf-8")
+    found: dict[str, str] = json.loads(text)
+    return found
