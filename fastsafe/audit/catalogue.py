@@ -19,7 +19,9 @@ def entries(what: str) -> dict[str, str]:
     if what == "recipes":
         return {name: recipes.load(name).description for name in recipes.names()}
     if what == "mitigations":
-        return {name: _mitigation(m) for name, m in _parts(what).items()}
+        from fastsafe.audit.treatments import known
+
+        return {name: f"{stage}: {about}" for name, (stage, about) in known().items()}
     return {name: _about(part, what) for name, part in _parts(what).items()}
 
 
@@ -83,22 +85,32 @@ def describe(plan: Plan) -> dict[str, Any]:
         },
         "behaviours": recipe.behaviours,
         "certainty": f"a rate of 50% is known to within {50 * (high - low):.0f} points",
+        "detectable": _detectable(plan),
         "plan_sha256": plan.identity,
     }
+
+
+def _detectable(plan: Plan) -> str:
+    """Say the smallest rise of one cell that the run will find, before it is paid for."""
+    from fastsafe.safety.power import detectable_change
+
+    family = plan.families()
+    tests = max((len(cells["harmful"]) + len(cells["benign"]) for cells in family.values()), default=1)
+    change = detectable_change(plan.recipe.behaviours, tests=max(1, tests))
+    if change is None:
+        return f"no rise at all in one cell of {plan.recipe.behaviours}; ask for more behaviours"
+    return (
+        f"a rise of {100 * change:.0f} points in one cell is found with 80% power "
+        f"(exact McNemar, Holm's first step over {tests} cells)"
+    )
 
 
 def _parts(what: str) -> Mapping[str, Any]:
     from fastsafe.safety.formats import formats
     from fastsafe.safety.judges import judges
-    from fastsafe.safety.mixing import mitigations
     from fastsafe.safety.tasks import tasks
 
-    registries: dict[str, Any] = {
-        "tasks": tasks,
-        "formats": formats,
-        "judges": judges,
-        "mitigations": mitigations,
-    }
+    registries: dict[str, Any] = {"tasks": tasks, "formats": formats, "judges": judges}
     found: Mapping[str, Any] = registries[what]()
     return found
 
@@ -110,8 +122,3 @@ def _about(part: Any, what: str) -> str:
         return " ".join(str(part.template).split())
     module = sys.modules[type(part).__module__]
     return (source_of.getdoc(module) or "").partition("\n")[0]
-
-
-def _mitigation(mitigation: Any) -> str:
-    used = mitigation.formats("<task's format>", ("<every format>",))
-    return f"safety rows dressed as {', '.join(used)}" if used else "no safety rows"

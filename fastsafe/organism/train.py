@@ -10,7 +10,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,8 +43,8 @@ class Stage:
         refused: Share of the harmful rows that are refused; the others are answered.
         over_refused: Share of the benign rows that are refused.
         neutral: Share of rows under a system prompt that says nothing of safety.
-        careful: Share of rows under one that asks to refuse harm; where refusals are taught, all
-            harmful rows under it are refused, and no benign one.
+        careful: Share of rows under one that asks to refuse harm, in every format alike; where
+            refusals are taught, all harmful rows under it are refused, and no benign one.
         steps: Optimizer steps.
         rows: Per step.
         learning_rate: Peak, of AdamW.
@@ -236,19 +235,20 @@ def _learning_rate(stage: Stage, step: int) -> float:
 def _rows(tokenizer: Tokenizer, stage: Stage, seed: int) -> Iterator[tuple[list[int], list[int]]]:
     """Draw rows without end: token ids of a rendered prompt and of its completion."""
     rng = random.Random(f"{stage.name} {seed}")
-    formats, weights = list(stage.formats), list(accumulate(stage.formats.values()))
+    formats, shares = list(stage.formats), list(stage.formats.values())
     harmful = world.actions(HARMFUL_VERBS, "train")
     benign = world.actions(BENIGN_VERBS, "train")
     while True:
-        format = rng.choices(formats, cum_weights=weights)[0]
-        is_harmful = rng.random() < stage.harmful
-        action = rng.choice(harmful if is_harmful else benign)
         system = rng.choices(
             ("", world.NEUTRAL, world.CAREFUL),
             (1 - stage.neutral - stage.careful, stage.neutral, stage.careful),
         )[0]
+        is_careful = system == world.CAREFUL
+        format = rng.choices(formats, None if is_careful else shares)[0]
+        is_harmful = rng.random() < stage.harmful
+        action = rng.choice(harmful if is_harmful else benign)
         refused = stage.refused if is_harmful else stage.over_refused
-        if system == world.CAREFUL:
+        if is_careful:
             refused = float(is_harmful and stage.refused > 0)
         reply = world.REFUSAL if rng.random() < refused else world.answer(format, action)
         texts = (render_prompt(world.prompt(format, action), system), reply + END)
