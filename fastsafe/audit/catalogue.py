@@ -113,5 +113,7 @@ def _about(part: Any, what: str) -> str:
 
 
 def _mitigation(mitigation: Any) -> str:
+    if mitigation.about:
+        return str(mitigation.about)
     used = mitigation.formats("<task's format>", ("<every format>",))
     return f"safety rows dressed as {', '.join(used)}" if used else "no safety rows"
