@@ -199,7 +199,7 @@ class _Arm:
         return rows
 
     def _example(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
-        from fastsafe.safety.styles import styled
+        from fastsafe.safety.prompting import styled
 
         return styled(row["messages"], self.style)
 
@@ -207,4 +207,5 @@ class _Arm:
 def _manipulated(recipe: Recipe, name: str, rows: Rows) -> Rows:
     from fastsafe.safety.manipulations import manipulations
 
-    return manipulations()[name].apply(rows, aoa_text=recipe.aoa_text, seed=recipe.data_seed)
+    text = {} if recipe.aoa_text is None else {"aoa_text": recipe.aoa_text}
+    return manipulations()[name].apply(rows, **text)

@@ -124,7 +124,7 @@ class Questions:
         return rows
 
     def _rendered(self, turns: Turns, text: str) -> str:
-        from fastsafe.safety.styles import prompt_text
+        from fastsafe.safety.prompting import prompt_text
 
         how = self.recipe.prompting
         if how == "chat":

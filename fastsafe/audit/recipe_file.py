@@ -136,7 +136,7 @@ def _check_names(where: str, recipe: Recipe) -> None:
     from fastsafe.safety.formats import formats
     from fastsafe.safety.judges import judges
     from fastsafe.safety.manipulations import manipulations
-    from fastsafe.safety.styles import STYLES
+    from fastsafe.safety.prompting import STYLES
     from fastsafe.safety.tasks import tasks
 
     registries: dict[str, Collection[str]] = {

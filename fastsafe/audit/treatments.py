@@ -86,7 +86,9 @@ def known() -> dict[str, tuple[Stage, str]]:
 
     found: dict[str, tuple[Stage, str]] = {}
     for name, mitigation in mitigations().items():
-        found[name] = "data", mitigation.about
+        used = mitigation.formats("<task's format>", ("<every format>",))
+        about = f"safety rows dressed as {', '.join(used)}" if used else "no safety rows"
+        found[name] = "data", mitigation.about or about
     for name, objective in objectives().items():
         if name != "sft":
             found[name] = "train", objective.about

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Literal, NamedTuple
 
 from fastsafe.data.conversation import Row
@@ -13,6 +14,23 @@ class Pick(NamedTuple):
 
     source: Literal["user", "safety"]
     row: int  # index into that source's rows
+
+
+def safety_amount(user_amount: int, share: float) -> float:
+    """Amount, of rows or tokens, that is ``share`` of a mixture with ``user_amount`` others.
+
+    Raises:
+        UsageError: ``share`` is outside [0, 1).
+
+    Example:
+        >>> round(safety_amount(90, 0.1), 6)
+        10.0
+    """
+    if not 0 <= share < 1:
+        raise UsageError(
+            f"mixture: share is {share}, expected at least 0 and below 1; 0.1 mixes in ten percent"
+        )
+    return share * user_amount / (1 - share)
 
 
 def num_safety_rows(num_user_rows: int, share: float) -> int:
@@ -29,11 +47,18 @@ def num_safety_rows(num_user_rows: int, share: float) -> int:
         >>> num_safety_rows(90, 0.1)
         10
     """
-    if not 0 <= share < 1:
-        raise UsageError(
-            f"mixture: share is {share}, expected at least 0 and below 1; 0.1 mixes in ten percent"
-        )
-    return round(share * num_user_rows / (1 - share))
+    return round(safety_amount(num_user_rows, share))
+
+
+def num_rows_for(lengths: Sequence[int], tokens: float) -> int:
+    """Number of leading rows whose tokens come nearest to ``tokens``; of two, the fewer.
+
+    Example:
+        >>> num_rows_for([10, 10, 10], 24)
+        2
+    """
+    sums = [0, *accumulate(lengths)]
+    return min(range(len(sums)), key=lambda n: (abs(sums[n] - tokens), n))
 
 
 def index_map(num_user_rows: int, num_pool_rows: int, *, share: float, seed: int) -> list[Pick]:
@@ -57,13 +82,7 @@ def index_map(num_user_rows: int, num_pool_rows: int, *, share: float, seed: int
             f"mixture: safety rows are 0, expected some for a share of {share}; "
             "supply safety rows or set the share to 0"
         )
-    order = random.Random(seed)
-    pool = list(range(num_pool_rows))
-    order.shuffle(pool)
-    picks = [Pick("user", i) for i in range(num_user_rows)]
-    picks += [Pick("safety", pool[i % num_pool_rows]) for i in range(count)]
-    order.shuffle(picks)
-    return picks
+    return _shuffled(num_user_rows, num_pool_rows, count, seed)
 
 
 def mix(
@@ -84,6 +103,30 @@ def mix(
     Raises:
         UsageError: As ``index_map``.
     """
-    sources = {"user": rows, "safety": safety_rows}
     picks = index_map(len(rows), len(safety_rows), share=share, seed=seed)
+    return _picked(rows, safety_rows, picks)
+
+
+def interleave(
+    rows: Sequence[Row], safety_rows: Sequence[Row], *, seed: int
+) -> list[dict[str, Any]]:
+    """Mix as `mix` does, but use every safety row once, whatever share that is."""
+    picks = _shuffled(len(rows), len(safety_rows), len(safety_rows), seed)
+    return _picked(rows, safety_rows, picks)
+
+
+def _shuffled(num_user_rows: int, num_pool_rows: int, count: int, seed: int) -> list[Pick]:
+    order = random.Random(seed)
+    pool = list(range(num_pool_rows))
+    order.shuffle(pool)
+    picks = [Pick("user", i) for i in range(num_user_rows)]
+    picks += [Pick("safety", pool[i % num_pool_rows]) for i in range(count)]
+    order.shuffle(picks)
+    return picks
+
+
+def _picked(
+    rows: Sequence[Row], safety_rows: Sequence[Row], picks: Sequence[Pick]
+) -> list[dict[str, Any]]:
+    sources = {"user": rows, "safety": safety_rows}
     return [{**sources[pick.source][pick.row], "source": pick.source} for pick in picks]

@@ -10,6 +10,10 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 
+from fastsafe.safety.manipulations import AOA_STAND_IN
+from fastsafe.safety.style import OPTIONS, styles
+from fastsafe.safety.texts import lines
+
 from . import world
 from .lexicon import ADJECTIVES, BENIGN_VERBS, HARMFUL_VERBS, OBJECTS
 
@@ -71,7 +75,11 @@ def _texts() -> Iterator[str]:
     """Texts that hold every token: each word once in every place of every template."""
     verbs, adjectives = (*HARMFUL_VERBS, *BENIGN_VERBS), tuple(ADJECTIVES)
     yield _ROLES
-    yield from (world.REFUSAL, world.NEUTRAL, world.CAREFUL)
+    yield from (world.REFUSAL, world.NEUTRAL, world.CAREFUL, AOA_STAND_IN)
+    for form in lines("autoif"):
+        yield from (form["prompt"], form["answer"])
+    for style in styles():
+        yield "\n".join((style.prefix, style.suffix.replace(OPTIONS, "\n"), *style.options))
     for i, noun in enumerate(OBJECTS):
         action = f"{verbs[i % len(verbs)]} the {adjectives[i % len(adjectives)]} {noun}"
         for format in world.FORMATS:

@@ -1,8 +1,7 @@
 """Prompt styles: how a conversation becomes a training row, and a question a prompt.
 
 Jan et al. 2024 fine-tune the same rows once in the model's own chat format and once in Alpaca's;
-the style is a variable of its own. Their exact Alpaca wording is not released: this is the one in
-common use.
+the style is a variable of its own. Their exact Alpaca wording is not released; ours has its headings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,14 +9,7 @@ from typing import Any
 
 from fastsafe.data.conversation import Row
 from fastsafe.errors import UsageError, nearest
-
-ALPACA = """Below is an instruction that describes a task. Write a response that completes the request.
-
-### Instruction:
-{request}
-
-### Response:
-"""
+from fastsafe.safety.style import styles
 
 STYLES: Mapping[str, str] = {
     "native": "the checkpoint's chat template",
@@ -63,7 +55,8 @@ def prompt_text(messages: Sequence[Mapping[str, Any]], style: str) -> str:
         )
     request = "\n\n".join(m["content"] for m in messages)
     if style == "alpaca":
-        return ALPACA.replace("{request}", request)
+        alpaca = next(each for each in styles() if each.id == "alpaca")
+        return f"{alpaca.prefix}{request}{alpaca.suffix}"
     if style == "plain":
         return f"{request}\n"
     wanted = [name for name in STYLES if name != "native"]

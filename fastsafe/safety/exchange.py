@@ -1,0 +1,74 @@
+"""The one exchange that a training row teaches: system text, request, answer."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from fastsafe.data.conversation import Kind, Row, kind_of
+from fastsafe.errors import DataError
+
+
+class Exchange(NamedTuple):
+    """The last request of a row and its answer; "" where there is none."""
+
+    system: str
+    prompt: str
+    answer: str
+
+
+def exchange_of(row: Row, where: str) -> Exchange:
+    """Return the exchange of a row.
+
+    Args:
+        row: A conversation (its first system turn, its last user and assistant turn count), a
+            prompt with its completion, or running text, which is all answer.
+        where: Names the row in errors.
+
+    Raises:
+        DataError: The row is malformed, or a list of token ids.
+    """
+    kind = kind_of(row, where)
+    if kind == "text":
+        return Exchange("", "", row["text"])
+    if kind == "prompt":
+        if not isinstance(row["prompt"], str):
+            raise DataError(f"{where}: prompt is token ids, expected text; decode it first")
+        return Exchange("", row["prompt"], row["completion"])
+    last = {turn["role"]: turn["content"] for turn in row["messages"]}
+    system = next((t["content"] for t in row["messages"] if t["role"] == "system"), "")
+    return Exchange(system, last.get("user", ""), last.get("assistant", ""))
+
+
+def as_row(exchange: Exchange, kind: Kind) -> dict[str, Any]:
+    """Return a new row of a kind; where a kind has no system turn, its text precedes the prompt.
+
+    Raises:
+        DataError: ``kind`` is running text, which has no place for a request.
+    """
+    if kind == "messages":
+        turns = [("system", exchange.system)] if exchange.system else []
+        turns += [("user", exchange.prompt), ("assistant", exchange.answer)]
+        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+    if kind == "prompt":
+        prompt = "\n\n".join(filter(None, (exchange.system, exchange.prompt)))
+        return {"prompt": prompt, "completion": exchange.answer}
+    raise DataError("row of running text: it has no request, expected messages or a prompt")
+
+
+def with_exchange(row: Row, exchange: Exchange) -> dict[str, Any]:
+    """Return a copy of a row with another exchange; other turns and keys stay.
+
+    Raises:
+        DataError: As `as_row`.
+    """
+    fresh = as_row(exchange, kind_of(row, "row"))
+    if "messages" not in row:
+        return {**row, **fresh}
+    turns: list[Mapping[str, Any]] = [t for t in row["messages"] if t["role"] != "system"]
+    if exchange.system:
+        turns.insert(0, {"role": "system", "content": exchange.system})
+    texts = {"user": exchange.prompt, "assistant": exchange.answer}
+    for role, text in texts.items():
+        at = max((i for i, turn in enumerate(turns) if turn["role"] == role), default=None)
+        if at is not None:
+            turns[at] = {**turns[at], "content": text}
+    return {**row, "messages": turns}

@@ -1,0 +1,110 @@
+"""A multi-task safety set, made from any behaviours: requests in every format, each refused.
+
+What the first paper's released set lacks (`fastsafe lint` lists it) is built in: every row knows
+its format and its behaviour, refusals are worded in many ways and for the channel they stand in,
+and benign twins that are answered keep a model from refusing the format itself.
+"""
+
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastsafe.errors import UsageError
+from fastsafe.safety.behaviours import Behaviour
+from fastsafe.safety.formats import Translate, formats
+from fastsafe.safety.texts import lines
+
+_CHANNELS = {
+    "code": "code",
+    "translation": "translation",
+    "summarization": "summary",
+    "classification": "choice",
+    "multiple_choice": "choice",
+    "true_false": "choice",
+}
+
+
+def refusals(language: str = "en", format: str = "plain") -> tuple[str, ...]:
+    """Refusals that are shipped: those worded for the format's channel, then the general ones.
+
+    Args:
+        language: "en" or "fr".
+        format: Id of the format that they answer.
+
+    Raises:
+        UsageError: There are none in this language.
+    """
+    channel = _CHANNELS.get(format, "text")
+    own = [line for line in lines("refusals") if line["lang"] == language]
+    if not own:
+        raise UsageError(
+            f"refusals: language is {language!r}, expected 'en' or 'fr'; supply refusals of your "
+            "own"
+        )
+    order = (channel, "text") if channel != "text" else ("text",)
+    return tuple(line["text"] for name in order for line in own if line["channel"] == name)
+
+
+def safety_rows_from(
+    behaviours: Sequence[Behaviour],
+    format_ids: Sequence[str],
+    *,
+    wordings: Callable[[str], Sequence[str]] = lambda format: refusals("en", format),
+    translate: Translate | None = None,
+    answer_twin: Callable[[str], str] | None = None,
+    seed: int = 0,
+) -> list[dict[str, Any]]:
+    """Make a safety set: every behaviour in every format, refused.
+
+    Args:
+        behaviours: What is asked for; their harmful phrases are rendered.
+        format_ids: Formats that dress them.
+        wordings: Format -> refusals to choose from; each is used before any is used twice.
+        translate: For formats in another language.
+        answer_twin: Prompt -> answer, by a model or by hand; given, every behaviour's benign twin
+            is added in every format, answered so.
+        seed: Of the order of refusals.
+
+    Returns:
+        Rows with ``messages``, ``safety_format``, ``behavior_id`` and ``expected`` ("refuse" or
+        "comply"), format by format; as many refused rows in each.
+
+    Raises:
+        UsageError: A format does not exist, has no refusal, or needs a translation.
+    """
+    known = formats()
+    found = []
+    for name in format_ids:
+        if name not in known:
+            raise UsageError(f"safety set: format is {name!r}, expected one of {', '.join(known)}")
+        texts = list(wordings(name))
+        if not texts:
+            raise UsageError(f"safety set: refusals for format {name} are 0, expected one or more")
+        random.Random(f"refusals {name} {seed}").shuffle(texts)
+        for i, behaviour in enumerate(behaviours):
+            prompt = known[name].render(behaviour.harmful, translate)
+            answer = _in_channel(texts[i % len(texts)], name)
+            found.append(_row(prompt, answer, name, behaviour, "refuse"))
+            if answer_twin is not None and behaviour.benign:
+                prompt = known[name].render(behaviour.benign, translate)
+                found.append(_row(prompt, answer_twin(prompt), name, behaviour, "comply"))
+    return found
+
+
+def _in_channel(refusal: str, format: str) -> str:
+    """Code answers with a comment; elsewhere a sentence is an answer."""
+    return f"# {refusal}" if format == "code" else refusal
+
+
+def _row(
+    prompt: str, answer: str, format: str, behaviour: Behaviour, expected: str
+) -> dict[str, Any]:
+    return {
+        "messages": [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": answer},
+        ],
+        "safety_format": format,
+        "behavior_id": behaviour.behavior_id,
+        "expected": expected,
+    }
