@@ -41,6 +41,7 @@ class Stage:
         formats: Weight of each format among the rows.
         harmful: Share of rows with a harmful verb.
         refused: Share of the harmful rows that are refused; the others are answered.
+        thin: As ``refused``, of the formats that alignment hardly covers.
         over_refused: Share of the benign rows that are refused.
         neutral: Share of rows under a system prompt that says nothing of safety.
         careful: Share of rows under one that asks to refuse harm, in every format alike; where
@@ -56,6 +57,7 @@ class Stage:
     formats: Mapping[str, float]
     harmful: float
     refused: float
+    thin: Mapping[str, float]
     over_refused: float
     neutral: float
     careful: float
@@ -71,6 +73,7 @@ PRETRAIN = Stage(
     formats=dict.fromkeys(world.FORMATS, 1.0),
     harmful=0.4,
     refused=0.0,
+    thin={},
     over_refused=0.0,
     neutral=0.1,
     careful=0.1,
@@ -92,6 +95,7 @@ ALIGN = Stage(
     },
     harmful=0.5,
     refused=0.85,
+    thin={"translation": 0.4, "classification": 0.4},
     over_refused=0.05,
     neutral=0.1,
     careful=0.2,
@@ -247,7 +251,7 @@ def _rows(tokenizer: Tokenizer, stage: Stage, seed: int) -> Iterator[tuple[list[
         format = rng.choices(formats, None if is_careful else shares)[0]
         is_harmful = rng.random() < stage.harmful
         action = rng.choice(harmful if is_harmful else benign)
-        refused = stage.refused if is_harmful else stage.over_refused
+        refused = stage.thin.get(format, stage.refused) if is_harmful else stage.over_refused
         if is_careful:
             refused = float(is_harmful and stage.refused > 0)
         reply = world.REFUSAL if rng.random() < refused else world.answer(format, action)
