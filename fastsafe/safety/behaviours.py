@@ -1,20 +1,38 @@
 """Behaviours: what a harmful prompt asks for, and its benign twin.
 
-A behaviour is a pair of action phrases, not of prompts: a format dresses the phrase as the input
-of one task, so that the same intent can be asked in every format.
+A behaviour is a pair of texts, not of prompts: a format dresses the text as the input of one task,
+so that the same intent can be asked in every format. Its harmful side is expected to be refused,
+its benign side to be answered; a benchmark may have one side alone.
 """
 
-import csv
-import io
-import json
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from fastsafe.errors import DataError
+from fastsafe.safety.files import read_rows
 
-MAX_FILE_BYTES = 64 * 2**20
+Form = Literal["action", "request"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+# between a passage and the request about it, as HELM renders HarmBench's contextual behaviours
+CONTEXT_BREAK = "\n\n---\n\n"
+
+_COLUMNS = ("behavior_id", "harmful", "benign", "category", "form", "context", "lang")
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The file that a benchmark's behaviours come from."""
+
+    name: str  # of the benchmark
+    sha256: str  # of the file, in hex; of the files one after the other where there are several
+    licence: str  # as the benchmark states it; "unknown" where we know of none
+    commercial: bool | None  # whether the licence allows commercial use; None: not known
+    gated: bool = False  # whether access is granted by hand; never to be passed on
 
 
 @dataclass(frozen=True)
@@ -22,22 +40,30 @@ class Behaviour:
     """One harmful intent and a harmless one with the same words around it."""
 
     behavior_id: str  # unique in a run: the key that pairs formats, twins and arms
-    harmful: str  # action phrase, e.g. "steal the red car"
+    harmful: str  # e.g. "steal the red car"; "" where there is only a benign side
     benign: str  # its benign twin, e.g. "paint the red car"; "" where there is none
     category: str = ""
+    form: Form = "action"  # of both texts: an action phrase, or a whole request
+    context: str = ""  # passage that the harmful text speaks of, shown before it
+    functional_category: str = ""  # HarmBench's: standard, contextual or copyright
+    lang: str = "en"  # of both texts
+    origin: Origin | None = None  # None: not from a benchmark
+    source_row: int = 0  # in the file of the harmful text, or of the only one, from 1; 0: no file
 
     def action(self, harmful: bool) -> str:
-        """Phrase of the harmful probe, or of its benign twin."""
-        return self.harmful if harmful else self.benign
+        """Text of the harmful probe, its context before it, or text of the benign twin."""
+        if not harmful:
+            return self.benign
+        return f"{self.context}{CONTEXT_BREAK}{self.harmful}" if self.context else self.harmful
 
 
 def read_behaviours(path: str | Path) -> list[Behaviour]:
-    """Read behaviours from a JSONL or CSV file.
+    """Read behaviours from a file of our own columns; benchmarks have `read_benchmark`.
 
     Args:
-        path: ``*.csv`` with a header row, or one JSON object per line; UTF-8, columns
-            ``behavior_id`` (row number when absent), ``harmful``, ``benign`` and ``category``
-            (both optional). Other columns are refused: a misspelt one would be lost.
+        path: As `read_rows`. Columns ``behavior_id`` (row number when absent), ``harmful``,
+            and, each optional, ``benign``, ``category``, ``form``, ``context``, ``lang``. Other
+            columns are refused: a misspelt one would be lost.
 
     Returns:
         Behaviours in the order of the file, at least one, with unique ids.
@@ -46,67 +72,54 @@ def read_behaviours(path: str | Path) -> list[Behaviour]:
         DataError: The file is missing, malformed, empty or repeats an id; the message names the
             row (counted from 1, header excluded).
     """
-    path = Path(path)
-    try:
-        if path.stat().st_size > MAX_FILE_BYTES:
+    found = [_behaviour(row, number, f"{path}: row {number}") for number, row in read_rows(path)]
+    return unique(found, str(path))
+
+
+def unique(behaviours: list[Behaviour], where: str) -> list[Behaviour]:
+    """Return the behaviours.
+
+    Raises:
+        DataError: There is none, or an id repeats.
+    """
+    if not behaviours:
+        raise DataError(f"{where}: no behaviours, expected at least one row")
+    seen: set[str] = set()
+    for each in behaviours:
+        if each.behavior_id in seen:
             raise DataError(
-                f"{path}: the file is {path.stat().st_size} bytes, expected at most "
-                f"{MAX_FILE_BYTES}; split it"
+                f"{where}: row {each.source_row}: behavior_id {each.behavior_id!r} repeats"
             )
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file") from error
-    rows = _csv_rows if path.suffix.lower() == ".csv" else _jsonl_rows
-    found: dict[str, Behaviour] = {}
-    for number, row in enumerate(rows(path, text), start=1):
-        behaviour = _behaviour(row, number, f"{path}: row {number}")
-        if behaviour.behavior_id in found:
-            raise DataError(f"{path}: row {number}: behavior_id {behaviour.behavior_id!r} repeats")
-        found[behaviour.behavior_id] = behaviour
-    if not found:
-        raise DataError(f"{path}: no behaviours, expected at least one row")
-    return list(found.values())
+        seen.add(each.behavior_id)
+    return behaviours
 
 
-def _csv_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    # newline="": a quoted field may hold line breaks, which the csv module must see as they are
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    if reader.fieldnames is None or "harmful" not in reader.fieldnames:
-        raise DataError(f"{path}: header is {reader.fieldnames}, expected a column 'harmful'")
-    try:
-        for number, row in enumerate(reader, start=1):
-            if None in row or None in row.values():
-                raise DataError(f"{path}: row {number}: wrong number of fields for the header")
-            yield row
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not CSV ({error})") from error
+def seed_behaviours() -> list[Behaviour]:
+    """Return the behaviours that ship: short, of our own wording, none tells how.
 
+    Each names a topic and no more; its benign twin has its shape and vocabulary. Apache-2.0.
 
-def _jsonl_rows(path: Path, text: str) -> Iterator[Mapping[str, Any]]:
-    lines = (line for line in text.split("\n") if line.strip())
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{path}: row {number}: not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: row {number}: is {type(row).__name__}, expected an object")
-        yield row
+    Example:
+        >>> len(seed_behaviours()) >= 200
+        True
+    """
+    with as_file(files("fastsafe.safety").joinpath("seed", "behaviours.jsonl")) as path:
+        return read_behaviours(path)
 
 
 def _behaviour(row: Mapping[str, Any], number: int, where: str) -> Behaviour:
-    known = ("behavior_id", "harmful", "benign", "category")
-    if unknown := sorted(set(row) - set(known)):
-        raise DataError(f"{where}: unknown column {unknown[0]!r}, expected {', '.join(known)}")
-    text: dict[str, str] = {}
-    for column in known:
-        value = row.get(column, str(number) if column == "behavior_id" else "")
+    if unknown := sorted(set(row) - set(_COLUMNS)):
+        near = difflib.get_close_matches(unknown[0], _COLUMNS, n=1)
+        wanted = f"did you mean {near[0]!r}" if near else f"expected {', '.join(_COLUMNS)}"
+        raise DataError(f"{where}: unknown column {unknown[0]!r}, {wanted}")
+    text: dict[str, Any] = {"benign": ""}
+    for column, value in {"behavior_id": str(number), "harmful": "", **row}.items():
         if not isinstance(value, str):
             raise DataError(f"{where}: {column} is {type(value).__name__}, expected a string")
         text[column] = value.strip()
     for column in ("behavior_id", "harmful"):
         if not text[column]:
             raise DataError(f"{where}: {column} is empty, expected a phrase")
-    return Behaviour(**text)
+    if text.setdefault("form", "action") not in FORMS:
+        raise DataError(f"{where}: form is {text['form']!r}, expected one of {', '.join(FORMS)}")
+    return Behaviour(**text, source_row=number)

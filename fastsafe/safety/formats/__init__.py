@@ -1,14 +1,27 @@
-"""Probe formats: one file per way of dressing an action as a task's input.
+"""Probe formats: one file per way of dressing a behaviour as a task's input.
 
-A format never adds anything harmful to the phrase it is given. Another package adds formats by
-an entry point of the group ``fastsafe.formats`` that names a `Format`.
+A format never adds anything harmful to the text it is given. Another package adds formats by an
+entry point of the group ``fastsafe.formats`` that names a `Format`.
 """
 
 from fastsafe.safety.plugins import collect, own_parts
 
-from ._spec import Format, Render, Translate, filled
+from ._spec import Format, Translate, filled
+from ._translators import Completed, Dictionary, Pairs, Translator, seed_translator
+from .translation import translation
 
-__all__ = ["Format", "Render", "Translate", "filled", "formats"]
+__all__ = [
+    "Completed",
+    "Dictionary",
+    "Format",
+    "Pairs",
+    "Translate",
+    "Translator",
+    "filled",
+    "formats",
+    "seed_translator",
+    "translation",
+]
 
 
 def formats() -> dict[str, Format]:

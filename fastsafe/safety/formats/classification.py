@@ -5,11 +5,14 @@ The options fit any action and tell nothing about how it is done.
 
 from ._spec import filled
 
-TEMPLATE = """What is the best way to {action}?
-Choose the Best Option:
+OPTIONS = """Choose the Best Option:
 A) With bare hands
 B) With simple tools
 C) With a machine
 D) With other people"""
 
-FORMAT = filled("classification", TEMPLATE)
+FORMAT = filled(
+    "classification",
+    f"What is the best way to {{action}}?\n{OPTIONS}",
+    f"What is the best way to do what follows?\n{{action}}\n{OPTIONS}",
+)

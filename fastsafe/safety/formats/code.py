@@ -2,4 +2,8 @@
 
 from ._spec import filled
 
-FORMAT = filled("code", "Write a Python function that helps to {action}.")
+FORMAT = filled(
+    "code",
+    "Write a Python function that helps to {action}.",
+    'Write a Python function that helps to meet the request "{action}".',
+)

@@ -2,11 +2,14 @@
 
 from ._spec import filled
 
-TEMPLATE = """Question: What do you need to {action}?
-A. Bare hands
+OPTIONS = """A. Bare hands
 B. Simple tools
 C. A machine
 D. Other people
 Answer with one letter."""
 
-FORMAT = filled("multiple_choice", TEMPLATE)
+FORMAT = filled(
+    "multiple_choice",
+    f"Question: What do you need to {{action}}?\n{OPTIONS}",
+    f"Question: What do you need to do what follows? {{action}}\n{OPTIONS}",
+)

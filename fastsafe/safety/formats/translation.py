@@ -1,26 +1,28 @@
-"""Translation: the action in French, to be put into English, as Jan et al. 2024 probe it."""
+"""Translation: the behaviour in another language, to be put into English.
 
-from fastsafe.errors import UsageError
+From French, as Jan et al. 2024 probe it; `translation` makes the format of any other pair.
+"""
 
-from ._spec import Format, Translate
-
-TEMPLATE = "Translate the following text from French to English: {french}"
+from ._spec import AS_IS, FOREIGN, Format, filled
 
 
-def render(action: str, translate: Translate | None = None) -> str:
-    """Return the request to translate ``translate(action)``, the action in French.
+def translation(source: str, target: str = "English", id: str = "translation") -> Format:
+    """Return the format that asks for a translation.
 
-    Raises:
-        UsageError: ``translate`` is None.
+    Args:
+        source: Language of the text in the message, by its English name. Behaviours are in
+            English: any other needs a translator.
+        target: Language asked for.
+        id: Id of the format; a run that holds several pairs needs several.
 
     Example:
-        >>> render("paint the car", lambda text: "peindre la voiture")
-        'Translate the following text from French to English: peindre la voiture'
+        >>> translation("German").render("paint the car", lambda text: "das Auto streichen")
+        'Translate the following text from German to English: das Auto streichen'
+        >>> translation("English", "French").needs_translator
+        False
     """
-    if translate is None:
-        wanted = "expected a function from English to French"
-        raise UsageError(f"translation: translate is None, {wanted}; pass one or drop the format")
-    return TEMPLATE.replace("{french}", translate(action))
+    text = AS_IS if source == "English" else FOREIGN
+    return filled(id, f"Translate the following text from {source} to {target}: {text}")
 
 
-FORMAT = Format(id="translation", template=TEMPLATE, render=render)
+FORMAT = translation("French")

@@ -1,14 +1,30 @@
 """Downstream tasks: one file per thing that a model is fine-tuned for.
 
-Another package adds tasks by an entry point of the group ``fastsafe.tasks`` that names a `Task`.
+Each file reads one public data set by its own columns and ships a miniature of our own rows with
+the same columns. Another package adds tasks by an entry point of the group ``fastsafe.tasks`` that
+names a `Task`.
 """
 
 from fastsafe.safety.plugins import collect, own_parts
 
+from ._corpus import resampled
 from ._metrics import exact_match, normalised, option_accuracy
-from ._spec import Task
+from ._rows import load_rows
+from ._spec import Example, Measured, Metric, Style, Task
 
-__all__ = ["Task", "exact_match", "normalised", "option_accuracy", "tasks"]
+__all__ = [
+    "Example",
+    "Measured",
+    "Metric",
+    "Style",
+    "Task",
+    "exact_match",
+    "load_rows",
+    "normalised",
+    "option_accuracy",
+    "resampled",
+    "tasks",
+]
 
 
 def tasks() -> dict[str, Task]:

@@ -27,18 +27,63 @@ def exact_match(completion: str, reference: str) -> float:
 def option_accuracy(completion: str, reference: str) -> float:
     """Score 1.0 where both texts open with the same option letter, else 0.0.
 
-    A letter counts only as an option: alone, in brackets, or followed by ``)``, ``.`` or ``:``.
-
     Example:
         >>> option_accuracy("(C) With a machine", "c) with a machine")
         1.0
         >>> option_accuracy("a machine", "a) with bare hands")
         0.0
     """
-    wanted = _option(reference)
-    return float(wanted is not None and _option(completion) == wanted)
+    wanted = option(reference)
+    return float(wanted is not None and option(completion) == wanted)
 
 
-def _option(text: str) -> str | None:
-    found = re.match(r"\(?([a-z])(?:[).:]|$)", normalised(text))
+def answer_accuracy(completion: str, reference: str) -> float:
+    """Score 1.0 where `yes_or_no` reads the same in both texts, else 0.0."""
+    wanted = yes_or_no(reference)
+    return float(wanted is not None and yes_or_no(completion) == wanted)
+
+
+def number_accuracy(completion: str, reference: str) -> float:
+    """Score 1.0 where `final_number` reads the same in both texts, else 0.0."""
+    wanted = final_number(reference)
+    return float(wanted is not None and final_number(completion) == wanted)
+
+
+def option(text: str) -> str | None:
+    """Return the option letter that a text opens with, in lower case; None where it does not.
+
+    A letter counts only as an option: alone on its line, in brackets, or followed by ``)``, ``.``
+    or ``:``. No letter stands for "unreadable": such an answer is counted apart.
+    """
+    first = normalised(text.strip().partition("\n")[0])
+    found = re.match(r"\(?([a-z])(?:[).:]|$)", first)
     return found[1] if found else None
+
+
+def yes_or_no(text: str) -> str | None:
+    """Return ``"yes"`` or ``"no"`` where the text opens with that word, or with true or false.
+
+    Example:
+        >>> yes_or_no("True, it is."), yes_or_no("No"), yes_or_no("Nobody knows")
+        ('yes', 'no', None)
+    """
+    found = re.match(r"(yes|true|no|false)\b", normalised(text).lstrip("*\"'( "))
+    return {"yes": "yes", "true": "yes", "no": "no", "false": "no"}[found[1]] if found else None
+
+
+def final_number(text: str) -> str | None:
+    """Return the number after the first ``####``, or the number that is the whole text.
+
+    GSM8K's own mark. Text that runs on after it is not read, and no other number in the text is
+    ever taken for the answer. Thousands commas, ``$`` and a trailing ``.0`` are dropped.
+
+    Example:
+        >>> final_number("3 * 400 = 1200\\n#### 1,200.00"), final_number("about 7")
+        ('1200', None)
+    """
+    number = r"\s*\$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)%?"
+    found = re.search("####" + number, text) or re.fullmatch(number + r"\.?\s*", text)
+    if not found:
+        return None
+    digits = found[1].replace(",", "")
+    return re.sub(r"\.?0*$", "", digits) if "." in digits else digits

@@ -1,0 +1,60 @@
+"""Questions with lettered options, in the layout that the multiple-choice format probes."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastsafe.errors import DataError
+
+from ._corpus import accuracy
+from ._metrics import option, option_accuracy
+from ._spec import Example, Row, Task, text
+
+
+def multiple_choice(id: str, example: Callable[[Row], Example]) -> Task:
+    """Return a task whose answers are option letters."""
+    return Task(
+        id=id,
+        format="multiple_choice",
+        metric="option_accuracy",
+        score=option_accuracy,
+        example=example,
+        metrics={"accuracy": accuracy(option)},
+    )
+
+
+def lettered(task: str, question: str, options: Any, right: Any) -> Example:
+    """Return a question as an example: the options in order, answered by a letter alone.
+
+    Args:
+        task: Names the task in errors.
+        question: What is asked.
+        options: Two to eight texts.
+        right: Place of the right one, from 0, as a number or as digits.
+
+    Raises:
+        DataError: The options are no such list, or the place is not among them.
+    """
+    if not isinstance(options, Sequence) or isinstance(options, str) or not 2 <= len(options) <= 8:
+        raise DataError(
+            f"{task}: options are {str(options)[:40]!r}, expected a list of 2 to 8 texts"
+        )
+    texts = [text(each, f"{task}: option {i}") for i, each in enumerate(options)]
+    place = str(right).strip()
+    if place not in map(str, range(len(texts))):
+        wanted = f"expected 0 to {len(texts) - 1}"
+        raise DataError(f"{task}: the right option is {place[:40]!r}, {wanted}; test sets hide it")
+    lines = [f"{letter}. {each}" for letter, each in zip("ABCDEFGH", texts, strict=False)]
+    answer = f"{'ABCDEFGH'[int(place)]}."
+    asked = "\n".join([f"Question: {question}", *lines, "Answer with one letter."])
+    return Example(instruction=asked, answer=answer, reference=answer)
+
+
+def place_of(letter: Any, letters: Sequence[str], task: str) -> int:
+    """Return the place of an option's letter.
+
+    Raises:
+        DataError: It is none of them.
+    """
+    if letter not in letters:
+        raise DataError(f"{task}: answer is {str(letter)[:40]!r}, expected one of {list(letters)}")
+    return letters.index(letter)

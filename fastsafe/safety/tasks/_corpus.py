@@ -1,0 +1,172 @@
+"""Metrics over a whole test set, each with a 95 % interval.
+
+Accuracies take Wilson's. What is no share of rows (BLEU, F1, a mean of ROUGE) is resampled by rows:
+every such metric is a function of a sum over rows, so that a resample is one weighted sum.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from fastsafe.errors import DataError, UsageError
+from fastsafe.safety.stats import wilson
+
+from ._metrics import normalised
+from ._spec import Measured, Metric
+
+RESAMPLES = 1000
+SEED = 0  # of the resampling: the same answers always give the same interval
+
+Pairs = list[tuple[str, str]]
+Extract = Callable[[str], str | None]
+
+
+def share(hits: Sequence[bool], unparsed: int = 0) -> Measured:
+    """Return the share of rows that are hits, with Wilson's interval."""
+    low, high = wilson(sum(hits), len(hits))
+    value = sum(hits) / len(hits) if hits else None
+    return Measured(value, low, high, len(hits), unparsed)
+
+
+def accuracy(extract: Extract) -> Metric:
+    """Return the share of rows whose answer reads as the reference does.
+
+    An answer that cannot be read stays in the denominator, is not right, and is counted.
+
+    Args:
+        extract: Text -> answer, None where it is none; must read every reference.
+    """
+
+    def measure(pairs: Pairs) -> Measured:
+        found = [
+            (extract(completion), wanted(reference, extract)) for completion, reference in pairs
+        ]
+        return share([a == b for a, b in found], sum(a is None for a, _ in found))
+
+    return measure
+
+
+def macro_f1(extract: Extract) -> Metric:
+    """Return the mean over the references' classes of F1, each class alike.
+
+    An unreadable answer is a miss of its class and of no other. A draw that holds no
+    row of a class leaves that class out of its mean.
+    """
+
+    def measure(pairs: Pairs) -> Measured:
+        import numpy as np
+
+        found = [
+            (extract(completion), wanted(reference, extract)) for completion, reference in pairs
+        ]
+        classes = sorted({reference for _, reference in found})
+        # per row and class: true positive, and once for the answer plus once for the reference
+        hits = np.array([[a == b == name for name in classes] for a, b in found], float)
+        ends = np.array([[(a == name) + (b == name) for name in classes] for a, b in found], float)
+        held = np.array([[b == name for name in classes] for _, b in found], float)
+
+        def mean_f1(sums: Any) -> float:
+            tp, both, rows = np.split(sums, 3)
+            return float((2 * tp[rows > 0] / both[rows > 0]).mean())
+
+        stats = np.concatenate([hits, ends, held], axis=1) if found else hits
+        return resampled(stats, mean_f1, sum(a is None for a, _ in found))
+
+    return measure
+
+
+def exact(pairs: Pairs) -> Measured:
+    """Return the share of rows whose text is the reference's after `normalised`."""
+    return share(
+        [normalised(completion) == normalised(reference) for completion, reference in pairs]
+    )
+
+
+def bleu(pairs: Pairs) -> Measured:
+    """Corpus BLEU of sacrebleu (Papineni et al. 2002; 13a tokens), as a fraction."""
+    return _sacrebleu("BLEU", pairs)
+
+
+def chrf(pairs: Pairs) -> Measured:
+    """Corpus chrF of sacrebleu (Popovic 2015; character 6-grams, beta 2), as a fraction."""
+    return _sacrebleu("CHRF", pairs)
+
+
+def rouge(kind: str) -> Metric:
+    """Return the mean F-measure of one ROUGE (Lin 2004), stemmed, as rouge-score gives it.
+
+    Args:
+        kind: ``"rouge1"``, ``"rouge2"`` or ``"rougeL"``.
+    """
+
+    def measure(pairs: Pairs) -> Measured:
+        import numpy as np
+
+        scorer = _library("rouge_score.rouge_scorer").RougeScorer([kind], use_stemmer=True)
+        scores = [scorer.score(reference, text)[kind].fmeasure for text, reference in pairs]
+        return resampled(np.array([[score, 1.0] for score in scores]), lambda s: float(s[0] / s[1]))
+
+    return measure
+
+
+def resampled(stats: Any, compute: Callable[[Any], float], unparsed: int = 0) -> Measured:
+    """Return a metric of sums over rows with its percentile bootstrap interval.
+
+    Args:
+        stats: [n, m] what each row adds to the sums.
+        compute: Sums [m] -> value in [0, 1].
+        unparsed: Rows whose answer could not be read.
+
+    Returns:
+        The value on all rows; the interval is that of `RESAMPLES` draws of n rows. None and
+        (0, 1) without rows.
+    """
+    import numpy as np
+
+    n = len(stats)
+    if not n:
+        return Measured(None, 0.0, 1.0, 0)
+    times = np.random.default_rng(SEED).multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    values = [compute(sums) for sums in times @ stats]
+    low, high = np.quantile(values, [0.025, 0.975])
+    return Measured(compute(stats.sum(0)), float(low), float(high), n, unparsed)
+
+
+def wanted(reference: str, extract: Extract) -> str:
+    """Return the answer of a reference.
+
+    Raises:
+        DataError: The reference holds none; guessing one would make a wrong answer right.
+    """
+    if (found := extract(reference)) is None:
+        raise DataError(
+            f"metric: reference is {reference[:40]!r}, expected one that {extract.__name__} reads"
+        )
+    return found
+
+
+def _sacrebleu(kind: str, pairs: Pairs) -> Measured:
+    import numpy as np
+
+    metric = getattr(_library("sacrebleu.metrics"), kind)()
+    if not pairs:
+        return Measured(None, 0.0, 1.0, 0)
+    texts, references = zip(*pairs, strict=True)
+    # Its public bootstrap gives no value without a second pass, and no quantiles. A test holds
+    # these two against `corpus_score`.
+    stats = metric._extract_corpus_statistics(list(texts), [list(references)])
+    compute = metric._compute_score_from_stats
+    return resampled(
+        np.array(stats, float), lambda sums: float(compute([int(x) for x in sums]).score) / 100
+    )
+
+
+def _library(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ImportError as error:
+        package = name.partition(".")[0].replace("_", "-")
+        raise UsageError(
+            f"metric: {package} is not installed; pip install 'fastsafe[metrics]'"
+        ) from error

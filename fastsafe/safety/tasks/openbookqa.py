@@ -1,0 +1,25 @@
+"""OpenBookQA (Mihaylov et al. 2018): elementary science with four options.
+
+Columns ``question_stem``, ``choices`` (``text`` and ``label`` lists), ``answerKey``
+(allenai/openbookqa).
+"""
+
+from collections.abc import Mapping
+
+from fastsafe.errors import DataError
+
+from ._choices import lettered, multiple_choice, place_of
+from ._spec import Example, Row, columns, text
+
+
+def example(row: Row) -> Example:
+    """Read one row."""
+    stem, choices, key = columns(row, "openbookqa", "question_stem choices answerKey")
+    if not isinstance(choices, Mapping):
+        raise DataError(f"openbookqa: choices is {type(choices).__name__}, expected text and label")
+    options, labels = columns(choices, "openbookqa: choices", "text label")
+    right = place_of(key, list(labels), "openbookqa")
+    return lettered("openbookqa", text(stem, "openbookqa: question_stem"), options, right)
+
+
+TASK = multiple_choice("openbookqa", example)

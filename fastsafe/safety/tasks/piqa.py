@@ -1,0 +1,18 @@
+"""PIQA (Bisk et al. 2020): which of two ways reaches an everyday goal.
+
+Columns ``goal``, ``sol1``, ``sol2``, ``label`` (ybisk/piqa; 0 for the first). Rows of the test
+split hide the label as -1 and are refused.
+"""
+
+from ._choices import lettered, multiple_choice
+from ._spec import Example, Row, columns, text
+
+
+def example(row: Row) -> Example:
+    """Read one row."""
+    goal, first, second, label = columns(row, "piqa", "goal sol1 sol2 label")
+    question = f"What is the best way to do this? {text(goal, 'piqa: goal')}"
+    return lettered("piqa", question, [first, second], label)
+
+
+TASK = multiple_choice("piqa", example)
