@@ -82,10 +82,9 @@ class Questions:
             for name in recipe.formats:
                 for kind in kinds:
                     for number, behaviour in enumerate(behaviours):
-                        action = behaviour.action(kind == "harmful")
-                        if not action:
+                        if not behaviour.action(kind == "harmful"):
                             continue
-                        text = known[name].render(action, self.source.translate)
+                        text = known[name].ask(behaviour, kind == "harmful", self.source.translate)
                         system = [{"role": "system", "content": system_text}] if system_text else []
                         turns = ask([*system, {"role": "user", "content": text}])
                         row = {

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from fastsafe.audit.recipe import Recipe
+from fastsafe.audit.source import source_of
 from fastsafe.audit.treatments import treatments
 from fastsafe.errors import RecipeError, nearest
 
@@ -132,7 +133,6 @@ def _override(raw: dict[str, Any], override: str) -> None:
 
 def _check_names(where: str, recipe: Recipe) -> None:
     """Refuse a name that nothing has."""
-    from fastsafe.audit.source import FILES, sources
     from fastsafe.safety.formats import formats
     from fastsafe.safety.judges import judges
     from fastsafe.safety.manipulations import manipulations
@@ -152,11 +152,7 @@ def _check_names(where: str, recipe: Recipe) -> None:
             if isinstance(name, str) and name not in known:
                 raise RecipeError(f"{where}: {field} has {name!r}; {nearest(name, known)}")
     treatments(recipe)
-    known_sources = ("auto", FILES, *sources())
-    if recipe.source not in known_sources:
-        raise RecipeError(
-            f"{where}: source is {recipe.source!r}; {nearest(recipe.source, known_sources)}"
-        )
+    source_of(recipe)
 
 
 def _sentence(where: str, error: ValidationError) -> str:

@@ -17,7 +17,7 @@ from fastsafe.audit.recipe import Recipe
 from fastsafe.audit.recipe_file import load, revise
 from fastsafe.audit.results import make_results
 from fastsafe.audit.runtime import ModelRuntime, Runtime
-from fastsafe.audit.source import sources
+from fastsafe.audit.source import source_of
 from fastsafe.audit.store import Store
 from fastsafe.errors import FastsafeError, StoreError
 from fastsafe.io import atomic
@@ -143,7 +143,7 @@ def prepare(
     recipe = recipe.limited(limit)
     runtime = ModelRuntime(recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size)
     runtime.check_training(recipe.training)
-    return make_plan(recipe, sources()[recipe.source], runtime.tokenizer, runtime.engine), runtime
+    return make_plan(recipe, source_of(recipe), runtime.tokenizer, runtime.engine), runtime
 
 
 def execute(

@@ -4,8 +4,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
+from fastsafe.audit.files_source import FilesSource
+from fastsafe.audit.recipe import Recipe
+from fastsafe.errors import RecipeError, nearest
 from fastsafe.safety.behaviours import Behaviour
 from fastsafe.safety.plugins import collect
+
+AUTO, FILES = "auto", "files"
 
 
 @runtime_checkable
@@ -40,3 +45,22 @@ def sources() -> dict[str, Source]:
     """
     own: tuple[Source, ...] = ()
     return collect(own, "fastsafe.sources", Source)  # type: ignore[type-abstract]
+
+
+def source_of(recipe: Recipe) -> Source:
+    """Return the source that a recipe names; "auto" is the one named as its model, else files.
+
+    Raises:
+        RecipeError: The recipe names another.
+    """
+    known = sources()
+    name = recipe.source
+    if name == AUTO:
+        name = recipe.model if recipe.model in known else FILES
+    if name == FILES:
+        return FilesSource(recipe.data)
+    if name not in known:
+        raise RecipeError(
+            f"recipe {recipe.name}: source is {name!r}; {nearest(name, (AUTO, FILES, *known))}"
+        )
+    return known[name]

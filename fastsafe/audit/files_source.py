@@ -1,0 +1,111 @@
+"""Data from files, and from what ships with fastsafe where a recipe names none."""
+
+import random
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from fastsafe.audit.recipe import Data
+from fastsafe.errors import DataError
+from fastsafe.safety.behaviours import Behaviour
+
+
+class FilesSource:
+    """Behaviours, task rows and safety rows by path; the seed set and the miniatures by default.
+
+    Behaviours are parted once and for all by their ids: half are probes, half make safety rows,
+    so that no probe is ever trained on. A file of safety rows leaves all behaviours to the probes.
+    """
+
+    id = "files"
+
+    def __init__(self, data: Data) -> None:
+        self._data = data
+
+    def checkpoint(self) -> Path | None:
+        """Return None: files belong to no checkpoint."""
+        return None
+
+    @cached_property
+    def _behaviours(self) -> Sequence[Behaviour]:
+        from fastsafe.safety.behaviours import read_behaviours, seed_behaviours
+        from fastsafe.safety.benchmarks import read_benchmark
+
+        if self._data.behaviours is None:
+            return seed_behaviours()
+        if self._data.benchmark is None:
+            return read_behaviours(self._data.behaviours)
+        return read_benchmark(self._data.benchmark, self._data.behaviours)
+
+    def behaviours(self, n: int, seed: int) -> Sequence[Behaviour]:
+        """Return ``n`` behaviours that make no safety row, or all there are where they are fewer."""
+        pool = [b for b in self._behaviours if self._data.safety or not _is_for_training(b)]
+        return _shuffled(pool, seed)[:n]
+
+    def task_rows(
+        self, task: str, n: int, split: Literal["train", "test"], seed: int
+    ) -> Sequence[dict[str, Any]]:
+        """Return rows of the task's file; of a miniature as many as it has.
+
+        Raises:
+            DataError: The file is malformed or has too few rows.
+        """
+        from fastsafe.safety.tasks import load_rows, tasks
+
+        path = self._data.tasks.get(task)
+        if path is not None:
+            return load_rows(tasks()[task], path, split, n, seed)
+        return load_rows(tasks()[task], None, split, None, seed)[:n]
+
+    def safety_rows(self, format: str, n: int, seed: int) -> Sequence[dict[str, Any]]:
+        """Return requests in this format, each refused; wordings of refusals vary.
+
+        Raises:
+            DataError: The file of safety rows holds too few, or another format is asked of it.
+        """
+        if self._data.safety is not None:
+            return self._safety_file(format, n, seed)
+        from fastsafe.safety.safety_set import safety_rows_from
+
+        pool = _shuffled([b for b in self._behaviours if _is_for_training(b)], seed)
+        found: list[dict[str, Any]] = []
+        for round_ in range(-(-n // max(1, len(pool)))):
+            # every behaviour once before any comes again, with another refusal
+            found += safety_rows_from(
+                pool, [format], translate=self.translate, seed=seed + round_
+            )
+        return found[:n]
+
+    def _safety_file(self, format: str, n: int, seed: int) -> Sequence[dict[str, Any]]:
+        from fastsafe.data.readers import read_rows
+
+        path = self._data.safety or ""
+        if format != "plain":
+            raise DataError(
+                f"{path}: safety rows are asked for in format {format}, expected plain: a file is "
+                "mixed in as it is; use mitigation plain, longest, paraphrase or mixed, or leave "
+                "data.safety out"
+            )
+        rows = [dict(row) for row in read_rows(path).rows]
+        if len(rows) < n:
+            raise DataError(f"{path}: holds {len(rows)} safety rows, expected {n}; lower the share")
+        return _shuffled(rows, seed)[:n]
+
+    @cached_property
+    def translate(self) -> Callable[[str], str]:
+        """Translator of the translation format."""
+        from fastsafe.safety.formats import Pairs, seed_translator
+
+        path = self._data.translations
+        return seed_translator() if path is None else Pairs.read(path)
+
+
+def _is_for_training(behaviour: Behaviour) -> bool:
+    return random.Random(f"split {behaviour.behavior_id}").random() < 0.5
+
+
+def _shuffled(items: Sequence[Any], seed: int) -> list[Any]:
+    found = list(items)
+    random.Random(f"files {seed}").shuffle(found)
+    return found
