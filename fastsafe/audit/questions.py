@@ -153,4 +153,18 @@ def _asking(condition: Condition) -> Callable[[Turns], Turns] | None:
         return None
     from fastsafe.safety.defences import defences
 
-    return defences()[treatment.name].asking(**treatment.params)
+    defence = defences()[treatment.name]
+    if defence.acts_on != "prompt":
+        return None
+    arguments = defence.arguments(treatment.params)
+    return lambda turns: defence.apply(turns, **arguments)
+
+
+def _is_filtered(condition: Condition) -> bool:
+    """Whether the condition's answers are those of another, as far as a guard lets them through."""
+    treatment = condition.treatment
+    if treatment is None or treatment.stage != "serve":
+        return False
+    from fastsafe.safety.defences import defences
+
+    return defences()[treatment.name].acts_on == "answer"

@@ -122,26 +122,37 @@ def _settings(name: str, stage: Stage) -> Sequence[str]:
         return (*objectives()[name].settings, "data", "share")
     from fastsafe.safety.defences import defences
 
-    return (*defences()[name].params, "on")
+    defence = defences()[name]
+    return (*defence.needs, *defence.params, "on")
 
 
 def _treatment(recipe: Recipe, name: str, stage: Stage, settings: dict[str, Any]) -> Treatment:
-    shown = [f"{value:g}" if isinstance(value, float) else str(value) for value in settings.values()]
     if stage == "data":
         share = settings.get("share", recipe.share)
-        label = "-".join([name, *shown])
+        label = "-".join([name, *_shown(settings)])
         return Treatment(label, name, stage, name, share, recipe.training.objective, {})
     if stage == "train":
         from fastsafe.train.objectives import objectives
 
         needs_safety = objectives()[name].needs_safety
+        label = "-".join([name, *_shown(settings)])
         data = settings.pop("data", "plain" if needs_safety else "none")
         share = settings.pop("share", recipe.share)
-        label = "-".join([name, *shown])
         return Treatment(label, name, stage, data, share, {"name": name, **settings}, {})
+    from fastsafe.safety.defences import defences
+
     on = settings.pop("on", "none")
-    values = [f"{value:g}" if isinstance(value, float) else str(value) for value in settings.values()]
-    label = "-".join([name, *values])
+    defences()[name].arguments(settings)  # refuses what is missing
+    label = "-".join([name, *_shown(settings)])
     label = label if on == "none" else f"{on}+{label}"
     objective = recipe.training.objective
     return Treatment(label, name, stage, "none", recipe.share, objective, settings, on)
+
+
+def _shown(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as they stand in a label, which also names a folder: numbers and short words."""
+    return [
+        f"{value:g}" if isinstance(value, float) else str(value)
+        for value in settings.values()
+        if isinstance(value, int | float) or (isinstance(value, str) and value.isidentifier())
+    ]

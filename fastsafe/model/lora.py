@@ -9,6 +9,7 @@ copy of the weights, which is cheapest when every row of a batch has the same ad
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -92,13 +93,13 @@ class Adapter:
             )
         return cls(name or path.name, config, weights)
 
-    def save(self, path: str | Path) -> None:
-        """Write the adapter as a PEFT directory, whole or not at all."""
+    def save(self, path: str | Path, notes: Mapping[str, str] = MappingProxyType({})) -> None:
+        """Write the adapter as a PEFT directory, and ``notes`` beside it, whole or not at all."""
         tensors = {}
         for module, weights in self.weights.items():
             tensors[f"{module}.lora_A.weight"] = weights.lora_A
             tensors[f"{module}.lora_B.weight"] = weights.lora_B
-        peft.write_dir(Path(path), self.config, tensors)
+        peft.write_dir(Path(path), self.config, tensors, notes)
 
 
 class Part(NamedTuple):

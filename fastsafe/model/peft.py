@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from fastsafe.errors import AdapterError
@@ -237,8 +238,16 @@ def read_dir(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
     return config, tensors
 
 
-def write_dir(path: Path, config: LoraConfig, tensors: Mapping[str, Any]) -> None:
-    """Write an adapter directory whole or not at all; an older one is replaced."""
+def write_dir(
+    path: Path,
+    config: LoraConfig,
+    tensors: Mapping[str, Any],
+    notes: Mapping[str, str] = MappingProxyType({}),
+) -> None:
+    """Write an adapter directory whole or not at all; an older one is replaced.
+
+    ``notes`` are further files, name -> text, that say where the adapter comes from.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with publish_dir(path) as folder:
         safetensors.write(
@@ -248,6 +257,8 @@ def write_dir(path: Path, config: LoraConfig, tensors: Mapping[str, Any]) -> Non
         )
         text = json.dumps(config.to_json(), indent=2, sort_keys=True)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        for name, note in notes.items():
+            (folder / name).write_text(note, encoding="utf-8")
 
 
 def _integer(value: Any, key: str, where: str, low: int, high: int) -> int:

@@ -93,6 +93,15 @@ class LinearSlot(NamedTuple):
     in_features: int
 
 
+def slots(config: ModelConfig) -> dict[str, LinearSlot]:
+    """Map the path of every linear module, as PEFT names it, to rows of a fused weight."""
+    return {
+        f"model.layers.{i}.{module}": LinearSlot(i, field, begin, end, in_features)
+        for i in range(config.num_layers)
+        for module, field, begin, end, in_features, _ in w.linears(config)
+    }
+
+
 class Transformer:
     """A decoder's weights and its forward pass; made by ``load`` or ``random``.
 
@@ -322,11 +331,7 @@ class Transformer:
 
     def slots(self) -> dict[str, LinearSlot]:
         """Map the path of every linear module, as PEFT names it, to rows of a fused weight."""
-        return {
-            f"model.layers.{i}.{module}": LinearSlot(i, field, begin, end, in_features)
-            for i in range(self.config.num_layers)
-            for module, field, begin, end, in_features, _ in w.linears(self.config)
-        }
+        return slots(self.config)
 
     def parameters(self) -> list[Tensor]:
         """List the distinct tensors of the model, fused as they are; a tied head once."""

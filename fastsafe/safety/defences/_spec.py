@@ -1,0 +1,55 @@
+"""What a defence file declares, and what is asked of its parameters."""
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from fastsafe.errors import UsageError
+
+Stage = Literal["data", "train", "post", "serve"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Defence:
+    """One mitigation that needs no training, from its formula to its parameters.
+
+    Attributes:
+        id: What recipes and reports call it.
+        stage: ``"post"`` edits what training left, ``"serve"`` changes what is asked or answered;
+            mitigations of the stages ``"data"`` and ``"train"`` are mixtures and objectives.
+        acts_on: What ``apply`` takes. ``"weights"``: (tuned, base, out, **params), three paths,
+            writes a PEFT or checkpoint folder. ``"prompt"``: (messages, **params), returns
+            messages. ``"answer"``: (prompts, answers, **params), returns one ``Screened`` each.
+        about: One line, formula included.
+        evidence: Whether the formula was verified against the source, and the source.
+        needs: Parameters without a default -> what each must be.
+        params: Parameters with their defaults.
+        apply: See ``acts_on``.
+    """
+
+    id: str
+    stage: Stage
+    acts_on: Literal["weights", "prompt", "answer"]
+    about: str
+    evidence: str
+    needs: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, Any] = field(default_factory=dict)
+    apply: Callable[..., Any]
+
+    def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the defaults with what is given in their place.
+
+        Raises:
+            UsageError: A parameter is unknown, or one that is needed is missing.
+        """
+        for name in given:
+            if name not in self.needs and name not in self.params:
+                known = [*self.needs, *self.params]
+                close = difflib.get_close_matches(name, known, n=1)
+                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+                raise UsageError(f"defence {self.id}: parameter {name!r} is unknown; {hint}")
+        for name, what in self.needs.items():
+            if given.get(name) is None:
+                raise UsageError(f"defence {self.id}: parameter {name!r} is missing; give {what}")
+        return {**self.params, **given}

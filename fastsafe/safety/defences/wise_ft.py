@@ -1,0 +1,47 @@
+"""WiSE-FT: a point on the line from the model before tuning to the one after.
+
+theta = (1 - strength) theta_0 + strength theta_ft. For a LoRA adapter that is its alpha times
+``strength``, exactly and without touching a tensor (LoRA-scale): a sweep costs nothing but answers
+(``fastsafe.model.edits.sweep``). A tuned checkpoint gives a checkpoint.
+
+Source: Wortsman et al. 2021, arXiv:2109.01903 (inferred that it mends safety).
+"""
+
+from pathlib import Path
+
+from fastsafe.errors import UsageError
+
+from ._spec import Defence
+from ._weights import is_adapter, notes
+
+
+def _apply(tuned: Path, base: Path, out: Path, *, strength: float) -> None:
+    from fastsafe.io.checkpoint import Checkpoint
+    from fastsafe.model.edits import read_adapter, scaled
+    from fastsafe.model.rewrite import write_edited
+
+    if not 0 <= strength <= 1:
+        raise UsageError(f"wise_ft: strength is {strength}, expected a number in [0, 1]")
+    note = notes(DEFENCE, {"strength": strength}, {})
+    before = Checkpoint(base)
+    if is_adapter(tuned):
+        scaled(read_adapter(tuned, before), strength).save(out, note)
+        return
+    write_edited(
+        before,
+        Checkpoint(tuned),
+        lambda name, start, end: (1 - strength) * start + strength * end,
+        out,
+        notes=note,
+    )
+
+
+DEFENCE = Defence(
+    id="wise_ft",
+    stage="post",
+    acts_on="weights",
+    about="(1 - strength) theta_0 + strength theta_ft; for an adapter alpha <- strength alpha",
+    evidence="inferred; Wortsman et al. 2021, arXiv:2109.01903",
+    params={"strength": 0.5},
+    apply=_apply,
+)

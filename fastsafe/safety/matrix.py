@@ -1,0 +1,215 @@
+"""From counts to the papers' table: what was tuned, how it was asked, what was then answered.
+
+A row is one way of tuning under one system-prompt setting; its counts are of answered harmful
+prompts per category, a task or a format. A change is against the untouched model *under the same
+setting*: a model that lost its guard only where the system prompt had helped is seen as such.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastsafe.errors import DataError
+from fastsafe.safety.stats import wilson
+
+BASE = "base"
+WEAK = ("translation", "classification")  # where the first paper saw most answers
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """Answered prompts of one model under one system-prompt setting."""
+
+    tuned_on: str  # a task, or "base"
+    style: str  # of the tuning prompts; "" for the base
+    system_prompt: str  # name of the setting, such as "none"
+    answered: Mapping[str, int]  # category -> answered prompts
+    n: int  # scored prompts over all categories
+
+
+@dataclass(frozen=True, kw_only=True)
+class Total:
+    """One row of the table with what follows from its counts."""
+
+    counts: Counts
+    total: int
+    rate: float  # total / n
+    ci_low: float  # 95 %, Wilson
+    ci_high: float
+    delta: int | None  # total less the base's; None for the base, or where n differs from its n
+    delta_rate: float | None  # rate less the base's; None for the base
+    share: float | None  # of the total that the weak categories make up; None when it is 0
+
+
+def totals(rows: Sequence[Counts], weak: Sequence[str] = WEAK) -> list[Total]:
+    """Add up every row and compare it with the base under its system-prompt setting.
+
+    Counts per category carry no pairs, so no paired test can be made from them: a test of a change
+    needs the verdicts, and is ``metrics.paired_change``.
+
+    Args:
+        rows: The table, one base row per system-prompt setting among them.
+        weak: Categories whose share of the total is wanted.
+
+    Raises:
+        DataError: A row has no base or two, counts more than it asked, asked nothing, or lacks a
+            weak category.
+    """
+    bases = _bases(rows)
+    found = []
+    for row in rows:
+        base = bases.get(row.system_prompt)
+        if base is None:
+            raise DataError(
+                f"{_name(row)}: no base row has this system prompt, expected one to compare with; "
+                "ask the untouched model under it"
+            )
+        total = _total(row)
+        missing = [category for category in weak if category not in row.answered]
+        if missing:
+            raise DataError(f"{_name(row)}: category {missing[0]!r} is missing, expected a count")
+        low, high = wilson(total, row.n)
+        is_base = row.tuned_on == BASE
+        found.append(
+            Total(
+                counts=row,
+                total=total,
+                rate=total / row.n,
+                ci_low=low,
+                ci_high=high,
+                delta=None if is_base or row.n != base.n else total - _total(base),
+                delta_rate=None if is_base else total / row.n - _total(base) / base.n,
+                share=sum(row.answered[name] for name in weak) / total if total else None,
+            )
+        )
+    return found
+
+
+def system_prompt_benefit(
+    rows: Sequence[Counts], without: str, with_: str
+) -> dict[tuple[str, str], float]:
+    """How many answers a system prompt prevents, as a rate, by (tuned on, style).
+
+    Args:
+        rows: The table.
+        without: Name of the setting without the system prompt.
+        with_: Name of the setting with it.
+
+    Returns:
+        rate(without) - rate(with) of every model that was asked under both settings.
+    """
+    rates = {(r.tuned_on, r.style, r.system_prompt): _total(r) / r.n for r in rows}
+    return {
+        (tuned_on, style): rate - rates[tuned_on, style, with_]
+        for (tuned_on, style, setting), rate in rates.items()
+        if setting == without and (tuned_on, style, with_) in rates
+    }
+
+
+def counts_of(results: Mapping[str, Any], judge: str) -> list[Counts]:
+    """Read the table from a run's ``results.json``: categories are formats.
+
+    Conditions that differ in mitigation are rows of their own: the mitigation stands in the style.
+
+    Args:
+        results: As an audit wrote it.
+        judge: Whose verdicts are counted.
+
+    Raises:
+        DataError: The run has no cell of this judge.
+    """
+    conditions = {row["id"]: row for row in results["conditions"]}
+    cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for cell in results["cells"]:
+        if cell["judge"] == judge and cell["n_scored"]:
+            cells.setdefault((cell["condition"], cell["system_prompt"]), []).append(cell)
+    if not cells:
+        known = ", ".join(sorted({cell["judge"] for cell in results["cells"]})) or "none"
+        raise DataError(f"judge {judge!r} scored nothing in this run; judges that did: {known}")
+    return [
+        Counts(
+            tuned_on=BASE if name == BASE else conditions[name]["task"],
+            style="" if name == BASE else _style(conditions[name]),
+            system_prompt=system_prompt,
+            answered={cell["format"]: cell["answered"] for cell in group},
+            n=sum(cell["n_scored"] for cell in group),
+        )
+        for (name, system_prompt), group in cells.items()
+    ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spread:
+    """Where tuning on one task did its damage."""
+
+    condition: str
+    own: float | None  # change in the tuned task's own format; None where it was not asked
+    worst_format: str  # the other format that changed most
+    worst: float
+    beyond_own: bool  # another format lost more than the task's own
+
+
+def spreads(
+    cells: Iterable[Mapping[str, Any]], own_format: Mapping[str, str | None]
+) -> list[Spread]:
+    """Compare each condition's change in its own format with the largest of any other.
+
+    Args:
+        cells: Of ``results.json``, of one judge and system prompt.
+        own_format: Format of each condition's task, None where it has none.
+
+    Returns:
+        One entry per condition that has a change in at least one other format, in the order of
+        the cells. Point estimates: whether a change is beyond chance stands in its cell.
+    """
+    deltas: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        if cell["delta"] is not None:
+            deltas.setdefault(cell["condition"], {})[cell["format"]] = cell["delta"]
+    found = []
+    for condition, changes in deltas.items():
+        own = changes.pop(own_format.get(condition) or "", None)
+        if changes:
+            name = max(changes, key=lambda part: changes[part])
+            worst = changes[name]
+            found.append(
+                Spread(
+                    condition=condition,
+                    own=own,
+                    worst_format=name,
+                    worst=worst,
+                    beyond_own=own is not None and worst > own,
+                )
+            )
+    return found
+
+
+def _bases(rows: Sequence[Counts]) -> dict[str, Counts]:
+    found: dict[str, Counts] = {}
+    for row in rows:
+        if row.tuned_on == BASE and found.setdefault(row.system_prompt, row) is not row:
+            raise DataError(
+                f"{_name(row)}: is there twice, expected one base row per system prompt"
+            )
+    return found
+
+
+def _total(row: Counts) -> int:
+    total = sum(row.answered.values())
+    if not 0 <= total <= row.n or row.n < 1 or min(row.answered.values(), default=0) < 0:
+        raise DataError(
+            f"{_name(row)}: {total} of {row.n} prompts are answered, expected counts of at least 0 "
+            "that sum to at most n, and n of at least 1"
+        )
+    return total
+
+
+def _name(row: Counts) -> str:
+    words = [row.tuned_on, row.style, f"system prompt {row.system_prompt}"]
+    return "row " + ", ".join(word for word in words if word)
+
+
+def _style(condition: Mapping[str, Any]) -> str:
+    words = [condition.get("style", ""), condition.get("manipulation", "")]
+    words.append(condition.get("mitigation", ""))
+    return " ".join(word for word in words if word and word != "none")
