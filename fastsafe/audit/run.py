@@ -63,6 +63,7 @@ def audit(
     seed: int | None = None,
     device: str = "cpu",
     batch_size: int | Literal["auto"] = "auto",
+    backend: str = "fastsafe",
     resume: bool = True,
     show_completions: bool = False,
     progress: Progress | None = None,
@@ -79,6 +80,7 @@ def audit(
         seed: Of training, mixing and sampling, instead of the recipe's.
         device: ``"cpu"`` or ``"cuda"``.
         batch_size: Most rows computed together.
+        backend: ``"fastsafe"`` or ``"transformers"``.
         resume: False starts over and deletes what the run directory holds.
         show_completions: Whether ``report.html`` quotes prompts and completions.
         progress: Where to show progress; nowhere when None.
@@ -103,6 +105,7 @@ def audit(
         seed=seed,
         device=device,
         batch_size=batch_size,
+        backend=backend,
     )
     return execute(
         plan,
@@ -128,6 +131,7 @@ def prepare(
     seed: int | None = None,
     device: str = "cpu",
     batch_size: int | Literal["auto"] = "auto",
+    backend: str = "fastsafe",
 ) -> tuple[Plan, ModelRuntime]:
     """Check the recipe and the checkpoint and lay out the run; nothing is written.
 
@@ -140,7 +144,9 @@ def prepare(
     else:
         recipe = load(recipe, overrides=overrides, changes=changes)
     recipe = recipe.limited(limit)
-    runtime = ModelRuntime(recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size)
+    runtime = ModelRuntime(
+        recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size, backend=backend
+    )
     runtime.check_training(recipe.training)
     return make_plan(recipe, sources()[recipe.source], runtime.tokenizer, runtime.engine), runtime
 

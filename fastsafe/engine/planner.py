@@ -122,9 +122,8 @@ def plan_memory(
         "logits": rows * row_logits,
     }
     limit = "all that are asked for" if rows == wanted else "all that fit"
-    why = (
-        f"{rows} rows of {context} tokens, {limit} into {_gib(budget_bytes)}: "
-        + ", ".join(f"{name} {_gib(size)}" for name, size in parts.items())
+    why = f"{rows} rows of {context} tokens, {limit} into {_gib(budget_bytes)}: " + ", ".join(
+        f"{name} {_gib(size)}" for name, size in parts.items()
     )
     return MemoryPlan(
         batch_size=rows, num_pages=pages, prefill_tokens=prefill, bytes=parts, why=why

@@ -1,6 +1,7 @@
 """TransformersLLM: the engine's interface over transformers and PEFT, for any architecture."""
 
 import operator
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,7 +22,12 @@ from fastsafe_kernels import token_logprobs
 
 Prompt = str | Sequence[int]
 
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+_DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float64": torch.float64,  # what stands for the truth when the others are compared
+}
 _BATCH_ROWS = 64
 # Most logits in memory at once: 256 MiB in fp32.
 _LOGIT_ELEMENTS = 1 << 26
@@ -125,10 +131,12 @@ class TransformersLLM:
         own = f"adapter{self._count}"
         self._count += 1
         try:
-            if self._peft is None:
-                self._peft = peft.PeftModel(self.model, lora, own)
-            else:
-                self._peft.add_adapter(own, lora)
+            with warnings.catch_warnings():  # PEFT asks transformers for a renamed property
+                warnings.simplefilter("ignore", FutureWarning)
+                if self._peft is None:
+                    self._peft = peft.PeftModel(self.model, lora, own)
+                else:
+                    self._peft.add_adapter(own, lora)
         except (ValueError, TypeError, KeyError) as error:
             raise AdapterError(f"adapter {name!r}: does not fit the base model: {error}") from None
         self._adapters[name] = own

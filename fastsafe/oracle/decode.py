@@ -70,9 +70,7 @@ class _Chooser:
                 self._append(row, token, logprob, is_finite, is_stop)
         return torch.full_like(scores, -float("inf")).scatter_(1, chosen[:, None], 0.0)
 
-    def _append(
-        self, row: Row, token: int, logprob: float, is_finite: bool, is_stop: bool
-    ) -> None:
+    def _append(self, row: Row, token: int, logprob: float, is_finite: bool, is_stop: bool) -> None:
         if not is_finite:
             row.finish_reason = "error"
         else:

@@ -17,6 +17,8 @@ from fastsafe.model.peft import LoraConfig
 from fastsafe.oracle.backend import TransformersLLM
 from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig
 
+_ORDER = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "o_proj", "down_proj")
+
 
 def finetune(
     llm: TransformersLLM,
@@ -60,9 +62,7 @@ def finetune(
 
 def _encoded(llm: TransformersLLM, job: FinetuneJob) -> list[Example]:
     rows = [
-        encode_row(
-            row, llm.tokenizer, loss_on=job.config.loss_on, where=f"{job.name}: row {i}"
-        )
+        encode_row(row, llm.tokenizer, loss_on=job.config.loss_on, where=f"{job.name}: row {i}")
         for i, row in enumerate(job.examples)
     ]
     if not rows:
@@ -146,13 +146,19 @@ def _steps(
 
 
 def _initialise(weights: Mapping[str, Tensor], seed: int) -> None:
-    """A uniform in +-1/sqrt(I), drawn module by module as ours are; B is zero already."""
+    """A uniform in +-1/sqrt(I), drawn in the order of our own trainer; B is zero already."""
     generator = torch.Generator().manual_seed(seed % (1 << 63))
-    for key, weight in weights.items():
-        if "lora_A" in key:
-            bound = 1 / math.sqrt(weight.shape[1])
-            drawn = torch.empty(weight.shape).uniform_(-bound, bound, generator=generator)
-            weight.data.copy_(drawn)
+    for key in sorted((key for key in weights if "lora_A" in key), key=_drawn_at):
+        bound = 1 / math.sqrt(weights[key].shape[1])
+        drawn = torch.empty(weights[key].shape).uniform_(-bound, bound, generator=generator)
+        weights[key].data.copy_(drawn)
+
+
+def _drawn_at(key: str) -> tuple[int, int]:
+    """Place of a module: its layer, and in it that of a fused projection; otherwise as it comes."""
+    layer = re.search(r"\.(\d+)\.", key)
+    name = key.split(".")[-3]
+    return int(layer[1]) if layer else -1, _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
 
 def _batches(rows: Sequence[Example], config: TrainConfig) -> Iterator[list[Example]]:
