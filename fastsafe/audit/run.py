@@ -64,6 +64,7 @@ def audit(
     seed: int | None = None,
     device: str = "cpu",
     batch_size: int | Literal["auto"] = "auto",
+    backend: str = "fastsafe",
     resume: bool = True,
     show_completions: bool = False,
     progress: Progress | None = None,
@@ -80,6 +81,7 @@ def audit(
         seed: Of training, mixing and sampling, instead of the recipe's.
         device: ``"cpu"`` or ``"cuda"``.
         batch_size: Most rows computed together.
+        backend: ``"fastsafe"`` or ``"transformers"``.
         resume: False starts over and deletes what the run directory holds.
         show_completions: Whether ``report.html`` quotes prompts and completions.
         progress: Where to show progress; nowhere when None.
@@ -104,6 +106,7 @@ def audit(
         seed=seed,
         device=device,
         batch_size=batch_size,
+        backend=backend,
     )
     return execute(
         plan,
@@ -129,6 +132,7 @@ def prepare(
     seed: int | None = None,
     device: str = "cpu",
     batch_size: int | Literal["auto"] = "auto",
+    backend: str = "fastsafe",
 ) -> tuple[Plan, ModelRuntime]:
     """Check the recipe and the checkpoint and lay out the run; nothing is written.
 
@@ -141,7 +145,9 @@ def prepare(
     else:
         recipe = load(recipe, overrides=overrides, changes=changes)
     recipe = recipe.limited(limit)
-    runtime = ModelRuntime(recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size)
+    runtime = ModelRuntime(
+        recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size, backend=backend
+    )
     runtime.check_training(recipe.training)
     return make_plan(recipe, source_of(recipe), runtime.tokenizer, runtime.engine), runtime
 

@@ -6,12 +6,15 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from fastsafe.audit.questions import ChatTokenizer
 from fastsafe.audit.recipe import Sampling, Training
-from fastsafe.audit.source import sources
+from fastsafe.audit.source import checkpoint_of
 from fastsafe.errors import AdapterError, RecipeError
+
+if TYPE_CHECKING:
+    from fastsafe.model.config import ModelConfig
 
 OnAnswer = Callable[[int, "Reply"], None]  # index into the requests, its reply
 OnStep = Callable[[int, float], None]  # steps done by every job, mean loss
@@ -91,7 +94,7 @@ class Runtime(Protocol):
 
 
 class ModelRuntime:
-    """The engine and the trainer of fastsafe over one checkpoint."""
+    """An engine and a trainer over one checkpoint: those of fastsafe, or transformers and PEFT."""
 
     def __init__(
         self,
@@ -100,6 +103,9 @@ class ModelRuntime:
         device: str = "cpu",
         dtype: str = "float32",
         batch_size: int | Literal["auto"] = "auto",
+        backend: str = "fastsafe",
+        adapters: str | None = None,
+        strict: bool = True,
     ) -> None:
         """Check the checkpoint's files; nothing is loaded to the device.
 
@@ -108,21 +114,32 @@ class ModelRuntime:
             device: ``"cpu"`` or ``"cuda"``.
             dtype: Of the weights and activations.
             batch_size: Most rows computed together.
+            backend: ``"fastsafe"``, or ``"transformers"`` for architectures that it does not know.
+            adapters: How fastsafe applies them, ``"merged"`` or ``"mixed"``; it chooses when None.
+            strict: Whether fastsafe gives a row the same bits in any batch.
 
         Raises:
+            UsageError: The backend is not installed.
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: Its tokenizer or chat template is.
         """
-        from fastsafe.io import hub
         from fastsafe.io.checkpoint import Checkpoint
         from fastsafe.io.tokenizer import Tokenizer
-        from fastsafe.model.config import ModelConfig
 
-        world = sources().get(model)
-        self.path = (world.checkpoint() if world else None) or hub.resolve(model)
+        self.path = checkpoint_of(model)
         self.checkpoint = Checkpoint(self.path)
-        self.config = ModelConfig.from_json(self.checkpoint.config(), str(self.path))
-        self._tokenizer = Tokenizer.load(self.path)
+        self._backend = backend
+        if backend == "fastsafe":
+            self._linears = self._own_linears()
+            self._tokenizer = Tokenizer.load(self.path)
+        else:
+            from fastsafe.oracle.loading import linear_modules, load_tokenizer
+
+            self._linears = linear_modules(self.path)
+            self._tokenizer = load_tokenizer(self.path)
+        self._options: dict[str, Any] = {"adapters": adapters}
+        if not strict:
+            self._options["strict"] = False
         self._device = device
         self._dtype = dtype
         self._batch_size = batch_size
@@ -135,6 +152,27 @@ class ModelRuntime:
         return self._tokenizer
 
     @cached_property
+    def config(self) -> "ModelConfig":
+        """Shape of the model, as fastsafe's own runtime reads it."""
+        from fastsafe.model.config import ModelConfig
+
+        return ModelConfig.from_json(self.checkpoint.config(), str(self.path))
+
+    def _own_linears(self) -> list[str]:
+        from fastsafe.model.weights import linears
+
+        return [
+            f"model.layers.{layer}.{linear.module}"
+            for layer in range(self.config.num_layers)
+            for linear in linears(self.config)
+        ]
+
+    @property
+    def llm(self) -> Any:
+        """The engine once ``load`` was called."""
+        return self._llm
+
+    @cached_property
     def engine(self) -> Mapping[str, str]:
         """What answers depend on, beside the rows."""
         return {
@@ -142,6 +180,7 @@ class ModelRuntime:
             "tokenizer_sha256": _text_sha256(self.path),
             "device": self._device.partition(":")[0],
             "dtype": self._dtype,
+            "backend": self._backend,
         }
 
     def check_training(self, training: Training) -> None:
@@ -151,28 +190,31 @@ class ModelRuntime:
             RecipeError: ``target_modules`` match no linear module.
         """
         from fastsafe.model.peft import LoraConfig
-        from fastsafe.model.weights import linears
 
-        known = [
-            f"model.layers.{layer}.{linear.module}"
-            for layer in range(self.config.num_layers)
-            for linear in linears(self.config)
-        ]
         try:
             LoraConfig(
                 rank=training.rank, alpha=training.alpha, target_modules=training.target_modules
-            ).modules(known, "recipe: training")
+            ).modules(self._linears, "recipe: training")
         except AdapterError as error:
             raise RecipeError(str(error)) from error
 
     def load(self) -> None:
         """Put the weights on the device; a second call does nothing."""
-        if self._llm is None:
+        if self._llm is not None:
+            return
+        where: dict[str, Any] = {
+            "device": self._device,
+            "dtype": self._dtype,
+            "batch_size": self._batch_size,
+        }
+        if self._backend == "fastsafe":
             from fastsafe.engine import LLM
 
-            self._llm = LLM(
-                self.path, device=self._device, dtype=self._dtype, batch_size=self._batch_size
-            )
+            self._llm = LLM(self.path, **where, **self._options)
+        else:
+            from fastsafe.oracle import TransformersLLM
+
+            self._llm = TransformersLLM(self.path, **where)
 
     def facts(self) -> dict[str, Any]:
         """Return versions and choices for the manifest."""
@@ -198,16 +240,24 @@ class ModelRuntime:
     def train(
         self, jobs: Sequence[Job], training: Training, out_dir: Path, on_step: OnStep
     ) -> dict[str, Trained]:
-        """Fine-tune all jobs together on the frozen base."""
+        """Fine-tune all jobs on the frozen base, together unless the backend cannot."""
         from fastsafe.train import FinetuneJob, TrainConfig, finetune
 
         self.load()
         options = training.model_dump(exclude={"preset", "rows", "seed"})
+        taken = 0
 
         def after_step(step: int, losses: Mapping[str, float]) -> None:
-            on_step(step + 1, sum(losses.values()) / len(losses))
+            nonlocal taken
+            taken += len(losses)
+            # transformers trains one job after another: what each has done on average
+            done = step + 1 if self._backend == "fastsafe" else taken // len(jobs)
+            on_step(done, sum(losses.values()) / len(losses))
 
-        results = finetune(
+        train: Any = finetune
+        if self._backend != "fastsafe":
+            from fastsafe.oracle import finetune as train
+        results = train(
             self._llm,
             [
                 FinetuneJob(job.name, list(job.rows), TrainConfig(**options, seed=job.seed))
@@ -229,7 +279,7 @@ class ModelRuntime:
         from fastsafe.engine import Completion, SamplingParams
 
         self.load()
-        self._use(adapters)
+        self.use(adapters)
 
         def on_result(index: int, completion: Completion) -> None:
             reply = Reply(completion.text, completion.token_ids, completion.finish_reason)
@@ -243,7 +293,8 @@ class ModelRuntime:
             on_result,
         )
 
-    def _use(self, adapters: Mapping[str, Path]) -> None:
+    def use(self, adapters: Mapping[str, Path]) -> None:
+        """Have these adapters loaded, and no others."""
         for name in [name for name in self._loaded if self._loaded[name] != adapters.get(name)]:
             self._llm.unload_adapter(name)
             del self._loaded[name]

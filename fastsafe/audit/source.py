@@ -64,3 +64,15 @@ def source_of(recipe: Recipe) -> Source:
             f"recipe {recipe.name}: source is {name!r}; {nearest(name, (AUTO, FILES, *known))}"
         )
     return known[name]
+
+
+def checkpoint_of(model: str) -> Path:
+    """Return the folder of a checkpoint: a path, a hub id, or the name of a source that has one.
+
+    Raises:
+        CheckpointError: There is no such path or hub id, or the hub cannot be reached.
+    """
+    from fastsafe.io import hub
+
+    world = sources().get(model)
+    return (world.checkpoint() if world else None) or hub.resolve(model)

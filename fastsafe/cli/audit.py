@@ -10,6 +10,7 @@ import typer
 from fastsafe.cli.options import (
     EXIT_COVERAGE,
     AsJson,
+    Backend,
     Debug,
     Device,
     ShowCompletions,
@@ -71,6 +72,13 @@ def audit(
             help="Most prompts that are computed together.",
         ),
     ] = "auto",
+    backend: Annotated[
+        Backend,
+        typer.Option(
+            envvar="FASTSAFE_BACKEND",
+            help="What computes; 'transformers' knows more architectures and is slower.",
+        ),
+    ] = Backend.FASTSAFE,
     dry_run: Annotated[
         bool,
         typer.Option("--dry-run", envvar="FASTSAFE_DRY_RUN", help="Print the plan, write nothing."),
@@ -99,6 +107,7 @@ def audit(
         seed=seed,
         device=device.value,
         batch_size=batch_size_of(batch_size),
+        backend=backend.value,
     )
     if dry_run:
         _print_plan(plan, as_json)

@@ -18,6 +18,21 @@ class Device(StrEnum):
     CUDA = "cuda"
 
 
+class Dtype(StrEnum):
+    """Of weights and activations."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+class Backend(StrEnum):
+    """What computes."""
+
+    FASTSAFE = "fastsafe"
+    TRANSFORMERS = "transformers"
+
+
 Debug = Annotated[
     bool, typer.Option("--debug", envvar="FASTSAFE_DEBUG", help="Show tracebacks of errors.")
 ]

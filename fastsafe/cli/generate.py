@@ -1,0 +1,197 @@
+"""``fastsafe generate``: the completions of a file of prompts."""
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastsafe.cli.options import (
+    EXIT_INTERRUPTED,
+    AsJson,
+    Backend,
+    Debug,
+    Device,
+    Dtype,
+    batch_size_of,
+)
+from fastsafe.errors import UsageError
+
+# How long rows that are being computed may go on after Ctrl-C.
+GRACE_S = 3.0
+
+
+class Applied(StrEnum):
+    """How adapters are applied."""
+
+    AUTO = "auto"
+    MERGED = "merged"
+    MIXED = "mixed"
+
+
+def generate(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or hub id, or 'organism'.")],
+    prompts: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PROMPTS",
+            help='JSONL of {"prompt"} or {"messages"}, with "adapter" and "id" if there is one.',
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option(envvar="FASTSAFE_OUT", help="JSONL of completions; resumed if there.")
+    ],
+    adapter: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME=PATH", help="PEFT directory that rows may name; any number."),
+    ] = None,
+    backend: Annotated[
+        Backend,
+        typer.Option(
+            envvar="FASTSAFE_BACKEND",
+            help="What computes; 'transformers' knows more architectures and is slower.",
+        ),
+    ] = Backend.FASTSAFE,
+    batch_size: Annotated[
+        str,
+        typer.Option(
+            envvar="FASTSAFE_BATCH_SIZE",
+            metavar="auto|N",
+            help="Most prompts that are computed together.",
+        ),
+    ] = "auto",
+    adapters: Annotated[
+        Applied, typer.Option(envvar="FASTSAFE_ADAPTERS", help="How adapters are applied.")
+    ] = Applied.AUTO,
+    max_tokens: Annotated[
+        int, typer.Option(min=1, envvar="FASTSAFE_MAX_TOKENS", help="Of each completion.")
+    ] = 128,
+    temperature: Annotated[
+        float, typer.Option(min=0, envvar="FASTSAFE_TEMPERATURE", help="0 is greedy.")
+    ] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, envvar="FASTSAFE_TOP_K", help="0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, envvar="FASTSAFE_TOP_P")] = 1.0,
+    min_p: Annotated[float, typer.Option(min=0, max=1, envvar="FASTSAFE_MIN_P")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, envvar="FASTSAFE_SEED", help="Of sampling.")] = 0,
+    stop: Annotated[
+        list[str] | None, typer.Option(help="Text that ends a completion; any number.")
+    ] = None,
+    logprobs: Annotated[
+        bool, typer.Option("--logprobs", envvar="FASTSAFE_LOGPROBS", help="Of each token.")
+    ] = False,
+    fast: Annotated[
+        bool,
+        typer.Option(
+            "--fast", envvar="FASTSAFE_FAST", help="Give up equal bits in any batch for speed."
+        ),
+    ] = False,
+    device: Annotated[
+        Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where the model runs.")
+    ] = Device.CPU,
+    dtype: Annotated[
+        Dtype, typer.Option(envvar="FASTSAFE_DTYPE", help="Of weights and activations.")
+    ] = Dtype.FLOAT32,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Complete prompts with a model and its adapters; run again to resume.
+
+    Exit codes: 0 done, 1 error, 2 usage, 130 interrupted.
+    """
+    from fastsafe.audit import completions, progress
+    from fastsafe.audit.runtime import ModelRuntime
+
+    paths = _adapter_paths(adapter or [])
+    asked = completions.Prompts(prompts, paths)
+    is_own = backend is Backend.FASTSAFE
+    if not is_own and (fast or adapters is not Applied.AUTO):
+        raise UsageError(
+            "--fast and --adapters: they are of the backend fastsafe, expected neither with"
+            f" --backend {backend.value}; leave them out"
+        )
+    from fastsafe.engine import SamplingParams
+
+    params = SamplingParams(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        seed=seed,
+        stop=tuple(stop or ()),
+        logprobs=logprobs,
+    )
+    runtime = ModelRuntime(
+        checkpoint,
+        device=device.value,
+        dtype=dtype.value,
+        batch_size=batch_size_of(batch_size),
+        backend=backend.value,
+        adapters=None if adapters is Applied.AUTO else adapters.value,
+        strict=not fast,
+    )
+    runtime.load()
+    runtime.use(paths)
+    identity = completions.identity_of(runtime, paths, params, strict=is_own and not fast)
+    shown = progress.for_terminal(as_json=as_json)
+    with completions.open_answers(out, identity, runtime.facts()) as answers, _draining() as drain:
+        done = completions.complete(
+            runtime.llm, asked, answers, params, progress=shown, is_stopping=drain.is_asked
+        )
+    shown.event("generated", **vars(done))
+    if not as_json:
+        typer.echo(f"{asked.count} completions in {out}")
+
+
+class _Drain:
+    """First Ctrl-C or SIGTERM: what is computed may finish for a while. Second: the end."""
+
+    def __init__(self) -> None:
+        self._asked = False
+
+    def is_asked(self) -> bool:
+        """Whether nothing new should begin."""
+        return self._asked
+
+    def ask(self, signum: int, frame: object) -> None:
+        """Handle Ctrl-C and SIGTERM."""
+        if self._asked:
+            # every answer that was reported is in the file already
+            os._exit(EXIT_INTERRUPTED)
+        self._asked = True
+        signal.setitimer(signal.ITIMER_REAL, GRACE_S)
+        typer.echo(f"stopping within {GRACE_S:.0f} seconds; again to stop at once", err=True)
+
+    def end(self, signum: int, frame: object) -> None:
+        """Handle the end of the grace."""
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _draining() -> Iterator[_Drain]:
+    drain = _Drain()
+    handlers = {signal.SIGINT: drain.ask, signal.SIGTERM: drain.ask, signal.SIGALRM: drain.end}
+    before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
+    try:
+        yield drain
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _adapter_paths(words: list[str]) -> dict[str, Path]:
+    """Read the values of --adapter."""
+    found: dict[str, Path] = {}
+    for word in words:
+        name, equals, path = word.partition("=")
+        if not (name and equals and path):
+            raise UsageError(f"--adapter: it is {word!r}, expected NAME=PATH")
+        if name in found:
+            raise UsageError(f"--adapter: {name!r} is given twice, expected each name once")
+        found[name] = Path(path)
+    return found

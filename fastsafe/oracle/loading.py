@@ -1,0 +1,162 @@
+"""Open a checkpoint with transformers so that nothing in the checkpoint runs or is fetched."""
+
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastsafe.errors import CheckpointError, TokenizerError, UsageError
+from fastsafe.io.checkpoint import Checkpoint
+from fastsafe.io.tokenizer import Tokenizer
+
+# Fields that name code, kernels or files; fields that begin with an underscore do so, too.
+_CODE_FIELDS = ("auto_map", "trust_remote_code", "custom_pipelines", "transformers_weights")
+_IMPLEMENTATIONS = "_implementation"
+
+
+def require(name: str) -> Any:
+    """Import transformers or peft.
+
+    Raises:
+        UsageError: It is not installed.
+    """
+    try:
+        return import_module(name)
+    except ImportError:
+        raise UsageError(
+            f"{name} is not installed, expected it for this; run `pip install fastsafe[parity]`"
+        ) from None
+
+
+def model_config(checkpoint: Checkpoint) -> tuple[Any, tuple[str, ...]]:
+    """Config of transformers for a checkpoint, and the fields that were left out of it.
+
+    The file is read by our own bounded reader; fields that could name code, at any depth, are
+    dropped before transformers sees one.
+
+    Raises:
+        CheckpointError: transformers does not know the model type, or the weights are quantized.
+    """
+    transformers = require("transformers")
+    raw = checkpoint.config()
+    where = checkpoint.path / "config.json"
+    if raw.get("quantization_config") is not None:
+        raise CheckpointError(
+            f"{where}: quantization_config is set, expected plain weights; use the unquantized"
+            " checkpoint"
+        )
+    dropped: list[str] = []
+    fields = _without_code(raw, "", dropped)
+    kind = fields.pop("model_type", None)
+    try:
+        return transformers.AutoConfig.for_model(str(kind), **fields), tuple(dropped)
+    except Exception as error:  # whatever a config class makes of values it did not expect
+        raise CheckpointError(
+            f"{where}: model_type {str(kind)!a:.60} is refused by transformers"
+            f" {transformers.__version__} ({_first_line(error)}), expected a type that it knows"
+            " without code from the checkpoint"
+        ) from None
+
+
+def load_model(path: Path, device: str, dtype: torch.dtype) -> tuple[Any, tuple[str, ...]]:
+    """Model of transformers in eval mode, and the config's fields that were left out.
+
+    Args:
+        path: A folder; its safetensors headers have passed our own parser by then.
+        device: Where the weights go.
+        dtype: Of the weights.
+
+    Raises:
+        CheckpointError: The checkpoint is malformed, or not a causal model of transformers.
+    """
+    transformers = require("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    if (path / "adapter_config.json").exists():
+        raise CheckpointError(
+            f"{path}: adapter_config.json is there, expected a base model alone; give the base"
+            " and load the adapter beside it"
+        )
+    config, dropped = model_config(Checkpoint(path))
+    try:
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            path,
+            config=config,
+            dtype=dtype,
+            use_safetensors=True,
+            local_files_only=True,
+            generation_config=transformers.GenerationConfig(),
+        )
+    except (ValueError, OSError, RuntimeError, KeyError) as error:
+        raise CheckpointError(
+            f"{path}: is refused by transformers {transformers.__version__}"
+            f" ({_first_line(error)}), expected a causal language model"
+        ) from None
+    # what generate takes for unset options
+    model.generation_config = transformers.GenerationConfig()
+    return model.to(device).eval().requires_grad_(False), dropped
+
+
+def linear_modules(path: Path) -> list[str]:
+    """Paths of the linear modules that an adapter may sit on; no weight is read."""
+    transformers = require("transformers")
+    config, _ = model_config(Checkpoint(path))
+    with torch.device("meta"):
+        try:
+            model = transformers.AutoModelForCausalLM.from_config(config)
+        except ValueError as error:
+            raise CheckpointError(
+                f"{path}: is no causal language model of transformers ({_first_line(error)})"
+            ) from None
+    head = model.get_output_embeddings()
+    kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
+    return [n for n, m in model.named_modules() if isinstance(m, kinds) and m is not head]
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """Our tokenizer; a checkpoint without a tokenizer.json has its own converted once.
+
+    Raises:
+        TokenizerError: There is none, or it cannot be converted.
+    """
+    if (path / "tokenizer.json").exists():
+        return Tokenizer.load(path)
+    transformers = require("transformers")
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+        backend = found.backend_tokenizer
+    except Exception as error:  # missing files, missing libraries, malformed vocabularies
+        raise TokenizerError(
+            f"{path}: the tokenizer is refused by transformers ({_first_line(error)}), expected"
+            " tokenizer.json or files that convert to it"
+        ) from None
+    checkpoint = Checkpoint(path)
+    ends = checkpoint.generation_config() or checkpoint.config()
+    ids = ends.get("eos_token_id")
+    return Tokenizer(
+        backend,
+        special_tokens=found.special_tokens_map,
+        eos_ids=ids if isinstance(ids, list) else [] if ids is None else [ids],
+        chat_template=found.chat_template,
+        name=str(path),
+    )
+
+
+def _without_code(fields: Mapping[str, Any], where: str, dropped: list[str]) -> dict[str, Any]:
+    kept = {}
+    for key, value in fields.items():
+        is_code = key in _CODE_FIELDS or key.startswith("_") or key.endswith(_IMPLEMENTATIONS)
+        if is_code:
+            dropped.append(where + key)
+        elif isinstance(value, Mapping):
+            kept[key] = _without_code(value, f"{where}{key}.", dropped)
+        else:
+            kept[key] = value
+    return kept
+
+
+def _first_line(error: BaseException) -> str:
+    return ascii(str(error).strip().partition("\n")[0][:200])[1:-1]
