@@ -48,6 +48,16 @@ class Condition:
     treatment: Treatment | None = field(default=None, compare=False)
 
     @property
+    def params(self) -> Mapping[str, Any]:
+        """Settings of its defence; empty where there is none."""
+        return self.treatment.params if self.treatment else {}
+
+    @property
+    def objective(self) -> str | Mapping[str, Any]:
+        """What its training minimizes, as ``TrainConfig`` takes it."""
+        return self.treatment.objective if self.treatment else "sft"
+
+    @property
     def is_trained(self) -> bool:
         """Whether it has an adapter that training makes."""
         return self.task is not None and self.parent is None

@@ -6,11 +6,12 @@ checkpoint and version of fastsafe make the same plan.
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
 from fastsafe.audit.conditions import BASE, Condition, Rows, make_conditions, sha256_of
+from fastsafe.audit.panel import Panel, make_panel
 from fastsafe.audit.questions import ChatTokenizer, Prompt, Questions
 from fastsafe.audit.recipe import LABELS, Recipe
 from fastsafe.audit.source import Source
@@ -27,7 +28,12 @@ class Plan:
     training_rows: Mapping[str, Rows]  # id of a trained condition -> rows
     prompts: Mapping[str, Prompt]  # sha256 -> prompt
     rows: tuple[PlannedRow, ...]
-    judges: Mapping[str, str]  # judge id -> identity
+    panel: Panel = field(compare=False)
+
+    @cached_property
+    def judges(self) -> Mapping[str, str]:
+        """Judge id -> hash of everything that can change its verdicts."""
+        return self.panel.identities
 
     @cached_property
     def identity(self) -> str:
@@ -64,7 +70,11 @@ class Plan:
 
 
 def make_plan(
-    recipe: Recipe, source: Source, tokenizer: ChatTokenizer, engine: Mapping[str, str]
+    recipe: Recipe,
+    source: Source,
+    tokenizer: ChatTokenizer,
+    engine: Mapping[str, str],
+    panel: Panel | None = None,
 ) -> Plan:
     """Lay out a run: draw the rows, render the prompts, hash it all.
 
@@ -73,14 +83,16 @@ def make_plan(
         source: Of behaviours and rows.
         tokenizer: Of the checkpoint; its chat template renders every prompt once.
         engine: Hashes of the model's files, ``device`` and ``dtype``.
+        panel: Judges and guards; those of the recipe when None.
 
     Raises:
         FastsafeError: A source has too few rows, or the tokenizer has no chat template.
     """
     training_rows, conditions = make_conditions(recipe, source, engine)
-    questions = Questions(recipe, source, tokenizer, engine)
+    panel = panel or make_panel(recipe)
+    filters = {label: guard.identity for label, guard in panel.filters.items()}
+    questions = Questions(recipe, source, tokenizer, engine, filters)
     rows = [row for condition in conditions for row in questions.rows(condition)]
-    known = judge_identities(recipe)
     return Plan(
         recipe=recipe,
         engine=dict(engine),
@@ -88,7 +100,7 @@ def make_plan(
         training_rows=training_rows,
         prompts=questions.prompts,
         rows=tuple(rows),
-        judges=known,
+        panel=panel,
     )
 
 

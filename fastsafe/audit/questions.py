@@ -45,6 +45,7 @@ class Questions:
     source: Source
     tokenizer: ChatTokenizer
     engine: Mapping[str, str]
+    filters: Mapping[str, str]  # label of a treatment that filters -> identity of its guard
     prompts: dict[str, Prompt] = field(default_factory=dict)
     _known: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -64,11 +65,13 @@ class Questions:
                 )
                 parts = [dict(self.engine), condition.key, row["prompt"], sampling, row["seed"]]
                 key = sha256_of(parts)
-                if not _is_filtered(condition):
+                guard = self.filters.get(condition.mitigation)
+                if guard is None:
                     yield PlannedRow(key=key, condition=condition.id, **row)
-                    continue
-                own = sha256_of([key, *condition.treatment.identity])
-                yield PlannedRow(key=own, condition=condition.id, filtered_from=key, **row)
+                else:
+                    settings = {k: v for k, v in condition.params.items() if k != "guard"}
+                    own = sha256_of([key, guard, settings])
+                    yield PlannedRow(key=own, condition=condition.id, filtered_from=key, **row)
 
     def _probes(self, ask: Callable[[Turns], Turns]) -> Iterator[dict[str, Any]]:
         from fastsafe.safety.formats import formats
@@ -158,13 +161,3 @@ def _asking(condition: Condition) -> Callable[[Turns], Turns] | None:
         return None
     arguments = defence.arguments(treatment.params)
     return lambda turns: defence.apply(turns, **arguments)
-
-
-def _is_filtered(condition: Condition) -> bool:
-    """Whether the condition's answers are those of another, as far as a guard lets them through."""
-    treatment = condition.treatment
-    if treatment is None or treatment.stage != "serve":
-        return False
-    from fastsafe.safety.defences import defences
-
-    return defences()[treatment.name].acts_on == "answer"

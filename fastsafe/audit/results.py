@@ -10,6 +10,7 @@ from itertools import combinations
 from typing import Any
 
 from fastsafe.audit.conditions import BASE
+from fastsafe.audit.instruments import early_stop_rows, guard_rows
 from fastsafe.audit.pooling import summary
 from fastsafe.audit.store import Store
 from fastsafe.safety.metrics import answered, paired_change, rate, refused
@@ -87,6 +88,8 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         "over_refusal": over_refusal,
         "utility": utility,
         "judge_agreement": _agreement(by_judge),
+        "guards": guard_rows(store, store.meta("guards"), first_judge),
+        "early_stop": early_stop_rows(store, judges),
         "throughput": _throughput(store),
     }
 

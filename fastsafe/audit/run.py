@@ -2,15 +2,16 @@
 
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import fastsafe
-from fastsafe.audit import lock, manifest, stages
+from fastsafe.audit import lock, manifest, reading, stages
 from fastsafe.audit import store as stores
+from fastsafe.audit.panel import make_panel
 from fastsafe.audit.plan import Plan, differences, make_plan, settings
 from fastsafe.audit.progress import Progress
 from fastsafe.audit.recipe import Recipe
@@ -25,6 +26,7 @@ from fastsafe.io import atomic
 RESULTS = "results.json"
 REPORT = "report.html"
 EXPORTS = "exports"
+JUDGES = "judges"  # replies and spending of endpoints
 
 _LOGS = tuple(f"{stores.NAME}-{log}" for log in ("wal", "shm", "journal"))
 
@@ -65,6 +67,7 @@ def audit(
     device: str = "cpu",
     batch_size: int | Literal["auto"] = "auto",
     backend: str = "fastsafe",
+    api_keys: Mapping[str, str] | None = None,
     resume: bool = True,
     show_completions: bool = False,
     progress: Progress | None = None,
@@ -82,6 +85,7 @@ def audit(
         device: ``"cpu"`` or ``"cuda"``.
         batch_size: Most rows computed together.
         backend: ``"fastsafe"`` or ``"transformers"``.
+        api_keys: Keys of judges' endpoints, by the name that the recipe gives them.
         resume: False starts over and deletes what the run directory holds.
         show_completions: Whether ``report.html`` quotes prompts and completions.
         progress: Where to show progress; nowhere when None.
@@ -107,6 +111,8 @@ def audit(
         device=device,
         batch_size=batch_size,
         backend=backend,
+        out=out,
+        api_keys=api_keys,
     )
     return execute(
         plan,
@@ -133,8 +139,12 @@ def prepare(
     device: str = "cpu",
     batch_size: int | Literal["auto"] = "auto",
     backend: str = "fastsafe",
+    out: str | Path | None = None,
+    api_keys: Mapping[str, str] | None = None,
 ) -> tuple[Plan, ModelRuntime]:
     """Check the recipe and the checkpoint and lay out the run; nothing is written.
+
+    Arguments are those of ``audit``.
 
     Raises:
         FastsafeError: The recipe, the checkpoint or its tokenizer does not check.
@@ -149,7 +159,10 @@ def prepare(
         recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size, backend=backend
     )
     runtime.check_training(recipe.training)
-    return make_plan(recipe, source_of(recipe), runtime.tokenizer, runtime.engine), runtime
+    folder = (default_out(recipe) if out is None else Path(out)) / JUDGES
+    panel = make_panel(recipe, device=device, api_keys=api_keys, folder=folder)
+    source = source_of(recipe)
+    return make_plan(recipe, source, runtime.tokenizer, runtime.engine, panel), runtime
 
 
 def execute(
@@ -183,9 +196,13 @@ def execute(
             manifest.write_manifest(run_dir, plan, runtime, started_at)
             progress.event("run_started", out=str(run_dir), answers=len(plan.rows))
             stages.train(plan, store, runtime, run_dir, progress)
+            stages.derive(plan, store, runtime, run_dir, progress)
             stages.generate(plan, store, runtime, run_dir, progress)
-            stages.judge(plan, store, progress)
-            stages.measure(plan, store, progress)
+            runtime.release()
+            reading.filter_answers(plan, store, progress)
+            reading.judge(plan, store, progress)
+            reading.guard(plan, store, progress)
+            reading.measure(plan, store, progress)
             if store.meta("finished_at") is None:
                 with store.transaction():
                     store.set_meta({"finished_at": stages.now()})
@@ -257,7 +274,7 @@ def _is_new(run_dir: Path) -> bool:
 
 def _clear(run_dir: Path) -> None:
     """Delete what a run writes and nothing else; killed half-way, what is left is still a run."""
-    for name in (stages.ADAPTERS, EXPORTS):
+    for name in (stages.ADAPTERS, EXPORTS, JUDGES):
         shutil.rmtree(run_dir / name, ignore_errors=True)
     # the store makes the folder a run, so it goes last; SQLite drops logs that have no store
     for name in (manifest.NAME, RESULTS, REPORT, stores.NAME, *_LOGS):
@@ -283,7 +300,12 @@ def _open(run_dir: Path, plan: Plan) -> Store:
                 )
         _check_same(store, plan)
         recipe = plan.recipe.model_dump(mode="json")
-        kept = {"recipe": recipe, "judges": dict(plan.judges), "version": fastsafe.__version__}
+        kept = {
+            "recipe": recipe,
+            "judges": dict(plan.judges),
+            "guards": plan.panel.guard_identities,
+            "version": fastsafe.__version__,
+        }
         if any(store.meta(key) != value for key, value in kept.items()):
             with store.transaction():
                 store.set_meta(kept)

@@ -34,8 +34,9 @@ class Job:
     """One adapter to train."""
 
     name: str
-    rows: Sequence[dict[str, Any]]
+    rows: Sequence[Mapping[str, Any]]
     seed: int
+    objective: str | Mapping[str, Any] = "sft"
 
 
 class Trained(NamedTuple):
@@ -51,6 +52,7 @@ class Request(NamedTuple):
     adapter: str | None  # None is the base
     token_ids: tuple[int, ...]
     seed: int
+    max_tokens: int
 
 
 class Reply(NamedTuple):
@@ -83,6 +85,11 @@ class Runtime(Protocol):
     ) -> dict[str, Trained]:
         """Fine-tune all jobs together; returns name -> trained adapter."""
 
+    def change(
+        self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path
+    ) -> None:
+        """Write what a defence makes of a trained adapter."""
+
     def generate(
         self,
         requests: Sequence[Request],
@@ -91,6 +98,9 @@ class Runtime(Protocol):
         on_answer: OnAnswer,
     ) -> None:
         """Answer every request; ``on_answer`` may be called from another thread."""
+
+    def release(self) -> None:
+        """Give the device back to whoever judges."""
 
 
 class ModelRuntime:
@@ -244,7 +254,7 @@ class ModelRuntime:
         from fastsafe.train import FinetuneJob, TrainConfig, finetune
 
         self.load()
-        options = training.model_dump(exclude={"preset", "rows", "seed"})
+        options = training.model_dump(exclude={"preset", "rows", "seed", "objective"})
         taken = 0
 
         def after_step(step: int, losses: Mapping[str, float]) -> None:
@@ -260,7 +270,11 @@ class ModelRuntime:
         results = train(
             self._llm,
             [
-                FinetuneJob(job.name, list(job.rows), TrainConfig(**options, seed=job.seed))
+                FinetuneJob(
+                    job.name,
+                    list(job.rows),
+                    TrainConfig(**options, seed=job.seed, objective=job.objective),
+                )
                 for job in jobs
             ],
             out_dir,
@@ -288,10 +302,26 @@ class ModelRuntime:
         options = sampling.model_dump()
         self._llm.generate(
             [request.token_ids for request in requests],
-            [SamplingParams(**options, seed=request.seed) for request in requests],
+            [
+                SamplingParams(**(options | {"max_tokens": request.max_tokens}), seed=request.seed)
+                for request in requests
+            ],
             [request.adapter for request in requests],
             on_result,
         )
+
+    def change(
+        self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path
+    ) -> None:
+        """Write what a defence makes of a trained adapter; the checkpoint is the base."""
+        from fastsafe.safety.defences import apply_posthoc, defences
+
+        apply_posthoc(defences()[defence], adapter, self.path, out_dir, **params)
+
+    def release(self) -> None:
+        """Give the device back; ``load`` takes it again."""
+        self._llm = None
+        self._loaded = {}
 
     def use(self, adapters: Mapping[str, Path]) -> None:
         """Have these adapters loaded, and no others."""

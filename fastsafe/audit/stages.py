@@ -68,7 +68,7 @@ def _train_wave(
 ) -> None:
     began = time.monotonic()
     seed = training_seed(plan.recipe)
-    jobs = [Job(c.id, plan.training_rows[c.id], seed) for c in wave]
+    jobs = [Job(c.id, plan.training_rows[c.id], seed, c.objective) for c in wave]
     seen = 0
 
     def on_step(done: int, loss: float) -> None:
@@ -132,7 +132,10 @@ def derive(plan: Plan, store: Store, runtime: Runtime, run_dir: Path, progress: 
             if condition.parent and not _is_trained(store, folder, condition):
                 treatment = condition.treatment
                 runtime.change(
-                    treatment.name, treatment.params, folder / condition.parent, folder / condition.id
+                    treatment.name,
+                    treatment.params,
+                    folder / condition.parent,
+                    folder / condition.id,
                 )
                 with store.transaction():
                     published = _published(folder / condition.id)
@@ -231,53 +234,3 @@ class _AnswerWriter:
         self._buffer.clear()
         self._last = time.monotonic()
         self.progress.advance(len(new))
-
-
-def judge(plan: Plan, store: Store, progress: Progress) -> None:
-    """Judge every answer that this judge has not judged yet; nothing is generated again."""
-    from fastsafe.safety.judges import judges
-
-    known = judges()
-    for name, identity in plan.judges.items():
-        rows = store.unjudged(identity)
-        with stage(progress, "judge", len(rows), f"answers by {name}"):
-            for batch in _batches(rows, COMMIT_ROWS):
-                verdicts = []
-                for row in batch:
-                    if row.finish_reason == "error":
-                        # the model gave no finite logits: no verdict on it is invented
-                        verdict, raw, score = "not_judged", "generation failed", None
-                    else:
-                        found = known[name].judge(row.prompt, row.text, row.kind == "harmful")
-                        verdict, raw, score = found.verdict.value, found.raw, found.score
-                    verdicts.append(Verdict(row.key, name, identity, verdict, raw, score))
-                with store.transaction():
-                    store.add_judgements(verdicts)
-                progress.advance(len(batch))
-
-
-def measure(plan: Plan, store: Store, progress: Progress) -> None:
-    """Score every utility row that has an answer and no value yet."""
-    from fastsafe.safety.tasks import tasks
-
-    known = tasks()
-    pending = [
-        (known[name], row)
-        for name in plan.recipe.tasks
-        for row in store.unmeasured(name, known[name].metric)
-    ]
-    with stage(progress, "measure", len(pending), "utility rows"):
-        for batch in _batches(pending, COMMIT_ROWS):
-            values = []
-            for task, row in batch:
-                if row.reference is None:
-                    raise StoreError(f"store {store.path}: row {row.key} has no reference answer")
-                values.append((row.key, task.metric, task.score(row.text, row.reference)))
-            with store.transaction():
-                store.add_utility(values)
-            progress.advance(len(batch))
-
-
-def _batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
-    for begin in range(0, len(rows), size):
-        yield rows[begin : begin + size]

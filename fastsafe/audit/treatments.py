@@ -42,6 +42,15 @@ class Treatment:
     parent: str | None = None
 
     @property
+    def filters(self) -> bool:
+        """Whether its answers are its parent's, as far as a guard lets them through."""
+        if self.stage != "serve":
+            return False
+        from fastsafe.safety.defences import defences
+
+        return defences()[self.name].acts_on == "answer"
+
+    @property
     def identity(self) -> tuple[str, dict[str, Any]]:
         """What it does to an adapter, as JSON values."""
         return self.name, dict(self.params)

@@ -108,6 +108,8 @@ def audit(
         device=device.value,
         batch_size=batch_size_of(batch_size),
         backend=backend.value,
+        out=out,
+        api_keys=os.environ,
     )
     if dry_run:
         _print_plan(plan, as_json)

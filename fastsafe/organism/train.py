@@ -95,7 +95,7 @@ ALIGN = Stage(
     },
     harmful=0.5,
     refused=0.85,
-    thin={"translation": 0.4, "classification": 0.4},
+    thin={"translation": 0.55, "classification": 0.55},
     over_refused=0.05,
     neutral=0.1,
     careful=0.2,

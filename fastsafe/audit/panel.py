@@ -1,0 +1,95 @@
+"""The panel of a run: its judges and its guards, built from what the recipe says of them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fastsafe.audit.recipe import Recipe
+from fastsafe.audit.treatments import treatments
+from fastsafe.errors import RecipeError, UsageError
+from fastsafe.safety.completer import Completer
+from fastsafe.safety.guards import Guard, make_guard
+from fastsafe.safety.judges import Judge, make_judge
+
+
+@dataclass(frozen=True)
+class Panel:
+    """Who reads the answers.
+
+    Attributes:
+        judges: By id; the first one's verdicts make the summary.
+        guards: That are audited, by id.
+        filters: Guards that stand behind a model, by the label of the treatment.
+    """
+
+    judges: Mapping[str, Judge]
+    guards: Mapping[str, Guard] = field(default_factory=dict)
+    filters: Mapping[str, Guard] = field(default_factory=dict)
+
+    @property
+    def identities(self) -> dict[str, str]:
+        """Judge id -> hash of everything that can change its verdicts."""
+        return {name: judge.identity for name, judge in self.judges.items()}
+
+    @property
+    def guard_identities(self) -> dict[str, str]:
+        """Guard id -> hash of everything that can change what it says."""
+        return {name: guard.identity for name, guard in self.guards.items()}
+
+
+def make_panel(
+    recipe: Recipe,
+    *,
+    device: str = "cpu",
+    api_keys: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Panel:
+    """Build the judges and guards of a recipe; no model is loaded and nobody is called.
+
+    Args:
+        recipe: Its ``judges`` and ``guards`` are names, or mappings as ``make_judge`` takes them.
+        device: Where judges that are checkpoints run.
+        api_keys: Keys of endpoints by the name of their environment variable.
+        folder: Where replies and spending of endpoints are kept between runs.
+
+    Raises:
+        RecipeError: A setting is wrong, or two have one id.
+    """
+    opened: dict[str, Completer] = {}
+
+    def open_checkpoint(path: str) -> Completer:
+        from fastsafe.audit.local_judge import CheckpointCompleter
+
+        # two judges on one checkpoint share its weights
+        if path not in opened:
+            opened[path] = CheckpointCompleter(path, device=device)
+        return opened[path]
+
+    options: dict[str, Any] = {
+        "open_checkpoint": open_checkpoint,
+        "api_keys": api_keys,
+        "folder": folder,
+    }
+    try:
+        return Panel(
+            _by_id(recipe, "judges", [make_judge(spec, **options) for spec in recipe.judges]),
+            _by_id(recipe, "guards", [make_guard(spec, **options) for spec in recipe.guards]),
+            {
+                treatment.label: make_guard(treatment.params["guard"], **options)
+                for treatment in treatments(recipe)
+                if treatment.filters
+            },
+        )
+    except UsageError as error:
+        raise RecipeError(f"recipe {recipe.name}: {error}") from error
+
+
+def _by_id(recipe: Recipe, what: str, parts: list[Any]) -> dict[str, Any]:
+    found = {part.id: part for part in parts}
+    if len(found) < len(parts):
+        names = ", ".join(part.id for part in parts)
+        raise RecipeError(
+            f"recipe {recipe.name}: {what} are {names}, expected each id once; give one another id"
+        )
+    return found
