@@ -9,6 +9,7 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fastsafe.errors import UsageError
 from fastsafe.model import layers
@@ -181,6 +182,7 @@ class Transformer:
         project: Project | None = None,
         keep: Tensor | None = None,
         context_lens: Tensor | None = None,
+        recompute: bool = False,
     ) -> Tensor:
         """Run all layers over packed rows.
 
@@ -194,6 +196,8 @@ class Transformer:
             context_lens: [N] int64, number of tokens of each row's own sequence up to the end
                 of this call. Read only where ``config.depends_on_length`` (dynamic and longrope
                 scaling); there None means that the rows are whole sequences from position 0.
+            recompute: Keep for a backward pass only what enters each layer, and compute the rest
+                again there. The bits are the same.
 
         Returns:
             [N, E], or [M, E], after the final norm; dtype of the weights.
@@ -206,31 +210,52 @@ class Transformer:
             context_lens = _whole_lengths(positions)
         rotations = [rotary(positions, context_lens) for rotary in self._rotaries]
         linear = self._project if project is None else project
-        eps, one_plus = config.norm_eps, config.norm_one_plus
         last = len(self.layers) - 1
         fused = None
         if isinstance(attend, AttendQKV) and config.qk_norm != "projection":
             fused = attend
-        rows: Tensor | None = None
+
+        def run(i: int, h: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
+            rotation = rotations[config.rope_of_layer[i]]
+            rows = keep if i == last else None
+            return self._layer(i, h, x, rotation, attend, fused, linear, rows)
 
         h = F.embedding(token_ids, self.embedding)
         if self._embedding_scale != 1.0:
             h = h * self._embedding_scale
         x: Tensor | None = None  # what is still to be added to h
-        for i, layer in enumerate(self.layers):
-            y, h = self._enter(h, x, layer.attention_norm)
-            qkv = linear(i, "qkv", y, None)
-            mixed = self._attend(i, qkv, rotations[config.rope_of_layer[i]], attend, fused)
-            if i == last and keep is not None:
-                rows, mixed, h = keep, mixed.index_select(0, keep), h.index_select(0, keep)
-            x = linear(i, "o", mixed, rows)
-            if layer.attention_out_norm is not None:
-                x = rms_norm(x, layer.attention_out_norm, eps, one_plus)
-            y, h = self._enter(h, x, layer.mlp_norm)
-            x = linear(i, "down", self._activate(linear(i, "gate_up", y, rows)), rows)
-            if layer.mlp_out_norm is not None:
-                x = rms_norm(x, layer.mlp_out_norm, eps, one_plus)
+        for i in range(len(self.layers)):
+            if recompute:
+                h, x = checkpoint(run, i, h, x, use_reentrant=False, preserve_rng_state=False)
+            else:
+                h, x = run(i, h, x)
         return self._enter(h, x, self.final_norm)[0]
+
+    def _layer(
+        self,
+        i: int,
+        h: Tensor,
+        x: Tensor | None,
+        rotation: tuple[Tensor, Tensor],
+        attend: Attend,
+        fused: AttendQKV | None,
+        linear: Project,
+        rows: Tensor | None,
+    ) -> tuple[Tensor, Tensor]:
+        """Run layer ``i``, for some ``rows`` only after its attention; the next h and x."""
+        layer, eps, one_plus = self.layers[i], self.config.norm_eps, self.config.norm_one_plus
+        y, h = self._enter(h, x, layer.attention_norm)
+        mixed = self._attend(i, linear(i, "qkv", y, None), rotation, attend, fused)
+        if rows is not None:
+            mixed, h = mixed.index_select(0, rows), h.index_select(0, rows)
+        x = linear(i, "o", mixed, rows)
+        if layer.attention_out_norm is not None:
+            x = rms_norm(x, layer.attention_out_norm, eps, one_plus)
+        y, h = self._enter(h, x, layer.mlp_norm)
+        x = linear(i, "down", self._activate(linear(i, "gate_up", y, rows)), rows)
+        if layer.mlp_out_norm is not None:
+            x = rms_norm(x, layer.mlp_out_norm, eps, one_plus)
+        return h, x
 
     def _attend(
         self,

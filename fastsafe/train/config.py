@@ -1,13 +1,15 @@
 """Settings of one fine-tuning job, the job itself and its result."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from fastsafe.data.conversation import Row
 from fastsafe.errors import UsageError
+from fastsafe.train.drift import DriftMonitor
+from fastsafe.train.objectives import make_objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +32,8 @@ class TrainConfig:
         max_grad_norm: Gradients are scaled down to this L2 norm; 0 means never.
         loss_on: "completion" trains on answers only, "all" on every token but the first.
         shuffle: Whether each epoch has its own order of rows.
-        objective: "sft", next-token cross-entropy.
+        objective: What is minimized: an id of ``fastsafe.train.objectives``, "sft" for plain
+            cross-entropy, or {"name": id} with the objective's parameters beside it.
     """
 
     rank: int = 8
@@ -48,7 +51,7 @@ class TrainConfig:
     max_grad_norm: float = 1.0
     loss_on: Literal["completion", "all"] = "completion"
     shuffle: bool = True
-    objective: Literal["sft"] = "sft"
+    objective: str | Mapping[str, Any] = "sft"
 
     def __post_init__(self) -> None:
         for name in ("rank", "warmup_steps", "batch_size", "seed", "max_steps"):
@@ -69,12 +72,17 @@ class TrainConfig:
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
             ("max_grad_norm", self.max_grad_norm >= 0, "at least 0 (0 means off)"),
             ("loss_on", self.loss_on in ("completion", "all"), "'completion' or 'all'"),
-            ("objective", self.objective == "sft", "'sft'"),
         ):
             if not ok:
                 raise UsageError(
                     f"TrainConfig: {name} is {getattr(self, name)!r}, expected {wanted}"
                 )
+        objective = make_objective(self.objective)
+        if objective.needs_answers and self.loss_on != "completion":
+            raise UsageError(
+                f"TrainConfig: loss_on is {self.loss_on!r}, expected 'completion', as objective "
+                f"{objective.id!r} has to know where an answer begins"
+            )
 
     def num_steps(self, num_rows: int) -> int:
         """Optimizer steps over a set of ``num_rows`` rows."""
@@ -96,13 +104,46 @@ class TrainConfig:
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrainOptions:
+    """How jobs are run; no option but a monitor's ``max_kl`` changes what they give.
+
+    Attributes:
+        max_jobs: Most jobs trained at once; "auto" is as many as fit into memory.
+        memory_bytes: Memory that training may take beside the base; None is what is free.
+        checkpoint_every: Steps of a job between its checkpoints; 0 writes none.
+        resume: Go on from the checkpoints in the output folder, and keep jobs that are done.
+        monitor: Probes the drift of every job from the base.
+    """
+
+    max_jobs: int | Literal["auto"] = "auto"
+    memory_bytes: int | None = None
+    checkpoint_every: int = 0
+    resume: bool = False
+    monitor: DriftMonitor | None = None
+
+    def __post_init__(self) -> None:
+        for name, least, other in (
+            ("max_jobs", 1, "auto"),
+            ("memory_bytes", 1, None),
+            ("checkpoint_every", 0, 0),
+        ):
+            value = getattr(self, name)
+            if value != other and (type(value) is not int or value < least):
+                raise UsageError(
+                    f"TrainOptions: {name} is {value!r}, expected an integer of at least {least}"
+                    + ("" if other == 0 else f" or {other!r}")
+                )
+
+
 @dataclass(frozen=True)
 class FinetuneJob:
     """One adapter to train.
 
     Attributes:
         name: Name of the adapter and of its directory.
-        examples: Rows of {"prompt", "completion"}, {"messages"} or {"text"}.
+        examples: Rows of {"prompt", "completion"}, {"messages"} or {"text"}; the key "source",
+            "user" or "safety", is read by objectives that treat the two apart.
         config: How to train it.
     """
 
@@ -117,12 +158,24 @@ class FinetuneResult:
 
     Attributes:
         name: Name of the job.
-        adapter_dir: PEFT directory of the trained adapter.
-        losses: Mean loss of the trained tokens at each step, in nats.
-        num_tokens: Tokens that went through the model, prompts included.
+        adapter_dir: PEFT directory of the trained adapter; None where there is an error.
+        losses: Loss of each step, in nats: the mean over its trained tokens, with the
+            objective's own terms but without those in the parameters.
+        num_tokens: Tokens that steps took through the model, prompts included.
+        seconds: Time in which the job had a slot.
+        error: Why the job could not go on, in one sentence.
+        stopped_early: Whether it ended before its last step because it drifted too far.
     """
 
     name: str
-    adapter_dir: Path
+    adapter_dir: Path | None
     losses: tuple[float, ...]
     num_tokens: int
+    seconds: float
+    error: str | None = None
+    stopped_early: bool = False
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps taken."""
+        return len(self.losses)

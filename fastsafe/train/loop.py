@@ -2,78 +2,68 @@
 
 Every job's batch is cut into tiles of whole sequences, packed without padding. A tile runs in one
 thread; tiles of all jobs fill the cores. A job's gradient is the sum over its own tiles in their
-order, so training it among others gives the same bits as training it alone.
+order, so training it among others gives the same bits as training it alone. A job has a slot, which
+is memory, from its first step to its last; then the next one in line takes it.
 """
 
-import math
-import random
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from itertools import groupby
 from pathlib import Path
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
-from fastsafe.data.packing import Example, encode_row
-from fastsafe.errors import TrainingError, UsageError
-from fastsafe.io.tokenizer import Tokenizer
-from fastsafe.model.attention import PackedAttention
-from fastsafe.model.parallel import tile_runner
-from fastsafe.model.peft import LoraConfig
-from fastsafe.model.transformer import Transformer
-from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig
-from fastsafe.train.lora import TrainedLora
-from fastsafe.train.loss import token_loss
-from fastsafe.train.optim import AdamW
+from fastsafe.data.packing import Example
+from fastsafe.errors import UsageError
+from fastsafe.io import atomic
+from fastsafe.model.parallel import TileRunner, tile_runner
+from fastsafe.train.batches import Tile
+from fastsafe.train.checkpoint import JobCheckpoint, base_digest, job_identity
+from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainOptions
+from fastsafe.train.drift import DriftProbe
+from fastsafe.train.job import FrozenBase, JobRun, Thrift
+from fastsafe.train.memory import MemoryPlan, plan_memory
 
-# Tokens of a tile. Smaller ones stay in a core's L2 cache, but their many short operations queue
-# for the interpreter's lock: 640 took 15 % less time than 320. A GPU wants few large launches.
-_TILE_TOKENS = {"cpu": 640, "cuda": 16384}
+OnStep = Callable[[int, Mapping[str, float]], None]
 
-
-class FrozenBase(Protocol):
-    """What training needs of an LLM."""
-
-    path: Path
-    model: Transformer
-    tokenizer: Tokenizer
-
-
-class _Tile(NamedTuple):
-    """Whole sequences of one job's batch, packed."""
-
-    job: int
-    token_ids: Tensor  # [N] int64
-    positions: Tensor  # [N] int64
-    attention: PackedAttention
-    keep: Tensor  # [M] rows whose next token is trained
-    targets: Tensor  # [M] int64
-    dropout_seed: int
+_DEFAULTS = TrainOptions()
 
 
 def finetune(
     llm: FrozenBase,
     jobs: Sequence[FinetuneJob],
     out_dir: str | Path,
-    on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+    on_step: OnStep | None = None,
+    *,
+    options: TrainOptions = _DEFAULTS,
 ) -> list[FinetuneResult]:
     """Train one LoRA adapter per job, all on the same frozen base.
+
+    A job whose loss or gradient is not finite ends with ``FinetuneResult.error``; the others go on
+    as if it had not been there. Short of memory, fewer jobs run at once, then parts of tiles one
+    after another, then activations are computed twice; a job that still does not fit ends with an
+    error. On a CPU none of this changes a bit.
 
     Args:
         llm: The base: an ``LLM``, or anything with its path, model and tokenizer.
         jobs: What to train; names are unique and name directories.
-        out_dir: Each adapter is written to ``out_dir/<job name>`` in PEFT's layout, when all
-            jobs are done.
-        on_step: Called after every step with its index and the loss of each job that took it.
+        out_dir: Each adapter is written to ``out_dir/<job name>`` in PEFT's layout as soon as it
+            is trained.
+        on_step: Called after every step of the loop with its index and the loss of each job that
+            took a step in it. Jobs may be at different steps of their own.
+        options: How many jobs at once, checkpoints, and a drift monitor.
 
     Returns:
         One result per job, in order.
 
     Raises:
-        UsageError: Names clash or cannot be directory names.
+        UsageError: Names clash or cannot be directory names, an objective lacks rows, or a
+            checkpoint to resume from is of another config, other rows or another base.
         DataError: A row is malformed or has nothing to train on.
-        TrainingError: A loss is not finite.
+        AdapterError: ``target_modules`` name a module that the base lacks.
+        CheckpointError: A checkpoint to resume from is damaged.
     """
     names = [job.name for job in jobs]
     for name in names:
@@ -82,151 +72,155 @@ def finetune(
                 f"finetune: job name {name!r} cannot name a directory of its own; use each once, "
                 "of at most 128 letters, digits and . _ + - with no dot first"
             )
-    encoded: dict[str, Example] = {}
-    states = [_Job(llm, job, encoded) for job in jobs]
-    num_steps = max((state.num_steps for state in states), default=0)
+    runs = prepare(llm, jobs)
+    out = Path(out_dir)
+    if options.checkpoint_every or options.resume:
+        base = base_digest(llm.model)
+        for run in runs:
+            run.checkpoint = JobCheckpoint(
+                out, run.name, job_identity(run.config, run.rows, base)
+            )
+    if options.resume:
+        if out.exists():
+            atomic.remove_leftovers(out)
+        for run in runs:
+            run.resume()
+    plan = plan_memory(llm.model, runs, options)
     with tile_runner(llm.model.device) as runner:
-        for step in range(num_steps):
-            active = [i for i, state in enumerate(states) if step < state.num_steps]
-            tiles = [tile for i in active for tile in states[i].tiles(i, step)]
-            results = list(runner.map(lambda tile: states[tile.job].gradient(tile), tiles))
-            for i in active:
-                own = [r for tile, r in zip(tiles, results, strict=True) if tile.job == i]
-                states[i].update(step, own)
-            if on_step:
-                on_step(step, {names[i]: states[i].losses[-1] for i in active})
-    return [state.result(Path(out_dir)) for state in states]
+        _Loop(llm, runs, out, on_step, options, plan, runner).run()
+    return [run.result() for run in runs]
 
 
-class _Job:
-    def __init__(self, llm: FrozenBase, job: FinetuneJob, encoded: dict[str, Example]) -> None:
-        """Prepare a job; ``encoded`` holds rows of the jobs before it, as they often share them."""
-        config = job.config
-        self.name = job.name
-        self.config: TrainConfig = config
-        self.model = llm.model
-        self.examples: list[Example] = []
-        for i, row in enumerate(job.examples):
-            key = f"{config.loss_on} {row!r}"
-            if key not in encoded:
-                encoded[key] = encode_row(
-                    row, llm.tokenizer, loss_on=config.loss_on, where=f"{job.name}: row {i}"
+def prepare(llm: FrozenBase, jobs: Sequence[FinetuneJob]) -> list[JobRun]:
+    """Encode the rows of all jobs and check what can be checked before training."""
+    encoded: dict[str, Example] = {}
+    return [JobRun(llm, job, encoded) for job in jobs]
+
+
+class _Loop:
+    def __init__(
+        self,
+        llm: FrozenBase,
+        runs: Sequence[JobRun],
+        out_dir: Path,
+        on_step: OnStep | None,
+        options: TrainOptions,
+        plan: MemoryPlan,
+        runner: TileRunner,
+    ) -> None:
+        self.waiting = deque(run for run in runs if run.adapter_dir is None)
+        self.running: list[JobRun] = []
+        self.out_dir = out_dir
+        self.on_step = on_step
+        self.options = options
+        self.plan = plan
+        self.runner = runner
+        self.limit = len(runs) if options.max_jobs == "auto" else options.max_jobs
+        self.thrift = Thrift(recompute=plan.recompute)
+        self.probe: DriftProbe | None = None
+        if options.monitor and self.waiting:
+            self.probe = DriftProbe(options.monitor, llm.model, llm.tokenizer)
+
+    def run(self) -> None:
+        """Step until no job is left."""
+        step = 0
+        while self.running or self.waiting:
+            if not self._fill():
+                self._save_memory()
+                continue
+            losses, fits = self._step()
+            if losses and self.on_step:
+                self.on_step(step, losses)
+            step += bool(losses)
+            self._leave()
+            if not fits:
+                self._save_memory()
+
+    def _fill(self) -> bool:
+        """Let waiting jobs enter while there is room; whether memory sufficed."""
+        while self.waiting and len(self.running) < self.limit:
+            together = [*self.running, self.waiting[0]]
+            if self.running and not self.plan.fits([run.name for run in together]):
+                break
+            self.running.append(self.waiting.popleft())
+        try:
+            for run in self.running:
+                run.enter()
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return False
+        return True
+
+    def _step(self) -> tuple[dict[str, float], bool]:
+        """Take a step of every running job.
+
+        Returns:
+            The loss of each that took it, and whether memory sufficed for all.
+        """
+        work = [(run, tile) for run in self.running for tile in run.tiles()]
+        results = zip(work, self.runner.map(self._gradient, work), strict=True)
+        losses: dict[str, float] = {}
+        fits = True
+        for run, own in groupby(results, lambda item: item[0][0]):
+            is_whole = True
+            for (_, tile), found in own:
+                is_whole = is_whole and found is not None
+                if found is not None:
+                    run.add(tile, *found)
+            if not is_whole:
+                fits = False
+                run.drop_step()
+                continue
+            run.update(self.probe)
+            if run.error is None:
+                losses[run.name] = run.losses[-1]
+        return losses, fits
+
+    def _gradient(self, work: tuple[JobRun, Tile]) -> tuple[float, Tensor] | None:
+        """Loss and gradient of a tile; None where memory did not suffice."""
+        run, tile = work
+        try:
+            return run.gradient(tile, self.thrift)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+    def _leave(self) -> None:
+        """Write what is due, and let jobs that are done leave."""
+        for run in self.running:
+            if run.error is None and run.is_done:
+                run.finish(self.out_dir)
+            else:
+                run.save(self.options.checkpoint_every)
+        self.running = [run for run in self.running if not run.is_done]
+
+    def _save_memory(self) -> None:
+        """Need less memory than before, by what costs least; the last resort is to drop a job."""
+        if len(self.running) > 1:
+            self.limit = len(self.running) // 2
+            for run in reversed(self.running[self.limit :]):
+                run.park()
+                self.waiting.appendleft(run)
+            del self.running[self.limit :]
+        elif not self.thrift.one_part:
+            self.thrift = self.thrift._replace(one_part=True)
+        elif not self.thrift.recompute:
+            self.thrift = self.thrift._replace(recompute=True)
+        else:
+            for run in self.running:
+                run.stop(
+                    f"job {run.name!r} does not fit into memory by itself; lower its rank or its "
+                    "longest rows, or use a larger device"
                 )
-            self.examples.append(encoded[key])
-        if not self.examples:
-            raise UsageError(f"finetune: job {job.name!r} has no rows")
-        longest = max(len(e.token_ids) for e in self.examples)
-        most = self.model.config.max_position_embeddings
-        if longest > most:
-            raise UsageError(
-                f"finetune: job {job.name!r} has a row of {longest} tokens, the model takes {most}"
-            )
-        targets = config.target_modules
-        lora = LoraConfig(
-            rank=config.rank,
-            alpha=config.alpha,
-            target_modules=targets if isinstance(targets, str) else tuple(targets),
-            dropout=config.dropout,
-            base_model=str(llm.path),
-        )
-        self.lora = TrainedLora(self.model, lora, config.seed)
-        self.optimizer = AdamW(self.lora.flat, config.weight_decay, config.max_grad_norm)
-        self.num_steps = config.num_steps(len(self.examples))
-        self.losses: list[float] = []
-        self.num_tokens = 0
-        self._batches = self._batch_order()
-
-    def _batch_order(self) -> Iterator[list[Example]]:
-        """Batches without end; every epoch is a permutation of all rows."""
-        order = list(range(len(self.examples)))
-        generator = random.Random(self.config.seed)
-        while True:
-            if self.config.shuffle:
-                generator.shuffle(order)
-            for start in range(0, len(order), self.config.batch_size):
-                yield [self.examples[i] for i in order[start : start + self.config.batch_size]]
-
-    def tiles(self, job: int, step: int) -> list[_Tile]:
-        """Cut the next batch into tiles of about equal size."""
-        batch = sorted(next(self._batches), key=lambda e: len(e.token_ids))
-        total = sum(len(e.token_ids) for e in batch)
-        self.num_tokens += total
-        # the first token of a sequence is no target: nothing comes before it
-        self._trained = sum(sum(e.trained[1:]) for e in batch)
-        count = math.ceil(total / _TILE_TOKENS[self.model.device.type])
-        groups: list[list[Example]] = [[] for _ in range(count)]
-        done = 0
-        for example in batch:
-            groups[min(count - 1, done * count // total)].append(example)
-            done += len(example.token_ids)
-        return [
-            self._tile(job, group, hash_seed(self.config.seed, step, i))
-            for i, group in enumerate(group for group in groups if group)
-        ]
-
-    def _tile(self, job: int, examples: Sequence[Example], dropout_seed: int) -> _Tile:
-        # the last token of a sequence predicts nothing
-        lengths = [len(e.token_ids) - 1 for e in examples]
-        tokens = [t for e in examples for t in e.token_ids[:-1]]
-        next_tokens = [t for e in examples for t in e.token_ids[1:]]
-        keep = [i for i, on in enumerate(t for e in examples for t in e.trained[1:]) if on]
-        device = self.model.device
-        return _Tile(
-            job,
-            torch.tensor(tokens, device=device),
-            torch.cat([torch.arange(n) for n in lengths]).to(device),
-            PackedAttention(lengths),
-            torch.tensor(keep, device=device),
-            torch.tensor([next_tokens[i] for i in keep], device=device),
-            dropout_seed,
-        )
-
-    def gradient(self, tile: _Tile) -> tuple[float, Tensor]:
-        """Loss of a tile and its share of the gradient of the batch's mean loss."""
-        project = self.lora.projection(self.config.dropout, tile.dropout_seed)
-        hidden = self.model.forward(
-            tile.token_ids, tile.positions, tile.attention, project, tile.keep
-        )
-        loss = token_loss(hidden, tile.targets, self.model) / self._trained
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss.item(), project.gradient
-
-    def update(self, step: int, results: Sequence[tuple[float, Tensor]]) -> None:
-        """Sum the tiles' gradients in their order, clip, and take an optimizer step."""
-        loss = sum(value for value, _ in results)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"finetune: job {self.name!r} has loss {loss} at step {step}; "
-                "lower its learning rate or check its rows"
-            )
-        gradient = results[0][1]
-        for _, more in results[1:]:
-            gradient += more
-        norm = self.optimizer.step(gradient, self.config.learning_rate_at(step, self.num_steps))
-        if not math.isfinite(norm):
-            raise TrainingError(
-                f"finetune: job {self.name!r} has a gradient of norm {norm} at step {step}; "
-                "lower its learning rate or check its rows"
-            )
-        self.lora.refresh()
-        self.losses.append(loss)
-
-    def result(self, out_dir: Path) -> FinetuneResult:
-        """Write the adapter and report."""
-        folder = out_dir / self.name
-        self.lora.adapter(self.name).save(folder)
-        return FinetuneResult(
-            name=self.name,
-            adapter_dir=folder,
-            losses=tuple(self.losses),
-            num_tokens=self.num_tokens,
-        )
+            self.running.clear()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
-def hash_seed(*parts: int) -> int:
-    """A 63-bit seed that depends on every part (FNV-1a, Fowler et al. 1991)."""
-    value = 0xCBF29CE484222325
-    for part in parts:
-        for byte in (part & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little"):
-            value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
-    return value >> 1
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed: torch has a class for it on a GPU, and a text on a CPU."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

@@ -1,7 +1,10 @@
 """A LoRA adapter while it is trained: flat fp32 state and a differentiable projection."""
 
 import math
+from collections.abc import Sequence
 from functools import lru_cache
+from itertools import accumulate
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -14,6 +17,7 @@ from fastsafe.model import cpu
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import LinearSlot, Transformer
+from fastsafe.train.batches import mix
 from fastsafe_kernels import Segments
 
 # Rows of a tile of the products on a GPU, and of the sums over rows in their gradients.
@@ -50,20 +54,35 @@ class _Update(NamedTuple):
     gradient_A: Tensor
 
 
+class Rows(NamedTuple):
+    """Numbers of rows of the parts that lie end to end in a tile."""
+
+    rows: Sequence[int]
+    kept: Sequence[int]  # of them, those that the last layer keeps
+    first: int = 0  # index of the first part, where some were computed before
+
+
 class _Lora(torch.autograd.Function):
     """y = x W^T + bias + S B with S = s x A^T; W is frozen, or absent with its product.
 
     With dS = s dY B^T:  dX = dY W + dS A,  dA += dS^T x,  dB += S^T dY (its blocks only).
-    The gradients of A and B are added to where the optimizer reads them, not handed to autograd.
+    The gradients of A and B are added to where the optimizer reads them, not handed to autograd;
+    the sums over rows are taken part by part.
     """
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, u: _Update
+        ctx: Any,
+        anchor: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        u: _Update,
+        parts: Sequence[slice],
     ) -> Tensor:
         shrunk = cpu.linear(x, u.lora_A).mul_(u.scaling)
         ctx.save_for_backward(x, shrunk, weight)
-        ctx.update = u
+        ctx.update, ctx.parts = u, parts
         if weight is None:
             return cpu.linear(shrunk, u.lora_B.T)
         return cpu.linear(x, weight, bias, plus=(shrunk, u.lora_B.T))
@@ -75,9 +94,10 @@ class _Lora(torch.autograd.Function):
         x, shrunk, weight = ctx.saved_tensors
         u: _Update = ctx.update
         dshrunk = cpu.linear(dy, u.lora_B).mul_(u.scaling)
-        cpu.linear(dshrunk.T, x.T, add_to=u.gradient_A)
-        for ranks, outputs, gradient in u.blocks:
-            cpu.linear(shrunk[:, ranks].T, dy[:, outputs].T, add_to=gradient)
+        for part in ctx.parts:
+            cpu.linear(dshrunk[part].T, x[part].T, add_to=u.gradient_A)
+            for ranks, outputs, gradient in u.blocks:
+                cpu.linear(shrunk[part, ranks].T, dy[part, outputs].T, add_to=gradient)
         dx = None
         if ctx.needs_input_grad[1]:
             A = u.lora_A.T
@@ -85,7 +105,7 @@ class _Lora(torch.autograd.Function):
                 dx = cpu.linear(dshrunk, A)
             else:
                 dx = cpu.linear(dy, weight.T, plus=(dshrunk, A))
-        return None, dx, None, None, None
+        return None, dx, None, None, None, None
 
 
 @lru_cache(maxsize=64)
@@ -97,11 +117,17 @@ def _tables(rows: int, device: torch.device) -> tuple[Segments, Segments]:
 
 
 class _LoraOnOps(torch.autograd.Function):
-    """The same on the grouped ops, for one adapter: what a GPU runs."""
+    """The same on the grouped ops, for one adapter: what a GPU runs. It sums all parts at once."""
 
     @staticmethod
     def forward(
-        ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, u: _Update
+        ctx: Any,
+        anchor: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        u: _Update,
+        parts: Sequence[slice],
     ) -> Tensor:
         ctx.tiles, ctx.sums = _tables(len(x), x.device)
         ctx.parts = tuple((outputs.start, outputs.stop) for _, outputs, _ in u.blocks)
@@ -135,7 +161,48 @@ class _LoraOnOps(torch.autograd.Function):
             inputs = ((0, x.shape[1]),)
             targets = len(ctx.parts)
             ops.lora_expand(dx, dshrunk, A.transpose(1, 2), ctx.tiles, inputs, targets=targets)
-        return None, dx, None, None, None
+        return None, dx, None, None, None, None
+
+
+class LoraLayout:
+    """Where the weights of an adapter lie in one flat vector.
+
+    Attributes:
+        parts: Modules of each fused linear that carry the adapter.
+        in_features: Inputs of each fused linear.
+        size: P, number of weights.
+        block_size: Elements of the B of all fused linears with their zeros.
+    """
+
+    def __init__(self, model: Transformer, config: LoraConfig) -> None:
+        """Choose the modules.
+
+        Raises:
+            AdapterError: A target names no module of the model.
+        """
+        slots = model.slots()
+        members: dict[Key, list[tuple[str, LinearSlot]]] = {}
+        for module in config.modules(slots, "TrainConfig"):
+            slot = slots[module]
+            members.setdefault((slot.layer, slot.name), []).append((module, slot))
+        self.parts: dict[Key, tuple[_Part, ...]] = {}
+        for key, modules in members.items():
+            parts, r0 = [], 0
+            for module, slot in modules:
+                r1 = r0 + config.rank_of(module)
+                scaling = config.scaling_of(module)
+                parts.append(_Part(module, slot.begin, slot.end, r0, r1, scaling))
+                r0 = r1
+            self.parts[key] = tuple(parts)
+        self.in_features = {key: modules[0][1].in_features for key, modules in members.items()}
+        self.size = sum(
+            parts[-1].r1 * self.in_features[key]
+            + sum((p.end - p.begin) * (p.r1 - p.r0) for p in parts)
+            for key, parts in self.parts.items()
+        )
+        self.block_size = sum(
+            parts[-1].r1 * len(model.weight(*key)) for key, parts in self.parts.items()
+        )
 
 
 class TrainedLora:
@@ -145,27 +212,10 @@ class TrainedLora:
         """Make the initial weights: A uniform in +-1/sqrt(I) as PEFT draws it, B zero."""
         self.config = config
         self.model = model
-        self.parts: dict[Key, tuple[_Part, ...]] = {}
-        slots = model.slots()
-        members: dict[Key, list[tuple[str, LinearSlot]]] = {}
-        for module in config.modules(slots, "TrainConfig"):
-            slot = slots[module]
-            members.setdefault((slot.layer, slot.name), []).append((module, slot))
-        for key, modules in members.items():
-            parts, r0 = [], 0
-            for module, slot in modules:
-                r1 = r0 + config.rank_of(module)
-                scaling = config.scaling_of(module)
-                parts.append(_Part(module, slot.begin, slot.end, r0, r1, scaling))
-                r0 = r1
-            self.parts[key] = tuple(parts)
-        self._in_features = {key: modules[0][1].in_features for key, modules in members.items()}
-        size = sum(
-            parts[-1].r1 * self._in_features[key]
-            + sum((p.end - p.begin) * (p.r1 - p.r0) for p in parts)
-            for key, parts in self.parts.items()
-        )
-        self.flat = torch.zeros(size, dtype=torch.float32, device=model.device)
+        layout = LoraLayout(model, config)
+        self.parts = layout.parts
+        self._in_features = layout.in_features
+        self.flat = torch.zeros(layout.size, dtype=torch.float32, device=model.device)
         self.factors = self._views(self.flat)
         generator = torch.Generator().manual_seed(seed % (1 << 63))
         for factors in self.factors.values():
@@ -203,9 +253,22 @@ class TrainedLora:
             for part, lora_B in zip(parts, self.factors[key].lora_Bs, strict=True):
                 self._blocks[key][part.r0 : part.r1, part.begin : part.end] = lora_B
 
-    def projection(self, dropout: float, seed: int) -> "Projection":
-        """Differentiable ``Project`` for one tile; ``seed`` decides its dropout masks."""
-        gradient = torch.zeros_like(self.flat)
+    def projection(
+        self,
+        dropout: float,
+        seed: int,
+        rows: Rows | None = None,
+        gradient: Tensor | None = None,
+    ) -> "Projection":
+        """Differentiable ``Project`` for one tile.
+
+        Args:
+            dropout: Share of the inputs set to 0.
+            seed: Decides, with the index of a part, which.
+            rows: Where the parts of the tile are; None = it is one part.
+            gradient: [P] fp32 to add to; None = zeros.
+        """
+        gradient = torch.zeros_like(self.flat) if gradient is None else gradient
         views = self._views(gradient)
         updates: dict[Key, list[tuple[_Part, _Update]]] = {}
         whole: dict[Key, _Update] = {}
@@ -221,7 +284,7 @@ class TrainedLora:
                 for p, g in zip(parts, to.lora_Bs, strict=True)
             )
             whole[key] = _Update(own.lora_A, self._blocks[key], scaling, blocks, to.lora_A)
-        return Projection(self.model, gradient, whole, updates, dropout, seed)
+        return Projection(self.model, gradient, whole, updates, dropout, seed, rows)
 
     def adapter(self, name: str) -> Adapter:
         """The weights as they are now, copied, as an adapter."""
@@ -231,6 +294,10 @@ class TrainedLora:
                 lora_A = factors.lora_A[part.r0 : part.r1].clone()
                 weights[part.module] = LoraWeights(lora_A, lora_B.T.clone(), part.scaling)
         return Adapter(name, self.config, weights)
+
+    def save(self, folder: Path) -> None:
+        """Write the weights as they are now to a PEFT directory, whole or not at all."""
+        self.adapter(folder.name).save(folder)
 
 
 class Projection:
@@ -248,43 +315,66 @@ class Projection:
         parts: dict[Key, list[tuple[_Part, _Update]]],
         dropout: float,
         seed: int,
+        rows: Rows | None,
     ) -> None:
         self.gradient = gradient
         self._model = model
         self._whole = whole
         self._parts = parts
         self._dropout = dropout
+        self._seed = seed
+        self._first = rows.first if rows else 0
+        everything = (slice(None),)
+        self._rows = (_slices(rows.rows), _slices(rows.kept)) if rows else (everything, everything)
         self._anchor = torch.zeros((), requires_grad=True)  # makes autograd record the first layer
-        if dropout:
-            self._generator = torch.Generator(device=model.device).manual_seed(seed)
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         """Multiply by a fused linear and its update; see ``Project``."""
         update = self._whole.get((layer, name))
         if update is None:
             return self._model.linear(layer, name, x)
+        parts = self._rows[rows is not None]
         if self._dropout:
-            return self._with_dropout(layer, name, x)
+            return self._with_dropout(layer, name, x, parts)
         weight, bias = self._model.weight(layer, name), self._model.bias(layer, name)
-        return self._apply(x, weight, bias, update)
+        return self._apply(x, weight, bias, update, parts)
 
-    def _with_dropout(self, layer: int, name: str, x: Tensor) -> Tensor:
+    def _with_dropout(self, layer: int, name: str, x: Tensor, parts: Sequence[slice]) -> Tensor:
         """Each module has its own mask, as in PEFT, so their inputs are no longer shared."""
         y = self._model.linear(layer, name, x)
         pieces, at = [], 0
-        for part, update in self._parts[layer, name]:
-            keep = torch.rand(x.shape, generator=self._generator, device=x.device) >= self._dropout
+        for module, (part, update) in enumerate(self._parts[layer, name]):
+            keep = torch.cat(
+                [self._mask(x[rows], i, layer, name, module) for i, rows in enumerate(parts)]
+            )
             pieces.append(y.new_zeros(len(y), part.begin - at))
-            pieces.append(self._apply(x * keep / (1 - self._dropout), None, None, update))
+            dropped = x * keep / (1 - self._dropout)
+            pieces.append(self._apply(dropped, None, None, update, parts))
             at = part.end
         return y + torch.cat([*pieces, y.new_zeros(len(y), y.shape[1] - at)], 1)
 
+    def _mask(self, x: Tensor, part: int, layer: int, name: str, module: int) -> Tensor:
+        """What is kept of the rows of one part: the same whatever is computed beside or before."""
+        place = mix(self._seed, self._first + part, layer, *name.encode(), module)
+        generator = torch.Generator(device=x.device).manual_seed(place)
+        return torch.rand(x.shape, generator=generator, device=x.device) >= self._dropout
+
     def _apply(
-        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, update: _Update
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        update: _Update,
+        parts: Sequence[slice],
     ) -> Tensor:
         run = _Lora if cpu.takes(x) else _LoraOnOps
-        y: Tensor = run.apply(self._anchor, x, weight, bias, update)  # type: ignore[no-untyped-call]
+        y: Tensor = run.apply(self._anchor, x, weight, bias, update, parts)  # type: ignore[no-untyped-call]
         return y
+
+
+def _slices(sizes: Sequence[int]) -> tuple[slice, ...]:
+    ends = list(accumulate(sizes))
+    return tuple(slice(end - n, end) for n, end in zip(sizes, ends, strict=True))
 
 
 def _of_part(

@@ -1,60 +1,134 @@
-"""Next-token loss without keeping the logits of all tokens in memory."""
+"""Losses of the trained tokens without the logits of all of them in memory."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastsafe.model.transformer import Transformer
-from fastsafe_kernels import linear_cross_entropy, token_logprobs
+from fastsafe_kernels import linear_cross_entropy, linear_logprobs, token_logprobs
 from fastsafe_kernels._spec import INTERPRET
 
 # Most logits in memory at once, in elements: 64 MiB in fp32.
-_CHUNK_ELEMENTS = 1 << 24
+CHUNK_ELEMENTS = 1 << 24
+
+_OfLogits = Callable[[Tensor, slice], Tensor]  # logits [m, V] of these rows -> losses [m]
 
 
-class _TokenLoss(torch.autograd.Function):
-    """Sum of the cross-entropy; its gradient is computed in the forward pass, chunk by chunk."""
+class _Chunked(torch.autograd.Function):
+    """Losses that are a function of a row's logits; gradients are taken in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, targets: Tensor, model: Transformer) -> Tensor:
-        rows = max(1, _CHUNK_ELEMENTS // model.config.vocab_size)
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        gradients = []
-        for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
+    def forward(ctx: Any, hidden: Tensor, model: Transformer, losses: _OfLogits) -> Tensor:
+        found, gradients = [], []
+        for rows in _chunks(hidden, model):
             with torch.enable_grad():
-                leaf = h.detach().requires_grad_()
-                loss = -token_logprobs(model.logits(leaf), t).sum()
-                gradients.append(torch.autograd.grad(loss, leaf)[0])
-            total += loss.detach()
+                leaf = hidden[rows].detach().requires_grad_()
+                loss = losses(model.logits(leaf), rows)
+                gradients.append(torch.autograd.grad(loss.sum(), leaf)[0])
+            found.append(loss.detach())
         ctx.save_for_backward(torch.cat(gradients))
-        return total
+        return torch.cat(found)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         (gradient,) = ctx.saved_tensors
-        return gradient * grads[0].to(gradient.dtype), None, None
+        return gradient * grads[0].to(gradient.dtype)[:, None], None, None
 
 
-def token_loss(hidden: Tensor, targets: Tensor, model: Transformer) -> Tensor:
-    """Sum over rows of -log p(target), in nats.
+def through_head(hidden: Tensor, model: Transformer, losses: _OfLogits) -> Tensor:
+    """Apply ``losses`` to the logits of ``hidden`` [M, E], some rows at a time -> [M] fp32."""
+    if not len(hidden):
+        return hidden.sum(1).float()  # no loss, but still a node of the graph
+    found: Tensor = _Chunked.apply(hidden, model, losses)  # type: ignore[no-untyped-call]
+    return found
+
+
+def token_loss(
+    hidden: Tensor, targets: Tensor, model: Transformer, weights: Tensor | None = None
+) -> Tensor:
+    """-log p(target), in nats, times a weight.
 
     Args:
         hidden: [M, E] states after the final norm; differentiable.
         targets: [M] int64 token ids.
         model: Gives the head; it is frozen and gets no gradient.
+        weights: [M] fp32; None is 1 everywhere. Gets no gradient.
 
     Returns:
-        Scalar fp32.
+        fp32: one loss per row where logits are chunked, [M], or their sum from the fused op, [1].
     """
-    if not hidden.is_cpu or INTERPRET:
+    if _fuses(hidden):
+        return _fused(hidden, targets, model, weights)[None]
+
+    def losses(logits: Tensor, rows: slice) -> Tensor:
+        found = -token_logprobs(logits, targets[rows])
+        return found if weights is None else found * weights[rows]
+
+    return through_head(hidden, model, losses)
+
+
+def divergence(hidden: Tensor, base: Tensor, model: Transformer) -> Tensor:
+    """KL(q || p) of the next token, in nats: q of the states ``base``, p of ``hidden``.
+
+    Args:
+        hidden: [M, E] states after the final norm; differentiable.
+        base: [M, E] states of the base.
+        model: Gives the head.
+
+    Returns:
+        fp32, [M] or their sum [1], as ``token_loss``.
+    """
+    if _fuses(hidden):
+        nothing = torch.zeros(len(hidden), device=hidden.device)
+        targets = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
+        return _fused(hidden, targets, model, nothing, base)[None]
+
+    def losses(logits: Tensor, rows: slice) -> Tensor:
+        log_q = model.logits(base[rows]).log_softmax(-1)
+        return (log_q.exp() * (log_q - logits.log_softmax(-1))).sum(-1)
+
+    return through_head(hidden, model, losses)
+
+
+@torch.no_grad()
+def target_logprobs(hidden: Tensor, targets: Tensor, model: Transformer) -> Tensor:
+    """log p(target) of every row, [M] fp32, without a gradient."""
+    if not len(hidden):
+        return hidden.new_zeros(0, dtype=torch.float32)
+    if _fuses(hidden):
         config = model.config
-        return linear_cross_entropy(
-            hidden,
-            model.head,
-            targets,
-            logits_scale=config.logits_scale,
-            softcap=config.logits_softcap or 0.0,
+        return linear_logprobs(
+            hidden, model.head, targets, config.logits_scale, config.logits_softcap or 0.0
         )
-    loss: Tensor = _TokenLoss.apply(hidden, targets, model)  # type: ignore[no-untyped-call]
-    return loss
+    chunks = _chunks(hidden, model)
+    return torch.cat([token_logprobs(model.logits(hidden[r]), targets[r]) for r in chunks])
+
+
+def _fuses(hidden: Tensor) -> bool:
+    return not hidden.is_cpu or INTERPRET
+
+
+def _fused(
+    hidden: Tensor,
+    targets: Tensor,
+    model: Transformer,
+    weights: Tensor | None,
+    base: Tensor | None = None,
+) -> Tensor:
+    config = model.config
+    return linear_cross_entropy(
+        hidden,
+        model.head,
+        targets,
+        weights,
+        base,
+        logits_scale=config.logits_scale,
+        softcap=config.logits_softcap or 0.0,
+    )
+
+
+def _chunks(hidden: Tensor, model: Transformer) -> list[slice]:
+    size = max(1, CHUNK_ELEMENTS // model.config.vocab_size)
+    return [slice(i, i + size) for i in range(0, len(hidden), size)]

@@ -1,0 +1,136 @@
+"""Checkpoints of a job: one safetensors file with its tensors, and the rest as JSON in its header.
+
+Where a job is in its data and its dropout follows from its seed and the steps it has taken, so that
+neither needs a generator's state. A file is replaced in one rename: killed at any time, a job has
+its old checkpoint or its new one.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsafe.data.packing import Example
+from fastsafe.errors import CheckpointError, UsageError
+from fastsafe.io import atomic, safetensors
+from fastsafe.model.peft import CONFIG_FILE, WEIGHTS_FILE
+from fastsafe.model.transformer import Transformer
+from fastsafe.train.config import TrainConfig
+from fastsafe.train.objectives import make_objective
+
+FOLDER = ".checkpoints"
+_FILE = "state.safetensors"
+_KEY = "fastsafe.train/1"
+_SAMPLE = 1024  # elements of each weight of the base that tell it from another
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a job has done.
+
+    Attributes:
+        losses: Of every step taken.
+        num_tokens: Of every step taken.
+        seconds: Of the time it had a slot.
+        stopped_early: Whether it drifted too far.
+        adapter_sha256: Of the files of its adapter, once it is done.
+    """
+
+    losses: tuple[float, ...] = ()
+    num_tokens: int = 0
+    seconds: float = 0.0
+    stopped_early: bool = False
+    adapter_sha256: str | None = None
+
+
+class JobCheckpoint:
+    """The checkpoint of one job, there or not."""
+
+    def __init__(self, out_dir: Path, name: str, identity: Mapping[str, Any]) -> None:
+        """Say where it is and whose it has to be; ``identity`` is of ``job_identity``."""
+        self.name = name
+        self.path = out_dir / FOLDER / name / _FILE
+        self._identity = dict(identity)
+
+    def peek(self) -> Progress | None:
+        """Read how far the job is; None where there is no checkpoint.
+
+        Raises:
+            CheckpointError: The file is damaged.
+            UsageError: It is of another config, other rows or another base.
+        """
+        atomic.remove_leftovers(self.path.parent)
+        if not self.path.exists():
+            return None
+        try:
+            facts = json.loads(safetensors.read_header(self.path).metadata[_KEY])
+            theirs, progress = facts["identity"], facts["progress"]
+            found = Progress(**{**progress, "losses": tuple(progress["losses"])})
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise CheckpointError(
+                f"{self.path}: is no checkpoint of training, expected one; delete it to train "
+                f"{self.name!r} from the start"
+            ) from None
+        changed = [
+            f"{key} {theirs.get(key)!r} (now {value!r})"
+            for key, value in self._identity.items()
+            if theirs.get(key) != value
+        ]
+        if changed:
+            raise UsageError(
+                f"finetune: the checkpoint of job {self.name!r} has {', '.join(changed)}; train "
+                f"into another folder, or delete {self.path.parent} to start over"
+            )
+        return found
+
+    def read(self) -> dict[str, Tensor]:
+        """Read the tensors."""
+        return safetensors.read(self.path)
+
+    def write(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+        """Replace the checkpoint in one step."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        facts = json.dumps({"identity": self._identity, "progress": vars(progress)})
+        safetensors.write(self.path, tensors, {_KEY: facts})
+
+
+def job_identity(
+    config: TrainConfig, rows: Mapping[str, Sequence[Example]], base: str
+) -> dict[str, Any]:
+    """What a checkpoint must agree in: every setting, the rows as tokens, and the base."""
+    digest = hashlib.sha256()
+    for source, examples in sorted(rows.items()):
+        for example in examples:
+            digest.update(f"{source} {example.token_ids} {example.trained}\n".encode())
+    settings = {field.name: getattr(config, field.name) for field in fields(config)}
+    targets = config.target_modules
+    settings["target_modules"] = targets if isinstance(targets, str) else list(targets)
+    settings["objective"] = repr(make_objective(config.objective))
+    return {**settings, "rows": digest.hexdigest()[:16], "base": base}
+
+
+def base_digest(model: Transformer) -> str:
+    """Hash of the base: its sizes, its dtype, its device's kind and a sample of every weight."""
+    digest = hashlib.sha256(f"{model.config} {model.dtype} {model.device.type}".encode())
+    for tensor in model.parameters():
+        flat = tensor.detach().reshape(-1)
+        sample = flat[:: max(1, len(flat) // _SAMPLE)].cpu().contiguous()
+        digest.update(f"{tuple(tensor.shape)}".encode())
+        digest.update(sample.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def adapter_sha256(folder: Path) -> str | None:
+    """Hash of an adapter's files; None where one is missing."""
+    total = hashlib.sha256()
+    for name in (WEIGHTS_FILE, CONFIG_FILE):
+        if not (folder / name).is_file():
+            return None
+        with (folder / name).open("rb") as file:
+            total.update(hashlib.file_digest(file, "sha256").digest())
+    return total.hexdigest()

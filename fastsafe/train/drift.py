@@ -1,0 +1,114 @@
+"""How far an adapter has drifted from its base, on a few probes, while it is trained."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fastsafe.data.packing import Encoder, Example
+from fastsafe.errors import UsageError
+from fastsafe.model.transformer import Project, Transformer
+from fastsafe.train.batches import Packed, pack
+from fastsafe.train.loss import divergence, target_logprobs
+
+_PROBES_AT_ONCE = 16
+
+
+class DriftReading(NamedTuple):
+    """One reading of one job."""
+
+    job: str
+    step: int  # steps taken
+    kl: float  # KL(base || adapter) of the first token of an answer, in nats, the probes' mean
+    margin: float  # log p(refusal) - log p(affirmative) of the openings, the probes' mean
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftMonitor:
+    """Probes every job each so many steps.
+
+    Attributes:
+        every: Steps of a job between readings, at least 1.
+        prompts: Probes: token ids, or messages that the chat template renders.
+        on_reading: Takes the readings. After a resume those since the checkpoint come again.
+        refusal: Opening of an answer that refuses.
+        affirmative: Opening of an answer that does not.
+        max_kl: A job whose reading exceeds it ends as if this were its last step; None = none.
+    """
+
+    every: int
+    prompts: Sequence[Sequence[int] | Sequence[Mapping[str, Any]]]
+    on_reading: Callable[[DriftReading], None]
+    refusal: str = "I cannot help"
+    affirmative: str = "Sure"
+    max_kl: float | None = None
+
+    def __post_init__(self) -> None:
+        if type(self.every) is not int or self.every < 1:
+            raise UsageError(f"DriftMonitor: every is {self.every!r}, expected at least 1")
+        if not self.prompts:
+            raise UsageError("DriftMonitor: prompts are none, expected one or more")
+
+
+class DriftProbe:
+    """A monitor's probes, tokenized and answered by the base."""
+
+    def __init__(self, monitor: DriftMonitor, model: Transformer, tokenizer: Encoder) -> None:
+        """Run the base on the probes.
+
+        Raises:
+            UsageError: An opening has no token, or a probe is empty or too long.
+        """
+        self.monitor = monitor
+        self._model = model
+        openings = [
+            tuple(tokenizer.encode(text, add_special_tokens=False))
+            for text in (monitor.refusal, monitor.affirmative)
+        ]
+        prompts = [_encode(prompt, tokenizer) for prompt in monitor.prompts]
+        most = model.config.max_position_embeddings - max(map(len, openings))
+        for i, prompt in enumerate(prompts):
+            if not 1 <= len(prompt) <= most:
+                raise UsageError(
+                    f"DriftMonitor: prompt {i} has {len(prompt)} tokens, expected 1 to {most}"
+                )
+        if not all(openings):
+            raise UsageError("DriftMonitor: an opening has no token, expected some text")
+        self._tiles = []
+        for begin in range(0, len(prompts), _PROBES_AT_ONCE):
+            some = prompts[begin : begin + _PROBES_AT_ONCE]
+            packed = pack([[_probe(p, o) for p in some] for o in openings], model.device)
+            self._tiles.append((packed, self._hidden(packed, None)))
+
+    @torch.no_grad()
+    def read(self, job: str, step: int, project: Project) -> DriftReading:
+        """Read one adapter as it is now."""
+        kl = margin = 0.0
+        for packed, base in self._tiles:
+            hidden = self._hidden(packed, project)
+            refusals = packed.kept[0]
+            first = torch.nonzero(packed.places[:refusals] == 0)[:, 0]
+            kl += divergence(hidden[first], base[first], self._model).sum().item()
+            logprobs = target_logprobs(hidden, packed.targets, self._model)
+            margin += (logprobs[:refusals].sum() - logprobs[refusals:].sum()).item()
+        count = len(self.monitor.prompts)
+        return DriftReading(job, step, kl / count, margin / count)
+
+    @torch.no_grad()
+    def _hidden(self, packed: Packed, project: Project | None) -> Tensor:
+        return self._model.forward(
+            packed.token_ids, packed.positions, packed.attention, project, packed.keep
+        )
+
+
+def _encode(prompt: Sequence[Any], tokenizer: Encoder) -> tuple[int, ...]:
+    if all(type(token) is int for token in prompt):
+        return tuple(prompt)
+    text = tokenizer.render_chat(prompt, add_generation_prompt=True)
+    return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _probe(prompt: tuple[int, ...], opening: tuple[int, ...]) -> Example:
+    return Example(prompt + opening, (False,) * len(prompt) + (True,) * len(opening))

@@ -1,0 +1,345 @@
+"""One job while it is trained: its rows, its weights while it has a slot, and what it has done."""
+
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fastsafe.data.packing import Example, encode_row
+from fastsafe.errors import DataError, UsageError
+from fastsafe.io.tokenizer import Tokenizer
+from fastsafe.model.peft import LoraConfig
+from fastsafe.model.transformer import Transformer
+from fastsafe.train.batches import TILE_TOKENS, Order, Source, Tile, cut, mix, pack
+from fastsafe.train.checkpoint import JobCheckpoint, Progress, adapter_sha256
+from fastsafe.train.config import FinetuneJob, FinetuneResult
+from fastsafe.train.drift import DriftProbe
+from fastsafe.train.lora import Rows, TrainedLora
+from fastsafe.train.objectives import make_objective
+from fastsafe.train.objectives.objective import Batch, State
+from fastsafe.train.optim import AdamW
+
+
+class FrozenBase(Protocol):
+    """What training needs of an LLM."""
+
+    path: Path
+    model: Transformer
+    tokenizer: Tokenizer
+
+
+class Thrift(NamedTuple):
+    """What is done to need less memory; it costs time and changes no bit on a CPU."""
+
+    one_part: bool = False  # the parts of a tile run one after another
+    recompute: bool = False  # activations are computed again in the backward pass
+
+
+class _Slot:
+    """What a job holds on the device while it is trained."""
+
+    def __init__(self, job: "JobRun") -> None:
+        self.lora = TrainedLora(job.model, job.lora, job.config.seed)
+        config = job.config
+        self.optimizer = AdamW(self.lora.flat, config.weight_decay, config.max_grad_norm)
+        self.state: State = {}
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that a step changes, but the count of steps."""
+        optimizer = self.optimizer
+        own = {"parameters": self.lora.flat, "mean": optimizer.mean, "square": optimizer.square}
+        return own | {f"objective.{name}": tensor for name, tensor in self.state.items()}
+
+    def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
+        """Take over what ``tensors`` gave after so many steps."""
+        device = self.lora.flat.device
+        prefix = "objective."
+        self.state = {
+            name.removeprefix(prefix): tensor.to(device, copy=True)
+            for name, tensor in tensors.items()
+            if name.startswith(prefix)
+        }
+        for name, tensor in self.tensors().items():
+            tensor.copy_(tensors[name])
+        self.optimizer.steps = steps
+        self.lora.refresh()
+
+
+class JobRun:
+    """A job from its first step to its last; it can leave its slot and come back."""
+
+    def __init__(self, llm: FrozenBase, job: FinetuneJob, encoded: dict[str, Example]) -> None:
+        """Prepare a job; ``encoded`` holds rows of the jobs before it, as they often share them.
+
+        Raises:
+            DataError: A row is malformed or has nothing to train on.
+            UsageError: Rows are missing or too long, or the objective does not fit.
+            AdapterError: A target names no module of the model.
+        """
+        self.name, self.config, self.model = job.name, job.config, llm.model
+        self.objective = make_objective(job.config.objective)
+        self.rows: dict[Source, list[Example]] = {"all": [], "user": [], "safety": []}
+        for i, row in enumerate(job.examples):
+            example = self._encode(llm.tokenizer, row, f"{job.name}: row {i}", encoded)
+            source: Source = "safety" if row.get("source") == "safety" else "user"
+            self.rows["all"].append(example)
+            self.rows[source].append(example)
+        self._check_rows()
+        targets = job.config.target_modules
+        self.lora = LoraConfig(
+            rank=job.config.rank,
+            alpha=job.config.alpha,
+            target_modules=targets if isinstance(targets, str) else tuple(targets),
+            dropout=job.config.dropout,
+            layers_to_transform=self.objective.trained_layers(llm.model.config.num_layers),
+            base_model=str(llm.path),
+        )
+        self.num_steps = job.config.num_steps(len(self.rows[self.objective.rows]))
+        self.losses: list[float] = []
+        self.num_tokens = 0
+        self.error: str | None = None
+        self.stopped_early = False
+        self.adapter_dir: Path | None = None
+        self.checkpoint: JobCheckpoint | None = None
+        self._seconds = 0.0
+        self._since = 0.0
+        self._slot: _Slot | None = None
+        self._parked: dict[str, Tensor] | None = None
+        self._orders: dict[Source, Order] = {}
+        self._tiles: list[Tile] = []
+        self._forget()
+
+    def _encode(
+        self, tokenizer: Tokenizer, row: Mapping[str, object], where: str, known: dict[str, Example]
+    ) -> Example:
+        config = self.config
+        key = f"{config.loss_on} {row!r}"
+        if key not in known:
+            known[key] = encode_row(row, tokenizer, loss_on=config.loss_on, where=where)
+        example = known[key]
+        if self.objective.needs_answers and example.trained[0]:
+            raise DataError(
+                f"{where}: has no prompt before its answer, expected one, as objective "
+                f"{self.objective.id!r} treats the beginning of an answer by itself"
+            )
+        return self.objective.example(example, tokenizer, where)
+
+    def _check_rows(self) -> None:
+        if not self.rows["all"]:
+            raise UsageError(f"finetune: job {self.name!r} has no rows")
+        longest = max(len(e.token_ids) for e in self.rows["all"])
+        most = self.model.config.max_position_embeddings
+        if longest > most:
+            raise UsageError(
+                f"finetune: job {self.name!r} has a row of {longest} tokens, the model takes {most}"
+            )
+        for source in ("user", "safety") if self.objective.needs_safety_rows else ():
+            if not self.rows[source]:
+                raise UsageError(
+                    f"finetune: job {self.name!r} has no row whose source is {source!r}, expected "
+                    f"some for objective {self.objective.id!r}; mix safety rows in"
+                )
+
+    @property
+    def is_done(self) -> bool:
+        """Whether there is no step left to take."""
+        ended = self.error is not None or self.stopped_early
+        return ended or len(self.losses) >= self.num_steps
+
+    def resume(self) -> None:
+        """Take over what the checkpoint says; its tensors are read when the job gets a slot."""
+        progress = self.checkpoint.peek() if self.checkpoint else None
+        if progress is None:
+            return
+        assert self.checkpoint
+        folder = self.checkpoint.path.parents[2] / self.name
+        done = progress.adapter_sha256
+        if done is not None and done != adapter_sha256(folder):
+            return  # the adapter is gone or changed, and the state went when it was written
+        self.losses, self.num_tokens = list(progress.losses), progress.num_tokens
+        self._seconds, self.stopped_early = progress.seconds, progress.stopped_early
+        if done is not None:
+            self.adapter_dir = folder
+
+    def enter(self) -> None:
+        """Get a slot, if it has none, with what an earlier slot or process left."""
+        if self._slot is not None:
+            return
+        if not self._orders:
+            self._seek()
+        self._since = time.monotonic()
+        slot = _Slot(self)
+        if self._parked is not None:
+            slot.restore(self._parked, len(self.losses))
+        elif self.losses and self.checkpoint:
+            slot.restore(self.checkpoint.read(), len(self.losses))
+        else:
+            gradients = self._row_gradients(slot)
+            slot.state = self.objective.begin(slot.lora.flat, gradients)
+        self._slot, self._parked = slot, None
+
+    def park(self) -> None:
+        """Give the slot back; what a step changes is kept in the host's memory."""
+        if self._slot is not None:
+            self._parked = {name: tensor.cpu() for name, tensor in self._slot.tensors().items()}
+        self._release()
+
+    def _release(self) -> None:
+        if self._slot is not None:
+            self._seconds += time.monotonic() - self._since
+        self._slot = None
+        self._forget()
+
+    def _seek(self) -> None:
+        """Go to where the rows of the next step are."""
+        config = self.config
+        for source, examples in self.rows.items():
+            seed = mix(config.seed, 1) if source == "safety" else config.seed
+            self._orders[source] = Order(examples, config.batch_size, seed, config.shuffle)
+        for step in range(len(self.losses)):
+            for source in self.objective.sources(step):
+                self._orders[source].next()
+
+    def _row_gradients(self, slot: _Slot) -> Callable[[int], Iterator[Tensor]]:
+        def gradients(count: int) -> Iterator[Tensor]:
+            for example in islice(self.rows["safety"], count):
+                (tile,) = cut([example], "safety", len(example.token_ids), self.config.seed)
+                yield self._gradient(slot, tile, Thrift())[1]
+
+        return gradients
+
+    def tiles(self) -> list[Tile]:
+        """Tiles of the next step; the same ones until ``update``."""
+        if not self._tiles:
+            step, tokens = len(self.losses), TILE_TOKENS[self.model.device.type]
+            for i, source in enumerate(self.objective.sources(step)):
+                seeds = (self.config.seed, step, i)
+                self._tiles += cut(self._orders[source].next(), source, tokens, *seeds)
+        return self._tiles
+
+    def gradient(self, tile: Tile, thrift: Thrift) -> tuple[float, Tensor]:
+        """Loss of a tile and its share of the gradient [P] of its batch's loss."""
+        assert self._slot
+        return self._gradient(self._slot, tile, thrift)
+
+    def _gradient(self, slot: _Slot, tile: Tile, thrift: Thrift) -> tuple[float, Tensor]:
+        whole = [tile.parts]
+        terms: list[float] = []
+        gradient: Tensor | None = None
+        for first, parts in enumerate([(p,) for p in tile.parts] if thrift.one_part else whole):
+            packed = pack(parts, self.model.device)
+            rows = Rows(packed.rows, packed.kept, first)
+            project = slot.lora.projection(self.config.dropout, tile.seed, rows, gradient)
+            where = packed.token_ids, packed.positions, packed.attention
+            base = None
+            if tile.source in self.objective.needs_base:
+                with torch.no_grad():
+                    base = self.model.forward(*where, keep=packed.keep)
+            hidden = self.model.forward(*where, project, packed.keep, recompute=thrift.recompute)
+            loss = self.objective.loss(
+                Batch(
+                    source=tile.source,
+                    model=self.model,
+                    hidden=hidden,
+                    base=base,
+                    targets=packed.targets,
+                    places=packed.places,
+                    num_trained=tile.num_trained,
+                    num_rows=tile.num_rows,
+                )
+            )
+            loss.sum().backward()  # type: ignore[no-untyped-call]
+            terms += loss.tolist()
+            gradient = project.gradient
+        assert gradient is not None
+        # exactly rounded, so that it does not matter in which order the terms come
+        return math.fsum(terms) if all(map(math.isfinite, terms)) else math.nan, gradient
+
+    def add(self, tile: Tile, loss: float, gradient: Tensor) -> None:
+        """Add a tile's share, in the order of the tiles."""
+        self._loss += loss
+        if tile.source in self._gradients:
+            self._gradients[tile.source] += gradient
+        else:
+            self._gradients[tile.source] = gradient
+
+    def _forget(self) -> None:
+        """Drop what tiles of an unfinished step gave."""
+        self._loss = 0.0
+        self._gradients: dict[Source, Tensor] = {}
+
+    def drop_step(self) -> None:
+        """Let the step begin again, with the same tiles."""
+        self._forget()
+
+    def update(self, probe: DriftProbe | None) -> None:
+        """Take the step whose tiles have been added; a job that cannot go on gets an error."""
+        assert self._slot
+        slot, objective, step = self._slot, self.objective, len(self.losses)
+        if not math.isfinite(self._loss):
+            return self._fail(f"has loss {self._loss} at step {step}")
+        theta = slot.lora.flat
+        gradient = objective.combine(self._gradients)
+        objective.pull(slot.state, step, self.num_steps, theta, gradient)
+        rate = self.config.learning_rate_at(step, self.num_steps)
+        norm = slot.optimizer.step(gradient, rate)
+        if not math.isfinite(norm):
+            return self._fail(f"has a gradient of norm {norm} at step {step}")
+        slot.lora.refresh()
+        objective.after_step(slot.state, step, theta)
+        self.losses.append(self._loss)
+        self.num_tokens += sum(len(e.token_ids) for t in self._tiles for p in t.parts for e in p)
+        self._tiles = []
+        self._forget()
+        if probe and (step + 1) % probe.monitor.every == 0:
+            monitor = probe.monitor
+            reading = probe.read(self.name, step + 1, slot.lora.projection(0.0, 0))
+            monitor.on_reading(reading)
+            self.stopped_early = monitor.max_kl is not None and reading.kl > monitor.max_kl
+
+    def _fail(self, what: str) -> None:
+        self.stop(f"job {self.name!r} {what}; lower its learning rate or check its rows")
+
+    def stop(self, error: str) -> None:
+        """End the job with an error."""
+        self.error = f"finetune: {error}"
+        self._release()
+        self._parked = None
+
+    def save(self, every: int) -> None:
+        """Write a checkpoint if one is due."""
+        if self.checkpoint and every and len(self.losses) % every == 0 and self._slot:
+            self.checkpoint.write(self._progress(), self._slot.tensors())
+
+    def _progress(self, adapter: str | None = None) -> Progress:
+        seconds = self._seconds + (time.monotonic() - self._since if self._slot else 0.0)
+        losses = tuple(self.losses)
+        return Progress(losses, self.num_tokens, seconds, self.stopped_early, adapter)
+
+    def finish(self, out_dir: Path) -> None:
+        """Write the adapter and give the slot back."""
+        assert self._slot
+        slot = self._slot
+        slot.lora.flat.copy_(self.objective.final(slot.state, slot.lora.flat))
+        self.adapter_dir = out_dir / self.name
+        slot.lora.save(self.adapter_dir)
+        if self.checkpoint:
+            self.checkpoint.write(self._progress(adapter_sha256(self.adapter_dir)), {})
+        self._release()
+
+    def result(self) -> FinetuneResult:
+        """Report."""
+        return FinetuneResult(
+            name=self.name,
+            adapter_dir=self.adapter_dir,
+            losses=tuple(self.losses),
+            num_tokens=self.num_tokens,
+            seconds=self._seconds,
+            error=self.error,
+            stopped_early=self.stopped_early,
+        )

@@ -1,0 +1,49 @@
+"""LookAhead: show the beginning of an answer in place of training on it."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from fastsafe.data.packing import Encoder, Example
+from fastsafe.errors import DataError
+from fastsafe.train.objectives.objective import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class LookAhead(Objective):
+    """First m answer tokens, or a fixed prefix, moved into the prompt; CE on the rest.
+
+    arXiv:2503.19041. (verified)
+
+    Attributes:
+        tokens: m, at least 0; an answer must be longer.
+        prefix: Text put before every answer, and never trained; "" for none.
+    """
+
+    id: ClassVar[str] = "lookahead"
+    needs_answers: ClassVar[bool] = True
+
+    tokens: int = 4
+    prefix: str = ""
+
+    def __post_init__(self) -> None:
+        self._check("tokens", self.tokens >= 0, "at least 0")
+
+    def example(self, example: Example, tokenizer: Encoder, where: str) -> Example:
+        """Insert the prefix, and take the marks from it and from the first tokens."""
+        prefix = tokenizer.encode(self.prefix, add_special_tokens=False) if self.prefix else []
+        token_ids: list[int] = []
+        trained: list[bool] = []
+        run = 0
+        for token, on in zip(example.token_ids, example.trained, strict=True):
+            if on and not run:
+                token_ids += prefix
+                trained += [False] * len(prefix)
+            run = run + 1 if on else 0
+            token_ids.append(token)
+            trained.append(on and run > self.tokens)
+        if not any(trained):
+            raise DataError(
+                f"{where}: no answer has more than {self.tokens} tokens, expected one, as "
+                "objective 'lookahead' trains on what follows them; lower its tokens"
+            )
+        return replace(example, token_ids=tuple(token_ids), trained=tuple(trained))

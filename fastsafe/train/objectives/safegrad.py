@@ -1,0 +1,45 @@
+"""SafeGrad: take from the user's gradient what would undo the safety rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from fastsafe.train.batches import Source
+from fastsafe.train.objectives.objective import Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class SafeGrad(Objective):
+    """If g_u . g_s < 0: g_u <- g_u - (g_u . g_s / ||g_s||^2) g_s.
+
+    g_u and g_s are the gradients of a batch of the user's rows and of one of safety rows; g_u alone
+    is what the step takes. arXiv:2508.07172. (unverified)
+
+    Attributes:
+        strength: Share of the conflict that is taken away, in [0, 1]; 0 is plain fine-tuning on
+            the user's rows.
+    """
+
+    id: ClassVar[str] = "safegrad"
+    needs_safety_rows: ClassVar[bool] = True
+    rows: ClassVar[Source] = "user"
+
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        self._check("strength", 0 <= self.strength <= 1, "in [0, 1]")
+
+    def sources(self, step: int) -> tuple[Source, ...]:
+        """Take a batch of each."""
+        return ("user", "safety")
+
+    def combine(self, gradients: Mapping[Source, Tensor]) -> Tensor:
+        """Project the user's gradient where the two conflict."""
+        user, safety = gradients["user"], gradients["safety"]
+        conflict, square = (user * safety).sum(), (safety * safety).sum()
+        # no branch on the device's values: a share of 0 leaves every bit
+        share = torch.where(conflict < 0, self.strength * conflict / square, 0.0)
+        return user - share * safety
