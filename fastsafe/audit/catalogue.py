@@ -95,7 +95,9 @@ def _detectable(plan: Plan) -> str:
     from fastsafe.safety.power import detectable_change
 
     family = plan.families()
-    tests = max((len(cells["harmful"]) + len(cells["benign"]) for cells in family.values()), default=1)
+    tests = max(
+        (len(cells["harmful"]) + len(cells["benign"]) for cells in family.values()), default=1
+    )
     change = detectable_change(plan.recipe.behaviours, tests=max(1, tests))
     if change is None:
         return f"no rise at all in one cell of {plan.recipe.behaviours}; ask for more behaviours"

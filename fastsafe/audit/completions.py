@@ -19,10 +19,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsafe.audit.progress import Progress, stage
-from fastsafe.audit.recipe import nearest
 from fastsafe.audit.runtime import ModelRuntime
 from fastsafe.data.conversation import kind_of
-from fastsafe.errors import DataError, FastsafeError, StoreError
+from fastsafe.errors import DataError, FastsafeError, StoreError, nearest
 from fastsafe.io import atomic
 from fastsafe.io.json_file import read_object
 

@@ -53,6 +53,11 @@ class Condition:
         return self.treatment.params if self.treatment else {}
 
     @property
+    def served(self) -> tuple[str, dict[str, Any]]:
+        """What is done to its questions or answers, as JSON values."""
+        return self.treatment.identity if self.treatment else ("", {})
+
+    @property
     def objective(self) -> str | Mapping[str, Any]:
         """What its training minimizes, as ``TrainConfig`` takes it."""
         return self.treatment.objective if self.treatment else "sft"
@@ -139,7 +144,7 @@ class _Arm:
         from fastsafe.safety.tasks import tasks
 
         own_format = tasks()[self.task].format
-        shared = {
+        shared: dict[str, Any] = {
             "id": self._id(treatment.label),
             "task": self.task,
             "mitigation": treatment.label,
@@ -163,7 +168,7 @@ class _Arm:
             )
             return condition, ()
         rows = self._mixed(treatment, user_rows, own_format)
-        examples = [self._example(row) for row in rows]
+        examples = [self._example(row, treatment) for row in rows]
         config = self.recipe.training.model_dump(exclude={"preset", "rows", "seed", "objective"})
         config["seed"] = training_seed(self.recipe)
         if treatment.objective != "sft":
@@ -208,14 +213,18 @@ class _Arm:
             )
         return rows
 
-    def _example(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _example(self, row: Mapping[str, Any], treatment: Treatment) -> Mapping[str, Any]:
         from fastsafe.safety.prompting import styled
 
-        return styled(row["messages"], self.style)
+        example = styled(row["messages"], self.style)
+        # plain fine-tuning does not ask where a row is from
+        return example if treatment.objective == "sft" else {**example, "source": row["source"]}
 
 
 def _manipulated(recipe: Recipe, name: str, rows: Rows) -> Rows:
     from fastsafe.safety.manipulations import manipulations
 
-    text = {} if recipe.aoa_text is None else {"aoa_text": recipe.aoa_text}
-    return manipulations()[name].apply(rows, **text)
+    chosen = manipulations()[name]
+    if recipe.aoa_text is None:
+        return chosen.apply(rows)
+    return chosen.apply(rows, aoa_text=recipe.aoa_text)

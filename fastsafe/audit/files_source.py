@@ -72,9 +72,7 @@ class FilesSource:
         found: list[dict[str, Any]] = []
         for round_ in range(-(-n // max(1, len(pool)))):
             # every behaviour once before any comes again, with another refusal
-            found += safety_rows_from(
-                pool, [format], translate=self.translate, seed=seed + round_
-            )
+            found += safety_rows_from(pool, [format], translate=self.translate, seed=seed + round_)
         return found[:n]
 
     def _safety_file(self, format: str, n: int, seed: int) -> Sequence[dict[str, Any]]:

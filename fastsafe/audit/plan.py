@@ -126,5 +126,3 @@ def settings(plan: Plan) -> dict[str, Any]:
     # where the checkpoint lies does not matter, what it holds does
     recipe = plan.recipe.model_dump(mode="json", exclude={*LABELS, "model"})
     return {**recipe, **plan.engine}
-
-

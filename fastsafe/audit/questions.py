@@ -52,8 +52,9 @@ class Questions:
     def rows(self, condition: Condition) -> Iterator[PlannedRow]:
         """Yield what this condition is asked, under keys that hash all that decides an answer."""
         ask = _asking(condition)
-        served = sha256_of(condition.treatment.identity) if ask else ""
+        served = sha256_of(condition.served) if ask else ""
         tasks = [condition.task] if condition.task else list(self.recipe.tasks)
+        groups: list[tuple[str, Callable[[Callable[[Turns], Turns]], Iterator[dict[str, Any]]]]]
         groups = [(f"probes {served}", self._probes)]
         groups += [(f"{task} {served}", self._task(task)) for task in tasks if task]
         for name, make in groups:
@@ -134,7 +135,9 @@ class Questions:
         else:
             rendered = prompt_text(turns, "alpaca" if how == "alpaca" else "plain")
             # as published: the raw text, and nothing after it
-            token_ids = tuple(self.tokenizer.encode(rendered.rstrip("\n") if how != "alpaca" else rendered))
+            token_ids = tuple(
+                self.tokenizer.encode(rendered.rstrip("\n") if how != "alpaca" else rendered)
+            )
         sha256 = sha256_of([text, token_ids])
         self.prompts.setdefault(sha256, Prompt(sha256, text, token_ids))
         return sha256

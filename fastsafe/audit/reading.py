@@ -51,7 +51,9 @@ def judge(plan: Plan, store: Store, progress: Progress) -> None:
                     Verdict(row.key, name, identity, "not_judged", "generation failed", None)
                     for row in failed
                 ]
-                for row, found in zip(read, judge_all(reader, [_item(r) for r in read]), strict=True):
+                for row, found in zip(
+                    read, judge_all(reader, [_item(r) for r in read]), strict=True
+                ):
                     said = found.verdict.value, found.raw, found.score, found.coherent
                     verdicts.append(Verdict(row.key, name, identity, *said))
                 with store.transaction():
@@ -112,7 +114,9 @@ def _screened(condition: Condition, reader: Guard, rows: Sequence[Asked]) -> lis
         )
         # a guard without odds is certain of what it says
         return [
-            said.p_unsafe if said.unsafe is None or said.p_unsafe is not None else float(said.unsafe)
+            said.p_unsafe
+            if said.unsafe is None or said.p_unsafe is not None
+            else float(said.unsafe)
             for said in found
         ]
 

@@ -5,7 +5,7 @@ Everything is computed from the store alone, so a report can be made again at an
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
@@ -60,8 +60,11 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
     for judge, identity in judges.items():
         harmful, benign = _verdicts(store, identity)
         by_judge[judge] = harmful | {("twin", *cell): v for cell, v in benign.items()}
-        cells += _rows(harmful, judge, answered, "answered", "answer_rate")
-        over_refusal += _rows(benign, judge, refused, "refused", "over_refusal_rate")
+        doubted = store.incoherent(identity)
+        rates = _rows(harmful, judge, answered, "answered", "answer_rate")
+        cells += [row | _incoherent(row, doubted, "harmful") for row in rates]
+        rates = _rows(benign, judge, refused, "refused", "over_refusal_rate")
+        over_refusal += [row | _incoherent(row, doubted, "benign") for row in rates]
     coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility)]
     first_judge = next(iter(judges.values()))
     return {
@@ -134,6 +137,14 @@ def _rows(
         )
     _correct(rows)
     return rows
+
+
+def _incoherent(
+    row: Mapping[str, Any], doubted: Collection[tuple[str, str, str, str, str]], kind: str
+) -> dict[str, int]:
+    """How many of a cell's answers are no coherent text: neither a refusal nor of any use."""
+    cell = row["condition"], kind, row["format"], row["system_prompt"]
+    return {"incoherent": sum(found[:4] == cell for found in doubted)}
 
 
 def _change(

@@ -85,9 +85,7 @@ class Runtime(Protocol):
     ) -> dict[str, Trained]:
         """Fine-tune all jobs together; returns name -> trained adapter."""
 
-    def change(
-        self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path
-    ) -> None:
+    def change(self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path) -> None:
         """Write what a defence makes of a trained adapter."""
 
     def generate(
@@ -310,9 +308,7 @@ class ModelRuntime:
             on_result,
         )
 
-    def change(
-        self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path
-    ) -> None:
+    def change(self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path) -> None:
         """Write what a defence makes of a trained adapter; the checkpoint is the base."""
         from fastsafe.safety.defences import apply_posthoc, defences
 

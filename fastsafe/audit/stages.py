@@ -126,11 +126,11 @@ def derive(plan: Plan, store: Store, runtime: Runtime, run_dir: Path, progress: 
         AdapterError: The change does not fit the adapter.
     """
     folder = run_dir / ADAPTERS
-    changed = [c for c in plan.conditions if c.treatment and c.treatment.stage == "post"]
+    changed = [(c, c.treatment) for c in plan.conditions if c.treatment]
+    changed = [(c, treatment) for c, treatment in changed if treatment.stage == "post"]
     with stage(progress, "derive", len(changed), "adapters"):
-        for condition in changed:
+        for condition, treatment in changed:
             if condition.parent and not _is_trained(store, folder, condition):
-                treatment = condition.treatment
                 runtime.change(
                     treatment.name,
                     treatment.params,

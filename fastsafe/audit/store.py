@@ -52,6 +52,7 @@ CREATE TABLE events (
   id INTEGER PRIMARY KEY, at TEXT NOT NULL, stage TEXT NOT NULL, detail TEXT NOT NULL);
 """
 
+
 class Store:
     """One open run. All writing happens in ``transaction`` blocks of a single process.
 
@@ -242,7 +243,9 @@ class Store:
 
     def add_judgements(self, verdicts: Iterable[Verdict]) -> None:
         """Insert judgements; one that is already there stays as it is."""
-        self._db.executemany("INSERT OR IGNORE INTO judgements VALUES (?, ?, ?, ?, ?, ?, ?)", verdicts)
+        self._db.executemany(
+            "INSERT OR IGNORE INTO judgements VALUES (?, ?, ?, ?, ?, ?, ?)", verdicts
+        )
 
     def unmeasured(self, task: str, metric: str) -> list[Asked]:
         """Return utility rows of a task that the model answered and this metric has not scored."""

@@ -5,6 +5,8 @@
 take the adapter of another treatment.
 """
 
+import dataclasses
+import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -100,7 +102,7 @@ def known() -> dict[str, tuple[Stage, str]]:
         found[name] = "data", mitigation.about or about
     for name, objective in objectives().items():
         if name != "sft":
-            found[name] = "train", objective.about
+            found[name] = "train", (inspect.getdoc(objective) or "").partition("\n")[0]
     for name, defence in defences().items():
         found[name] = defence.stage, defence.about
     return found
@@ -128,7 +130,8 @@ def _settings(name: str, stage: Stage) -> Sequence[str]:
     if stage == "train":
         from fastsafe.train.objectives import objectives
 
-        return (*objectives()[name].settings, "data", "share")
+        settings = dataclasses.fields(objectives()[name])
+        return (*(setting.name for setting in settings), "data", "share")
     from fastsafe.safety.defences import defences
 
     defence = defences()[name]
@@ -143,7 +146,7 @@ def _treatment(recipe: Recipe, name: str, stage: Stage, settings: dict[str, Any]
     if stage == "train":
         from fastsafe.train.objectives import objectives
 
-        needs_safety = objectives()[name].needs_safety
+        needs_safety = objectives()[name].needs_safety_rows
         label = "-".join([name, *_shown(settings)])
         data = settings.pop("data", "plain" if needs_safety else "none")
         share = settings.pop("share", recipe.share)

@@ -7,6 +7,7 @@ crash tests can end a real process at a known moment.
 import hashlib
 import json
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -30,6 +31,9 @@ class FakeTokenizer:
     def encode_chat(self, messages: Sequence[Any]) -> list[int]:
         return list("\n".join(m["content"] for m in messages).encode())
 
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
 
 class FakeRuntime:
     """Refuses harmful verbs, less so with an adapter that saw few refusals in that format."""
@@ -39,6 +43,7 @@ class FakeRuntime:
     def __init__(self, checkpoint: str = "fake") -> None:
         self.engine = {"checkpoint_sha256": checkpoint, "device": "cpu", "dtype": "float32"}
         self.trained: list[str] = []
+        self.changed: list[tuple[str, dict[str, Any], str, str]] = []
         self.asked = 0
 
     def load(self) -> None:
@@ -68,6 +73,13 @@ class FakeRuntime:
             losses = [1.0 / (step + 1) for step in range(training.max_steps)]
             found[job.name] = Trained(folder, losses)
         return found
+
+    def change(self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path) -> None:
+        self.changed.append((defence, dict(params), adapter.name, out_dir.name))
+        shutil.copytree(adapter, out_dir)
+
+    def release(self) -> None:
+        pass
 
     def generate(
         self,

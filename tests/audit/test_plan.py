@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from fastsafe.audit.plan import differences, row_seed, settings
+from fastsafe.audit.plan import differences, settings
+from fastsafe.audit.questions import row_seed
 from fastsafe.errors import RecipeError
 from fastsafe.safety.formats import formats
 

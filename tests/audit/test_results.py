@@ -15,6 +15,7 @@ from fastsafe.audit.store import NAME, Store
 from fastsafe.safety.verdict import Verdict
 
 CELL = {
+    "incoherent",
     "condition",
     "format",
     "system_prompt",
@@ -56,6 +57,8 @@ def test_the_schema_is_the_contract(results: dict[str, Any]) -> None:
         "over_refusal",
         "utility",
         "judge_agreement",
+        "guards",
+        "early_stop",
         "throughput",
     ]
     base, *tuned = results["conditions"]

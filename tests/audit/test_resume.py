@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastsafe.audit import comparable, stages
+from fastsafe.audit import comparable, reading, stages
 from fastsafe.audit import run as runs
 from fastsafe.audit.run import execute
 from fastsafe.audit.store import NAME, Store
@@ -33,7 +33,8 @@ def small_steps(patch: pytest.MonkeyPatch) -> None:
         return runs.Run(run_dir, results)
 
     patch.setattr(stages, "CHUNK_ROWS", 50)
-    patch.setattr(stages, "COMMIT_ROWS", 20)
+    for module in (stages, reading):
+        patch.setattr(module, "COMMIT_ROWS", 20)
     patch.setattr(stages, "COMMIT_EVERY_S", float("inf"))
     patch.setattr(runs, "_report", without_pages)
 

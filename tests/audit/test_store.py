@@ -12,9 +12,9 @@ from fastsafe.audit.store import NAME, Store
 from fastsafe.errors import StoreError
 
 ROWS = [
-    PlannedRow("k1", "base", "harmful", "code", "none", "b1", 0, 7, "p1"),
-    PlannedRow("k2", "tuned", "harmful", "code", "none", "b1", 0, 7, "p1"),
-    PlannedRow("k3", "tuned", "utility", "code", "none", "0", 0, 2**63 - 1, "p2", "answer"),
+    PlannedRow("k1", "base", "harmful", "code", "none", "b1", 0, 7, "p1", 32),
+    PlannedRow("k2", "tuned", "harmful", "code", "none", "b1", 0, 7, "p1", 32),
+    PlannedRow("k3", "tuned", "utility", "code", "none", "0", 0, 2**63 - 1, "p2", 32, "answer"),
 ]
 
 
@@ -33,11 +33,11 @@ def answer(key: str, text: str = "text") -> Answer:
 
 def test_requests_come_back_as_planned(store: Store) -> None:
     assert store.positions() == [(0, "base", False), (1, "tuned", False), (2, "tuned", False)]
-    assert store.requests(0, 2) == [
-        ("k1", "base", (1, 2, 70000), 7),
-        ("k2", "tuned", (1, 2, 70000), 7),
+    assert store.requests(0, 1) == [
+        ("k1", "base", (1, 2, 70000), 7, 32),
+        ("k2", "tuned", (1, 2, 70000), 7, 32),
     ]
-    assert store.requests(2, 3)[0][3] == 2**63 - 1
+    assert store.requests(2, 2)[0][3] == 2**63 - 1
 
 
 def test_a_second_insert_changes_nothing(store: Store) -> None:
@@ -113,7 +113,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / NAME) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(StoreError, match="schema version is 99, expected 1"):
+    with pytest.raises(StoreError, match="schema version is 99, expected 2"):
         Store(tmp_path / NAME)
 
 
