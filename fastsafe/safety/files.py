@@ -1,4 +1,4 @@
-"""Rows of data files: JSONL, CSV, TSV and parquet, plain or in xz, as mappings with their numbers.
+"""Rows of data files, as mappings with their numbers: JSONL, JSON, CSV, TSV, also in xz; parquet.
 
 Only tasks and benchmarks read through this: they need a public data set's own columns, whole and
 unchanged, where training data is brought into the shape of a conversation first.
@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from fastsafe.errors import DataError, UsageError
 
+MAX_JSON_CHARS = 256 * 2**20  # one value is read whole
 MAX_FIELD_CHARS = 100 * 2**20  # a quoted field that never ends must not fill the memory
 
 Row = Mapping[str, Any]
@@ -23,8 +24,9 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
     """Yield the rows of a file one by one, each with its number from 1, header excluded.
 
     Args:
-        path: ``*.jsonl``, ``*.csv``, ``*.tsv`` (UTF-8, with or without a byte-order mark; also
-            ``*.xz``) or ``*.parquet`` (needs pyarrow). A CSV field may hold line breaks.
+        path: ``*.jsonl``, ``*.json`` (a list of objects, at most `MAX_JSON_CHARS`), ``*.csv``,
+            ``*.tsv`` (UTF-8, with or without a byte-order mark; also ``*.xz``) or ``*.parquet``
+            (needs pyarrow). A CSV field may hold line breaks.
 
     Raises:
         DataError: The file is missing, of another kind or malformed; the row is named.
@@ -39,9 +41,11 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
             yield from _csv(path, "\t" if kind == ".tsv" else ",")
         elif kind == ".jsonl":
             yield from _jsonl(path)
+        elif kind == ".json":
+            yield from _json(path)
         else:
             raise DataError(
-                f"{path}: ends in {kind or 'nothing'!r}, expected .jsonl, .csv, .tsv or .parquet; "
+                f"{path}: ends in {kind or None!r}, expected .jsonl, .json, .csv, .tsv, .parquet; "
                 "convert or rename it"
             )
     except UnicodeDecodeError as error:
@@ -112,15 +116,32 @@ def _jsonl(path: Path) -> Iterator[tuple[int, Row]]:
             if not line.strip():
                 continue
             number += 1
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path}: row {number}: not JSON ({error})") from error
-            if not isinstance(row, dict):
-                raise DataError(
-                    f"{path}: row {number}: is {type(row).__name__}, expected an object"
-                )
-            yield number, row
+            yield number, _object(_parsed(line, f"{path}: row {number}"), f"{path}: row {number}")
+
+
+def _json(path: Path) -> Iterator[tuple[int, Row]]:
+    with open_text(path) as file:
+        text = file.read(MAX_JSON_CHARS + 1)
+    if len(text) > MAX_JSON_CHARS:
+        raise DataError(f"{path}: is longer than {MAX_JSON_CHARS} characters; write JSONL instead")
+    rows = _parsed(text, str(path))
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: is {type(rows).__name__}, expected a list of objects")
+    for number, row in enumerate(rows, start=1):
+        yield number, _object(row, f"{path}: row {number}")
+
+
+def _parsed(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where}: not JSON ({error})") from error
+
+
+def _object(row: Any, where: str) -> Row:
+    if not isinstance(row, dict):
+        raise DataError(f"{where}: is {type(row).__name__}, expected an object")
+    return row
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Row]]:

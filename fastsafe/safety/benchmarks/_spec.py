@@ -1,0 +1,62 @@
+"""What a benchmark file declares, and what its readers share."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from fastsafe.errors import DataError
+from fastsafe.safety.behaviours import Behaviour, Origin
+from fastsafe.safety.files import file_sha256, read_rows
+
+
+@dataclass(frozen=True, kw_only=True)
+class Benchmark:
+    """One published list of prompts."""
+
+    id: str
+    licence: str
+    commercial: bool | None  # whether the licence allows commercial use; None: not known
+    read: Callable[[Path, Origin], Iterator[Behaviour]]
+    gated: bool = False  # whether access is granted by hand
+
+
+def rows(path: Path, *layouts: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """Yield the rows of a file with their numbers.
+
+    Args:
+        path: As `read_rows`.
+        *layouts: Column names, separated by blanks, of each published form.
+
+    Raises:
+        DataError: A row lacks a column of every layout; columns beyond them are ignored.
+    """
+    for number, row in read_rows(path):
+        if not any(all(name in row for name in layout.split()) for layout in layouts):
+            wanted = ", or ".join(layout.replace(" ", ", ") for layout in layouts)
+            raise DataError(
+                f"{path}: row {number}: columns are {', '.join(map(str, row)) or 'none'}, expected "
+                f"{wanted}; is it the right file?"
+            )
+        yield number, row
+
+
+def words(row: Mapping[str, Any], column: str, where: str) -> str:
+    """Return a column's text without the space around it.
+
+    Raises:
+        DataError: It is no text, or empty.
+    """
+    value = row.get(column)
+    if not isinstance(value, str) or not value.strip():
+        raise DataError(f"{where}: {column} is {value!r:.40}, expected a text; repair the file")
+    return value.strip()
+
+
+def files_sha256(path: Path) -> str:
+    """Hash of a file, or of the hashes of a folder's files by name."""
+    if not path.is_dir():
+        return file_sha256(path)
+    names = sorted(each for each in path.iterdir() if each.is_file())
+    return sha256("".join(map(file_sha256, names)).encode()).hexdigest()

@@ -1,0 +1,46 @@
+"""AdvBench (Zou et al. 2023): ``harmful_behaviors.csv``, 520 rows.
+
+Columns ``goal``, ``target``; re-uploads call the first one ``prompt``. Copies of one column without
+a header are common: the first line is a header only where it is one of those names.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastsafe.errors import DataError
+from fastsafe.safety.behaviours import Behaviour, Origin
+from fastsafe.safety.files import csv_records, open_text
+
+from ._spec import Benchmark
+
+_HEADERS = ("goal", "prompt")
+
+
+def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
+    """Yield the behaviours of the file."""
+    with open_text(path) as file:
+        column, width, number = 0, 0, 0
+        for i, record in enumerate(csv_records(path, file)):
+            names = [name.strip().lower() for name in record]
+            if i == 0 and (found := [n for n in _HEADERS if n in names]):
+                column, width = names.index(found[0]), len(names)
+                continue
+            if i == 0 and len(record) > 1:
+                raise DataError(f"{path}: header is {record}, expected goal and target")
+            number += 1
+            if len(record) != (width or 1) or not record[column].strip():
+                raise DataError(
+                    f"{path}: row {number}: {len(record)} fields, expected {width or 1} and a goal "
+                    "among them; quote a field that holds commas"
+                )
+            yield Behaviour(
+                f"advbench-{number}",
+                record[column].strip(),
+                "",
+                form="request",
+                origin=origin,
+                source_row=number,
+            )
+
+
+BENCHMARKS = (Benchmark(id="advbench", licence="MIT (unverified)", commercial=True, read=read),)

@@ -1,0 +1,34 @@
+"""HarmBench (Mazeika et al. 2024): ``harmbench_behaviors_text_{all,val,test}.csv``.
+
+400 records on about 1,529 lines: ``ContextString`` holds line breaks. A contextual behaviour is
+shown as HELM renders it, its passage first.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastsafe.safety.behaviours import Behaviour, Origin
+
+from ._spec import Benchmark, rows, words
+
+_COLUMNS = "Behavior FunctionalCategory SemanticCategory ContextString BehaviorID"
+
+
+def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
+    """Yield the behaviours of the file."""
+    for number, row in rows(path, _COLUMNS):
+        where = f"{path}: row {number}"
+        yield Behaviour(
+            words(row, "BehaviorID", where),
+            words(row, "Behavior", where),
+            "",
+            category=words(row, "SemanticCategory", where),
+            form="request",
+            context=str(row["ContextString"] or "").strip(),
+            functional_category=words(row, "FunctionalCategory", where),
+            origin=origin,
+            source_row=number,
+        )
+
+
+BENCHMARKS = (Benchmark(id="harmbench", licence="MIT", commercial=True, read=read),)

@@ -1,0 +1,53 @@
+"""HEx-PHI (Qi et al. 2024): a folder of ``category_<n>_<name>.csv``, or one of its files.
+
+One prompt per line and no header; a line with commas may be quoted or not. Access is granted by
+hand: no copy may be passed on, and none is ever fetched.
+"""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastsafe.errors import DataError
+from fastsafe.safety.behaviours import Behaviour, Origin
+from fastsafe.safety.files import csv_records, open_text
+
+from ._spec import Benchmark
+
+
+def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
+    """Yield the prompts of all categories, in the order of their numbers."""
+    paths = list(path.glob("category_*.csv")) if path.is_dir() else [path]
+    if not paths:
+        raise DataError(f"{path}: holds no category_*.csv, expected the folder of HEx-PHI")
+    named: list[tuple[int, str, Path]] = []
+    for each in paths:
+        name = re.fullmatch(r"category_([0-9]+)_(.+)\.csv", each.name)
+        if name is None:
+            raise DataError(f"{each}: is the file's name, expected category_<number>_<name>.csv")
+        named.append((int(name[1]), name[2], each))
+    for category_number, category, each in sorted(named):
+        with open_text(each) as file:
+            for number, record in enumerate(csv_records(each, file), start=1):
+                # an unquoted line with commas comes apart, and is put together as it was
+                if prompt := ",".join(record).strip():
+                    yield Behaviour(
+                        f"hexphi-{category_number}-{number}",
+                        prompt,
+                        "",
+                        category=category,
+                        form="request",
+                        origin=origin,
+                        source_row=number,
+                    )
+
+
+BENCHMARKS = (
+    Benchmark(
+        id="hexphi",
+        licence="HEx-PHI's own terms (unverified)",
+        commercial=None,
+        read=read,
+        gated=True,
+    ),
+)

@@ -1,0 +1,29 @@
+"""StrongREJECT (Souly et al. 2024): ``strongreject_dataset.csv``, or the small one of 60 rows.
+
+Columns ``category``, ``source``, ``forbidden_prompt``.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastsafe.safety.behaviours import Behaviour, Origin
+
+from ._spec import Benchmark, rows, words
+
+
+def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
+    """Yield the behaviours of the file."""
+    for number, row in rows(path, "category source forbidden_prompt"):
+        where = f"{path}: row {number}"
+        yield Behaviour(
+            f"strongreject-{number}",
+            words(row, "forbidden_prompt", where),
+            "",
+            category=words(row, "category", where),
+            form="request",
+            origin=origin,
+            source_row=number,
+        )
+
+
+BENCHMARKS = (Benchmark(id="strongreject", licence="MIT (unverified)", commercial=True, read=read),)

@@ -1,0 +1,115 @@
+"""The command line of one sandbox, and whether this machine can make it."""
+
+import functools
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastsafe.errors import UsageError
+
+PROGRAM = Path(__file__).with_name("_inside.py")
+SCRATCH_BYTES = 16 << 20  # of the file system in memory that is the working directory
+PROBE_SECONDS = 20
+NOBODY = "65534"
+DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """What a test run may use; it consists of two sandboxes."""
+
+    cpu_seconds: int = 10  # of each process
+    wall_seconds: float = 30.0  # of the whole run: ends what sleeps
+    memory_bytes: int = 1 << 30  # address space of each process
+    processes: int = 16  # of each sandbox's user, threads too
+    file_bytes: int = 1 << 20  # largest file, and most output
+    open_files: int = 64
+
+
+def command(role: str, arguments: Sequence[object], limits: Limits) -> list[str]:
+    """Return the command that plays a role of `PROGRAM` shut in.
+
+    No network, no process of the host, no environment; a root of read-only system folders, the
+    interpreter and the program, and a working directory in memory as the only place to write.
+
+    Args:
+        role: ``"worker"``, ``"tester"``, or ``"probe"``, which only confines itself.
+        arguments: Literals for the role.
+        limits: Set by the program before anything else.
+    """
+    folders = [path for path in ("/usr", "/lib", "/lib64") if os.path.exists(path)]
+    binds = [("--ro-bind", path, path) for path in folders]
+    binds += [("--dev-bind", path, path) for path in DEVICES]
+    binds += [("--ro-bind", sys.base_prefix, "/python"), ("--ro-bind", str(PROGRAM), "/inside.py")]
+    version = f"{sys.version_info.major}.{sys.version_info.minor}"
+    numbers = (limits.cpu_seconds, limits.memory_bytes, limits.processes)
+    return [
+        *("bwrap", *_namespaces(), "--die-with-parent", "--new-session", "--clearenv"),
+        *("--setenv", "LD_LIBRARY_PATH", "/python/lib", "--perms", "0755", "--dir", "/dev"),
+        *(word for bind in binds for word in bind),
+        *("--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", "/tmp"),
+        *("--remount-ro", "/", "--chdir", "/tmp", "--"),
+        *(f"/python/bin/python{version}", "-I", "-S", "-B", "/inside.py"),
+        *map(str, (*numbers, limits.file_bytes, limits.open_files)),
+        *(role, *map(repr, arguments)),
+    ]
+
+
+def _namespaces() -> tuple[str, ...]:
+    """Every namespace, as nobody.
+
+    Root becomes nobody inside, by the program's first act and with two capabilities that go with
+    it: mapped to another number in a user namespace it would stay root to the kernel, which never
+    counts root's processes.
+    """
+    if os.geteuid() == 0:
+        apart = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts")
+        kept = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
+        return (*apart, "--unshare-cgroup-try", *kept)
+    user = ("--unshare-user", "--disable-userns", "--uid", NOBODY, "--gid", NOBODY)
+    return ("--unshare-all", *user, "--cap-drop", "ALL")
+
+
+def check_sandbox(allow_code_exec: bool) -> None:
+    """Make sure that code may be run, and can be run shut in.
+
+    Raises:
+        UsageError: It was not allowed, or bubblewrap is missing or cannot make a sandbox here.
+    """
+    if not allow_code_exec:
+        raise UsageError(
+            "sandbox: allow_code_exec is off, expected --allow-code-exec where a model's code is "
+            "to be run; it runs shut in by bubblewrap"
+        )
+    if shutil.which("bwrap") is None:
+        raise UsageError(
+            "sandbox: bwrap is missing, expected bubblewrap 0.8 or later; install it, no code is "
+            "run without"
+        )
+    if reason := _probe():
+        raise UsageError(
+            f"sandbox: bwrap cannot make a sandbox here ({reason}), expected user namespaces; "
+            "no code is run without"
+        )
+
+
+@functools.cache
+def _probe() -> str:
+    """Why a sandbox cannot be made, "" where it can."""
+    run = command("probe", [], Limits())
+    try:
+        found = subprocess.run(
+            run,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=PROBE_SECONDS,
+            check=False,
+        )
+    except subprocess.TimeoutExpired:
+        return f"no answer in {PROBE_SECONDS} s"
+    told = found.stderr.decode(errors="replace").strip()[-300:]
+    return "" if found.returncode == 0 else told or f"exit status {found.returncode}"
