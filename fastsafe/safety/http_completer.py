@@ -130,7 +130,7 @@ class HttpCompleter:
         *,
         api_key: str = "",
         folder: Path | None = None,
-        sleep: Callable[[float], Any] | None = None,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         """Open the ledger in ``folder``; nothing is sent yet.
 
@@ -150,7 +150,7 @@ class HttpCompleter:
         self.target = target
         self.ledger = Ledger(folder)
         self._stop = threading.Event()
-        self._sleep = sleep or self._stop.wait
+        self._sleep = sleep or self._rest
         self._account = f"{target.url} {target.model}"
         self._down = ""  # why nothing more is sent
         self._failures = 0
@@ -256,6 +256,9 @@ class HttpCompleter:
         )
         reply: Reply = retrying(self._post, ask)
         return reply
+
+    def _rest(self, seconds: float) -> None:
+        self._stop.wait(seconds)
 
     def _wait(self, state: "RetryCallState") -> float:
         """Seconds before the next try: what the endpoint asks for, else 1, 2, 4... with jitter."""
