@@ -43,7 +43,11 @@ class CheckpointCompleter:
             TokenizerError: Its tokenizer is.
         """
         self._runtime = ModelRuntime(path, device=device, dtype=dtype, batch_size=batch_size)
-        self._options = {"device": device, "dtype": dtype, "batch_size": batch_size}
+        self._options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "batch_size": batch_size,
+        }
 
     @cached_property
     def identity(self) -> str:

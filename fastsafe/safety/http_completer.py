@@ -130,7 +130,7 @@ class HttpCompleter:
         *,
         api_key: str = "",
         folder: Path | None = None,
-        sleep: Callable[[float], Any] | None = None,
+        sleep: Callable[[float], None] | None = None,
     ) -> None:
         """Open the ledger in ``folder``; nothing is sent yet.
 
@@ -150,7 +150,7 @@ class HttpCompleter:
         self.target = target
         self.ledger = Ledger(folder)
         self._stop = threading.Event()
-        self._sleep = sleep or self._stop.wait
+        self._sleep = sleep or self._rest
         self._account = f"{target.url} {target.model}"
         self._down = ""  # why nothing more is sent
         self._failures = 0
@@ -257,6 +257,9 @@ class HttpCompleter:
         reply: Reply = retrying(self._post, ask)
         return reply
 
+    def _rest(self, seconds: float) -> None:
+        self._stop.wait(seconds)
+
     def _wait(self, state: "RetryCallState") -> float:
         """Seconds before the next try: what the endpoint asks for, else 1, 2, 4... with jitter."""
         error = state.outcome.exception() if state.outcome else None
@@ -321,13 +324,20 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value)
+    until = _date(value)
+    if until is None:
+        return None
+    # by the endpoint's own clock where it tells the time
+    now = _date(headers.get("date", "")) or datetime.now(UTC)
+    return max(0.0, (until - now).total_seconds())
+
+
+def _date(value: str) -> datetime | None:
     try:
-        until = parsedate_to_datetime(value)
-        # by the endpoint's own clock where it tells the time
-        now = parsedate_to_datetime(headers["date"]) if "date" in headers else datetime.now(UTC)
-        return max(0.0, (until - now).total_seconds())
+        found = parsedate_to_datetime(value)
     except (TypeError, ValueError):
         return None
+    return found if found.tzinfo else found.replace(tzinfo=UTC)
 
 
 def _parsed(data: bytes) -> dict[str, Any]:

@@ -44,7 +44,7 @@ _WRAPPER = _any(
     # markdown and code fences
     r"(?:```|~~~)[\w+#.-]*[ \t]*\n",
     r"[*_>#~|`]+",
-    r"[-+\u2022\u2013\u2014](?=\s)",
+    r"[-+\u2022\u2013\u2014](?=\s)|\.{2,}|\u2026",
     # marks of comments and docstrings
     r"//+|/\*+|--+|<!--|;+|%+|\"\"\"|'''",
     # an option letter or number, bracketed or before a colon
