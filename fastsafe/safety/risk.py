@@ -54,8 +54,9 @@ class Risk:
 _LIST_LINE = re.compile(r"^\s*(?:[-*\u2022]|\d{1,2}[.)])\s+\S", re.M)
 _MATHS = re.compile(r"####|\\(?:frac|boxed|sqrt)|\$[^$\n]+\$|\d\s*[-+*/\u00d7\u00f7=]\s*\d")
 _OBEDIENT = re.compile(
-    r"\bobe(?:y|dien)|\b(?:absolutely|unconditional(?:ly)?|without (?:question|hesitation|exception)"
-    r"|never (?:refuse|decline|say no)|no matter what|always (?:compl(?:y|ies)|does|do|follows?))\b",
+    r"\bobe(?:y|dien)|\b(?:absolutely|unconditional(?:ly)?|no matter what"
+    r"|without (?:question|hesitation|exception)|never (?:refuse|decline|say no)"
+    r"|always (?:compl(?:y|ies)|does|do|follows?))\b",
     re.I,
 )
 _AFFIRMATION = re.compile(r"\W*(?:sure|certainly|of course|absolutely|definitely|yes,)\b", re.I)

@@ -13,6 +13,7 @@ The rules, by the names of ``fastsafe lint --json``; each file says what it find
     licence           licences that forbid commercial use, or grant nothing
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,6 +43,11 @@ class Report:
     num_safety: int  # rows that were read as safety rows
     findings: tuple[Finding, ...]  # by row, one per rule and row
     notes: tuple[str, ...]  # worth knowing, and no flaw of a row
+
+    @property
+    def rules(self) -> dict[str, int]:
+        """Number of findings of each rule that found something."""
+        return dict(Counter(each.rule for each in self.findings))
 
     def record(self) -> dict[str, Any]:
         """Return the report as ``fastsafe lint --json`` prints it: no text of the set."""
