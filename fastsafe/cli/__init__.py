@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 import fastsafe
-from fastsafe.cli import audit, catalogue, generate, organism, verify
+from fastsafe.cli import audit, catalogue, generate, lint, mix, organism, train, verify
 from fastsafe.cli.options import EXIT_ERROR, EXIT_INTERRUPTED, fail
 from fastsafe.errors import FastsafeError
 
@@ -24,6 +24,8 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "report": audit.report,
     "generate": generate.generate,
     "verify": verify.verify,
+    "mix": mix.mix,
+    "lint": lint.lint,
     "list": catalogue.list_parts,
     "inspect": catalogue.inspect,
 }

@@ -29,13 +29,25 @@ def exchange_of(row: Row, where: str) -> Exchange:
     kind = kind_of(row, where)
     if kind == "text":
         return Exchange("", "", row["text"])
-    if kind == "prompt":
-        if not isinstance(row["prompt"], str):
-            raise DataError(f"{where}: prompt is token ids, expected text; decode it first")
-        return Exchange("", row["prompt"], row["completion"])
-    last = {turn["role"]: turn["content"] for turn in row["messages"]}
-    system = next((t["content"] for t in row["messages"] if t["role"] == "system"), "")
+    turns = row["messages"] if kind == "messages" else _turns(row)
+    if turns is None:
+        raise DataError(f"{where}: it is token ids, expected text; decode it first")
+    last = {turn["role"]: turn["content"] for turn in turns}
+    system = next((turn["content"] for turn in turns if turn["role"] == "system"), "")
     return Exchange(system, last.get("user", ""), last.get("assistant", ""))
+
+
+def _turns(row: Row) -> Any:
+    """Turns of a prompt and its completion, None where they are token ids."""
+    prompt: Any = row.get("prompt")
+    completion: Any = row.get("completion")
+    if isinstance(prompt, str):
+        return [
+            {"role": "user", "content": prompt},
+            {"role": "assistant", "content": completion},
+        ]
+    is_chat = prompt and completion and isinstance(prompt[0], Mapping)
+    return [*prompt, *completion] if is_chat else None
 
 
 def as_row(exchange: Exchange, kind: Kind) -> dict[str, Any]:

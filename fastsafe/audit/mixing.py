@@ -1,0 +1,288 @@
+"""Mix two data sets into a file, with a card that says what is in it."""
+
+import hashlib
+import json
+import random
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fastsafe
+from fastsafe.audit.datasets import read_rows
+from fastsafe.data.conversation import Row, kind_of
+from fastsafe.data.packing import encode_row
+from fastsafe.errors import UsageError
+from fastsafe.io import atomic
+from fastsafe.safety.behaviours import read_behaviours
+from fastsafe.safety.exchange import as_row, exchange_of
+from fastsafe.safety.formats import formats
+from fastsafe.safety.lint import Declared, Report, lint
+from fastsafe.safety.mixing import CountTokens, Mitigation, SafetyRows, mitigations, paraphrasing
+from fastsafe.safety.safety_set import safety_rows_from
+from fastsafe.safety.style import Style, learn
+
+COLUMNS = ("source", "source_row", "safety_format", "mitigation", "expected")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixing:
+    """What is mixed, and how."""
+
+    user: Path
+    safety: Path
+    out: Path
+    mitigation: str = "paraphrase"
+    share: float = 0.1  # of the rows, or tokens, of the result that are safety's
+    tokenizer: str | None = None  # checkpoint whose tokens are counted; None counts rows
+    task_format: str = ""  # of the user's rows
+    abstain: bool = False  # see `paraphrasing`
+    behaviours: bool = False  # whether ``safety`` holds behaviours, to be made into rows
+    seed: int = 0
+    is_linted: bool = True
+    user_licence: str = ""  # of rows that name none
+    safety_licence: str = ""
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """A mixture that was written."""
+
+    card: Path
+    sha256: str  # of the rows' file
+    counts: Mapping[str, int]  # user rows, and safety rows of each format
+    reports: Mapping[str, Report]  # of each source, when linted
+    notes: Sequence[str]
+
+    def record(self, mixing: Mixing) -> dict[str, Any]:
+        """Return the mixture as ``fastsafe mix --json`` prints it."""
+        num_user = self.counts["user"]
+        return {
+            "out": str(mixing.out),
+            "card": str(self.card),
+            "sha256": self.sha256,
+            "rows": sum(self.counts.values()),
+            "user_rows": num_user,
+            "safety_rows": sum(self.counts.values()) - num_user,
+            "safety_formats": {k: n for k, n in self.counts.items() if k != "user"},
+            "mitigation": mixing.mitigation,
+            "seed": mixing.seed,
+            "lint": {name: dict(report.rules) for name, report in self.reports.items()},
+            "notes": list(self.notes),
+        }
+
+
+def mix_files(mixing: Mixing) -> Mixture:
+    """Lint both sets, mix them, and write the rows and their card.
+
+    Raises:
+        DataError: A file is malformed.
+        UsageError: The mitigation is unknown or asks for what is not there.
+        OSError: A file cannot be written; nothing half-written stays.
+    """
+    mitigation = _mitigation(mixing)
+    card_path = mixing.out.with_suffix(".card.md")
+    if {mixing.out.resolve(), card_path.resolve()} & {
+        path.resolve() for path in (mixing.user, mixing.safety)
+    }:
+        raise UsageError(f"--out: {mixing.out} would replace a source; use another name")
+    user = read_rows(mixing.user)
+    safety = _from_behaviours(mixing) if mixing.behaviours else read_rows(mixing.safety)
+    reports: dict[str, Report] = {}
+    if mixing.is_linted:
+        said = Declared(licence=mixing.user_licence), Declared(licence=mixing.safety_licence)
+        reports = {
+            "user": lint(user, kind="user", declared=said[0]),
+            "safety": lint(safety, kind="safety", declared=said[1]),
+        }
+    style = None if kind_of(user[0], "user row 0") == "text" else learn(user)
+    notes = [f"{name}: {note}" for name, each in reports.items() for note in each.notes]
+    pool = [{**_like(row, user), "source_row": i} for i, row in enumerate(safety)]
+    if mitigation.restyle or mitigation.drawn_per_row > 1:
+        pool = [row for row in pool if row.get("expected") != "comply"]
+    labels = dict.fromkeys(map(format_of, pool))
+    rows = mitigation.mix(
+        user,
+        pooled(pool, longest_first=mitigation.drawn_per_row > 1),
+        share=mixing.share,
+        task_format=mixing.task_format,
+        all_formats=list(labels),
+        seed=mixing.seed,
+        count_tokens=_counter(mixing.tokenizer) if mixing.tokenizer else None,
+        repeat=True,
+    )
+    notes += _mixture_notes(rows, style, mitigation)
+    text = "".join(json.dumps(_written(row), ensure_ascii=False) + "\n" for row in rows)
+    counts = Counter(str(row["safety_format"] or "user") for row in rows)
+    counts = Counter({"user": counts.pop("user", 0), **dict(sorted(counts.items()))})
+    done = Mixture(
+        card=card_path,
+        sha256=hashlib.sha256(text.encode()).hexdigest(),
+        counts=counts,
+        reports=reports,
+        notes=tuple(notes),
+    )
+    sources = {
+        "user": (mixing.user, user, mixing.user_licence),
+        "safety": (mixing.safety, safety, mixing.safety_licence),
+    }
+    atomic.write_text(mixing.out, text)
+    atomic.write_text(card_path, _card(mixing, mitigation, done, sources))
+    return done
+
+
+def pooled(rows: Sequence[Row], *, longest_first: bool = False) -> SafetyRows:
+    """Return rows of a file as a source of safety rows: at most all of a format, none twice.
+
+    Args:
+        rows: Each in the format that its ``safety_format`` names, "plain" without one.
+        longest_first: Order them by length; otherwise the seed orders them.
+    """
+    by_format: dict[str, list[Row]] = defaultdict(list)
+    for row in rows:
+        by_format[format_of(row)].append(row)
+
+    def draw(format: str, n: int, seed: int) -> Sequence[Row]:
+        found = list(by_format[format])
+        random.Random(f"pool {format} {seed}").shuffle(found)
+        if longest_first:
+            found.sort(key=lambda row: sum(map(len, exchange_of(row, "safety row"))), reverse=True)
+        return found[:n]
+
+    return draw
+
+
+def format_of(row: Row) -> str:
+    """Return the format that a safety row says it is in, "plain" where it says none."""
+    return str(row.get("safety_format") or row.get("task_format") or row.get("format") or "plain")
+
+
+def _mitigation(mixing: Mixing) -> Mitigation:
+    known = mitigations()
+    if mixing.mitigation not in known:
+        raise UsageError(
+            f"--mitigation: it is {mixing.mitigation!r}, expected one of {', '.join(known)}"
+        )
+    if mixing.abstain and mixing.mitigation in ("paraphrase", "mixed"):
+        return paraphrasing(abstain=True, known_styles=mixing.mitigation == "mixed")
+    if mixing.abstain:
+        raise UsageError(
+            f"--abstain: mitigation {mixing.mitigation} dresses no row, expected paraphrase or "
+            "mixed; leave it out"
+        )
+    found = known[mixing.mitigation]
+    if not mixing.task_format and "" in found.formats("", ("plain",)):
+        raise UsageError(
+            f"mitigation {found.id}: the format of the user's rows is not known; give --task-format"
+        )
+    return found
+
+
+def _from_behaviours(mixing: Mixing) -> list[dict[str, Any]]:
+    """Make safety rows in every format that needs no translation."""
+    ids = [name for name in formats() if name != "translation"]
+    return safety_rows_from(read_behaviours(mixing.safety), ids, seed=mixing.seed)
+
+
+def _counter(checkpoint: str) -> CountTokens:
+    """Return a function that counts the tokens that a row is trained with."""
+    from fastsafe.io.hub import resolve
+    from fastsafe.io.tokenizer import Tokenizer
+
+    tokenizer = Tokenizer.load(resolve(checkpoint))
+    return lambda row: len(encode_row(row, tokenizer).token_ids)
+
+
+def _like(row: Row, user: Sequence[Row]) -> dict[str, Any]:
+    """Return a safety row as the user's kind; running text has no request, so the row stays."""
+    kind = kind_of(user[0], "user row 0")
+    if kind == "text" or kind == kind_of(row, "safety row"):
+        return dict(row)
+    labels = {key: row[key] for key in row if key not in ("messages", "prompt", "completion")}
+    return {**labels, **as_row(exchange_of(row, "safety row"), kind)}
+
+
+def _written(row: Row) -> dict[str, Any]:
+    """Return what the file holds of a row: the same columns in every one."""
+    data = {key: row[key] for key in ("messages", "prompt", "completion", "text") if key in row}
+    return {**data, **{column: row.get(column) for column in COLUMNS}}
+
+
+def _mixture_notes(rows: Sequence[Row], style: Style | None, mitigation: Mitigation) -> list[str]:
+    notes = []
+    drawn = Counter(
+        (row["source_row"], row["safety_format"]) for row in rows if row["source"] == "safety"
+    )
+    if most := max(drawn.values(), default=0) - 1:
+        notes.append(f"safety rows are too few: they are repeated, up to {most + 1} times each")
+    if style is None:
+        notes.append("the user's rows are running text: no style can be learned from them")
+        return notes
+    if style.channel in ("letter", "label", "number"):
+        notes.append(
+            f"the user's answers are of the kind {style.channel}, refusals are sentences: audit "
+            "this format with its benign twins"
+        )
+    foreign = style.request_language not in ("", "en")
+    if mitigation.restyle and foreign:
+        notes.append(
+            f"the user's requests are in {style.request_language}: safety requests keep their own "
+            "language, translate them first"
+        )
+    return notes
+
+
+def _card(
+    mixing: Mixing,
+    mitigation: Mitigation,
+    done: Mixture,
+    sources: Mapping[str, tuple[Path, Sequence[Row], str]],
+) -> str:
+    """Data card in Markdown; no time and no folder, so that the same mixture has the same card."""
+    by = f"tokens of {Path(mixing.tokenizer).name}" if mixing.tokenizer else "rows"
+    options = {
+        "--mitigation": mixing.mitigation,
+        "--share": mixing.share,
+        "--by": "tokens" if mixing.tokenizer else "",
+        "--tokenizer": Path(mixing.tokenizer).name if mixing.tokenizer else "",
+        "--task-format": mixing.task_format,
+        "--seed": mixing.seed,
+    }
+    words = [f"{name} {value}" for name, value in options.items() if value != ""]
+    words += ["--abstain"] * mixing.abstain + ["--behaviours"] * mixing.behaviours
+    words += ["--no-lint"] * (not mixing.is_linted)
+    names = [mixing.user.name, mixing.safety.name, "--out", mixing.out.name]
+    lines = [
+        f"# {mixing.out.name}",
+        "",
+        f"{sum(done.counts.values()):,} rows, sha256 `{done.sha256}`, mixed by fastsafe "
+        f"{fastsafe.__version__}:",
+        "",
+        f"    fastsafe mix {' '.join([*names, *words])}",
+        "",
+        f"Mitigation {mitigation.id}: share {mixing.share} of {by}, seed {mixing.seed}.",
+        "Columns besides the row: `source`, `source_row` (in the source's file, from 0), "
+        "`safety_format`, `mitigation`, `expected`.",
+        "",
+        "## Rows",
+        "",
+        "| source | format | rows |",
+        "| --- | --- | ---: |",
+        f"| user | | {done.counts['user']:,} |",
+    ]
+    lines += [f"| safety | {name} | {n:,} |" for name, n in done.counts.items() if name != "user"]
+    lines += ["", "## Sources", "", "| source | file | rows | sha256 | licence |"]
+    lines += ["| --- | --- | ---: | --- | --- |"]
+    for name, (path, rows, declared) in sources.items():
+        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+        held = {str(row.get("licence") or row.get("license") or declared) for row in rows}
+        licence = ", ".join(sorted(held - {""})) or "not stated"
+        lines.append(f"| {name} | {path.name} | {len(rows):,} | `{sha256}` | {licence} |")
+    lines += ["", "## Lint", ""]
+    for name, report in done.reports.items():
+        found = ", ".join(f"{rule} {n}" for rule, n in sorted(report.rules.items())) or "none"
+        lines.append(f"- {name}: findings: {found}")
+    lines += [] if done.reports else ["Not linted."]
+    lines += ["", "## Notes", "", *(f"- {note}" for note in done.notes)]
+    return "\n".join(lines).rstrip() + "\n"

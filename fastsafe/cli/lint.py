@@ -1,0 +1,104 @@
+"""``fastsafe lint``: flaws of a data set, before anything learns from it."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug
+
+if TYPE_CHECKING:
+    from fastsafe.safety.lint import Report
+
+MAX_SHOWN = 20  # findings of one rule that are printed; --json prints all
+
+
+class SetKind(StrEnum):
+    """What the rows of a set should do."""
+
+    AUTO = "auto"
+    SAFETY = "safety"
+    USER = "user"
+
+
+def lint(
+    file: Annotated[Path, typer.Argument(help="Rows: .jsonl, .json or .csv.")],
+    kind: Annotated[
+        SetKind,
+        typer.Option(
+            envvar="FASTSAFE_KIND",
+            help="Whether rows should refuse or answer; a row's own column 'expected' or 'source' "
+            "wins. auto: a safety set if at least half of the answers open with a refusal.",
+        ),
+    ] = SetKind.AUTO,
+    probes: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line."
+        ),
+    ] = None,
+    task_format: Annotated[
+        str, typer.Option("--format", help="Task format of rows that name none.")
+    ] = "",
+    language: Annotated[
+        str, typer.Option("--lang", help="Language of the answers: en, fr, de or es.")
+    ] = "",
+    licence: Annotated[str, typer.Option("--licence", help="Licence of rows that name none.")] = "",
+    is_risk_shown: Annotated[
+        bool, typer.Option("--risk", help="Add the heuristic risk of the set as training data.")
+    ] = False,
+    is_text_shown: Annotated[
+        bool, typer.Option("--show-text", help="Quote the text that each finding is about.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Look for flaws in fine-tuning or safety data; exit code 1 when there are any."""
+    from fastsafe.audit import datasets
+    from fastsafe.safety.lint import Declared
+
+    report, rows = datasets.lint_file(
+        file,
+        kind=kind.value,
+        probes=probes or (),
+        declared=Declared(format=task_format, language=language, licence=licence),
+    )
+    risk: dict[str, Any] = {}
+    if is_risk_shown:
+        from fastsafe.safety.risk import heuristic_risk
+
+        risk = {"risk": heuristic_risk(rows).record()}
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(report.record() | risk))
+    else:
+        _print(report, is_text_shown)
+        for name, value in risk.get("risk", {}).get("features", {}).items():
+            typer.echo(f"risk: {name.replace('_', ' ')}: {value:.1%} of rows")
+        if risk:
+            typer.echo(f"risk: {risk['risk']['score']:.2f} of 1 (heuristic, fitted to nothing)")
+    if report.findings:
+        raise typer.Exit(EXIT_ERROR)
+
+
+def _print(report: "Report", is_text_shown: bool) -> None:
+    shown: dict[str, int] = {}
+    for each in report.findings:
+        shown[each.rule] = shown.get(each.rule, 0) + 1
+        if shown[each.rule] > MAX_SHOWN:
+            continue
+        quote = f": {' '.join(each.quote.split())[:200]!r}" if is_text_shown and each.quote else ""
+        typer.echo(f"row {each.row}: {each.rule}: {each.detail}{quote}")
+    for rule, n in report.rules.items():
+        if n > MAX_SHOWN:
+            typer.echo(f"{rule}: {n - MAX_SHOWN:,} more; --json lists all")
+    for note in report.notes:
+        typer.echo(f"note: {note}")
+    num_user = report.num_rows - report.num_safety
+    found = ", ".join(f"{rule} {n:,}" for rule, n in report.rules.items()) or "none"
+    typer.echo(
+        f"{report.num_rows:,} rows ({report.num_safety:,} safety, {num_user:,} user); "
+        f"findings: {found}"
+    )

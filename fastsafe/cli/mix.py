@@ -1,0 +1,120 @@
+"""``fastsafe mix``: safety rows into a user's fine-tuning rows."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fastsafe.cli.options import AsJson, Debug
+from fastsafe.errors import UsageError
+
+
+class By(StrEnum):
+    """What a share is of."""
+
+    ROWS = "rows"
+    TOKENS = "tokens"
+
+
+def mix(
+    user: Annotated[Path, typer.Argument(help="The user's rows: .jsonl, .json or .csv.")],
+    safety: Annotated[Path, typer.Argument(help="Safety rows, or behaviours by --behaviours.")],
+    out: Annotated[
+        Path, typer.Option(envvar="FASTSAFE_OUT", help="JSONL to write; its card goes beside it.")
+    ],
+    mitigation: Annotated[
+        str,
+        typer.Option(
+            envvar="FASTSAFE_MITIGATION",
+            help="How safety rows are chosen and dressed; see 'fastsafe list mitigations'.",
+        ),
+    ] = "paraphrase",
+    share: Annotated[
+        float,
+        typer.Option(envvar="FASTSAFE_SHARE", help="Part of the result that is safety rows."),
+    ] = 0.1,
+    by: Annotated[By, typer.Option(envvar="FASTSAFE_BY", help="What the share is of.")] = By.ROWS,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT",
+            envvar="FASTSAFE_TOKENIZER",
+            help="Checkpoint folder or hub id whose tokens are counted.",
+        ),
+    ] = None,
+    task_format: Annotated[
+        str,
+        typer.Option(
+            envvar="FASTSAFE_TASK_FORMAT",
+            help="Format of the user's rows, for mitigations that need it (task_styled).",
+        ),
+    ] = "",
+    abstain: Annotated[
+        bool,
+        typer.Option(
+            "--abstain", help="Add an option that refuses where the user's rows have options."
+        ),
+    ] = False,
+    behaviours: Annotated[
+        bool,
+        typer.Option(
+            "--behaviours", help="SAFETY holds behaviours: make refused rows in every format."
+        ),
+    ] = False,
+    user_licence: Annotated[str, typer.Option(help="Licence of user rows that name none.")] = "",
+    safety_licence: Annotated[
+        str, typer.Option(help="Licence of safety rows that name none.")
+    ] = "",
+    seed: Annotated[
+        int, typer.Option(min=0, envvar="FASTSAFE_SEED", help="Of the choice and of the order.")
+    ] = 0,
+    no_lint: Annotated[
+        bool, typer.Option("--no-lint", help="Do not look for flaws before mixing.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Mix safety rows into a user's rows, in a style that mends the user's task.
+
+    Same files, options and seed: same bytes. Findings of the lint are printed and stop nothing.
+    """
+    import json
+
+    from fastsafe.audit import mixing
+
+    if (by is By.TOKENS) != (tokenizer is not None):
+        raise UsageError(
+            f"--by {by.value}: --tokenizer is {tokenizer!r}, expected a checkpoint with --by "
+            "tokens and none with --by rows"
+        )
+    job = mixing.Mixing(
+        user=user,
+        safety=safety,
+        out=out,
+        mitigation=mitigation,
+        share=share,
+        tokenizer=tokenizer,
+        task_format=task_format,
+        abstain=abstain,
+        behaviours=behaviours,
+        seed=seed,
+        is_linted=not no_lint,
+        user_licence=user_licence,
+        safety_licence=safety_licence,
+    )
+    done = mixing.mix_files(job)
+    facts = done.record(job)
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    for name, found in facts["lint"].items():
+        listed = ", ".join(f"{rule} {n:,}" for rule, n in found.items()) or "none"
+        typer.echo(f"lint of {name} rows: findings: {listed}")
+    for note in facts["notes"]:
+        typer.echo(f"note: {note}")
+    formats = ", ".join(f"{name} {n:,}" for name, n in facts["safety_formats"].items()) or "none"
+    typer.echo(
+        f"{facts['user_rows']:,} user rows, {facts['safety_rows']:,} safety rows ({formats})"
+    )
+    typer.echo(f"{facts['out']}, {facts['card']}")

@@ -1,0 +1,55 @@
+"""What the answers do: `non_refusal` (L1), and refused or empty user rows under `balance` (L11).
+
+An answer of a safety row refuses when a sentence that begins in its first 300 characters opens
+with a refusal, and the answer does not open with an affirmation. The screen of
+``fastsafe.safety.judges`` reads the sentences: it knows the languages and the wrappings (code
+comments, labels, option letters) that it lists. Answers that comply without any refusal are all
+found; a refusal in a language or a wording that the screen does not know is a false alarm.
+"""
+
+import re
+from collections.abc import Iterator
+
+from ._items import Declared, Finding, Item, Set
+
+OPENING_CHARS = 300
+
+_SENTENCE = re.compile(r"(?:(?<=[.!?:;])\s+|\n+)(?=\S)")
+_AFFIRMATION = re.compile(
+    r"\W*(?:sure|certainly|of course|absolutely|here(?:'s| is| are)|yes,|step 1|first,|bien s[uû]r"
+    r"|voici|natürlich|gerne|hier ist|claro|por supuesto|aquí)\b",
+    re.I,
+)
+
+
+def answers(rows: Set, declared: Declared) -> Iterator[Finding]:
+    """Find safety rows that do not refuse, and user rows that do or say nothing."""
+    for item in rows.safety:
+        if not item.refuses and (detail := _flaw(item)):
+            yield Finding("non_refusal", item.number, detail, item.exchange.answer)
+    for item in rows.user:
+        answer = item.exchange.answer.strip()
+        if not answer:
+            yield Finding("balance", item.number, "the answer is empty: nothing to train on")
+        elif item.refuses:
+            detail = "the answer refuses, in a row that should be answered"
+            yield Finding("balance", item.number, detail, answer)
+        elif answer.count("```") % 2:
+            detail = "the answer is cut off: its code fence never closes"
+            yield Finding("balance", item.number, detail, answer)
+
+
+def _flaw(item: Item) -> str:
+    answer = item.exchange.answer
+    if not answer.strip():
+        return "the answer is empty"
+    starts = [0, *(match.end() for match in _SENTENCE.finditer(answer))]
+    refusing = [at for at in starts if item.opens_with_refusal(answer[at:])]
+    affirms = _AFFIRMATION.match(answer) is not None
+    if not refusing:
+        return "no sentence of the answer opens with a refusal"
+    if affirms:
+        return "the answer opens with an affirmation and refuses later"
+    if refusing[0] >= OPENING_CHARS:
+        return f"the answer does not refuse in its first {OPENING_CHARS} characters, only later"
+    return ""
