@@ -180,6 +180,15 @@ def nearest(word: str, known: Collection[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping, strictly.
+
+    Raises:
+        RecipeError: It cannot be read, is not YAML, or has a key twice.
+    """
+    return _parse(str(path), _read(path.absolute())[1])
+
+
 def _read(recipe: str | Path) -> tuple[str, str]:
     path = Path(recipe)
     name = str(recipe)

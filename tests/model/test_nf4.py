@@ -127,9 +127,7 @@ def test_weights_that_do_not_divide_are_refused(checkpoint: Path, tmp_path: Path
     tensors = {name: t.contiguous() for name, t in small.tensors().items()}
     safetensors.write(tmp_path / "model.safetensors", tensors)
     (tmp_path / "config.json").write_text(json.dumps(config))
-    with pytest.raises(
-        CheckpointError, match=r"k_proj.weight has 160 elements, expected a mult"
-    ):
+    with pytest.raises(CheckpointError, match=r"k_proj.weight has 160 elements, expected a mult"):
         nf4.load(Checkpoint(tmp_path))
 
 
@@ -137,5 +135,5 @@ def test_a_tied_head_that_differs_is_refused(checkpoint: Path, tmp_path: Path) -
     config = json.loads((checkpoint / "config.json").read_text()) | {"tie_word_embeddings": True}
     (tmp_path / "config.json").write_text(json.dumps(config))
     (tmp_path / "model.safetensors").symlink_to(checkpoint / "model.safetensors")
-    with pytest.raises(CheckpointError, match="differs from model.embed_tokens.weight"):
+    with pytest.raises(CheckpointError, match=r"differs from model.embed_tokens.weight"):
         nf4.load(Checkpoint(tmp_path))
