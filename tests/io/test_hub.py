@@ -185,6 +185,6 @@ def test_data_on_this_machine_and_nowhere(monkeypatch, tmp_path):
     assert hub.resolve_data("a.jsonl") == [type(tmp_path)("a.jsonl")]
     (tmp_path / "owner" / "name").unlink()
     with pytest.raises(
-        CheckpointError, match="data: there is no file owner/name.*no such data set"
+        CheckpointError, match=r"data: there is no file owner/name.*no such data set"
     ):
         hub.resolve_data("owner/name")
