@@ -140,4 +140,4 @@ class Recipe(_Section):
 
 
 # Fields that name things or bound resources: a run may be resumed with other values of these.
-LABELS = frozenset({"name", "description", "thresholds", "wave_size", "judges"})
+LABELS = frozenset({"name", "description", "thresholds", "wave_size", "judges", "guards"})

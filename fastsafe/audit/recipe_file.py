@@ -81,6 +81,15 @@ def _checked(
     return checked
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Read a YAML file that holds a mapping, strictly.
+
+    Raises:
+        RecipeError: It cannot be read, is not YAML, or has a key twice.
+    """
+    return _parse(str(path), _read(path.absolute())[1])
+
+
 def _read(recipe: str | Path) -> tuple[str, str]:
     path = Path(recipe)
     name = str(recipe)

@@ -26,6 +26,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "verify": verify.verify,
     "mix": mix.mix,
     "lint": lint.lint,
+    "train": train.train,
     "list": catalogue.list_parts,
     "inspect": catalogue.inspect,
 }

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from fastsafe.data.conversation import Row, kind_of
+from fastsafe.data.conversation import Row, is_turns, kind_of
 from fastsafe.errors import DataError, TokenizerError
 
 LossOn = Literal["completion", "all"]
@@ -49,6 +49,24 @@ class Example:
     token_ids: tuple[int, ...]
     trained: tuple[bool, ...]
 
+    def row(self) -> dict[str, tuple[Any, ...]]:
+        """Return a row that encodes to this example, whatever the tokenizer."""
+        return {"token_ids": self.token_ids, "trained": self.trained}
+
+    def cut(self, max_length: int, where: str = "row") -> "Example":
+        """Return the first ``max_length`` tokens.
+
+        Raises:
+            DataError: No trained token is among them.
+        """
+        if not any(self.trained[1:max_length]):
+            raise DataError(
+                f"{where}: trained tokens are 0 among the first {max_length} of "
+                f"{len(self.token_ids)}, expected an answer to train on; raise the longest length "
+                "or drop the row"
+            )
+        return Example(self.token_ids[:max_length], self.trained[:max_length])
+
 
 def encode_row(
     row: Row, tokenizer: Encoder, *, loss_on: LossOn = "completion", where: str = "row"
@@ -58,6 +76,9 @@ def encode_row(
     - {"prompt", "completion"} as texts: the prompt with the tokenizer's special tokens, the
       completion without, and the end-of-text token; trained are the completion and that token.
     - {"prompt", "completion"} as token lists: exactly these tokens.
+    - {"prompt", "completion"} as lists of turns: as {"messages"}, but no answer of the prompt is
+      trained.
+    - {"token_ids", "trained"}: exactly these tokens and marks.
     - {"messages"}: the chat template's tokens; trained is what follows the generation prompt in
       each assistant turn, up to and with the end-of-turn token that the template prints. Where it
       prints none the end-of-text token is added after the last turn.
@@ -79,6 +100,12 @@ def encode_row(
         elif kind == "text":
             ids = tokenizer.encode(row["text"])
             trained = [True] * len(ids)
+        elif kind == "tokens":
+            ids, trained = list(row["token_ids"]), list(row["trained"])
+            _check_ids(ids, tokenizer, where)
+        elif is_turns(row["prompt"]):
+            turns = [*row["prompt"], *row["completion"]]
+            ids, trained = _encode_messages(turns, tokenizer, where, len(row["prompt"]))
         else:
             ids, trained = _encode_pair(row["prompt"], row["completion"], tokenizer, where)
     except TokenizerError as error:
@@ -106,18 +133,23 @@ def _encode_pair(
         prompt = tokenizer.encode(prompt)
         completion = _ended(tokenizer.encode(completion, add_special_tokens=False), tokenizer)
     ids = [*prompt, *completion]
+    _check_ids(ids, tokenizer, where)
+    return ids, [False] * len(prompt) + [True] * len(completion)
+
+
+def _check_ids(ids: Sequence[int], tokenizer: Encoder, where: str) -> None:
     bad = next((each for each in ids if not 0 <= each < tokenizer.id_bound), None)
     if bad is not None:
         raise DataError(
             f"{where}: a token id is {bad}, expected 0 to {tokenizer.id_bound - 1}; "
             "encode the row with the tokenizer of this checkpoint"
         )
-    return ids, [False] * len(prompt) + [True] * len(completion)
 
 
 def _encode_messages(
-    messages: Sequence[Mapping[str, Any]], tokenizer: Encoder, where: str
+    messages: Sequence[Mapping[str, Any]], tokenizer: Encoder, where: str, first: int = 0
 ) -> tuple[list[int], list[bool]]:
+    """Encode a conversation; answers are trained from turn ``first`` on."""
     if messages[0]["role"] == "assistant":
         raise DataError(
             f"{where}: messages[0] is the assistant's, expected a system or user turn first; "
@@ -129,7 +161,7 @@ def _encode_messages(
     trained = [False] * len(ids)
     begin = len(ids)
     for turn, message in enumerate(messages):
-        if message["role"] == "assistant":
+        if message["role"] == "assistant" and turn >= first:
             begin = whole.begin(turn)
             end = whole.end(turn, begin)
             trained[begin:end] = [True] * (end - begin)

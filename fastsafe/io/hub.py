@@ -1,6 +1,8 @@
-"""Where a checkpoint is: a folder on this machine, or a hub id that is downloaded first."""
+"""Where a checkpoint or data set is: on this machine, or under a hub id, downloaded first."""
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastsafe.errors import CheckpointError
@@ -9,7 +11,10 @@ from fastsafe.errors import CheckpointError
 # nor a second copy of the weights in another layout.
 ALLOWED = ("*.safetensors", "*.json", "*.jinja")
 IGNORED = ("*/*", "consolidated*")
+DATA_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".json")  # the first there is wins
 
+_SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)", re.ASCII)
+_SUBJECTS = {"model": "checkpoint", "data set": "data"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
@@ -33,6 +38,57 @@ def resolve(model: str | Path) -> Path:
     return _download(model)
 
 
+def resolve_data(source: str | Path) -> list[Path]:
+    """Files of a data set; those of a hub id ``owner/name[:file]`` are downloaded.
+
+    Without ``:file`` the files of the training split are taken: those that have "train" in their
+    path, or the only one there is; parquet before JSON lines before CSV.
+
+    Args:
+        source: An existing path, or a hub id.
+
+    Raises:
+        CheckpointError: There is no such path or hub id, the hub cannot be reached, or the files
+            to take are not clear.
+    """
+    path = Path(source).expanduser()
+    name, _, file = str(source).partition(":")
+    if (
+        (str(source) and _exists(path))
+        or not isinstance(source, str)
+        or not _HUB_ID.fullmatch(name)
+    ):
+        return [path]
+    with _explained(name, "file", "data set"):
+        import huggingface_hub
+
+        present = huggingface_hub.HfApi().list_repo_files(name, repo_type="dataset")
+        return [
+            Path(huggingface_hub.hf_hub_download(name, each, repo_type="dataset"))
+            for each in _data_files(name, file, present)
+        ]
+
+
+def _data_files(name: str, file: str, present: Sequence[str]) -> list[str]:
+    about = "dataset_infos.json"  # that many repositories have beside their data
+    known = [e for e in present if Path(e).suffix in DATA_SUFFIXES and Path(e).name != about]
+    if file:
+        chosen = [each for each in known if each == file]
+    else:
+        train = [each for each in known if "train" in each] or known
+        first = min((DATA_SUFFIXES.index(Path(each).suffix) for each in train), default=0)
+        chosen = sorted(each for each in train if each.endswith(DATA_SUFFIXES[first]))
+    shards = {_SHARD.sub("", each) for each in chosen}
+    if len(shards) != 1:
+        what = f"no file {file}" if file else f"{len(chosen)} files to train on"
+        some = ", ".join(known[:8]) or "none that can be read"
+        raise CheckpointError(
+            f"data: hub id {name} has {what}, expected one or the parts of one; write {name}:FILE "
+            f"with one of: {some}"
+        )
+    return chosen
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -41,32 +97,42 @@ def _exists(path: Path) -> bool:
 
 
 def _download(model: str) -> Path:
-    try:
+    with _explained(model, "folder", "model"):
         import huggingface_hub
-        from huggingface_hub import errors
-    except ImportError:
-        raise CheckpointError(
-            f"checkpoint: there is no folder {model}, and fetching it as a hub id needs "
-            "huggingface_hub; check the path or run `pip install fastsafe[hub]`"
-        ) from None
-    try:
+
         return Path(
             huggingface_hub.snapshot_download(
                 model, allow_patterns=list(ALLOWED), ignore_patterns=list(IGNORED)
             )
         )
+
+
+@contextmanager
+def _explained(name: str, path: str, thing: str) -> Iterator[None]:
+    """Say in a sentence why fetching failed."""
+    failed = f"{_SUBJECTS[thing]}: there is no {path} {name}, and fetching it as a hub id"
+    try:
+        from huggingface_hub import errors
+    except ImportError:
+        raise CheckpointError(
+            f"{failed} needs huggingface_hub; check the path or run `pip install fastsafe[hub]`"
+        ) from None
+    try:
+        yield
+    except CheckpointError:
+        raise
     except errors.GatedRepoError as error:
         raise CheckpointError(
-            f"checkpoint: {model} is gated on the hub, expected an account with access; "
+            f"{_SUBJECTS[thing]}: {name} is gated on the hub, expected an account with access; "
             "accept its licence there and run `hf auth login`"
         ) from error
     except errors.RepositoryNotFoundError as error:
         raise CheckpointError(
-            f"checkpoint: there is no folder {model}, and fetching it as a hub id failed since no "
-            "such model is on the hub; check the spelling, or log in if it is private"
+            f"{failed} failed since no such {thing} is on the hub; check the spelling, or log in "
+            "if it is private"
         ) from error
     except Exception as error:  # the hub client's own, its HTTP library's and the system's
         raise CheckpointError(
-            f"checkpoint: there is no folder {model}, and fetching it as a hub id failed "
-            f"({type(error).__name__}); check the path, or go online once if it is on the hub"
+            f"{failed} failed ({type(error).__name__}); check the path, or go online once if it is "
+            "on the hub"
         ) from error

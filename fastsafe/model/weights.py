@@ -263,11 +263,16 @@ def load(source: Source, config: ModelConfig, device: torch.device, dtype: torch
         tensors = source.read([place.name for place in places])
         for place in places:
             view(weights, place).copy_(tensors.pop(place.name))
+    check_tied(source, config, weights.embedding)
+    return weights
+
+
+def check_tied(source: Source, config: ModelConfig, embedding: Tensor) -> None:
+    """Refuse a head in the file that should be the ``embedding`` [V, E] and differs from it."""
     if config.tie_word_embeddings and HEAD in source.shapes:
-        head = source.read([HEAD])[HEAD].to(device, dtype)
-        if not torch.equal(head, weights.embedding):
+        head = source.read([HEAD])[HEAD].to(embedding)
+        if not torch.equal(head, embedding):
             raise CheckpointError(
                 f"{source.path}: {HEAD} differs from {EMBEDDING}, expected equal tensors as "
                 "tie_word_embeddings is true; set it to false in config.json"
             )
-    return weights

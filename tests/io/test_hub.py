@@ -117,3 +117,74 @@ def test_without_the_hub_client(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(CheckpointError, match=r"pip install fastsafe\[hub\]"):
         hub.resolve("owner/name")
+
+
+def data_repo(monkeypatch, tmp_path, files):
+    """Let the hub have a data set of these files; records what is downloaded."""
+    fetched = []
+
+    class HfApi:
+        def list_repo_files(self, repo, repo_type):
+            assert (repo, repo_type) == ("owner/name", "dataset")
+            if isinstance(files, BaseException):
+                raise files
+            return files
+
+    def hf_hub_download(repo, file, repo_type):
+        assert (repo, repo_type) == ("owner/name", "dataset")
+        fetched.append(file)
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub, "HfApi", HfApi)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    return fetched
+
+
+SHARDS = [f"data/train-0000{i}-of-00002.parquet" for i in range(2)]
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "taken"),
+    [
+        ([*SHARDS, "data/test-00000-of-00001.parquet", "README.md"], "owner/name", SHARDS),
+        (["a.csv", "dataset_infos.json"], "owner/name", ["a.csv"]),
+        (["train.csv", "train.jsonl", "test.jsonl"], "owner/name", ["train.jsonl"]),
+        (["a/b.json", "c.json"], "owner/name:a/b.json", ["a/b.json"]),
+    ],
+)
+def test_files_of_a_data_set(monkeypatch, tmp_path, files, source, taken):
+    fetched = data_repo(monkeypatch, tmp_path, files)
+    monkeypatch.chdir(tmp_path)
+    assert hub.resolve_data(source) == [tmp_path / file for file in taken]
+    assert fetched == taken
+
+
+@pytest.mark.parametrize(
+    ("files", "source", "why"),
+    [
+        (["a.json", "b.json"], "owner/name", r"2 files to train on, .*owner/name:FILE .*a.json, b"),
+        (["README.md", "x.py"], "owner/name", "0 files to train on.*none that can be read"),
+        (["a.json"], "owner/name:b.json", r"no file b.json"),
+        (["a/train.json", "b/train.json"], "owner/name", "2 files to train on"),
+    ],
+)
+def test_files_that_are_not_clear(monkeypatch, tmp_path, files, source, why):
+    fetched = data_repo(monkeypatch, tmp_path, files)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(CheckpointError, match=why):
+        hub.resolve_data(source)
+    assert not fetched
+
+
+def test_data_on_this_machine_and_nowhere(monkeypatch, tmp_path):
+    data_repo(monkeypatch, tmp_path, http_error(errors.RepositoryNotFoundError))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "owner").mkdir()
+    (tmp_path / "owner" / "name").write_text("")
+    assert [path.resolve() for path in hub.resolve_data("owner/name")] == [tmp_path / "owner/name"]
+    assert hub.resolve_data("a.jsonl") == [type(tmp_path)("a.jsonl")]
+    (tmp_path / "owner" / "name").unlink()
+    with pytest.raises(
+        CheckpointError, match=r"data: there is no file owner/name.*no such data set"
+    ):
+        hub.resolve_data("owner/name")

@@ -1,0 +1,286 @@
+"""What ``fastsafe train`` does: read and check base, data and settings, then run the jobs."""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastsafe.audit.progress import Progress, stage
+from fastsafe.audit.source import sources
+from fastsafe.audit.training_settings import Settings, settle, train_config
+from fastsafe.data import readers
+from fastsafe.data.mixture import mix
+from fastsafe.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastsafe.data.packing import Example
+    from fastsafe.io.tokenizer import Tokenizer
+    from fastsafe.model import Transformer
+    from fastsafe.model.config import ModelConfig
+    from fastsafe.train import FinetuneJob, FinetuneResult, TrainConfig
+    from fastsafe.train.presets import Preset
+
+
+class Source(NamedTuple):
+    """One data set and what the model will see of it."""
+
+    name: str
+    dataset: readers.Dataset
+    encoded: readers.Encoded
+
+    def facts(self) -> dict[str, Any]:
+        """Return what was found, as JSON values."""
+        seen = self.encoded
+        return {
+            "source": self.dataset.source,
+            "mapping": self.dataset.describe(),
+            "rows": len(seen.examples),
+            "tokens": seen.num_tokens,
+            "trained_tokens": seen.num_trained,
+            "longest": max(len(example.token_ids) for example in seen.examples),
+            "truncated": seen.num_truncated,
+        }
+
+
+@dataclass
+class Base:
+    """The model that is tuned, as ``finetune`` takes it."""
+
+    path: Path
+    model: "Transformer"
+    tokenizer: "Tokenizer"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked run; nothing is loaded to the device or written yet.
+
+    Attributes:
+        path: Checkpoint folder of the base.
+        config: Of the base.
+        tokenizer: Of the base.
+        device: "cpu" or "cuda".
+        settings: Every setting with its origin.
+        preset: The one that was asked for.
+        data: Data sets in the order given; safety rows that are mixed in last.
+        jobs: What is trained.
+    """
+
+    path: Path
+    config: "ModelConfig"
+    tokenizer: "Tokenizer"
+    device: str
+    settings: Settings
+    preset: "Preset | None"
+    data: tuple[Source, ...]
+    jobs: "tuple[FinetuneJob, ...]"
+
+    def describe(self) -> dict[str, Any]:
+        """Return what will be done, as JSON values."""
+        jobs = [
+            {
+                "name": job.name,
+                "rows": len(job.examples),
+                "steps": job.config.num_steps(len(job.examples)),
+                "warmup_steps": job.config.warmup_steps,
+                "seed": job.config.seed,
+            }
+            for job in self.jobs
+        ]
+        return {
+            "base": str(self.path),
+            "device": self.device,
+            "preset": list(self.preset.lines()) if self.preset else [],
+            "settings": {key: setting._asdict() for key, setting in self.settings.items()},
+            "data": [source.facts() for source in self.data],
+            "jobs": jobs,
+            "memory": memory(self),
+        }
+
+
+def plan(
+    base: str,
+    data: Sequence[str],
+    given: Mapping[str, Any],
+    *,
+    name: str | None = None,
+    preset: str | None = None,
+    config_file: Path | None = None,
+    seeds: Sequence[int] = (),
+    mapping: Mapping[str, str] | None = None,
+    safety_data: str | None = None,
+    limit: int | None = None,
+    device: str = "cpu",
+) -> Plan:
+    """Read and check everything that can be checked without the weights.
+
+    Args:
+        base: Checkpoint folder, hub id, or the name of a source that has a checkpoint.
+        data: Data sets: paths or hub ids. Each is a job of its own.
+        given: Settings of the command line.
+        name: Of the job; of several jobs the beginning of their names.
+        preset: Name of a published set-up.
+        config_file: YAML file of settings.
+        seeds: One job per data set and seed; the setting ``seed`` when empty.
+        mapping: What the values of the rows are; see ``fastsafe.data.shapes.mapped``.
+        safety_data: Data set that makes up the setting ``share`` of every job's rows.
+        limit: Most rows per data set.
+        device: "cpu" or "cuda".
+
+    Raises:
+        FastsafeError: The base, a data set or a setting does not check.
+    """
+    from fastsafe.io import hub
+    from fastsafe.io.checkpoint import Checkpoint
+    from fastsafe.io.tokenizer import Tokenizer
+    from fastsafe.model.config import ModelConfig
+    from fastsafe.train import FinetuneJob, presets
+
+    chosen = presets.preset(preset) if preset else None
+    settings = settle(given, config_file=config_file, preset=chosen, device=device)
+    world = sources().get(base)
+    path = (world.checkpoint() if world else None) or hub.resolve(base)
+    config = ModelConfig.from_json(Checkpoint(path).config(), str(path))
+    tokenizer = Tokenizer.load(path)
+    tokenizer.check_vocab(config.vocab_size)
+    longest, most = settings["max_length"].value, config.max_position_embeddings
+
+    def read(source: str, label: str) -> Source:
+        dataset = readers.read_rows(hub.resolve_data(source), mapping=mapping, limit=limit)
+        encoded = readers.encode(
+            dataset,
+            tokenizer,
+            loss_on=settings["loss_on"].value,
+            max_length=most if longest is None else min(longest, most),
+            truncate=settings["truncate"].value,
+        )
+        return Source(label, dataset, encoded)
+
+    labels = _labels(data, name)
+    found = [read(each, label) for each, label in zip(data, labels, strict=True)]
+    safety = read(safety_data, "safety") if safety_data else None
+    pool = [example.row() for example in safety.encoded.examples] if safety else []
+    jobs = []
+    for source in found:
+        for seed in seeds or (settings["seed"].value,):
+            rows = [example.row() for example in source.encoded.examples]
+            if safety:
+                rows = mix(rows, pool, share=settings["share"].value, seed=seed)
+            training = train_config(settings, num_rows=len(rows), seed=seed)
+            label = f"{source.name}-seed{seed}" if seeds else source.name
+            jobs.append(FinetuneJob(label, rows, training))
+    all_data = (*found, safety) if safety else tuple(found)
+    return Plan(path, config, tokenizer, device, settings, chosen, all_data, tuple(jobs))
+
+
+def execute(
+    plan: Plan, out: Path, progress: Progress, *, resume: bool = True
+) -> "list[FinetuneResult]":
+    """Load the base and train every job; what is trained appears in ``out`` whole or not at all.
+
+    Args:
+        plan: What to do.
+        out: Each job is written to ``out/<its name>``.
+        progress: Where to show it.
+        resume: Whether jobs that are done are left alone; else they are trained again.
+
+    Raises:
+        FastsafeError: The device is absent, or a job cannot go on.
+    """
+    from fastsafe.train import finetune
+
+    if plan.settings["method"].value == "full":
+        raise UsageError("--method: it is full, expected lora; full fine-tuning is not there yet")
+    base = _load(plan)
+    steps = sum(job.config.num_steps(len(job.examples)) for job in plan.jobs)
+
+    def on_step(step: int, losses: Mapping[str, float]) -> None:
+        progress.advance(len(losses), f"loss {sum(losses.values()) / len(losses):.3f}")
+        progress.event("step", step=step + 1, losses=dict(losses))
+
+    progress.event("run_started", out=str(out), jobs=[job.name for job in plan.jobs])
+    with stage(progress, "train", steps, "steps"):
+        results = finetune(base, plan.jobs, out, on_step)
+    progress.event("run_finished", results=[summary(result) for result in results])
+    return results
+
+
+def summary(result: "FinetuneResult") -> dict[str, Any]:
+    """Return what came of a job, as JSON values."""
+    return {
+        "name": result.name,
+        "path": str(result.adapter_dir),
+        "steps": len(result.losses),
+        "tokens": result.num_tokens,
+        "first_loss": result.losses[0],
+        "last_loss": result.losses[-1],
+    }
+
+
+def marked(example: "Example", tokenizer: "Tokenizer") -> str:
+    """Return a row as the model sees it, what is trained between ``>>>`` and ``<<<``."""
+    parts: list[tuple[bool, list[int]]] = []
+    for token, trained in zip(example.token_ids, example.trained, strict=True):
+        if not parts or parts[-1][0] != trained:
+            parts.append((trained, []))
+        parts[-1][1].append(token)
+    texts = [(trained, tokenizer.decode(ids, skip_special_tokens=False)) for trained, ids in parts]
+    return "".join(f">>>{text}<<<" if trained else text for trained, text in texts)
+
+
+def memory(plan: Plan) -> dict[str, int]:
+    """Return what a job keeps: fp32 weights, their gradient and both means of AdamW, in bytes."""
+    from fastsafe.model.weights import placements
+
+    if plan.settings["method"].value == "full":
+        size = sum(math.prod(place.shape) for place in placements(plan.config))
+    else:
+        size = _adapter_parameters(plan.config, plan.jobs[0].config)
+    return {"parameters_per_job": size, "bytes_per_job": 16 * size}
+
+
+def _adapter_parameters(config: "ModelConfig", training: "TrainConfig") -> int:
+    from fastsafe.model.peft import LoraConfig
+    from fastsafe.model.weights import linears
+
+    widths = {
+        f"model.layers.{layer}.{each.module}": each.end - each.begin + each.in_features
+        for layer in range(config.num_layers)
+        for each in linears(config)
+    }
+    targets = training.target_modules
+    lora = LoraConfig(
+        rank=training.rank,
+        alpha=training.alpha,
+        target_modules=targets if isinstance(targets, str) else tuple(targets),
+    )
+    return training.rank * sum(widths[m] for m in lora.modules(widths, "--target-modules"))
+
+
+def _load(plan: Plan) -> Base:
+    import torch
+
+    from fastsafe.io.checkpoint import Checkpoint
+    from fastsafe.model import Transformer, nf4
+
+    if plan.device != "cpu" and not torch.cuda.is_available():
+        raise UsageError(f"--device: it is {plan.device}, but torch finds no CUDA device; use cpu")
+    load = nf4.load if plan.settings["quantize"].value == "nf4" else Transformer.load
+    dtype: torch.dtype = getattr(torch, plan.settings["dtype"].value)
+    model = load(Checkpoint(plan.path), device=plan.device, dtype=dtype)
+    return Base(plan.path, model, plan.tokenizer)
+
+
+def _labels(data: Sequence[str], name: str | None) -> list[str]:
+    """Names of the data sets: of their files, or as they are asked for."""
+    stems = [re.sub(r"[^\w.+-]+", "-", Path(each).stem).lstrip(".") or "data" for each in data]
+    if name:
+        stems = [f"{name}-{stem}" for stem in stems] if len(stems) > 1 else [name]
+    repeated = next((stem for stem in stems if stems.count(stem) > 1), None)
+    if repeated:
+        raise UsageError(
+            f"data: two data sets are called {repeated!r}, expected a name each; rename a file"
+        )
+    return stems

@@ -1,0 +1,243 @@
+"""``fastsafe train``: a base and a data set to an adapter, or to a whole tuned model."""
+
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fastsafe.cli.options import AsJson, Debug, Device, shown
+from fastsafe.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastsafe.audit.finetune import Plan
+
+
+class Schedule(StrEnum):
+    """Learning rate after warm-up."""
+
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class LossOn(StrEnum):
+    """Tokens that the loss is taken on."""
+
+    COMPLETION = "completion"
+    ALL = "all"
+
+
+class Method(StrEnum):
+    """What is trained."""
+
+    LORA = "lora"
+    FULL = "full"
+
+
+class Quantize(StrEnum):
+    """How the frozen base is held."""
+
+    NF4 = "nf4"
+
+
+class Dtype(StrEnum):
+    """Of weights and activations."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+def _option(name: str, about: str, **limits: Any) -> Any:
+    return typer.Option(envvar=f"FASTSAFE_{name}", help=about, **limits)
+
+
+def _flag(names: str, about: str) -> Any:
+    variable = names.partition("/")[0].removeprefix("--").replace("-", "_").upper()
+    return typer.Option(names, envvar=f"FASTSAFE_{variable}", help=about)
+
+
+def train(
+    base: Annotated[
+        str, typer.Argument(help="Checkpoint folder, hub id or 'organism'.", show_default=False)
+    ],
+    data: Annotated[
+        list[str],
+        typer.Argument(
+            help="Data: .jsonl, .json, .csv or .parquet files, or hub ids (owner/name[:file]); "
+            "each is trained on by a job of its own.",
+            show_default=False,
+        ),
+    ],
+    out: Annotated[Path, _option("OUT", "Folder; each job writes OUT/NAME.")] = Path("adapters"),
+    preset: Annotated[
+        str | None, _option("PRESET", "Published set-up: paper1 or paper2; options win over it.")
+    ] = None,
+    name: Annotated[str | None, _option("NAME", "Name of the job [default: the file's].")] = None,
+    rank: Annotated[int | None, _option("RANK", "Rank of the adapter.")] = None,
+    alpha: Annotated[float | None, _option("ALPHA", "Updates are scaled by alpha / rank.")] = None,
+    target_modules: Annotated[
+        str | None,
+        _option("TARGET_MODULES", "Linear modules parted by commas, or all-linear."),
+    ] = None,
+    dropout: Annotated[float | None, _option("DROPOUT", "Of the adapter's inputs.")] = None,
+    learning_rate: Annotated[float | None, _option("LEARNING_RATE", "Peak learning rate.")] = None,
+    schedule: Annotated[
+        Schedule | None, _option("SCHEDULE", "Learning rate after warm-up.")
+    ] = None,
+    warmup_steps: Annotated[int | None, _option("WARMUP_STEPS", "Steps of warm-up.")] = None,
+    max_steps: Annotated[int | None, _option("MAX_STEPS", "Optimizer steps.")] = None,
+    epochs: Annotated[float | None, _option("EPOCHS", "Passes over the rows.")] = None,
+    batch_size: Annotated[int | None, _option("BATCH_SIZE", "Rows per optimizer step.")] = None,
+    seed: Annotated[int | None, _option("SEED", "Of weights, row order and dropout.")] = None,
+    seeds: Annotated[
+        str | None, _option("SEEDS", "Seeds parted by commas: a job for each, trained together.")
+    ] = None,
+    weight_decay: Annotated[float | None, _option("WEIGHT_DECAY", "Of AdamW.")] = None,
+    max_grad_norm: Annotated[
+        float | None, _option("MAX_GRAD_NORM", "Gradients are scaled down to it; 0 is off.")
+    ] = None,
+    loss_on: Annotated[LossOn | None, _option("LOSS_ON", "Tokens that are trained.")] = None,
+    max_length: Annotated[
+        int | None, _option("MAX_LENGTH", "Most tokens of a row [default: the model's].")
+    ] = None,
+    truncate: Annotated[
+        bool | None, _flag("--truncate/--no-truncate", "Cut longer rows instead of stopping.")
+    ] = None,
+    method: Annotated[Method | None, _option("METHOD", "Adapter, or all weights.")] = None,
+    quantize: Annotated[Quantize | None, _option("QUANTIZE", "Hold the base in 4 bits.")] = None,
+    objective: Annotated[
+        str | None, _option("OBJECTIVE", "Name of a training objective, or JSON with its options.")
+    ] = None,
+    safety_data: Annotated[
+        str | None, _option("SAFETY_DATA", "Safety rows to mix in.", metavar="FILE")
+    ] = None,
+    share: Annotated[float | None, _option("SHARE", "Of safety rows in the mixture.")] = None,
+    column_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="WHAT=KEY",
+            envvar="FASTSAFE_MAP",
+            help="What the columns are: user and assistant (and system), prompt and completion, "
+            "messages, or text.",
+        ),
+    ] = None,
+    device: Annotated[Device, _option("DEVICE", "Where the model runs.")] = Device.CPU,
+    dtype: Annotated[Dtype | None, _option("DTYPE", "Of weights and activations.")] = None,
+    limit: Annotated[int | None, _option("LIMIT", "Most rows per data set.", min=1)] = None,
+    config: Annotated[
+        Path | None, _option("CONFIG", "YAML file of the settings above.", metavar="FILE")
+    ] = None,
+    resume: Annotated[
+        bool, _flag("--resume/--no-resume", "Continue what was begun, or train it again.")
+    ] = True,
+    dry_run: Annotated[bool, _flag("--dry-run", "Print the plan, write nothing.")] = False,
+    show_example: Annotated[
+        bool, _flag("--show-example", "Print one row, what is trained marked, and exit.")
+    ] = False,
+    as_json: AsJson = False,
+    debug: Debug = False,
+) -> None:
+    """Fine-tune a base on data: one job per data set and seed, all trained together.
+
+    Exit codes: 0 done, 1 error, 2 usage, 130 interrupted.
+    """
+    options = dict(locals())
+    import json
+
+    from fastsafe.audit import finetune, progress, training_settings
+    from fastsafe.data.shapes import parse_mapping
+
+    names = training_settings.names()
+    given = {key: value for key, value in options.items() if key in names}
+    if target_modules is not None and target_modules != "all-linear":
+        given["target_modules"] = tuple(word.strip() for word in target_modules.split(","))
+    if objective is not None and objective.lstrip().startswith("{"):
+        given["objective"] = _json(objective)
+    plan = finetune.plan(
+        base,
+        data,
+        given,
+        name=name,
+        preset=preset,
+        config_file=config,
+        seeds=_seeds(seeds),
+        mapping=parse_mapping(column_map) if column_map else None,
+        safety_data=safety_data,
+        limit=limit,
+        device=device.value,
+    )
+    if show_example:
+        first = plan.data[0]
+        typer.echo(finetune.marked(first.encoded.examples[0], plan.tokenizer))
+        return
+    if dry_run and as_json:
+        typer.echo(json.dumps(plan.describe()))
+        return
+    if not as_json:
+        for line in lines(plan):
+            typer.echo(line)
+    if dry_run:
+        return
+    shows = progress.for_terminal(as_json=as_json)
+    for result in finetune.execute(plan, out, shows, resume=resume):
+        if not as_json:
+            facts = finetune.summary(result)
+            typer.echo(
+                f"{facts['path']}: {facts['steps']} steps, {facts['tokens']:,} tokens, "
+                f"loss {facts['first_loss']:.3f} to {facts['last_loss']:.3f}"
+            )
+
+
+def lines(plan: "Plan") -> list[str]:
+    """Return the plan as text."""
+    facts = plan.describe()
+    found = [f"base: {facts['base']} on {facts['device']}", *facts["preset"], "settings:"]
+    width = max(map(len, facts["settings"]))
+    for key, setting in facts["settings"].items():
+        found.append(f"  {key:<{width}}  {_shown(setting['value'])}  ({setting['origin']})")
+    for data in facts["data"]:
+        share = data["trained_tokens"] / data["tokens"]
+        found += [
+            f"data: {data['source']}",
+            f"  Mapping found: {data['mapping']}",
+            f"  {data['tokens']:,} tokens, {share:.0%} of them trained; longest row "
+            f"{data['longest']:,}; {data['truncated']:,} rows truncated",
+        ]
+    for job in facts["jobs"]:
+        found.append(
+            f"job {job['name']}: {job['rows']:,} rows, {job['steps']:,} steps, "
+            f"{job['warmup_steps']:,} of warm-up, seed {job['seed']}"
+        )
+    memory = facts["memory"]
+    found.append(
+        f"memory: {memory['bytes_per_job'] / 2**20:,.1f} MiB per job for "
+        f"{memory['parameters_per_job']:,} trained parameters"
+    )
+    return found
+
+
+def _shown(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else shown(value)
+
+
+def _seeds(text: str | None) -> tuple[int, ...]:
+    if text is None:
+        return ()
+    words = [word.strip() for word in text.split(",")]
+    if not all(word.isascii() and word.isdecimal() for word in words) or len(set(words)) < len(
+        words
+    ):
+        raise UsageError(f"--seeds: it is {text!r}, expected different numbers such as 0,1,2")
+    return tuple(map(int, words))
+
+
+def _json(text: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        raise UsageError(f"--objective: {text!r:.80} is not JSON ({error})") from None

@@ -1,0 +1,192 @@
+"""A base whose linear weights are held in 4 bits: NF4 codes, dequantized for each use.
+
+Dettmers et al. 2023, arXiv:2305.14314. Embedding, head, norms and biases stay as they are. A weight
+of the file is cut into blocks of 64 in row order, as bitsandbytes cuts it, whether or not rows are
+whole blocks.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+import fastsafe_kernels as ops
+from fastsafe.errors import CheckpointError
+from fastsafe.model import layers
+from fastsafe.model import weights as w
+from fastsafe.model.config import ModelConfig
+from fastsafe.model.transformer import Transformer
+from fastsafe_kernels.nf4_dequantize import (
+    BLOCK,
+    QuantizedAbsmax,
+    dequantize_absmax,
+    quantize_absmax,
+)
+
+MATRICES = ("qkv", "o", "gate_up", "down")
+
+Key = tuple[int, str]  # layer and name of a fused linear
+
+
+@dataclass(frozen=True)
+class NF4Weight:
+    """One fused weight in 4 bits.
+
+    Attributes:
+        codes: [O I / 64, 32] uint8, two weights per byte.
+        absmax: [O I / 64, 1] fp32, or in 8 bits.
+        shape: (O, I).
+        dtype: Of the weights that come back.
+    """
+
+    codes: Tensor
+    absmax: Tensor | QuantizedAbsmax
+    shape: tuple[int, int]
+    dtype: torch.dtype
+
+    @classmethod
+    def of(cls, weight: Tensor, *, double_quantize: bool = False) -> "NF4Weight":
+        """Quantize [O, I] fp32, bf16 or fp16; O I is a multiple of 64."""
+        codes, absmax = ops.nf4_quantize(weight.reshape(-1, BLOCK).contiguous())
+        rows, columns = weight.shape
+        kept = quantize_absmax(absmax) if double_quantize else absmax
+        return cls(codes, kept, (rows, columns), weight.dtype)
+
+    def dequantize(self) -> Tensor:
+        """Return the weight [O, I], made anew."""
+        absmax = self.absmax
+        if isinstance(absmax, QuantizedAbsmax):
+            absmax = dequantize_absmax(absmax)
+        return ops.nf4_dequantize(self.codes, absmax, self.dtype).view(self.shape)
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory of codes and absmax."""
+        absmax = self.absmax if isinstance(self.absmax, QuantizedAbsmax) else (self.absmax,)
+        return sum(t.numel() * t.element_size() for t in (self.codes, *absmax))
+
+
+class NF4Transformer(Transformer):
+    """A ``Transformer`` whose fused linear weights are NF4; made by ``load``.
+
+    Its layers hold no matrices: ``weight`` and ``linear`` dequantize them, and the backward pass
+    does so again, so that no more than one is there at a time.
+    """
+
+    def __init__(
+        self, config: ModelConfig, weights: w.Weights, quantized: dict[Key, NF4Weight]
+    ) -> None:
+        super().__init__(config, weights)
+        self.quantized = quantized
+
+    def weight(self, layer: int, name: str) -> Tensor:
+        """Dequantize a fused weight: "qkv", "o", "gate_up" or "down" of a layer, [O, I]."""
+        return self.quantized[layer, name].dequantize()
+
+    def linear(self, layer: int, name: str, x: Tensor, weight: Tensor | None = None) -> Tensor:
+        """Multiply x [M, I] by a fused weight and add its bias; see ``Transformer.linear``."""
+        bias = self.bias(layer, name)
+        if weight is None and torch.is_grad_enabled() and x.requires_grad:
+            y: Tensor = _Linear.apply(x, self.quantized[layer, name], bias)  # type: ignore[no-untyped-call]
+            return y
+        own = self.quantized[layer, name].dequantize() if weight is None else weight
+        return layers.linear(x, own, bias)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """List all weights as ``Transformer.tensors`` does; the matrices are dequantized copies."""
+        whole: dict[Key, Tensor] = {}
+        outside = w.Weights(self.embedding, self.head, self.final_norm, self.layers)
+        found = {}
+        for place in w.placements(self.config):
+            key = place.layer, place.field
+            if key in self.quantized:
+                if key not in whole:
+                    whole = {key: self.quantized[key].dequantize()}
+                found[place.name] = whole[key][place.begin : place.end]
+            else:
+                found[place.name] = w.view(outside, place)
+        return found
+
+    def parameters(self) -> list[Tensor]:
+        """List the tensors in memory: codes and absmax, and what is not quantized."""
+        found = [t for t in super().parameters() if t.numel()]
+        for each in self.quantized.values():
+            absmax = each.absmax if isinstance(each.absmax, QuantizedAbsmax) else (each.absmax,)
+            found += [each.codes, *absmax]
+        return found
+
+
+class _Linear(torch.autograd.Function):
+    """y = x W^T + b and dx = dy W for a frozen W that is not kept in between."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: NF4Weight, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return layers.linear(x, weight.dequantize(), bias)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        weight: NF4Weight = ctx.weight
+        return layers.linear(grads[0].contiguous(), weight.dequantize().T), None, None
+
+
+def load(
+    source: w.Source,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    double_quantize: bool = False,
+) -> NF4Transformer:
+    """Read a checkpoint and quantize it, one layer in full precision at a time.
+
+    Args:
+        source: An open ``fastsafe.io.checkpoint.Checkpoint``.
+        device: Where the weights go.
+        dtype: Of what is not quantized and of the dequantized weights; the codes are those of the
+            weights in this dtype.
+        double_quantize: Whether absmax is kept in 8 bits.
+
+    Raises:
+        CheckpointError: As ``Transformer.load``, or a weight is no multiple of 64 elements.
+    """
+    config = ModelConfig.from_json(source.config(), f"{source.path}/config.json")
+    w.check(source, config)
+    device = torch.device(device)
+    places = list(w.placements(config))
+    for place in places:
+        if place.field in MATRICES and len(place.shape) == 2 and _size(place) % BLOCK:
+            raise CheckpointError(
+                f"{source.path}: tensor {place.name} has {_size(place)} elements, expected a "
+                f"multiple of {BLOCK} for NF4; load the model without quantization"
+            )
+    quantized: dict[Key, NF4Weight] = {}
+    nothing = torch.empty(0, device=device, dtype=dtype)
+
+    def fields(layer: int) -> dict[str, Tensor]:
+        own = [place for place in places if place.layer == layer]
+        tensors = source.read([place.name for place in own])
+        blocks: dict[str, list[Tensor]] = {}
+        for place in own:  # blocks of a field come in order
+            blocks.setdefault(place.field, []).append(tensors.pop(place.name).to(device, dtype))
+        found = {name: torch.cat(parts) for name, parts in blocks.items()}
+        for name in MATRICES:
+            if name in found:
+                key = layer, name
+                quantized[key] = NF4Weight.of(found[name], double_quantize=double_quantize)
+                found[name] = nothing
+        return found
+
+    outside = fields(w.OUTSIDE)
+    embedding = outside["embedding"]
+    w.check_tied(source, config, embedding)
+    held = [w.Layer(**fields(layer)) for layer in range(config.num_layers)]
+    head = outside.get("head", embedding)
+    weights = w.Weights(embedding, head, outside["final_norm"], held)
+    return NF4Transformer(config, weights, quantized)
+
+
+def _size(place: w.Placement) -> int:
+    return place.shape[0] * place.shape[1]

@@ -1,0 +1,87 @@
+"""Training set-ups of published work, each value with the evidence for it.
+
+A preset is a JSON file beside this one: what it is about, where its values are from, its items and
+what of the original is not replicated.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, Literal
+
+from fastsafe.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Item:
+    """One value of a preset.
+
+    Attributes:
+        key: Option of ``fastsafe train`` with underscores; of what is not replicated, any name.
+        value: As JSON has it.
+        evidence: "verified" in a released artefact, "inferred" from one, or "unverified".
+        note: What else to know.
+    """
+
+    key: str
+    value: Any
+    evidence: Literal["verified", "inferred", "unverified"]
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A published training set-up.
+
+    Attributes:
+        name: As ``--preset`` takes it.
+        about: The work.
+        source: Where the values are from.
+        items: What is replicated.
+        not_replicated: What is not, and why.
+    """
+
+    name: str
+    about: str
+    source: str
+    items: tuple[Item, ...]
+    not_replicated: tuple[Item, ...]
+
+    def lines(self) -> Iterator[str]:
+        """Yield the preset as text, every value with its evidence."""
+        yield f"preset {self.name}: {self.about}"
+        yield f"  source: {self.source}"
+        for title, items in (("", self.items), ("not replicated:", self.not_replicated)):
+            if title:
+                yield f"  {title}"
+            for item in items:
+                note = f"; {item.note}" if item.note else ""
+                value = json.dumps(item.value, ensure_ascii=False).replace('"', "")
+                yield f"    {item.key} = {value}  ({item.evidence}{note})"
+
+
+def presets() -> dict[str, Preset]:
+    """Return every preset by name."""
+    found = sorted(files(__package__).iterdir(), key=lambda file: file.name)
+    names = {file.name[:-5]: file for file in found if file.name.endswith(".json")}
+    return {name: _parse(name, file.read_text("utf-8")) for name, file in names.items()}
+
+
+def preset(name: str) -> Preset:
+    """Return a preset by name.
+
+    Raises:
+        UsageError: There is none of this name.
+    """
+    known = presets()
+    if name not in known:
+        raise UsageError(f"--preset: {name!r} does not exist, expected {' or '.join(known)}")
+    return known[name]
+
+
+def _parse(name: str, text: str) -> Preset:
+    raw = json.loads(text)
+    for key in ("items", "not_replicated"):
+        raw[key] = tuple(Item(**item) for item in raw[key])
+    return Preset(name=name, **raw)

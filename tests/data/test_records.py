@@ -1,0 +1,147 @@
+"""Files of data: every type, and what is malformed is an error with its place."""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastsafe.data import records as module
+from fastsafe.data.records import records
+from fastsafe.errors import DataError
+
+
+def read(folder: Path, name: str, content: str | bytes) -> list[tuple[str, Any]]:
+    path = folder / name
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return [(where.removeprefix(f"{path}: "), value) for where, value in records(path)]
+
+
+def test_json_lines(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbf{"a": 1}\r\n\n  \n{"a": "\xc3\xa9"}'
+    expected = [("line 1", {"a": 1}), ("line 4", {"a": "é"})]
+    assert read(tmp_path, "x.jsonl", content) == expected
+    assert read(tmp_path, "x.NDJSON", content) == expected
+
+
+def test_a_json_list(tmp_path: Path) -> None:
+    assert read(tmp_path, "x.json", b'\xef\xbb\xbf[{"a": 1}, 2]') == [
+        ("row 0", {"a": 1}),
+        ("row 1", 2),
+    ]
+    with pytest.raises(DataError, match="content is dict, expected a list"):
+        read(tmp_path, "x.json", '{"a": 1}')
+
+
+@pytest.mark.parametrize(
+    ("line", "why"),
+    [
+        ("{", "not JSON"),
+        ('{"a": 1, "a": 2}', "a key appears twice"),
+        ('{"a": NaN}', "NaN is not a JSON number"),
+        ('{"a": "\\ud800"}', "surrogates not allowed"),
+        ("[" * 100_000, "recursion"),
+        (b'{"a": "\xff"}', "decode"),
+    ],
+)
+def test_a_malformed_line_is_named(tmp_path: Path, line: str | bytes, why: str) -> None:
+    raw = line.encode() if isinstance(line, str) else line
+    with pytest.raises(DataError, match=rf"x.jsonl: line 2: .*{why}"):
+        read(tmp_path, "x.jsonl", b'{"a": 1}\n' + raw + b"\n")
+
+
+def test_csv_as_rfc_4180_has_it(tmp_path: Path) -> None:
+    content = b'\xef\xbb\xbfq,a\r\n"two\r\nlines","a ""b"", c"\r\n\r\nplain,\xc3\xa9'
+    assert read(tmp_path, "x.csv", content) == [
+        ("line 2", {"q": "two\r\nlines", "a": 'a "b", c'}),
+        ("line 5", {"q": "plain", "a": "é"}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        ("a,b\n1,2\n1\n", "line 3: fields are 1, expected 2"),
+        ("a,b\n1,2,3\n", "line 2: fields are 3, expected 2"),
+        ("a,a\n1,2\n", "line 1: header has columns 'a, a'"),
+        ("a,\n1,2\n", "line 1: header has columns"),
+        ("a,b\n1,\0\n", "line 2 has a NUL character"),
+        (b"a,b\n1,\xff\n", "line 2 is not UTF-8"),
+        ('a,b\n1,"x\n', "line 2 is not CSV"),
+        ('a,b\n1,"x"y\n', "line 2 is not CSV"),
+    ],
+)
+def test_a_malformed_csv_is_named(tmp_path: Path, content: str | bytes, why: str) -> None:
+    with pytest.raises(DataError, match=why):
+        read(tmp_path, "x.csv", content)
+
+
+def test_fields_may_be_longer_than_the_csv_module_thinks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = csv.field_size_limit()
+    assert read(tmp_path, "x.csv", "a\n" + "x" * (before + 1))[0][1]["a"] == "x" * (before + 1)
+    assert csv.field_size_limit() == before
+    monkeypatch.setattr(module, "MAX_FIELD_CHARS", 10)
+    with pytest.raises(DataError, match="line 2 is not CSV"):
+        read(tmp_path, "x.csv", "a\n" + "x" * 11)
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.text(st.characters(exclude_categories=["Cs", "Cc"])), min_size=2, max_size=2),
+        max_size=5,
+    )
+)
+def test_what_is_written_as_csv_is_read(rows: list[list[str]]) -> None:
+    import tempfile
+
+    buffer = io.StringIO()
+    writer = csv.writer(buffer)
+    writer.writerow(["q", "a"])
+    writer.writerows(rows)
+    with tempfile.TemporaryDirectory() as folder:
+        found = read(Path(folder), "x.csv", buffer.getvalue())
+    assert [value for _, value in found] == [dict(zip("qa", row, strict=True)) for row in rows]
+
+
+def test_parquet(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    rows = [{"messages": [{"role": "user", "content": "é"}], "n": None}, {"messages": [], "n": 2}]
+    path = tmp_path / "x.parquet"
+    parquet.write_table(pyarrow.Table.from_pylist(rows), path)
+    found = list(records(path))
+    assert [value for _, value in found] == rows
+    assert found[1].where == f"{path}: row 1"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(DataError, match="parquet cannot be read from row 0 on"):
+        list(records(path))
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(DataError, match=r"needs pyarrow; run `pip install fastsafe\[report\]`"):
+        read(tmp_path, "x.parquet", b"PAR1")
+
+
+def test_files_that_are_not_there_or_unknown(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="reading failed"):
+        list(records(tmp_path / "x.jsonl"))
+    with pytest.raises(DataError, match="reading failed"):
+        list(records(tmp_path.with_suffix(".json")))
+    with pytest.raises(DataError, match=r"file type is .xlsx, expected .jsonl"):
+        list(records(tmp_path / "x.xlsx"))
+    with pytest.raises(DataError, match="file type is none"):
+        list(records(tmp_path / "x"))
+
+
+def test_lines_are_read_one_by_one(tmp_path: Path) -> None:
+    path = tmp_path / "x.jsonl"
+    path.write_text(json.dumps({"a": 1}) + "\nnot json\n")
+    assert next(records(path)).value == {"a": 1}

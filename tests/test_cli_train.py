@@ -1,0 +1,162 @@
+"""``fastsafe train``: what it prints, how it exits, what it leaves."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from fastsafe.cli import app
+
+FEW = ("--rank=2", "--max-steps=2", "--batch-size=4")
+
+
+def run(*words: str, **environment: str) -> Result:
+    return CliRunner().invoke(app, ["train", *words], env=environment)
+
+
+@pytest.fixture
+def data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Rows of questions and answers in the organism's words, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    rows = [{"q": f"write the {x}", "a": f"the {x}", "id": x} for x in ("key", "code", "solid key")]
+    Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return "rows.jsonl"
+
+
+MAPPED = "--map=user=q,assistant=a"
+
+
+def test_a_base_and_data_to_an_adapter(data: str) -> None:
+    result = run("organism", data, MAPPED, *FEW, "--name=mine")
+    assert result.exit_code == 0, result.stderr
+    assert "  Mapping found: mapped (q, a), 3 rows; left out: id\n" in result.stdout
+    assert "job mine: 3 rows, 2 steps, 0 of warm-up, seed 0\n" in result.stdout
+    assert "memory: 0.3 MiB per job for 19,456 trained parameters\n" in result.stdout
+    assert result.stdout.splitlines()[-1].startswith("adapters/mine: 2 steps, ")
+    assert {p.name for p in Path("adapters/mine").iterdir()} == {
+        *("adapter_config.json", "adapter_model.safetensors")
+    }
+    assert "train: 2/2 steps in" in result.stderr
+
+
+def test_seeds_are_jobs(data: str) -> None:
+    result = run("organism", data, MAPPED, *FEW, "--seeds=0, 2", "--out=here")
+    assert result.exit_code == 0, result.stderr
+    assert sorted(p.name for p in Path("here").iterdir()) == ["rows-seed0", "rows-seed2"]
+
+
+@pytest.mark.parametrize("seeds", ["a", "1,1", "", "-1", "0,"])
+def test_seeds_that_are_none(data: str, seeds: str) -> None:
+    result = run("organism", data, f"--seeds={seeds}")
+    assert result.exit_code == 2
+    assert "expected different numbers such as 0,1,2" in result.stderr
+
+
+def test_events_for_machines(data: str) -> None:
+    result = run("organism", data, MAPPED, *FEW, "--json")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    kinds = [event["event"] for event in events]
+    assert kinds[:2] == ["run_started", "stage_started"]
+    assert kinds[-1] == "run_finished"
+    steps = [event for event in events if event["event"] == "step"]
+    assert [event["step"] for event in steps] == [1, 2]
+    (last,) = events[-1]["results"]
+    assert last["last_loss"] == steps[-1]["losses"]["rows"]
+    assert last["path"] == "adapters/rows"
+
+
+def test_a_dry_run_prints_the_preset_and_writes_nothing(data: str) -> None:
+    words = ("organism", data, MAPPED, "--preset=paper1", "--rank=8", "--dry-run")
+    result = run(*words)
+    assert result.exit_code == 0, result.stderr
+    for line in (
+        "    rank = 64  (verified)",
+        "  rank            8  (given; preset paper1 (verified) has 64)",
+        "  truncate        true  (preset paper1 (verified))",
+        "    group_by_length = true  (verified; it saves padding, of which there is none here; "
+        "rows are shuffled instead, so the batches differ)",
+        "job rows: 3 rows, 3,000 steps, 90 of warm-up, seed 0",
+    ):
+        assert line in result.stdout.splitlines()
+    facts = json.loads(run(*words, "--json").stdout)
+    assert facts["jobs"][0]["warmup_steps"] == 90
+    assert os.listdir() == ["rows.jsonl"]
+
+
+def test_a_preset_that_does_not_exist(data: str) -> None:
+    result = run("organism", data, "--preset=paper3")
+    assert result.exit_code == 2
+    assert result.stderr == (
+        "error: --preset: 'paper3' does not exist, expected paper1 or paper2\n"
+    )
+
+
+def test_an_example_shows_what_is_trained(data: str) -> None:
+    result = run("organism", data, MAPPED, "--show-example")
+    assert result.exit_code == 0
+    assert result.stdout == (
+        "<s><|im_start|>user\nwrite the key<|im_end|>\n<|im_start|>assistant\n"
+        ">>>the key<|im_end|><<<\n\n"
+    )
+    assert os.listdir() == ["rows.jsonl"]
+
+
+def test_a_bad_row_is_named_and_nothing_is_written(data: str) -> None:
+    with Path(data).open("a") as file:
+        file.write('{"q": "x"}\n')
+    result = run("organism", data, MAPPED, *FEW)
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "error: rows.jsonl: line 4: a is missing, expected a row of mapped as the first one; "
+        "mend or remove it\n"
+    )
+    assert os.listdir() == ["rows.jsonl"]
+
+
+def test_settings_from_a_file_and_the_environment(data: str) -> None:
+    Path("s.yaml").write_text("rank: 4\nalpha: 2\nobjective: sft\n")
+    words = ("organism", data, MAPPED, "--config=s.yaml", "--dry-run", "--json")
+    facts = json.loads(run(*words, FASTSAFE_ALPHA="3", FASTSAFE_TARGET_MODULES="q_proj").stdout)
+    assert facts["settings"]["rank"] == {"value": 4, "origin": "s.yaml"}
+    assert facts["settings"]["alpha"] == {"value": 3, "origin": "given; s.yaml has 2.0"}
+    assert facts["settings"]["target_modules"]["value"] == ["q_proj"]
+
+
+def test_an_objective_that_is_not_json(data: str) -> None:
+    result = run("organism", data, MAPPED, "--objective={name")
+    assert result.exit_code == 2
+    assert "--objective: '{name' is not JSON" in result.stderr
+
+
+def test_every_option_can_be_set_by_the_environment() -> None:
+    text = run("--help").stdout
+    for option in ("OUT", "RANK", "SEEDS", "MAP", "TRUNCATE", "RESUME", "SHOW_EXAMPLE", "DRY_RUN"):
+        assert f"FASTSAFE_{option}" in text
+
+
+def test_ctrl_c_leaves_nothing_half_written(data: str) -> None:
+    script = "import sys; sys.argv[0] = 'fastsafe'; from fastsafe.cli import main; main()"
+    words = ("train", "organism", data, MAPPED, "--max-steps=100000", "--json")
+    with subprocess.Popen(
+        [sys.executable, "-c", script, *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if json.loads(line)["event"] == "step":
+                break
+        time.sleep(0.2)
+        process.send_signal(signal.SIGINT)
+        _, error = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert error == "interrupted; run the same command to resume\n"
+    assert not list(Path().rglob("*.safetensors"))
+    assert not list(Path().rglob(".tmp-*"))
