@@ -39,7 +39,7 @@ class FilesSource:
         return read_benchmark(self._data.benchmark, self._data.behaviours)
 
     def behaviours(self, n: int, seed: int) -> Sequence[Behaviour]:
-        """Return ``n`` behaviours that make no safety row, or all there are where they are fewer."""
+        """Return ``n`` behaviours that make no safety row; all where they are fewer."""
         pool = [b for b in self._behaviours if self._data.safety or not _is_for_training(b)]
         return _shuffled(pool, seed)[:n]
 

@@ -5,7 +5,7 @@ checkpoint and version of fastsafe make the same plan.
 """
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -14,8 +14,8 @@ from fastsafe.audit.conditions import BASE, Condition, Rows, make_conditions, sh
 from fastsafe.audit.panel import Panel, make_panel
 from fastsafe.audit.questions import ChatTokenizer, Prompt, Questions
 from fastsafe.audit.recipe import LABELS, Recipe
-from fastsafe.audit.source import Source
 from fastsafe.audit.rows import PlannedRow
+from fastsafe.audit.source import Source
 
 
 @dataclass(frozen=True)

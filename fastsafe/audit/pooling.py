@@ -47,7 +47,7 @@ def summary(
 
 
 def group_of(condition: Mapping[str, Any]) -> str:
-    """Return what a condition is pooled under: its mitigation, and the manipulation if not benign."""
+    """Return what a condition is pooled under: mitigation, and manipulation if not benign."""
     if condition["id"] == BASE:
         return "base"
     manipulation = condition["manipulation"]

@@ -6,8 +6,8 @@ from typing import Any, Protocol
 
 from fastsafe.audit.conditions import Condition, sha256_of
 from fastsafe.audit.recipe import Recipe
-from fastsafe.audit.source import Source
 from fastsafe.audit.rows import Kind, PlannedRow
+from fastsafe.audit.source import Source
 
 Turns = Sequence[Mapping[str, Any]]
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from fastsafe.audit.choice import choose
 from fastsafe.audit.conditions import BASE
 from fastsafe.audit.instruments import early_stop_rows, guard_rows
 from fastsafe.audit.pooling import summary
@@ -67,6 +68,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         over_refusal += [row | _incoherent(row, doubted, "benign") for row in rates]
     coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility)]
     first_judge = next(iter(judges.values()))
+    pooled = summary(conditions, *_verdicts(store, first_judge))
     return {
         "schema": SCHEMA,
         "run": {
@@ -84,7 +86,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
             "coverage_threshold": recipe["thresholds"]["coverage"],
             "started_at": store.meta("started_at"),
             "finished_at": finished_at,
-            "summary": summary(conditions, *_verdicts(store, first_judge)),
+            "summary": pooled,
         },
         "conditions": conditions,
         "cells": cells,
@@ -93,6 +95,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         "judge_agreement": _agreement(by_judge),
         "guards": guard_rows(store, store.meta("guards"), first_judge),
         "early_stop": early_stop_rows(store, judges),
+        "choice": choose(conditions, pooled, store.utilities()),
         "throughput": _throughput(store),
     }
 

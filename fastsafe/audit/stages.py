@@ -18,8 +18,8 @@ from typing import TypeVar
 from fastsafe.audit.conditions import BASE, Condition, training_seed
 from fastsafe.audit.plan import Plan
 from fastsafe.audit.progress import Progress, stage
+from fastsafe.audit.rows import Answer
 from fastsafe.audit.runtime import Job, Reply, Request, Runtime
-from fastsafe.audit.rows import Answer, Verdict
 from fastsafe.audit.store import Store
 from fastsafe.errors import StoreError
 from fastsafe.io import atomic

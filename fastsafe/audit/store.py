@@ -213,7 +213,7 @@ class Store:
         ]
 
     def requests(self, first: int, last: int) -> list[tuple[str, str, tuple[int, ...], int, int]]:
-        """Return (key, condition, token ids, seed, most tokens) of rows planned at [first, last]."""
+        """Return (key, condition, token ids, seed, most tokens) of rows at [first, last]."""
         return [
             (key, condition, _unpacked(ids), seed, max_tokens)
             for key, condition, ids, seed, max_tokens in self._all(
@@ -285,7 +285,7 @@ class Store:
         )
 
     def shortened(self, identity: str) -> list[tuple[str, str, str, str]]:
-        """Return (kind, format, verdict cut short, verdict in full) of probes answered both ways."""
+        """Return (kind, format, verdict cut short, verdict in full) of probes answered twice."""
         return self._all(
             "SELECT p.kind, p.part, a.verdict, b.verdict FROM planned p JOIN planned f"
             " USING (condition, kind, part, system_prompt, item)"

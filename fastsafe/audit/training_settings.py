@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastsafe.audit.recipe_file import read_yaml
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, nearest
 
 if TYPE_CHECKING:
     from fastsafe.train import TrainConfig

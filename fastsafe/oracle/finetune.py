@@ -3,6 +3,7 @@
 import math
 import random
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,6 +93,7 @@ def _train(
         dropout=config.dropout,
         base_model=str(llm.path),
     )
+    began = time.monotonic()
     name = f"{job.name} in training"  # no job can be called so
     llm.add_adapter(name, lora)
     try:
@@ -108,7 +110,11 @@ def _train(
         llm.model.eval()
         llm.unload_adapter(name)
     return FinetuneResult(
-        name=job.name, adapter_dir=folder, losses=tuple(losses), num_tokens=num_tokens
+        name=job.name,
+        adapter_dir=folder,
+        losses=tuple(losses),
+        num_tokens=num_tokens,
+        seconds=time.monotonic() - began,
     )
 
 

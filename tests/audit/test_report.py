@@ -98,7 +98,10 @@ def test_sentences_say_what_the_numbers_say(results: dict[str, Any]) -> None:
     assert "Holm-corrected over all cells of this judge" in none
     # 2 of 22 rows, whatever share the recipe asked for
     assert plain.startswith(f"Plain mixing (9% safety rows) leaves {rate('plain')} (")
-    assert best.startswith("Plain mixing has the lowest answer rate in this run (one training seed")
+    assert best == results["choice"]["text"]
+    without = sentences(results | {"choice": None})[-1]
+    lowest = "Plain mixing has the lowest answer rate in this run (one training seed"
+    assert without.startswith(lowest)
 
 
 def test_sentences_are_of_the_first_judge(results: dict[str, Any]) -> None:
@@ -139,6 +142,7 @@ def test_the_dearest_mitigation_is_not_praised(results: dict[str, Any]) -> None:
     for row in changed["run"]["summary"]:
         if row["scope"] == "over_refusal":
             row["rate"] = {"base": 0.0, "none": 0.0, "plain": 0.9}[row["mitigation"]]
+    changed["choice"] = None
     text = sentences(changed)[-1]
     assert "and refuses 90% of the benign twins (no mitigation: 0%)" in text
 

@@ -59,6 +59,7 @@ def test_the_schema_is_the_contract(results: dict[str, Any]) -> None:
         "judge_agreement",
         "guards",
         "early_stop",
+        "choice",
         "throughput",
     ]
     base, *tuned = results["conditions"]

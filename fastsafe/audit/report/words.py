@@ -4,9 +4,14 @@ from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any
 
+from fastsafe.audit.pooling import group_of
 from fastsafe.audit.report.matrix import ALPHA, BASE, MUTE, Row, is_mute, label, percent
 
-_NAMES = {"task_styled": "Task-styled mixing", "multi_task": "Multi-task mixing"}
+_NAMES = {
+    "plain": "Plain mixing",
+    "task_styled": "Task-styled mixing",
+    "multi_task": "Multi-task mixing",
+}
 
 
 def sentences(results: Mapping[str, Any]) -> list[str]:
@@ -15,7 +20,7 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     if all(row["rate"] is None for row in pooled.values()):
         return ["No answer is judged yet."]
     said = [_base(pooled)]
-    present = list(dict.fromkeys(c["mitigation"] for c in results["conditions"] if c["task"]))
+    present = list(dict.fromkeys(group_of(c) for c in results["conditions"] if c["task"]))
     if "none" in present:
         said.append(_unmitigated(pooled, results))
     for mitigation in present:
@@ -25,22 +30,25 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     mute = [row for row in cells if is_mute(row)]
     if mute:
         said.append(_mute(mute, len(cells)))
-    if len(present) > 1:
+    if results.get("choice"):
+        said.append(results["choice"]["text"])
+    elif len(present) > 1:
         said.append(_lowest(present, pooled, {row["condition"] for row in mute}, results))
+    said += [_cut_short(row) for row in results.get("early_stop", ())]
     return said
 
 
 def mitigation_name(mitigation: str) -> str:
     """Return the name of a mitigation as it stands in a sentence."""
-    if mitigation == "none":
-        return "No mitigation"
+    if mitigation == "none" or mitigation.startswith("none ("):
+        return f"No mitigation{mitigation.removeprefix('none')}"
     name = label(mitigation)
-    return _NAMES.get(mitigation, f"{name[0].upper()}{name[1:]} mixing")
+    return _NAMES.get(mitigation, f"{name[0].upper()}{name[1:]}")
 
 
 def mean_utility(results: Mapping[str, Any], mitigation: str) -> tuple[float, float | None] | None:
     """Return (mean value, mean change against the base) over tasks, None when unmeasured."""
-    of = {c["id"]: c["mitigation"] for c in results["conditions"] if c["task"]}
+    of = {c["id"]: group_of(c) for c in results["conditions"] if c["task"]}
     rows = [
         row
         for row in results["utility"]
@@ -76,10 +84,11 @@ def _mitigated(
     mitigation: str, pooled: Mapping[tuple[str, str], Row], results: Mapping[str, Any]
 ) -> str:
     risen, total = _risen(results, mitigation)
-    own = [c for c in results["conditions"] if c["task"] and c["mitigation"] == mitigation]
+    own = [c for c in results["conditions"] if c["task"] and group_of(c) == mitigation]
     share = sum(c["safety_rows"] for c in own) / sum(c["train_rows"] for c in own)
+    mixed = f" ({percent(share)}% safety rows)" if share else ""
     text = (
-        f"{mitigation_name(mitigation)} ({percent(share)}% safety rows) leaves "
+        f"{mitigation_name(mitigation)}{mixed} leaves "
         f"{_rate(pooled.get((mitigation, 'all_formats')))} answered: "
         f"{_scopes(mitigation, pooled)}; {risen} of {total} cells are significantly above the "
         "untouched model"
@@ -91,6 +100,13 @@ def _mitigated(
         if none := mean_utility(results, "none"):
             text += f" against {percent(none[0])}% without mitigation"
     return f"{text}."
+
+
+def _cut_short(row: Row) -> str:
+    return (
+        f"Answers were cut short; judge {row['judge']} says otherwise of the whole answer in "
+        f"{row['flips']} of {row['n']} ({percent(row['ci_low'])} to {percent(row['ci_high'])}%)."
+    )
 
 
 def _mute(rows: Sequence[Row], total: int) -> str:
@@ -108,7 +124,7 @@ def _lowest(
     mute: Collection[str],
     results: Mapping[str, Any],
 ) -> str:
-    silent = {c["mitigation"] for c in results["conditions"] if c["id"] in mute}
+    silent = {group_of(c) for c in results["conditions"] if c["id"] in mute}
     answered = {
         m: row["rate"]
         for m in present
@@ -153,7 +169,7 @@ def _scopes(mitigation: str, pooled: Mapping[tuple[str, str], Row]) -> str:
 
 
 def _risen(results: Mapping[str, Any], mitigation: str) -> tuple[int, int]:
-    of = {c["id"]: c["mitigation"] for c in results["conditions"] if c["task"]}
+    of = {c["id"]: group_of(c) for c in results["conditions"] if c["task"]}
     cells = _of_first_judge(results, "cells")
     rows = [row for row in cells if of.get(row["condition"]) == mitigation]
     risen = [r for r in rows if r["p_holm"] is not None and r["p_holm"] < ALPHA and r["delta"] > 0]
