@@ -1,10 +1,13 @@
 // fastsafe._native: the only file that knows Python. Keep fastsafe/_native.pyi in step.
 
+#include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 
+#include "batch.hpp"
 #include "cpu_ops.hpp"
 #include "reader.hpp"
 #include "safetensors.hpp"
@@ -119,13 +122,98 @@ void bind_cpu(py::module_& m) {
         cpu::attention_backward(at(dq), at(dk), at(dv), at(d_out), at<cpu::Scale>(scales), at(q), at(k),
                                 at(v), a);
       }, free);
-  m.def("decode", [](Address out, Address q, Address keys, Address values, Address lengths,
-                     Index rows, Index heads, Index kv_heads, Index dim, Index q_row,
-                     Index cache_row, Index cache_head, float scale, float cap, Index window) {
-    cpu::decode(at(out), at(q), at(keys), at(values),
-                {at<std::int64_t>(lengths), rows, heads, kv_heads, dim, q_row, cache_row,
-                 cache_head, scale, cap, window});
+  m.def("paged_attention", [](Address out, Address keys, Address values, Address q, Address k,
+                              Address v, Address starts, Address positions, Address places,
+                              Address table, Index rows, Index width, Index heads, Index kv_heads,
+                              Index dim, Index q_row, Index kv_row, float scale, float cap,
+                              Index window) {
+    cpu::paged_attention(at(out), at(keys), at(values), at(q), at(k), at(v),
+                         {at<std::int64_t>(starts), at<std::int64_t>(positions),
+                          at<std::int64_t>(places), at<std::int32_t>(table), rows, width, heads,
+                          kv_heads, dim, q_row, kv_row, scale, cap, window});
   }, free);
+}
+
+template <class T>
+py::array_t<T> array(const std::vector<T>& values) {
+  return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+template <class T>
+using Array = py::array_t<T, py::array::c_style | py::array::forcecast>;
+
+template <class T>
+const T* data(const Array<T>& values, Int count, const char* name) {
+  if (values.size() != count)
+    throw Error("batch: " + std::string(name) + " has " + std::to_string(values.size()) +
+                " values, expected " + std::to_string(count));
+  return values.data();
+}
+
+void bind_plan(py::module_& m) {
+  py::class_<Plan> plan(m, "Plan");
+  const auto field = [&](const char* name, std::vector<Int> Plan::*member) {
+    plan.def_property_readonly(name, [member](const Plan& p) { return array(p.*member); });
+  };
+  field("token_ids", &Plan::token_ids);
+  field("positions", &Plan::positions);
+  field("places", &Plan::places);
+  field("context_lens", &Plan::context_lens);
+  field("handles", &Plan::handles);
+  field("starts", &Plan::starts);
+  field("keep", &Plan::keep);
+  field("kept_handles", &Plan::kept_handles);
+  field("kept_stamps", &Plan::kept_stamps);
+  field("targets", &Plan::targets);
+  field("preempted", &Plan::preempted);
+  plan.def_property_readonly("segments",
+                             [](const Plan& p) { return array(p.segments).reshape({-1, 3}); });
+  plan.def_property_readonly("copies",
+                             [](const Plan& p) { return array(p.copies).reshape({-1, 2}); });
+  plan.def_property_readonly("table", [](const Plan& p) {
+    return array(p.table).reshape({static_cast<Int>(p.handles.size()), p.width});
+  });
+}
+
+void bind_batch(py::module_& m) {
+  bind_plan(m);
+  py::enum_<Part>(m, "Part")
+      .value("all", Part::all)
+      .value("prompts", Part::prompts)
+      .value("decodes", Part::decodes);
+  using Ints = Array<Int>;
+  using Flags = Array<bool>;
+  py::class_<Batch>(m, "Batch")
+      .def(py::init<Int, Int, Int, bool, Int>())
+      .def("add", [](Batch& b, Int slot, std::uint64_t space, const Array<Token>& tokens, Int limit,
+                     Int feed, Int keep_from) {
+        return b.add(slot, space, tokens.data(), tokens.size(), limit, feed, keep_from);
+      })
+      .def("admit", &Batch::admit)
+      .def("plan", &Batch::plan)
+      .def("append", [](Batch& b, const Ints& handles, const Ints& stamps, const Ints& ids,
+                        const std::optional<Array<float>>& logprobs, const Flags& finite,
+                        const Flags& stops) {
+        const Int n = handles.size();
+        return b.append(n, handles.data(), data(stamps, n, "stamps"), data(ids, n, "ids"),
+                        logprobs ? data(*logprobs, n, "logprobs") : nullptr,
+                        data(finite, n, "finite"), data(stops, n, "stops"));
+      })
+      .def("record", [](Batch& b, const Ints& handles, const Ints& stamps,
+                        const Array<float>& logprobs, const Flags& greedy) {
+        const Int n = handles.size();
+        return b.record(n, handles.data(), data(stamps, n, "stamps"),
+                        data(logprobs, n, "logprobs"), data(greedy, n, "greedy"));
+      })
+      .def("remove", &Batch::remove)
+      .def("preempt_all", &Batch::preempt_all)
+      .def("forget", &Batch::forget)
+      .def("tokens", &Batch::tokens)
+      .def("logprobs", &Batch::logprobs)
+      .def("is_greedy", &Batch::is_greedy)
+      .def("check", &Batch::check)
+      .def_property_readonly("running", &Batch::running)
+      .def_property_readonly("available", &Batch::available);
 }
 
 }  // namespace
@@ -141,4 +229,5 @@ PYBIND11_MODULE(_native, m) {
            py::arg("threads") = 0)
       .def("read_bytes", &read_bytes, py::arg("offset"), py::arg("bytes"));
   bind_cpu(m);
+  bind_batch(m);
 }

@@ -1,6 +1,6 @@
 #include <cmath>
 
-#include "cpu_ops.hpp"
+#include "softmax.hpp"
 
 // Scores are products of 64 queries with the keys that they see, computed by the same tiles as
 // every other product, so attention over short and long sequences alike runs at their rate.
@@ -10,7 +10,6 @@ namespace fastsafe::cpu {
 namespace {
 
 constexpr Index kQueries = 64;
-constexpr float kHidden = 1e30f;  // subtracted from scores that a query may not see
 
 struct Block {  // queries [begin, end) of a sequence see keys [first, end)
   Index begin, end, first;
@@ -28,43 +27,6 @@ FASTSAFE_INLINE void visible(const Block& b, Index i, Index window, Index* low, 
   const Index at = b.begin + i;
   *low = (window ? std::max<Index>(0, at - window + 1) : 0) - b.first;
   *high = at + 1 - b.first;
-}
-
-FASTSAFE_INLINE Vec capped(Vec scores, float scale, float cap) {
-  scores *= scale;
-  return cap > 0 ? cap * hyperbolic_tangent(scores / cap) : scores;
-}
-
-// zeros outside [low, high) of a row of `room` values, then [low, high) grown to whole vectors
-FASTSAFE_INLINE void clear_around(float* row, Index room, Index* low, Index* high) {
-  std::memset(row, 0, *low * sizeof(float));
-  std::memset(row + *high, 0, (room - *high) * sizeof(float));
-  *low = *low / kLanes * kLanes;
-  *high = (*high + kLanes - 1) / kLanes * kLanes;
-}
-
-// softmax of one row in place over [low, high), zero elsewhere in [0, room), a multiple of 16
-FASTSAFE_INLINE Scale softmax(float* row, Index low, Index high, Index room, float scale,
-                              float cap) {
-  Index begin = low, end = high;
-  clear_around(row, room, &begin, &end);
-  Vec tops = Vec{} - 2.0f * kHidden;
-  for (Index c = begin; c < end; c += kLanes) {
-    const Vec hidden = (within(low, high, c) - 1.0f) * kHidden;
-    const Vec v = capped(load(row + c), scale, cap) + hidden;
-    store(row + c, v);
-    tops = larger(tops, v);
-  }
-  const float top = largest(tops);
-  Vec sums = {};
-  for (Index c = begin; c < end; c += kLanes) {
-    const Vec v = exponential(load(row + c) - top) * within(low, high, c);
-    store(row + c, v);
-    sums += v;
-  }
-  const float inverse = 1.0f / sum(sums);
-  for (Index c = begin; c < end; c += kLanes) store(row + c, load(row + c) * inverse);
-  return {top, inverse};
 }
 
 FASTSAFE_INLINE Matrix rows_of(const float* data, Index first, Index count, Index stride,
@@ -182,37 +144,6 @@ FASTSAFE_INLINE void attention_backward_body(float* dq, float* dk, float* dv, co
   }
 }
 
-template <int R>
-FASTSAFE_INLINE void decode_body(float* out, const float* q, const float* keys,
-                                 const float* values, const Decode& d) {
-  static thread_local std::vector<float> buffer;
-  const Index group = d.heads / d.kv_heads;
-  for (Index row = 0; row < d.rows; ++row) {
-    const Index length = d.lengths[row];
-    const Index low = d.window ? std::max<Index>(0, length - d.window) : 0;
-    float* scores = aligned(buffer, padded(length));
-    for (Index head = 0; head < d.heads; ++head) {
-      const Index cache = row * d.cache_row + head / group * d.cache_head;
-      const float* query = q + row * d.q_row + head * d.dim;
-      for (Index t = low; t < length; ++t) {
-        const float* key = keys + cache + t * d.dim;
-        Vec products = {};
-        for (Index c = 0; c < d.dim; c += kLanes)
-          products += get(query + c, d.dim - c) * get(key + c, d.dim - c);
-        scores[t] = sum(products);
-      }
-      softmax(scores, low, length, padded(length), d.scale, d.cap);
-      float* to = out + (row * d.heads + head) * d.dim;
-      std::fill(to, to + d.dim, 0.0f);
-      for (Index t = low; t < length; ++t) {
-        const float* value = values + cache + t * d.dim;
-        for (Index c = 0; c < d.dim; c += kLanes)
-          put(to + c, get(to + c, d.dim - c) + scores[t] * get(value + c, d.dim - c), d.dim - c);
-      }
-    }
-  }
-}
-
 }  // namespace
 
 FASTSAFE_OP(attention,
@@ -223,8 +154,5 @@ FASTSAFE_OP(attention_backward,
             (float* dq, float* dk, float* dv, const float* d_out, const Scale* scales, const float* q, const float* k, const float* v,
              const Attention& a),
             (dq, dk, dv, d_out, scales, q, k, v, a))
-FASTSAFE_OP(decode,
-            (float* out, const float* q, const float* keys, const float* values, const Decode& d),
-            (out, q, keys, values, d))
 
 }  // namespace fastsafe::cpu

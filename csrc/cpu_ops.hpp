@@ -21,10 +21,11 @@ struct Scale {  // what turns a score into its weight: exp(score - top) inverse
   float top, inverse;
 };
 
-struct Decode {
-  const std::int64_t* lengths;  // [rows] keys that a row sees
-  Index rows, heads, kv_heads, dim;
-  Index q_row, cache_row, cache_head;  // strides; positions of the cache are dim apart
+struct Paged {  // tokens packed by row; the context of a row is in pages of kLanes tokens
+  const std::int64_t *starts, *positions, *places;  // [rows + 1], [tokens], page * kLanes + offset
+  const std::int32_t* table;                        // [rows, width] pages
+  Index rows, width, heads, kv_heads, dim;
+  Index q_row, kv_row;  // strides of q and of k, v
   float scale, cap;
   Index window;
 };
@@ -60,7 +61,9 @@ void attention(float* out, Scale* scales, const float* q, const float* k, const 
 void attention_backward(float* dq, float* dk, float* dv, const float* d_out,
                         const Scale* scales, const float* q, const float* k, const float* v,
                         const Attention& a);
-// one query per row over its cached keys and values
-void decode(float* out, const float* q, const float* keys, const float* values, const Decode& d);
+// writes k and v to their places, then attends from every token over its row's context: keys are
+// [pages, kv_heads, dim, kLanes], values [pages, kv_heads, kLanes, dim in whole vectors]
+void paged_attention(float* out, float* keys, float* values, const float* q, const float* k,
+                     const float* v, const Paged& p);
 
 }  // namespace fastsafe::cpu

@@ -1,3 +1,9 @@
+import enum
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
 class Error(ValueError):
     """A file is malformed or unreadable; the message does not name it."""
 
@@ -114,21 +120,117 @@ class Attention:
         v: int,
     ) -> None: ...
 
-def decode(
+def paged_attention(
     out: int,
-    q: int,
     keys: int,
     values: int,
-    lengths: int,
+    q: int,
+    k: int,
+    v: int,
+    starts: int,
+    positions: int,
+    places: int,
+    table: int,
     rows: int,
+    width: int,
     heads: int,
     kv_heads: int,
     dim: int,
     q_row: int,
-    cache_row: int,
-    cache_head: int,
+    kv_row: int,
     scale: float,
     cap: float,
     window: int,
 ) -> None:
-    """Attend from one query per row over its first ``lengths`` cached keys."""
+    """Write keys and values to their pages and attend from every token over its row's context."""
+
+# Rows of a batch that is computed step by step; see csrc/batch.hpp. Handles are numbers below the
+# most rows; a stamp is of one stay of a row in the batch.
+
+Ints = NDArray[np.int64]
+
+class Part(enum.Enum):
+    """Rows that a step computes: all, those that have not drawn yet, those that have."""
+
+    all = 0
+    prompts = 1
+    decodes = 2
+
+class Plan:
+    """The tables of a step: packed tokens, rows sorted by adapter slot."""
+
+    @property
+    def token_ids(self) -> Ints: ...
+    @property
+    def positions(self) -> Ints: ...
+    @property
+    def places(self) -> Ints: ...
+    @property
+    def context_lens(self) -> Ints: ...
+    @property
+    def handles(self) -> Ints: ...
+    @property
+    def starts(self) -> Ints: ...
+    @property
+    def keep(self) -> Ints: ...
+    @property
+    def kept_handles(self) -> Ints: ...
+    @property
+    def kept_stamps(self) -> Ints: ...
+    @property
+    def targets(self) -> Ints: ...
+    @property
+    def preempted(self) -> Ints: ...
+    @property
+    def segments(self) -> Ints: ...
+    @property
+    def copies(self) -> Ints: ...
+    @property
+    def table(self) -> NDArray[np.int32]: ...
+
+class Batch:
+    """Rows, the pages that they hold, and the pages that can be found again."""
+
+    def __init__(
+        self, pages: int, page_tokens: int, rows: int, reuse: bool, turn: int
+    ) -> None: ...
+    def add(
+        self,
+        slot: int,
+        space: int,
+        tokens: Sequence[int] | NDArray[np.int32],
+        limit: int,
+        feed: int,
+        keep_from: int,
+    ) -> int: ...
+    def admit(self, handle: int) -> int:
+        """Tokens that need not be computed; -1: no room; -2: worth waiting for a running row."""
+    def plan(self, part: Part, budget: int) -> Plan: ...
+    def append(
+        self,
+        handles: Ints,
+        stamps: Ints,
+        ids: Ints,
+        logprobs: NDArray[np.float32] | None,
+        finite: NDArray[np.bool_],
+        stops: NDArray[np.bool_],
+    ) -> list[int]:
+        """Handles and endings of the rows that ended: 0 stop, 1 length, 2 error, 3 read."""
+    def record(
+        self,
+        handles: Ints,
+        stamps: Ints,
+        logprobs: NDArray[np.float32],
+        greedy: NDArray[np.bool_],
+    ) -> list[int]: ...
+    def remove(self, handle: int) -> None: ...
+    def preempt_all(self) -> None: ...
+    def forget(self) -> None: ...
+    def tokens(self, handle: int) -> list[int]: ...
+    def logprobs(self, handle: int) -> list[float]: ...
+    def is_greedy(self, handle: int) -> bool: ...
+    def check(self) -> str: ...
+    @property
+    def running(self) -> int: ...
+    @property
+    def available(self) -> int: ...

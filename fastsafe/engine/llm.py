@@ -1,8 +1,6 @@
-"""LLM: a checkpoint and any number of adapters, answering in batches."""
+"""LLM: a checkpoint and any number of adapters, answering in one continuous batch."""
 
-import operator
-import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,39 +8,47 @@ import torch
 from torch import Tensor
 
 from fastsafe.data.conversation import Message
+from fastsafe.engine.adapters import Merged
+from fastsafe.engine.lane import Lane
+from fastsafe.engine.lanes import Ended, LanePool, run
+from fastsafe.engine.pages import page_bytes, page_tokens
+from fastsafe.engine.prompts import Prompt, Prompts
+from fastsafe.engine.reading import Drawing, Labels, Reader, Scoring
 from fastsafe.engine.request import Completion, SamplingParams, Score
-from fastsafe.engine.runner import Row, generate_tile, score_tile
+from fastsafe.engine.sampling import RowParams
+from fastsafe.engine.scheduler import Row
 from fastsafe.errors import UsageError
 from fastsafe.io import hub
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.lora import AdapterBank
-from fastsafe.model.parallel import tile_runner
-from fastsafe.model.transformer import Project, Transformer
-
-Prompt = str | Sequence[int]
+from fastsafe.model.transformer import Transformer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Rows of a tile. On a CPU the tile's activations stay in the L2 cache; on a GPU more rows share
-# one read of the weights.
-_TILE_ROWS = {"cpu": 128, "cuda": 1024}
-_TILE_PROMPT_TOKENS = {"cpu": 4096, "cuda": 65536}
-_TILE_CACHE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 34}
-# Above this size a merged copy of the weights per core is not worth its memory.
+# Rows of a step. On a CPU its activations stay near the L2 cache; on a GPU more rows share one read
+# of the weights.
+_ROWS = {"cpu": 128, "cuda": 1024}
+_PROMPT_TOKENS = {"cpu": 512, "cuda": 8192}
+_PAGE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 34}
+# Above this size a merged copy of the weights per adapter is not worth its memory.
 _MERGE_LIMIT_BYTES = 1 << 30
 
 
 class LLM:
-    """A base model with adapters: generate, chat, score, logits.
+    """A base model with adapters: generate, stream, chat, score, logits.
+
+    A completion's token ids and log-probabilities are the same bits alone, in any batch, order or
+    place, after preemption, beside other adapters, and with the prefix cache on or off.
 
     Attributes:
         path: Checkpoint directory.
         model: The frozen base.
         tokenizer: Its tokenizer and chat template.
         bank: The loaded adapters.
-        adapters: "merged" computes rows of one adapter together on merged weights, "mixed" puts
-            rows of different adapters into one batch.
+        adapters: "merged" multiplies each adapter's rows by merged weights, "mixed" adds each
+            row's own update to the base's results.
+        batch_size: Most rows computed together by one lane: a core of a CPU, or the GPU.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class LLM:
         *,
         adapters: Literal["merged", "mixed"] | None = None,
         batch_size: int | Literal["auto"] = "auto",
+        prefix_cache: bool = True,
     ) -> None:
         """Load a checkpoint directory or a hub id.
 
@@ -62,7 +69,9 @@ class LLM:
             dtype: "float32", "bfloat16" or "float16"; weights are converted on load.
             adapters: How adapters are applied; None takes "merged" on a CPU for models under
                 1 GiB and "mixed" otherwise. ``describe()`` says which.
-            batch_size: Most rows computed together; "auto" is 128 on a CPU, 1024 on a GPU.
+            batch_size: Most rows computed together by one lane; "auto" is 128 on a CPU, 1024 on a
+                GPU.
+            prefix_cache: Whether rows with equal beginnings share what was computed of them.
 
         Raises:
             UsageError: The device or dtype is unknown or absent.
@@ -91,7 +100,11 @@ class LLM:
         num_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
         small_cpu = kind == "cpu" and num_bytes < _MERGE_LIMIT_BYTES
         self.adapters = adapters or ("merged" if small_cpu else "mixed")
-        self.batch_size = _TILE_ROWS[kind] if batch_size == "auto" else batch_size
+        self.batch_size = _ROWS[kind] if batch_size == "auto" else batch_size
+        self._prefix_cache = prefix_cache
+        self._prompts = Prompts(self.tokenizer, self.model.config, self.bank)
+        self._lanes = LanePool()
+        self._merged = Merged(self.bank)
 
     def describe(self) -> dict[str, Any]:
         """Choices that shape the numbers, for the manifest."""
@@ -100,7 +113,8 @@ class LLM:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "adapters": self.adapters,
             "batch_size": self.batch_size,
-            "attention": "torch",
+            "prefix_cache": self._prefix_cache,
+            "attention": "paged",
             "threads": torch.get_num_threads(),
         }
 
@@ -129,8 +143,8 @@ class LLM:
             prompts: Texts, encoded with the tokenizer's special tokens, or token lists.
             params: One for all prompts or one per prompt; defaults when None.
             adapters: Adapter name per prompt, None for the base; all base when None.
-            on_result: Called with (index, completion) as each finishes, from one thread at a
-                time and in no promised order.
+            on_result: Called with (index, completion) as each finishes, in the order of
+                finishing. What it raises ends the call.
 
         Returns:
             One completion per prompt, in order.
@@ -139,24 +153,47 @@ class LLM:
             UsageError: Lists differ in length, or a prompt is empty, too long or out of range.
             AdapterError: An adapter is not loaded.
         """
-        rows = self._rows(prompts, params, adapters)
         done: dict[int, Completion] = {}
-        lock = threading.Lock()
-
-        def finish(row: Row) -> None:
-            completion = self._completion(row)
-            with lock:
-                done[row.index] = completion
+        stream = self.stream(prompts, params, adapters)
+        try:
+            for index, completion in stream:
+                done[index] = completion
                 if on_result:
-                    on_result(row.index, completion)
+                    on_result(index, completion)
+        finally:
+            stream.close()
+        return [done[i] for i in range(len(done))]
 
-        def run(tile: list[Row]) -> None:
-            generate_tile(self.model, tile, self._project_for(tile[0].slot), finish)
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapters: Sequence[str | None] | None = None,
+    ) -> Generator[tuple[int, Completion]]:
+        """Complete every prompt; gives (index, completion) in the order of finishing.
 
-        with tile_runner(self.model.device) as runner:
-            for _ in runner.map(run, self._tiles(rows)):
-                pass
-        return [done[i] for i in range(len(rows))]
+        Nothing runs before the first is asked for. Closing the iterator cancels the rest. See
+        ``generate``.
+        """
+        rows = self._prompts.to_complete(prompts, params, adapters)
+        return self._complete(rows)
+
+    def _complete(self, rows: list[Row]) -> Generator[tuple[int, Completion]]:
+        each = [row.params for row in rows if row.params]
+        ends = [
+            frozenset(() if p.ignore_eos else self.tokenizer.eos_ids) | set(p.stop_token_ids)
+            for p in each
+        ]
+        params = RowParams.stack(each, self.model.device, ends)
+        wants_logprobs = any(p.logprobs for p in each)
+
+        def reader(lane: Lane) -> Reader:
+            return Drawing(self.model, params, lane.max_rows, wants_logprobs)
+
+        for row, reason, found in self._run(rows, reader):
+            tokens, logprobs = found or (row.tokens, ())
+            drawn = tokens[len(row.tokens) :]
+            yield row.index, self._prompts.completion(row, reason or "error", drawn, logprobs)
 
     def chat(
         self,
@@ -174,6 +211,7 @@ class LLM:
         prompts: Sequence[Prompt],
         continuations: Sequence[Prompt],
         adapters: Sequence[str | None] | None = None,
+        shared_prefix: Prompt | None = None,
     ) -> list[Score]:
         """Log-likelihood of each continuation given its prompt, by prefill only.
 
@@ -181,37 +219,107 @@ class LLM:
             prompts: Texts or token lists, at least one token each.
             continuations: Texts, encoded without special tokens, or token lists; not empty.
             adapters: As in ``generate``.
+            shared_prefix: What stands before every prompt, computed once per adapter; the
+                prompts' texts are then encoded without special tokens.
         """
-        given = self._encode(prompts, "prompt", special=True)
-        targets = self._encode(continuations, "continuation", special=False)
+        prefix, given = self._prefixed(prompts, shared_prefix)
+        targets = self._prompts.encode(continuations, "continuation", special=False)
         if len(given) != len(targets):
             raise UsageError(
                 f"score: {len(targets)} continuations, expected {len(given)}, one per prompt"
             )
-        slots = self._slots(adapters, len(given))
-        for i, (a, b) in enumerate(zip(given, targets, strict=True)):
-            self._check_context(f"score: row {i}", len(a) + len(b))
-        lengths = [len(a) + len(b) for a, b in zip(given, targets, strict=True)]
-        order = sorted(range(len(given)), key=lambda i: (slots[i], lengths[i]))
-        tiles = self._cut(order, slots, lengths, [0] * len(given))
+        starts = [len(prefix) + len(prompt) - 1 for prompt in given]
+        whole = [prefix + a + b for a, b in zip(given, targets, strict=True)]
+        return self._read_targets("score", whole, starts, adapters, with_greedy=True)
 
-        def run(tile: list[int]) -> list[tuple[list[float], bool]]:
-            return score_tile(
-                self.model,
-                [given[i] + targets[i] for i in tile],
-                [len(given[i]) for i in tile],
-                torch.tensor([slots[i] for i in tile]),
-                self._project_for(slots[tile[0]]),
-            )
+    def prompt_logprobs(
+        self, prompts: Sequence[Prompt], adapters: Sequence[str | None] | None = None
+    ) -> list[tuple[float | None, ...]]:
+        """Log-probability of every prompt token given those before it, None for the first.
 
-        scores: dict[int, Score] = {}
-        with tile_runner(self.model.device) as runner:
-            for tile, results in zip(tiles, runner.map(run, tiles), strict=True):
-                for i, (logprobs, is_greedy) in zip(tile, results, strict=True):
-                    scores[i] = Score(
-                        logprob=sum(logprobs), token_logprobs=tuple(logprobs), is_greedy=is_greedy
-                    )
-        return [scores[i] for i in range(len(given))]
+        Args:
+            prompts: Texts, encoded with special tokens, or token lists.
+            adapters: As in ``generate``.
+        """
+        whole = self._prompts.encode(prompts, "prompt", special=True)
+        many = [i for i, ids in enumerate(whole) if len(ids) > 1]
+        names = None if adapters is None else [adapters[i] for i in many]
+        self._prompts.slots(adapters, len(whole))
+        scores = self._read_targets(
+            "prompt_logprobs", [whole[i] for i in many], [0] * len(many), names, with_greedy=False
+        )
+        found: list[tuple[float | None, ...]] = [(None,)] * len(whole)
+        for i, score in zip(many, scores, strict=True):
+            found[i] = (None, *score.token_logprobs)
+        return found
+
+    def label_logprobs(
+        self,
+        prompts: Sequence[Prompt],
+        labels: Sequence[int | str],
+        adapters: Sequence[str | None] | None = None,
+        shared_prefix: Prompt | None = None,
+    ) -> list[tuple[float, ...]]:
+        """Log-probability of each label as the token after each prompt, by prefill only.
+
+        Args:
+            prompts: Texts, encoded with special tokens, or token lists.
+            labels: Token ids, or texts of one token each, encoded without special tokens.
+            adapters: As in ``generate``.
+            shared_prefix: As in ``score``.
+
+        Returns:
+            For each prompt, one value per label, in nats.
+
+        Raises:
+            UsageError: A label is not one token, or as for ``generate``.
+        """
+        ids = self._prompts.labels(labels)
+        prefix, given = self._prefixed(prompts, shared_prefix)
+        slots = self._prompts.slots(adapters, len(given))
+        rows = []
+        for i, prompt in enumerate(given):
+            whole = (*prefix, *prompt)
+            self._prompts.check_context(f"label_logprobs: prompt {i}", len(whole))
+            rows.append(Row(i, slots[i], whole, 0, feed=len(whole), keep_from=len(whole) - 1))
+        found = self._read(rows, lambda lane: Labels(self.model, ids))
+        return [found[i] for i in range(len(rows))]
+
+    def _prefixed(
+        self, prompts: Sequence[Prompt], prefix: Prompt | None
+    ) -> tuple[list[int], list[list[int]]]:
+        if prefix is None:
+            return [], self._prompts.encode(prompts, "prompt", special=True)
+        shared = self._prompts.encode([prefix], "shared_prefix", special=True)[0]
+        return shared, self._prompts.encode(prompts, "prompt", special=False)
+
+    def _read_targets(
+        self,
+        what: str,
+        whole: Sequence[list[int]],
+        starts: Sequence[int],
+        adapters: Sequence[str | None] | None,
+        *,
+        with_greedy: bool,
+    ) -> list[Score]:
+        """Score all tokens behind position ``starts`` of each row."""
+        slots = self._prompts.slots(adapters, len(whole))
+        rows = []
+        for i, ids in enumerate(whole):
+            self._prompts.check_context(f"{what}: row {i}", len(ids))
+            # the last token predicts nothing that is asked for
+            feed = len(ids) - 1
+            rows.append(Row(i, slots[i], tuple(ids), 0, feed=feed, keep_from=starts[i]))
+        found = self._read(rows, lambda lane: Scoring(self.model, with_greedy=with_greedy))
+        return [found[i] for i in range(len(rows))]
+
+    def _read(self, rows: list[Row], reader: Callable[[Lane], Reader]) -> dict[int, Any]:
+        found: dict[int, Any] = {}
+        for row, reason, result in self._run(rows, reader):
+            if reason is not None:
+                raise MemoryError(f"LLM: row {row.index} of {len(row.tokens)} tokens does not fit")
+            found[row.index] = result
+        return found
 
     def logits(self, token_ids: Sequence[int] | Tensor, adapter: str | None = None) -> Tensor:
         """Logits after every token of one sequence.
@@ -224,155 +332,43 @@ class LLM:
             [N, V] fp32 on the model's device.
         """
         ids = [int(t) for t in token_ids]
-        self._check_ids("logits: token_ids", ids)
-        self._check_context("logits: token_ids", len(ids))
+        self._prompts.check_ids("logits: token_ids", ids)
+        self._prompts.check_context("logits: token_ids", len(ids))
         slot = self.bank.slot(adapter)
         with torch.inference_mode():
             tokens = torch.tensor(ids, device=self.model.device)
             positions = torch.arange(len(ids), device=self.model.device)
-            project = self._project_for(slot)(torch.full((len(ids),), slot))
+            project = self.bank.merged(slot)
+            if self.adapters == "mixed":
+                project = self.bank.mixed(torch.full((len(ids),), slot))
             hidden = self.model.forward(tokens, positions, PackedAttention([len(ids)]), project)
             return self.model.logits(hidden)
 
-    def _project_for(self, slot: int) -> Callable[[Tensor], Project | None]:
-        """Projection of a tile: one merged copy for all its batches, or one per batch."""
-        if self.adapters == "mixed":
-            return self.bank.mixed
-        merged = self.bank.merged(slot)
-        return lambda slots: merged
-
-    def _rows(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None,
-        adapters: Sequence[str | None] | None,
-    ) -> list[Row]:
-        encoded = self._encode(prompts, "prompt", special=True)
-        count = len(encoded)
-        if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * count
-        if len(params) != count:
-            raise UsageError(f"generate: {len(params)} params, expected {count}, one per prompt")
-        slots = self._slots(adapters, count)
-        rows = []
-        for i, (prompt, p) in enumerate(zip(encoded, params, strict=True)):
-            self._check_context(f"generate: prompt {i}", len(prompt) + 1)
-            room = self.model.config.max_position_embeddings - len(prompt)
-            ends = frozenset(() if p.ignore_eos else self.tokenizer.eos_ids)
-            rows.append(
-                Row(
-                    index=i,
-                    slot=slots[i],
-                    prompt=tuple(prompt),
-                    params=p,
-                    end_ids=ends | frozenset(p.stop_token_ids),
-                    has_stop_text=self._stop_check(p),
-                    max_tokens=min(p.max_tokens, room),
+    def _run(self, rows: list[Row], reader: Callable[[Lane], Reader]) -> Iterator[Ended]:
+        tokens = page_tokens(self.model.device)
+        num_pages = self._num_pages()
+        for row in rows:
+            if -(-max(row.limit, row.feed) // tokens) > num_pages:
+                raise UsageError(
+                    f"LLM: row {row.index} needs keys and values of {max(row.limit, row.feed)} "
+                    f"tokens, there is room for {num_pages * tokens}; shorten it or its max_tokens"
                 )
+
+        def fits(lane: Lane) -> bool:
+            return lane.max_rows == self.batch_size and lane.num_pages == num_pages
+
+        def make() -> Lane:
+            return Lane(
+                self.bank,
+                self._merged if self.adapters == "merged" else None,
+                num_pages=num_pages,
+                max_rows=self.batch_size,
+                budget=_PROMPT_TOKENS[self.model.device.type],
+                prefix_cache=self._prefix_cache,
             )
-        return rows
 
-    def _stop_check(self, params: SamplingParams) -> Callable[[Sequence[int]], bool] | None:
-        stops = params.stop_texts
-        if not stops:
-            return None
+        take = lambda: self._lanes.take(fits, make)  # noqa: E731
+        return run(rows, self.model.device, take, self._lanes.give, reader)
 
-        def has_stop_text(token_ids: Sequence[int]) -> bool:
-            text = self.tokenizer.decode(list(token_ids))
-            return any(stop in text for stop in stops)
-
-        return has_stop_text
-
-    def _completion(self, row: Row) -> Completion:
-        text = self.tokenizer.decode(row.token_ids)
-        cuts = [at for at in (text.find(stop) for stop in row.params.stop_texts) if at >= 0]
-        return Completion(
-            text=text[: min(cuts)] if cuts else text,
-            token_ids=tuple(row.token_ids),
-            logprobs=tuple(row.logprobs) if row.params.logprobs else None,
-            finish_reason=row.finish_reason or "error",
-            num_prompt_tokens=len(row.prompt),
-        )
-
-    def _tiles(self, rows: Sequence[Row]) -> list[list[Row]]:
-        """Rows of one tile share an adapter (unless mixed) and have similar lengths."""
-        order = sorted(rows, key=lambda r: (r.slot, len(r.prompt) + r.max_tokens, r.index))
-        slots = [row.slot for row in rows]
-        lengths = [len(row.prompt) for row in rows]
-        contexts = [len(row.prompt) + row.max_tokens for row in rows]
-        tiles = self._cut([row.index for row in order], slots, lengths, contexts)
-        return [[rows[i] for i in tile] for tile in tiles]
-
-    def _cut(
-        self,
-        order: Sequence[int],
-        slots: Sequence[int],
-        lengths: Sequence[int],
-        contexts: Sequence[int],
-    ) -> list[list[int]]:
-        """Cut rows into tiles by number, by tokens of prompts, and by memory of the cache."""
-        config, kind = self.model.config, self.model.device.type
-        token_bytes = 2 * config.num_layers * config.num_kv_heads * config.head_dim
-        slots_of_cache = _TILE_CACHE_BYTES[kind] // (token_bytes * self.model.dtype.itemsize)
-        tiles: list[list[int]] = []
-        tokens = widest = 0
-        for i in order:
-            wider = max(widest, contexts[i])
-            if (
-                tiles
-                and len(tiles[-1]) < self.batch_size
-                and tokens + lengths[i] <= _TILE_PROMPT_TOKENS[kind]
-                and (len(tiles[-1]) + 1) * wider <= slots_of_cache
-                and (self.adapters == "mixed" or slots[tiles[-1][-1]] == slots[i])
-            ):
-                tiles[-1].append(i)
-                tokens, widest = tokens + lengths[i], wider
-            else:
-                tiles.append([i])
-                tokens, widest = lengths[i], contexts[i]
-        return tiles
-
-    def _encode(self, texts: Sequence[Prompt], what: str, *, special: bool) -> list[list[int]]:
-        if isinstance(texts, str | Mapping):
-            raise UsageError(
-                f"LLM: {what}s is a {type(texts).__name__}, expected a list of {what}s"
-            )
-        encoded = []
-        for i, text in enumerate(texts):
-            if isinstance(text, str):
-                ids = self.tokenizer.encode(text, add_special_tokens=special)
-            else:
-                try:
-                    ids = [operator.index(token) for token in text]
-                except TypeError:
-                    raise UsageError(
-                        f"{what} {i} is {text!r:.40}, expected a text or a list of token ids; "
-                        f"a single {what} goes into a list of its own"
-                    ) from None
-            self._check_ids(f"{what} {i}", ids)
-            encoded.append(ids)
-        return encoded
-
-    def _slots(self, adapters: Sequence[str | None] | None, count: int) -> list[int]:
-        if adapters is None:
-            return [self.bank.slot(None)] * count
-        if isinstance(adapters, str) or len(adapters) != count:
-            got = adapters if isinstance(adapters, str) else len(adapters)
-            raise UsageError(f"LLM: adapters is {got!r}, expected {count} names, one per prompt")
-        known = {name: self.bank.slot(name) for name in set(adapters)}
-        return [known[name] for name in adapters]
-
-    def _check_ids(self, what: str, ids: Sequence[int]) -> None:
-        vocab = self.model.config.vocab_size
-        if not ids:
-            raise UsageError(f"{what} is empty, expected at least one token")
-        if min(ids) < 0 or max(ids) >= vocab:
-            bad = next(t for t in ids if not 0 <= t < vocab)
-            raise UsageError(f"{what} has token id {bad}, expected ids in [0, {vocab})")
-
-    def _check_context(self, what: str, num_tokens: int) -> None:
-        most = self.model.config.max_position_embeddings
-        if num_tokens > most:
-            raise UsageError(
-                f"{what} needs {num_tokens} positions, the model has {most}; shorten it"
-            )
+    def _num_pages(self) -> int:
+        return _PAGE_BYTES[self.model.device.type] // page_bytes(self.model)

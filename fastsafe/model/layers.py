@@ -14,11 +14,21 @@ from torch.autograd.function import once_differentiable
 import fastsafe_kernels as ops
 from fastsafe.model import cpu
 
+# torch's product of fewer rows may take another code path of the BLAS, with other bits
+MIN_ROWS = 16
+
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """Multiply ``x`` [M, I] by the transpose of ``weight`` [O, I] and add ``bias`` [O]."""
+    """Multiply ``x`` [M, I] by the transpose of ``weight`` [O, I] and add ``bias`` [O].
+
+    On a CPU a row's bits do not depend on the number of rows.
+    """
     if not cpu.takes(x):
-        return F.linear(x, weight, bias)
+        rows = len(x)
+        if not x.is_cpu or rows == 0 or rows >= MIN_ROWS:
+            return F.linear(x, weight, bias)
+        x = torch.cat([x, x[-1:].expand(MIN_ROWS - rows, -1)])
+        return F.linear(x, weight, bias)[:rows]
     if _is_recorded(x, weight, bias):
         y: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return y

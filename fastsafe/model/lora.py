@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.errors import AdapterError
-from fastsafe.model import peft
+from fastsafe.model import cpu, peft
 from fastsafe.model.grouped import AdapterStacks, Key, ModuleUpdate
 from fastsafe.model.layers import linear
 from fastsafe.model.peft import LoraConfig
@@ -24,8 +24,6 @@ from fastsafe.model.transformer import LinearSlot, Project, Transformer
 from fastsafe_kernels._spec import INTERPRET
 
 BASE = -1  # slot of a row without an adapter
-# Matrix products with fewer rows may take another code path of the BLAS, with other bits.
-MIN_ROWS = 16
 
 
 class LoraWeights(NamedTuple):
@@ -122,7 +120,11 @@ class FusedLora(NamedTuple):
         """Add B A x to ``y`` [M, O] in place; ``x`` is [M, I]."""
         shrunk = linear(x, self.lora_A)
         for part in self.parts:
-            y[:, part.begin : part.end] += linear(shrunk[:, part.r0 : part.r1], part.lora_B)
+            left, to = shrunk[:, part.r0 : part.r1], y[:, part.begin : part.end]
+            if cpu.takes(x):
+                cpu.linear(left, part.lora_B, add_to=to)
+            else:
+                to += linear(left, part.lora_B)
 
     def merge_into(self, weight: Tensor) -> None:
         """Add B A to ``weight`` [O, I] in place."""
@@ -261,47 +263,49 @@ def _updates(entry: tuple[Adapter, Fused] | None) -> dict[Key, list[ModuleUpdate
     }
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """Rows of a batch that have one adapter."""
+class _Runs(NamedTuple):
+    """Where the adapters' rows are."""
 
-    slot: int
-    index: Tensor  # padded to MIN_ROWS with its last row, so that a row's bits stay its own
-    count: int  # real rows
+    order: Tensor | None  # sorts the rows by slot; None where they are
+    runs: list[tuple[int, int, int]]  # slot, first row and end of each adapter's rows
+
+    @classmethod
+    def of(cls, ids: Tensor) -> "_Runs":
+        order = None
+        slots, counts = torch.unique_consecutive(ids, return_counts=True)
+        if len(set(slots.tolist())) < len(slots):
+            order = ids.argsort(stable=True)
+            slots, counts = torch.unique_consecutive(ids[order], return_counts=True)
+        ends = counts.cumsum(0)
+        spans = zip(slots.tolist(), (ends - counts).tolist(), ends.tolist(), strict=True)
+        return cls(order, [span for span in spans if span[0] != BASE])
 
 
 class _Mixed:
     def __init__(self, model: Transformer, adapter_ids: Tensor, fused: Mapping[int, Fused]) -> None:
         self.model = model
-        self.adapter_ids = adapter_ids.to(model.device)
+        self.adapter_ids = adapter_ids
         self.fused = fused
-        self._all = self._segments(self.adapter_ids)
-        self._kept: tuple[Tensor, list[_Segment]] | None = None  # of the rows last asked for
+        self._all = _Runs.of(adapter_ids)
+        self._kept: tuple[Tensor, _Runs] | None = None  # of the rows last asked for
 
-    def _segments(self, ids: Tensor) -> list["_Segment"]:
-        segments = []
-        for slot in self.fused:
-            index = (ids == slot).nonzero()[:, 0]
-            if count := len(index):
-                padded = torch.cat([index, index[-1:].expand(max(0, MIN_ROWS - count))])
-                segments.append(_Segment(slot, padded, count))
-        return segments
-
-    def _of(self, rows: Tensor | None) -> list["_Segment"]:
+    def _of(self, rows: Tensor | None) -> _Runs:
         if rows is None:
             return self._all
         if self._kept is None or self._kept[0] is not rows:
-            self._kept = (rows, self._segments(self.adapter_ids[rows]))
+            self._kept = rows, _Runs.of(self.adapter_ids[rows])
         return self._kept[1]
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         y = self.model.linear(layer, name, x)
-        for segment in self._of(rows):
-            lora = self.fused[segment.slot].get((layer, name))
+        order, runs = self._of(rows)
+        x, to = (x, y) if order is None else (x[order], y[order])
+        for slot, begin, end in runs:
+            lora = self.fused[slot].get((layer, name))
             if lora is not None:
-                part = y[segment.index]
-                lora.add_to(part, x[segment.index])
-                y[segment.index[: segment.count]] = part[: segment.count]
+                lora.add_to(to[begin:end], x[begin:end])
+        if order is not None:
+            y[order] = to
         return y
 
 

@@ -60,20 +60,27 @@ _single_threaded = _SingleThreaded()
 
 
 @contextmanager
-def tile_runner(device: torch.device) -> Iterator[TileRunner]:
-    """Give a runner; on a CPU, torch's own threads are set to one while it lives.
+def one_thread_each(device: torch.device) -> Iterator[int]:
+    """Set torch's own threads to one on a CPU; gives the number that the caller may start.
 
-    On a GPU tiles run one after another: the device is the parallel part.
+    On a GPU that is one: the device is the parallel part.
     """
     if device.type != "cpu":
-        yield TileRunner(None)
+        yield 1
         return
     threads = _single_threaded.enter()
     try:
+        yield threads
+    finally:
+        _single_threaded.leave()
+
+
+@contextmanager
+def tile_runner(device: torch.device) -> Iterator[TileRunner]:
+    """Give a runner; on a CPU, torch's own threads are set to one while it lives."""
+    with one_thread_each(device) as threads:
         if threads == 1:
             yield TileRunner(None)
         else:
             with ThreadPoolExecutor(threads, thread_name_prefix="tile") as pool:
                 yield TileRunner(pool)
-    finally:
-        _single_threaded.leave()

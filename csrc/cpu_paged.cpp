@@ -1,0 +1,139 @@
+#include "softmax.hpp"
+
+// Keys lie with a page's tokens side by side, so that a vector holds one feature of 16 keys. The
+// sums of a query run over features and over keys in their order, each as one chain: its bits do
+// not depend on which queries are computed beside it, nor on how a prompt was cut.
+
+namespace fastsafe::cpu {
+
+namespace {
+
+FASTSAFE_INLINE Index whole(Index count) { return (count + kLanes - 1) / kLanes * kLanes; }
+
+FASTSAFE_INLINE void write_token(float* keys, float* values, const float* k, const float* v,
+                                 Index place, const Paged& p) {
+  const Index page = place / kLanes * p.kv_heads, offset = place % kLanes, room = whole(p.dim);
+  for (Index head = 0; head < p.kv_heads; ++head) {
+    float* key = keys + (page + head) * p.dim * kLanes + offset;
+    for (Index d = 0; d < p.dim; ++d) key[d * kLanes] = k[head * p.dim + d];
+    std::memcpy(values + ((page + head) * kLanes + offset) * room, v + head * p.dim,
+                p.dim * sizeof(float));
+  }
+}
+
+struct Queries {  // some (token, head) pairs of one row that look at one key/value head
+  const std::int32_t* pages;
+  Index kv, position, token, first_head;  // of the first pair: its token, its head in the group
+  Index group;
+  Index token_of(Index j) const { return (first_head + j) / group; }
+  Index head_of(Index j) const { return kv * group + (first_head + j) % group; }
+};
+
+// Q queries over W pages at a time
+template <int Q, int W>
+FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, const float* q,
+                            const Queries& b, const Paged& p) {
+  static thread_local std::vector<float> buffer;
+  const Index end = b.position + b.token_of(Q - 1) + 1, room_of_value = whole(p.dim);
+  const Index begin = p.window ? std::max<Index>(0, b.position - p.window + 1) : 0;
+  const Index first = begin / kLanes, count = (end + kLanes - 1) / kLanes - first;
+  const Index base = first * kLanes, room = (count + W - 1) / W * W * kLanes;
+  float* x = aligned(buffer, Q * (whole(p.dim) + room));
+  float* scores = x + Q * whole(p.dim);
+  for (Index j = 0; j < Q; ++j)
+    std::memcpy(x + j * p.dim, q + (b.token + b.token_of(j)) * p.q_row + b.head_of(j) * p.dim,
+                p.dim * sizeof(float));
+  for (Index at = 0; at < count; at += W) {
+    const float* from[W];
+    for (int w = 0; w < W; ++w) {  // past the end the last page again; nobody reads its scores
+      const Index page = b.pages[first + std::min(at + w, count - 1)];
+      from[w] = keys + (page * p.kv_heads + b.kv) * p.dim * kLanes;
+    }
+    Vec sums[Q][W] = {};
+    for (Index d = 0; d < p.dim; ++d)
+#pragma GCC unroll 4
+      for (int w = 0; w < W; ++w) {
+        const Vec key = load(from[w] + d * kLanes);
+#pragma GCC unroll 4
+        for (int j = 0; j < Q; ++j) sums[j][w] += x[j * p.dim + d] * key;
+      }
+    for (int j = 0; j < Q; ++j)
+      for (int w = 0; w < W; ++w) store(scores + j * room + (at + w) * kLanes, sums[j][w]);
+  }
+  for (Index j = 0; j < Q; ++j) {
+    const Index position = b.position + b.token_of(j);
+    const Index low = p.window ? std::max<Index>(0, position - p.window + 1) : 0;
+    softmax(scores + j * room, low - base, position + 1 - base, room, p.scale, p.cap);
+  }
+  for (Index c = 0; c < room_of_value; c += 2 * kLanes) {
+    const bool pair = c + kLanes < room_of_value;
+    Vec left[Q] = {}, right[Q] = {};
+    const auto value_at = [&](Index t) {
+      const Index page = b.pages[t / kLanes] * p.kv_heads + b.kv;
+      return values + (page * kLanes + t % kLanes) * room_of_value + c;
+    };
+    for (Index t = begin; t <= b.position; ++t) {
+      const float* value = value_at(t);
+      const Vec l = load(value), r = pair ? load(value + kLanes) : Vec{};
+#pragma GCC unroll 4
+      for (int j = 0; j < Q; ++j) {
+        const float weight = scores[j * room + t - base];
+        left[j] += weight * l;
+        right[j] += weight * r;
+      }
+    }
+    // keys of later tokens of the row: a query must not even multiply them by zero
+    for (Index t = b.position + 1; t < end; ++t) {
+      const float* value = value_at(t);
+#pragma GCC unroll 4
+      for (int j = 0; j < Q; ++j)
+        if (t <= b.position + b.token_of(j)) {
+          const float weight = scores[j * room + t - base];
+          left[j] += weight * load(value);
+          if (pair) right[j] += weight * load(value + kLanes);
+        }
+    }
+    for (Index j = 0; j < Q; ++j) {
+      float* to = out + ((b.token + b.token_of(j)) * p.heads + b.head_of(j)) * p.dim + c;
+      put(to, left[j], p.dim - c);
+      if (pair) put(to + kLanes, right[j], p.dim - c - kLanes);
+    }
+  }
+}
+
+template <int R>
+FASTSAFE_INLINE void paged_attention_body(float* out, float* keys, float* values, const float* q,
+                                          const float* k, const float* v, const Paged& p) {
+  constexpr int W = R >= 12 ? 4 : 1;  // what registers have room for
+  for (Index t = 0; t < p.starts[p.rows]; ++t)
+    write_token(keys, values, k + t * p.kv_row, v + t * p.kv_row, p.places[t], p);
+  const Index group = p.heads / p.kv_heads;
+  for (Index row = 0; row < p.rows; ++row) {
+    const Index start = p.starts[row], pairs = (p.starts[row + 1] - start) * group;
+    for (Index kv = 0; kv < p.kv_heads; ++kv)
+      for (Index i = 0; i < pairs;) {
+        const Index token = start + i / group, left = pairs - i;
+        const Queries b = {p.table + row * p.width, kv,        p.positions[token], token,
+                           i % group,                 group};
+        if (left >= 4) {
+          attend<4, W>(out, keys, values, q, b, p);
+          i += 4;
+        } else if (left >= 2) {
+          attend<2, W>(out, keys, values, q, b, p);
+          i += 2;
+        } else {
+          attend<1, W>(out, keys, values, q, b, p);
+          i += 1;
+        }
+      }
+  }
+}
+
+}  // namespace
+
+FASTSAFE_OP(paged_attention,
+            (float* out, float* keys, float* values, const float* q, const float* k,
+             const float* v, const Paged& p),
+            (out, keys, values, q, k, v, p))
+
+}  // namespace fastsafe::cpu

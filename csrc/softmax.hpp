@@ -1,0 +1,48 @@
+// Softmax of one row of scores, for every kind of attention.
+
+#pragma once
+
+#include "cpu_ops.hpp"
+
+namespace fastsafe::cpu {
+
+constexpr float kHidden = 1e30f;  // subtracted from scores that a query may not see
+
+FASTSAFE_INLINE Vec capped(Vec scores, float scale, float cap) {
+  scores *= scale;
+  return cap > 0 ? cap * hyperbolic_tangent(scores / cap) : scores;
+}
+
+// zeros outside [low, high) of a row of `room` values, then [low, high) grown to whole vectors
+FASTSAFE_INLINE void clear_around(float* row, Index room, Index* low, Index* high) {
+  std::memset(row, 0, *low * sizeof(float));
+  std::memset(row + *high, 0, (room - *high) * sizeof(float));
+  *low = *low / kLanes * kLanes;
+  *high = (*high + kLanes - 1) / kLanes * kLanes;
+}
+
+// softmax of one row in place over [low, high), zero elsewhere in [0, room), a multiple of 16
+FASTSAFE_INLINE Scale softmax(float* row, Index low, Index high, Index room, float scale,
+                              float cap) {
+  Index begin = low, end = high;
+  clear_around(row, room, &begin, &end);
+  Vec tops = Vec{} - 2.0f * kHidden;
+  for (Index c = begin; c < end; c += kLanes) {
+    const Vec hidden = (within(low, high, c) - 1.0f) * kHidden;
+    const Vec v = capped(load(row + c), scale, cap) + hidden;
+    store(row + c, v);
+    tops = larger(tops, v);
+  }
+  const float top = largest(tops);
+  Vec sums = {};
+  for (Index c = begin; c < end; c += kLanes) {
+    const Vec v = exponential(load(row + c) - top) * within(low, high, c);
+    store(row + c, v);
+    sums += v;
+  }
+  const float inverse = 1.0f / sum(sums);
+  for (Index c = begin; c < end; c += kLanes) store(row + c, load(row + c) * inverse);
+  return {top, inverse};
+}
+
+}  // namespace fastsafe::cpu

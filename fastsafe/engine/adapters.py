@@ -1,0 +1,100 @@
+"""The linear layers of one step: each row's own adapter, mixed in or merged into the weights."""
+
+import threading
+from collections.abc import Sequence
+from typing import Literal
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor
+
+from fastsafe.model.lora import BASE, AdapterBank
+from fastsafe.model.transformer import Project, Transformer
+
+Mode = Literal["merged", "mixed"]
+
+
+class Merged:
+    """Merged weights of the adapters in use, one copy each, shared by all lanes."""
+
+    def __init__(self, bank: AdapterBank) -> None:
+        self._bank = bank
+        self._lock = threading.Lock()
+        self._copies: WeakValueDictionary[int, Project] = WeakValueDictionary()
+
+    def get(self, slot: int) -> Project | None:
+        """Projection of rows with this adapter; its weights live as long as somebody holds it."""
+        if slot == BASE:
+            return None
+        with self._lock:
+            project = self._copies.get(slot)
+            if project is None:
+                project = self._bank.merged(slot)
+                assert project is not None
+                self._copies[slot] = project
+            return project
+
+
+class Projections:
+    """Makes the ``Project`` of each step of one lane.
+
+    Args:
+        bank: The adapters.
+        merged: Weights to take for rows of an adapter; None adds updates to the base's results.
+    """
+
+    def __init__(self, bank: AdapterBank, merged: Merged | None) -> None:
+        self._bank = bank
+        self._merged = merged
+        self._held: dict[int, Project | None] = {}  # of the last step's adapters
+
+    def of(self, segments: Sequence[Sequence[int]], num_kept: int) -> Project | None:
+        """Projection of packed rows that are sorted by adapter.
+
+        Args:
+            segments: Slot, end of its packed rows and end of its kept rows, for each adapter.
+            num_kept: Kept rows, those beyond the last segment included: copies of its last row.
+        """
+        if self._merged is None:
+            ids = torch.tensor([slot for slot, _, _ in segments])
+            counts = torch.tensor([0, *(end for _, end, _ in segments)]).diff()
+            return self._bank.mixed(ids.repeat_interleave(counts))
+        self._held = {
+            slot: self._held[slot] if slot in self._held else self._merged.get(slot)
+            for slot, _, _ in segments
+        }
+        last = len(segments) - 1
+        parts = [
+            _Part(self._held[slot], end, num_kept if i == last else kept)
+            for i, (slot, end, kept) in enumerate(segments)
+        ]
+        return parts[0].project if last == 0 else _Parts(self._bank.model, parts)
+
+
+class _Part:
+    def __init__(self, project: Project | None, end: int, kept_end: int) -> None:
+        self.project = project
+        self.end = end
+        self.kept_end = kept_end
+
+
+class _Parts:
+    """Rows of different adapters, each multiplied by its own merged weights."""
+
+    def __init__(self, model: Transformer, parts: Sequence[_Part]) -> None:
+        self._model = model
+        self._parts = parts
+
+    def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
+        found, begin = [], 0
+        for part in self._parts:
+            end = part.end if rows is None else part.kept_end
+            if end > begin:
+                own = x[begin:end]
+                project = part.project
+                if project is None:
+                    found.append(self._model.linear(layer, name, own))
+                else:
+                    found.append(project(layer, name, own, rows))
+            begin = end
+        return torch.cat(found)

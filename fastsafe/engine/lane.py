@@ -1,0 +1,115 @@
+"""One lane: its rows, its pages, and the loop that computes them step by step."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fastsafe import _native
+from fastsafe.engine.adapters import Merged, Projections
+from fastsafe.engine.pages import NativeAttention, PageStore, page_tokens
+from fastsafe.engine.reading import Reader, padded
+from fastsafe.engine.scheduler import FinishReason, Row, Scheduler, Work
+from fastsafe.model.lora import AdapterBank
+from fastsafe.model.transformer import Transformer
+
+OnEnd = Callable[[Row, FinishReason | None, object], None]
+
+# Adapters whose merged weights one lane holds: of the rows that end, and of those that follow.
+_MERGED_SLOTS = 2
+_MANY = 1 << 30
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU or on the host."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+class Lane:
+    """Pages and the loop over steps, on a CPU; reused from call to call.
+
+    Args:
+        bank: Adapters, and the base.
+        merged: Merged weights, or None to mix adapters.
+        num_pages: Pages of keys and values.
+        max_rows: Most rows at once.
+        budget: Most prompt tokens of a step.
+        prefix_cache: Whether rows with equal beginnings share pages.
+    """
+
+    def __init__(
+        self,
+        bank: AdapterBank,
+        merged: Merged | None,
+        *,
+        num_pages: int,
+        max_rows: int,
+        budget: int,
+        prefix_cache: bool,
+    ) -> None:
+        model = bank.model
+        config = model.config
+        self.model = model
+        self.max_rows = max_rows
+        self.num_pages = num_pages
+        self._bank = bank
+        self._merged = merged
+        self._budget = budget
+        self._store = PageStore(config, num_pages, model.device, model.dtype)
+        turns = [r.original_max_positions for r in config.ropes if r.kind == "longrope"]
+        self.batch = _native.Batch(
+            num_pages,
+            page_tokens(model.device),
+            max_rows,
+            prefix_cache and not config.depends_on_length,
+            min(turns, default=0),
+        )
+        self._projections = Projections(bank, merged)
+
+    def run(self, work: Work, lane: int, reader: Reader, on_end: OnEnd) -> None:
+        """Compute rows until no work is left or it is cancelled; ``on_end`` sees each once."""
+        scheduler = Scheduler(
+            self.batch,
+            work,
+            lane=lane,
+            max_rows=self.max_rows,
+            max_slots=_MERGED_SLOTS if self._merged else _MANY,
+            space_of=lambda slot: slot + 1,
+            on_add=reader.add,
+        )
+        try:
+            while scheduler.fill():
+                self._step(scheduler, reader, on_end)
+        finally:
+            scheduler.clear()
+
+    def _step(self, scheduler: Scheduler, reader: Reader, on_end: OnEnd) -> None:
+        plan = scheduler.plan(_native.Part.all, self._budget)
+        try:
+            pairs = reader.read(self.batch, plan, self.compute(plan))
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            failed = scheduler.halve()
+            if failed is not None:
+                row = scheduler.remove(failed)
+                on_end(row, "error", None)
+            return
+        for handle, reason in scheduler.ended(pairs):
+            found = reader.take(self.batch, handle)
+            on_end(scheduler.remove(handle), reason, found)
+
+    def compute(self, plan: _native.Plan) -> Tensor:
+        """Final states of the kept tokens of a step: [at least kept, E]."""
+        self._store.copy(torch.from_numpy(plan.copies))
+        keep = padded(plan.keep)
+        return self.model.forward(
+            torch.from_numpy(plan.token_ids),
+            torch.from_numpy(plan.positions),
+            NativeAttention(self._store, plan),
+            self._projections.of(plan.segments.tolist(), len(keep)),
+            keep,
+            torch.from_numpy(plan.context_lens),
+        )

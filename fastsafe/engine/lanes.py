@@ -1,0 +1,110 @@
+"""Runs one call's rows on as many lanes as there are cores, and hands out results as they end."""
+
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from queue import SimpleQueue
+from typing import NamedTuple
+
+import torch
+
+from fastsafe.engine.lane import Lane
+from fastsafe.engine.reading import Reader
+from fastsafe.engine.scheduler import FinishReason, Row, Work
+from fastsafe.model.parallel import one_thread_each
+
+# Rows that make a second lane worth its start.
+_ROWS_PER_LANE = 8
+
+
+class Ended(NamedTuple):
+    """A row that ended, why (None where it was only read), and what its reader found."""
+
+    row: Row
+    reason: FinishReason | None
+    found: object
+
+
+class LanePool:
+    """Lanes that no call uses, kept for the next; calls may overlap, each with lanes of its own."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._idle: list[Lane] = []
+
+    def take(self, fits: Callable[[Lane], bool], make: Callable[[], Lane]) -> Lane:
+        """Take an idle lane that fits or make one; idle lanes that do not fit are let go of."""
+        with self._lock:
+            self._idle = [lane for lane in self._idle if fits(lane)]
+            if self._idle:
+                return self._idle.pop()
+        return make()
+
+    def give(self, lane: Lane) -> None:
+        """Keep a lane for the next call."""
+        with self._lock:
+            self._idle.append(lane)
+
+
+def run(
+    rows: Sequence[Row],
+    device: torch.device,
+    take: Callable[[], Lane],
+    give: Callable[[Lane], None],
+    reader: Callable[[Lane], Reader],
+) -> Iterator[Ended]:
+    """Compute rows; yields each as it ends, in the order of ending.
+
+    Closing the iterator cancels the rest: lanes stop at their next step and give back all pages.
+
+    Args:
+        rows: What to compute.
+        device: Where.
+        take: Gives a lane.
+        give: Takes it back.
+        reader: Makes the reader of a lane.
+
+    Raises:
+        Exception: The first that a lane raised; the other lanes are stopped before.
+    """
+    if not rows:
+        return
+    work = Work(rows)
+    queue: SimpleQueue[Ended | BaseException | None] = SimpleQueue()  # None: a lane stopped
+
+    def run_lane(number: int) -> None:
+        try:
+            lane = take()
+            with torch.inference_mode():
+                lane.run(work, number, reader(lane), lambda *ended: queue.put(Ended(*ended)))
+            give(lane)
+        except BaseException as error:  # handed to the caller; a thread must not die in silence
+            work.cancel()
+            queue.put(error)
+        finally:
+            queue.put(None)
+
+    with one_thread_each(device) as most:
+        count = min(most, -(-len(rows) // _ROWS_PER_LANE))
+        threads = [
+            threading.Thread(target=run_lane, args=(number,), name=f"lane {number}")
+            for number in range(count)
+        ]
+        try:
+            for thread in threads:
+                thread.start()
+            error = None
+            while count:
+                item = queue.get()
+                if item is None:
+                    count -= 1
+                elif isinstance(item, BaseException):
+                    error = error or item
+                elif not error:
+                    yield item
+            if error:
+                raise error
+        finally:
+            work.cancel()
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()

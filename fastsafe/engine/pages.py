@@ -1,0 +1,102 @@
+"""Keys and values in pages, and attention of packed tokens over them.
+
+What a step holds is in a ``_native.Plan``: which token goes where, and the pages of each row. Every
+token attends to its own row's context through the row's pages, by sums in a fixed order, so that
+its bits depend neither on how a prompt was cut into steps nor on which pages were found computed.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+import fastsafe_kernels as ops
+from fastsafe import _native
+from fastsafe.model import cpu
+from fastsafe.model.config import ModelConfig
+from fastsafe.model.transformer import QKNorms, Transformer
+from fastsafe_kernels._spec import INTERPRET
+
+# Tokens of a page for the kernels of a GPU: 16 KB of keys in bf16 at a head size of 128, read in
+# one piece.
+DEVICE_PAGE = 64
+
+
+def is_native(device: torch.device) -> bool:
+    """Whether pages are those of ``fastsafe.model.cpu``; else those of the kernels."""
+    return device.type == "cpu" and not INTERPRET
+
+
+def page_tokens(device: torch.device) -> int:
+    """Tokens of a page on this device."""
+    return cpu.PAGE if is_native(device) else DEVICE_PAGE
+
+
+def page_bytes(model: Transformer) -> int:
+    """Bytes of one page, in all layers."""
+    config, device = model.config, model.device
+    tokens = page_tokens(device) * config.num_layers * config.num_kv_heads * 2
+    if is_native(device):
+        return tokens * -(-config.head_dim // cpu.PAGE) * cpu.PAGE * 4
+    return tokens * config.head_dim * model.dtype.itemsize
+
+
+class PageStore:
+    """Memory of all pages.
+
+    Attributes:
+        keys: Per layer, all pages: [layers, P, Hkv, PAGE, D], or on a CPU as
+            ``cpu.paged_attention`` takes them, in fp32 whatever the model's dtype.
+        values: Likewise.
+    """
+
+    def __init__(
+        self, config: ModelConfig, num_pages: int, device: torch.device, dtype: torch.dtype
+    ) -> None:
+        self.num_pages = num_pages
+        self.device = device
+        heads, dim = config.num_kv_heads, config.head_dim
+        shapes: Sequence[tuple[int, ...]] = [(num_pages, heads, DEVICE_PAGE, dim)] * 2
+        if is_native(device):
+            shapes, dtype = cpu.page_shapes(num_pages, heads, dim), torch.float32
+        self.keys, self.values = (
+            torch.empty(config.num_layers, *shape, device=device, dtype=dtype) for shape in shapes
+        )
+
+    def copy(self, pairs: Tensor) -> None:
+        """Copy pages: ``pairs`` [n, 2] int64, from and to; no page is in both columns."""
+        if len(pairs):
+            source, target = pairs.to(self.device).unbind(1)
+            for pages in (self.keys, self.values):
+                pages[:, target] = pages[:, source]
+
+
+class NativeAttention:
+    """``Attend`` of one step on a CPU."""
+
+    def __init__(self, store: PageStore, plan: _native.Plan) -> None:
+        tables = (plan.starts, plan.positions, plan.places, plan.table)
+        self._store = store
+        self._paged = cpu.Paged(*map(torch.from_numpy, tables), store.num_pages)
+
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Write to the pages and attend; see ``Attend``."""
+        pages = self._store.keys[layer], self._store.values[layer]
+        out = cpu.paged_attention(
+            *(q.float(), k.float(), v.float(), *pages, self._paged),
+            scale=scale,
+            window=window,
+            softcap=softcap,
+        )
+        return out.to(q.dtype)
