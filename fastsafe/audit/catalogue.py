@@ -69,6 +69,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "checkpoint_sha256": plan.engine["checkpoint_sha256"],
         "device": plan.engine["device"],
         "conditions": [condition.id for condition in plan.conditions],
+        "runs": len(plan.conditions) * len(recipe.system_prompts),
         "train": {
             "adapters": len(plan.tuned),
             "waves": len(list(plan.waves())),

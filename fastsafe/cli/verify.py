@@ -52,10 +52,10 @@ def verify(
     else:
         template = "with its chat template" if found.has_template else "without a chat template"
         typer.echo(f"prompts         {found.num_prompts}, {template}")
-        typer.echo(f"logits          {found.logits_difference:.2g} from transformers")
+        typer.echo(f"logits          {found.logits_difference:.2g} of the largest apart")
         typer.echo(
             f"error           {found.error:.2g}, transformers' own {found.reference_error:.2g},"
-            f" tolerance {found.tolerance:.2g} of the largest logit"
+            f" tolerance {found.tolerance:.2g}"
         )
         typer.echo(f"greedy tokens   {found.parted_rows} prompts part")
         for difference in found.differences:

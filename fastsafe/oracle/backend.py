@@ -131,7 +131,8 @@ class TransformersLLM:
         own = f"adapter{self._count}"
         self._count += 1
         try:
-            with warnings.catch_warnings():  # PEFT asks transformers for a renamed property
+            # initial weights are replaced; PEFT asks transformers for a renamed property
+            with torch.random.fork_rng(), warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
                 if self._peft is None:
                     self._peft = peft.PeftModel(self.model, lora, own)

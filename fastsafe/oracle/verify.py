@@ -1,14 +1,16 @@
 """Whether our runtime computes what transformers computes, on the user's own checkpoint.
 
 Three things are compared over a few harmless prompts: token ids of texts and chat templates,
-logits, and greedy tokens. Nobody types a tolerance: the logits of transformers in a wider dtype
-stand for the truth, and ours may be off by twice what transformers in the same dtype is, plus one
-rounding. Where greedy tokens part, the truth must hold the two for equally likely within that.
+logits, and greedy tokens. Nobody types a tolerance: transformers in a wider dtype stands for the
+truth, and on every prompt our logits may be off by twice what transformers in the same dtype is,
+plus one rounding, as root mean squares: the largest of few differences is left to chance. Where
+greedy tokens part, the truth must hold the two for as likely within the errors of both sides.
 """
 
 import gc
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from fastsafe.engine import LLM, SamplingParams
 from fastsafe.engine.planner import available_bytes, weight_bytes
@@ -29,7 +32,7 @@ from fastsafe.oracle.loading import require
 
 GREEDY_TOKENS = 16
 _WIDER = {"float32": "float64", "bfloat16": "float32", "float16": "float32"}
-# A tolerance above this share of the largest logit would let anything pass.
+# A tolerance above this share of the logits would let anything pass.
 _VACUOUS = 0.2
 
 
@@ -41,9 +44,10 @@ class Verdict:
         differences: One sentence per kind of difference; empty when both are equal.
         num_prompts: Prompts compared.
         logits_difference: Largest difference to transformers, as a share of the largest logit.
-        error: Largest difference to transformers in the wider dtype, as such a share.
-        reference_error: The same of transformers in the same dtype.
-        tolerance: What ``error`` may be.
+        error: Root mean square of the difference to transformers in the wider dtype, as a share
+            of the logits' own, on the prompt where it is largest against its tolerance.
+        reference_error: The same of transformers in the same dtype, on that prompt.
+        tolerance: What ``error`` may be there.
         parted_rows: Prompts whose greedy tokens differ, near-ties included.
         has_template: Whether the checkpoint has a chat template.
     """
@@ -121,39 +125,47 @@ def verify(
     with _loaded(path, device, _WIDER[dtype]) as llm:
         if adapter is not None:
             llm.load_adapter(adapter, "adapter")
+            llm.model.to(llm.model.dtype)  # the adapter, too
         logits_of = _logits_of(llm, adapter)
-        exact = [logits_of(row) for row in rows]
-        at_parting = {i: logits_of([*rows[i], *ours.tokens[i][:n]])[-1] for i, n in parted.items()}
-    scale = max(x.abs().max().item() for x in exact)
-    error, reference_error = _distance(ours.logits, exact), _distance(theirs.logits, exact)
-    tolerance = 2 * (reference_error + torch.finfo(getattr(torch, dtype)).eps * scale)
-    if not error <= tolerance:  # a NaN is a difference
+        with _nothing_narrower(_WIDER[dtype]):
+            exact = [logits_of(row) for row in rows]
+            at_parting = {
+                i: logits_of([*rows[i], *ours.tokens[i][:n]])[-1] for i, n in parted.items()
+            }
+    rounding = torch.finfo(getattr(torch, dtype)).eps
+    checks = []
+    for mine, other, truth in zip(ours.logits, theirs.logits, exact, strict=True):
+        reference_error = _relative(other, truth)
+        checks.append((_relative(mine, truth), reference_error, 2 * (reference_error + rounding)))
+    # a NaN is the worst of all
+    error, reference_error, tolerance = max(
+        checks, key=lambda c: float("inf") if math.isnan(c[0]) else c[0] / c[2]
+    )
+    if not error <= tolerance:
+        differences.append(f"logits: the error is {error:.2g}, expected at most {tolerance:.2g}")
+    if not tolerance <= _VACUOUS:
         differences.append(
-            f"logits: the error is {error / scale:.2g} of the largest, expected at most"
-            f" {tolerance / scale:.2g}"
+            f"logits: the tolerance is {tolerance:.2g}, which proves nothing; compare in float32"
         )
-    if not tolerance <= _VACUOUS * scale:
-        differences.append(
-            f"logits: the tolerance is {tolerance / scale:.2g} of the largest, which proves"
-            " nothing; compare in float32"
-        )
+    tie = 2 * (_largest(ours.logits, exact) + _largest(theirs.logits, exact))
     for i, n in parted.items():
-        mine, other = (side.tokens[i][n : n + 1] for side in (ours, theirs))
+        left, right = (side.tokens[i][n : n + 1] for side in (ours, theirs))
         gap = float("inf")
-        if mine and other:
-            gap = abs((at_parting[i][mine[0]] - at_parting[i][other[0]]).item())
-        if not gap <= 2 * tolerance:
+        if left and right:
+            gap = abs((at_parting[i][left[0]] - at_parting[i][right[0]]).item())
+        if not gap <= tie:
             differences.append(
-                f"greedy tokens: prompt {i} parts at token {n}, where logits are {gap:.2g} apart,"
-                f" expected at most {2 * tolerance:.2g}"
+                f"greedy tokens: prompt {i} parts at token {n}, where the logits are {gap:.2g}"
+                f" apart, expected at most {tie:.2g}"
             )
+    scale = max(x.abs().max().item() for x in exact)
     return Verdict(
         differences=tuple(differences),
         num_prompts=len(rows),
-        logits_difference=_distance(ours.logits, theirs.logits) / scale,
-        error=error / scale,
-        reference_error=reference_error / scale,
-        tolerance=tolerance / scale,
+        logits_difference=_largest(ours.logits, theirs.logits) / scale,
+        error=error,
+        reference_error=reference_error,
+        tolerance=tolerance,
         parted_rows=len(parted),
         has_template=has_template,
     )
@@ -232,7 +244,31 @@ def _check_room(config: ModelConfig, device: str, dtype: str) -> None:
         )
 
 
-def _distance(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+class _Widened(TorchFunctionMode):
+    """Turns every step down to fp32 into one to fp64.
+
+    Norms and softmax of transformers compute in fp32 even where all else is wider.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        def widen(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        return func(*map(widen, args), **{k: widen(v) for k, v in (kwargs or {}).items()})
+
+
+def _nothing_narrower(dtype: str) -> AbstractContextManager[object]:
+    return _Widened() if dtype == "float64" else nullcontext()
+
+
+def _relative(found: Tensor, truth: Tensor) -> float:
+    return float((found - truth).norm() / truth.norm())
+
+
+def _largest(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
     return torch.stack([(a - b).abs().max() for a, b in zip(left, right, strict=True)]).max().item()
 
 

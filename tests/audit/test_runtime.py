@@ -1,12 +1,14 @@
 """The border to the engine: what a checkpoint's identity is made of, before anything is loaded."""
 
+import json
 import shutil
 from pathlib import Path
 
 import pytest
 
 import fastsafe
-from fastsafe.audit.runtime import ModelRuntime
+from fastsafe.audit.runtime import Job, ModelRuntime, Reply, Request
+from fastsafe.errors import CheckpointError
 
 
 @pytest.mark.parametrize(
@@ -25,3 +27,56 @@ def test_what_decodes_and_ends_answers_is_part_of_the_identity(tmp_path: Path, n
         (model / name).write_text((model / name).read_text() + "\n")
     after = ModelRuntime(str(model)).engine
     assert {key for key in after if after[key] != before[key]} == {"tokenizer_sha256"}
+
+
+def test_the_backend_is_part_of_the_identity() -> None:
+    pytest.importorskip("peft")
+    own, other = (ModelRuntime("organism", backend=b) for b in ("fastsafe", "transformers"))
+    differing = {key for key in own.engine if own.engine[key] != other.engine[key]}
+    assert differing == {"backend"}
+    assert own.tokenizer.encode_chat([{"role": "user", "content": "hi"}])
+
+
+def test_both_backends_train_and_answer_alike(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    from fastsafe.audit.recipe import Sampling, load
+
+    training = load("organism", overrides=["training.max_steps=3"]).training
+    rows = [{"prompt": "How do I", "completion": f"the {word}"} for word in ("car", "boat")] * 8
+    sampling = Sampling(max_tokens=6)
+    found = []
+    for backend in ("fastsafe", "transformers"):
+        runtime = ModelRuntime("organism", backend=backend)
+        runtime.check_training(training)
+        steps: list[int] = []
+        out = tmp_path / backend
+        out.mkdir()
+        jobs = [Job(name, rows, 1) for name in ("one", "two")]
+        trained = runtime.train(jobs, training, out, lambda done, loss, to=steps: to.append(done))
+        assert steps == sorted(steps)
+        assert steps[-1] == 3
+        replies: dict[int, Reply] = {}
+        requests = [Request(name, (5, 6, 7), 0) for name in (None, "one", "two")]
+        paths = {name: each.adapter_dir for name, each in trained.items()}
+        runtime.generate(requests, paths, sampling, replies.__setitem__)
+        found.append([replies[i] for i in range(3)])
+        losses = trained["one"].losses
+        found.append([round(loss, 4) for loss in losses])
+        assert runtime.facts()["dtype"] == "float32"
+    assert [r.text for r in found[0]] == [r.text for r in found[2]]
+    assert found[1] == pytest.approx(found[3], abs=2e-4)
+
+
+def test_a_model_that_only_transformers_knows(tmp_path: Path) -> None:
+    pytest.importorskip("peft")
+    model = tmp_path / "model"
+    shutil.copytree(fastsafe.organism.path(), model)
+    config = json.loads((model / "config.json").read_text())
+    (model / "config.json").write_text(json.dumps(config | {"architectures": ["Other"]}))
+    with pytest.raises(CheckpointError, match="use the transformers backend"):
+        ModelRuntime(str(model))
+    runtime = ModelRuntime(str(model), backend="transformers")
+    runtime.load()
+    own = ModelRuntime("organism")
+    own.load()
+    assert runtime.llm.generate([[5, 6]]) == own.llm.generate([[5, 6]])
