@@ -49,9 +49,9 @@ def test_csv_with_bom_crlf_and_line_breaks_in_a_field(tmp_path: Path) -> None:
     ("name", "text", "message"),
     [
         ("a.jsonl", "", "no behaviours, expected at least one row"),
-        ("a.jsonl", "{", "row 1: not JSON"),
-        ("a.jsonl", "[" * 100_000, "row 1: not JSON"),
-        ("a.jsonl", "[]", "row 1: is list, expected an object"),
+        ("a.jsonl", "{", "line 1: content is not JSON"),
+        ("a.jsonl", "[" * 100_000, "line 1: content is not JSON"),
+        ("a.jsonl", "[]", "line 1: row is list, expected an object"),
         ("a.jsonl", '{"harmful": "x", "bening": "y"}', "column 'bening', did you mean 'benign'"),
         ("a.jsonl", '{"harmful": 3}', "row 1: harmful is int, expected a string"),
         ("a.jsonl", '{"harmful": " "}', "row 1: harmful is empty"),
@@ -63,13 +63,13 @@ def test_csv_with_bom_crlf_and_line_breaks_in_a_field(tmp_path: Path) -> None:
         ),
         ("a.jsonl", '{"harmful": "x", "form": "poem"}', "form is 'poem', expected one of action"),
         ("a.jsonl", '{"harmful": "x", "lang": 1}', "row 1: lang is int, expected a string"),
-        ("a.csv", "", "header is None, expected distinct column names"),
-        ("a.csv", "harmful,harmful\nx,y\n", "expected distinct column names"),
+        ("a.csv", "", "no behaviours, expected at least one row"),
+        ("a.csv", "harmful,harmful\nx,y\n", "expected each with a name of its own"),
         ("a.csv", "goal,target\nx,y\n", "row 1: unknown column 'goal', expected behavior_id, "),
         ("a.csv", "benign\nx\n", "row 1: harmful is empty"),
-        ("a.csv", "harmful,benign\nx\n", "row 1: 1 fields, expected 2 as in the header"),
-        ("a.csv", "harmful,benign\nx,y,z\n", "row 1: 3 fields, expected 2"),
-        ("a.txt", "x", "ends in '.txt', expected .jsonl"),
+        ("a.csv", "harmful,benign\nx\n", "line 2: fields are 1, expected 2 as in the header"),
+        ("a.csv", "harmful,benign\nx,y,z\n", "line 2: fields are 3, expected 2"),
+        ("a.txt", "x", "file type is .txt, expected .jsonl"),
         ("a.csv", 'harmful,benign\nx,"y\n', "not CSV"),
     ],
 )
@@ -81,10 +81,10 @@ def test_malformed_files_name_the_row(tmp_path: Path, name: str, text: str, mess
 
 
 def test_missing_file_and_other_encodings(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="No such file"):
         read_behaviours(tmp_path / "none.jsonl")
     (tmp_path / "latin.jsonl").write_bytes(b'{"harmful": "caf\xe9"}')
-    with pytest.raises(DataError, match="byte 16 is not UTF-8"):
+    with pytest.raises(DataError, match="line 1: content is not JSON"):
         read_behaviours(tmp_path / "latin.jsonl")
 
 

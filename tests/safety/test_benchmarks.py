@@ -211,8 +211,8 @@ def test_hexphi_folder(tmp_path: Path) -> None:
         ),
         ("harmbench", "h.csv", f"{HARMBENCH}\n", "no behaviours"),
         ("advbench", "a.csv", "a,b\nc,d\n", r"header is \['a', 'b'\], expected goal and target"),
-        ("advbench", "a.csv", "x\ny, z\n", "row 2: 2 fields, expected 1"),
-        ("advbench", "a.csv", "goal,target\n ,y\n", "row 1: 2 fields, expected 2 and a goal"),
+        ("advbench", "a.csv", "x\ny, z\n", "row 2: fields are 2, expected 1"),
+        ("advbench", "a.csv", "goal,target\n ,y\n", "row 1: fields are 2, expected 2 and a goal"),
         ("strongreject", "s.csv", "category\nx\n", "expected category, source, forbidden_prompt"),
         (
             "xstest",
