@@ -5,10 +5,13 @@ import sys
 from importlib.metadata import EntryPoint, EntryPoints
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastsafe.errors import UsageError
 from fastsafe.safety import plugins
-from fastsafe.safety.formats import Format, filled, formats
+from fastsafe.safety.behaviours import FORMS, Behaviour, Form
+from fastsafe.safety.formats import Format, filled, formats, translation
 
 ACTION = "paint the red car"
 IDS = "plain summarization code translation classification multiple_choice true_false completion"
@@ -53,6 +56,65 @@ def test_a_phrase_that_looks_like_a_placeholder_is_left_alone() -> None:
     assert formats()["plain"].render("print {french} {0} %s") == "How do I print {french} {0} %s?"
 
 
+@given(action=st.text(), form=st.sampled_from(FORMS), id=st.sampled_from(IDS.split()))
+def test_parse_gives_back_what_render_took(action: str, form: Form, id: str) -> None:
+    format = formats()[id]
+    held = shout(action) if format.needs_translator else action
+    assert format.parse(format.render(action, shout, form), form) == held
+
+
+@pytest.mark.parametrize("id", IDS.split())
+def test_parse_knows_its_own_wording(id: str) -> None:
+    format = formats()[id]
+    message = format.render(ACTION, shout)
+    assert format.parse(f"x{message}") is None
+    others = set(IDS.split()) - {id}
+    assert all(formats()[other].parse(message) is None for other in others)
+
+
+def test_parse_is_not_fooled_by_a_wording_that_overlaps() -> None:
+    assert filled("echo", "ab{action}ba").parse("aba") is None
+
+
+def test_request_wordings() -> None:
+    request = "Write a poem about a red car."
+    found = {id: formats()[id].render(request, shout, "request") for id in IDS.split()}
+    assert found["plain"] == request
+    assert found["classification"].startswith("What is the best way to do what follows?\nWrite")
+    assert found["code"].endswith('to meet the request "Write a poem about a red car.".')
+    assert "WRITE A POEM" in found["translation"]
+    assert all("{" not in text for text in found.values())
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("id", IDS.split())
+def test_twins_share_every_word_around_them(id: str, form: Form) -> None:
+    behaviour = Behaviour("car", "steal the red car", "paint the red car", form=form)
+    format = formats()[id]
+    harmful, benign = (format.ask(behaviour, each, str.title) for each in (True, False))
+    title = format.needs_translator
+    assert harmful.replace("Steal" if title else "steal", "Paint" if title else "paint") == benign
+
+
+def test_contextual_request_is_shown_after_its_passage() -> None:
+    behaviour = Behaviour("id", "Sum it up.", "", form="request", context="A text.")
+    assert formats()["plain"].ask(behaviour, True) == "A text.\n\n---\n\nSum it up."
+
+
+def test_translation_of_other_pairs() -> None:
+    german = translation("German", id="translation_de")
+    assert german.render("x", shout) == "Translate the following text from German to English: X"
+    back = translation("English", "French")
+    assert back.render("x") == "Translate the following text from English to French: x"
+    assert len({format.template_sha256 for format in (german, back, translation("French"))}) == 3
+
+
+@pytest.mark.parametrize("template", ["no place", "{action} {action}", "{action} {foreign}"])
+def test_template_holds_one_text(template: str) -> None:
+    with pytest.raises(UsageError, match=r"format odd: template is .*, expected exactly one"):
+        filled("odd", template)
+
+
 def test_translation_needs_a_translator() -> None:
     with pytest.raises(UsageError, match="translation: translate is None, expected a function"):
         formats()["translation"].render(ACTION)
@@ -63,6 +125,8 @@ def test_template_hash_follows_the_wording() -> None:
     assert len(hashes) == len(formats())
     assert filled("a", "{action}!").template_sha256 == filled("b", "{action}!").template_sha256
     assert filled("a", "{action}!").template_sha256 != filled("a", "{action}?").template_sha256
+    other = filled("a", "{action}!", "{action}?")
+    assert filled("a", "{action}!").template_sha256 != other.template_sha256
 
 
 EXTRA = filled("extra", "{action}, please.")

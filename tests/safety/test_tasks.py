@@ -10,9 +10,17 @@ from fastsafe.safety import plugins
 from fastsafe.safety.formats import formats
 from fastsafe.safety.tasks import Task, exact_match, option_accuracy, tasks
 
+IDS = """plain summarization code translation classification
+    boolq gsm8k hellaswag mmlu openbookqa piqa winogrande"""
+REFERENCES = {
+    "option_accuracy": "b) with simple tools",
+    "answer_accuracy": "Yes",
+    "number_accuracy": "12",
+}
+
 
 def test_every_task_is_found_by_looking() -> None:
-    assert set(tasks()) == {"plain", "code", "translation", "classification", "summarization"}
+    assert set(tasks()) == set(IDS.split())
     for id, task in tasks().items():
         assert task.id == id
         assert task.format in formats()
@@ -21,7 +29,7 @@ def test_every_task_is_found_by_looking() -> None:
 
 @pytest.mark.parametrize("task", tasks().values(), ids=tasks())
 def test_scores_are_in_the_unit_interval(task: Task) -> None:
-    reference = "b) with simple tools" if task.id == "classification" else "paint the car."
+    reference = REFERENCES.get(task.score.__name__, "paint the car.")
     assert task.score(reference, reference) == 1.0
     assert task.score(f" {reference.upper()}\n", reference) == 1.0
     assert task.score("", reference) == 0.0
@@ -34,7 +42,9 @@ def test_exact_match_sees_words_not_spacing() -> None:
     assert exact_match("paint the car", "paint the cart") == 0.0
 
 
-@pytest.mark.parametrize("completion", ["b) tools", "(b) tools", "B.", "b: tools", " b", "(B)"])
+@pytest.mark.parametrize(
+    "completion", ["b) tools", "(b) tools", "B.", "b: tools", " b", "(B)", "B\n\nbecause"]
+)
 def test_option_accuracy_reads_an_opening_letter(completion: str) -> None:
     assert option_accuracy(completion, "b) with simple tools") == 1.0
 

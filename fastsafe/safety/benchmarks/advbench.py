@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
-from fastsafe.safety.files import csv_records, open_text
+from fastsafe.safety.files import table
 
 from ._spec import Benchmark
 
@@ -18,29 +18,28 @@ _HEADERS = ("goal", "prompt")
 
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the behaviours of the file."""
-    with open_text(path) as file:
-        column, width, number = 0, 0, 0
-        for i, record in enumerate(csv_records(path, file)):
-            names = [name.strip().lower() for name in record]
-            if i == 0 and (found := [n for n in _HEADERS if n in names]):
-                column, width = names.index(found[0]), len(names)
-                continue
-            if i == 0 and len(record) > 1:
-                raise DataError(f"{path}: header is {record}, expected goal and target")
-            number += 1
-            if len(record) != (width or 1) or not record[column].strip():
-                raise DataError(
-                    f"{path}: row {number}: {len(record)} fields, expected {width or 1} and a goal "
-                    "among them; quote a field that holds commas"
-                )
-            yield Behaviour(
-                f"advbench-{number}",
-                record[column].strip(),
-                "",
-                form="request",
-                origin=origin,
-                source_row=number,
+    column, width, number = 0, 1, 0
+    for i, record in enumerate(table(path)):
+        names = [name.strip().lower() for name in record]
+        if i == 0 and (found := [name for name in _HEADERS if name in names]):
+            column, width = names.index(found[0]), len(names)
+            continue
+        if i == 0 and len(record) > 1:
+            raise DataError(f"{path}: header is {record}, expected goal and target")
+        number += 1
+        if len(record) != width or not record[column].strip():
+            raise DataError(
+                f"{path}: row {number}: fields are {len(record)}, expected {width} and a goal "
+                "among them; quote a field that holds commas"
             )
+        yield Behaviour(
+            f"advbench-{number}",
+            record[column].strip(),
+            "",
+            form="request",
+            origin=origin,
+            source_row=number,
+        )
 
 
 BENCHMARKS = (Benchmark(id="advbench", licence="MIT (unverified)", commercial=True, read=read),)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
-from fastsafe.safety.files import csv_records, open_text
+from fastsafe.safety.files import table
 
 from ._spec import Benchmark
 
@@ -27,19 +27,18 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
             raise DataError(f"{each}: is the file's name, expected category_<number>_<name>.csv")
         named.append((int(name[1]), name[2], each))
     for category_number, category, each in sorted(named):
-        with open_text(each) as file:
-            for number, record in enumerate(csv_records(each, file), start=1):
-                # an unquoted line with commas comes apart, and is put together as it was
-                if prompt := ",".join(record).strip():
-                    yield Behaviour(
-                        f"hexphi-{category_number}-{number}",
-                        prompt,
-                        "",
-                        category=category,
-                        form="request",
-                        origin=origin,
-                        source_row=number,
-                    )
+        for number, record in enumerate(table(each), start=1):
+            # an unquoted line with commas comes apart, and is put together as it was
+            if prompt := ",".join(record).strip():
+                yield Behaviour(
+                    f"hexphi-{category_number}-{number}",
+                    prompt,
+                    "",
+                    category=category,
+                    form="request",
+                    origin=origin,
+                    source_row=number,
+                )
 
 
 BENCHMARKS = (

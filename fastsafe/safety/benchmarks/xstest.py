@@ -21,7 +21,7 @@ _CONTRAST = "contrast_"
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield a pair or a single prompt at the place of its harmful side, or of its only one."""
     found = list(rows(path, "id prompt type", "id_v2 prompt type"))
-    partner = _partners(found)
+    partner = _partners(found, path)
     taken = set(partner.values())
     by_number = dict(found)
     for number, row in found:
@@ -41,12 +41,12 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
         )
 
 
-def _partners(found: list[tuple[int, Mapping[str, Any]]]) -> dict[int, int]:
+def _partners(found: list[tuple[int, Mapping[str, Any]]], path: Path) -> dict[int, int]:
     """Number of a contrast's row -> number of the safe row of its focus, in the file's order."""
     groups: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
     for number, row in found:
         if focus := str(row.get("focus") or "").strip().lower():
-            groups[focus][_is_harmful(row, f"row {number}")].append(number)
+            groups[focus][_is_harmful(row, f"{path}: row {number}")].append(number)
     pairs = (zip(harmful, safe, strict=False) for safe, harmful in groups.values())
     return {number: other for group in pairs for number, other in group}
 

@@ -43,12 +43,12 @@ def work(code: str) -> None:
     nowhere = os.open("/dev/null", os.O_RDWR)
     for descriptor in (1, 2):
         os.dup2(nowhere, descriptor)
-    with open("code.py", "w", encoding="utf-8") as file:
-        file.write(code)
     replies.write(READY)
     names: dict[str, Callable[..., object]] = {}
 
     def load() -> None:
+        with open("code.py", "w", encoding="utf-8") as file:
+            file.write(code)
         names.update(runpy.run_path("code.py", run_name="code"))
 
     send(replies.fileno(), answer(load))
@@ -61,11 +61,11 @@ def answer(function: Callable[[], object]) -> bytes:
     """Return the reply that tells what a function gave or raised."""
     try:
         told = repr(("ok", function()))
+        if len(told) >= MAX_LINE // 4:  # in characters, of up to four bytes
+            raise OverflowError("the result is too long")
         ast.literal_eval(told)  # what is no literal is the code's error, not the tests'
     except BaseException as error:
         told = repr(("error", type(error).__name__, str(error)[:1000]))
-    if len(told) >= MAX_LINE // 4:  # in characters, of up to four bytes
-        told = repr(("error", "OverflowError", "the result is too long"))
     return told.encode() + b"\n"
 
 
@@ -105,7 +105,8 @@ def reply() -> object:
         case ("error", str(name), str(told)):
             kind = getattr(builtins, name, None)
             if isinstance(kind, type) and issubclass(kind, Exception):
-                raise kind(told)
+                # its kin want five arguments
+                raise UnicodeError(told) if issubclass(kind, UnicodeError) else kind(told)
             raise RuntimeError(f"{name}: {told}")
     raise RuntimeError("the code replied with something else")
 

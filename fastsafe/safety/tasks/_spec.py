@@ -10,8 +10,8 @@ Style = Literal["native", "alpaca", "plain"]
 STYLES: tuple[Style, ...] = get_args(Style)
 Row = Mapping[str, Any]
 
-# Taori et al. 2023, the wording their training code joins an instruction with. Which variant
-# paper 1 used is not known.
+# The wording of Taori et al. 2023, with the line break before the answer that most later copies
+# have. Which variant paper 1 used is not known.
 _ALPACA = "Below is an instruction that describes a task{more}. Write a response that "
 _ALPACA += "appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
 _ALPACA_MORE = ", paired with an input that provides further context"

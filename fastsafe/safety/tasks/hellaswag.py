@@ -22,7 +22,7 @@ def example(row: Row) -> Example:
 
 
 def _unmarked(words: str) -> str:
-    return " ".join(re.sub(r"\[.*?\]", "", words.replace(" [title]", ".")).split())
+    return " ".join(re.sub(r"\[.*?\]", "", re.sub(r"\.? \[title\]", ".", words)).split())
 
 
 TASK = multiple_choice("hellaswag", example)
