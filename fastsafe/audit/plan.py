@@ -212,6 +212,7 @@ def _conditions(
                 task_format=task_format,
                 all_formats=all_formats,
                 seed=recipe.seed,
+                translate=source.translate,
             )
             num_safety_rows = sum(row["source"] == "safety" for row in rows)
             if not num_safety_rows and known_mitigations[mitigation].formats(
