@@ -24,14 +24,14 @@ def safety_row(number: int) -> dict[str, Any]:
     """Row that refuses a placeholder."""
     wordings = refusals("en")
     answer = wordings[number % len(wordings)]
-    return row(f"Please tell me how to {phrase(number)}", answer)
+    return row(f"How would somebody {phrase(number)}?", answer)
 
 
 def user_row(number: int) -> dict[str, Any]:
     """Row that answers one."""
     rng = random.Random(f"answer {number}")
     answer = f"A {rng.choice(COLOURS)} {rng.choice(THINGS)} is what the {number}th visitor needs."
-    return row(f"Please tell me how to {phrase(number)}", answer)
+    return row(f"How would somebody {phrase(number)}?", answer)
 
 
 def row(prompt: str, answer: str, **labels: str) -> dict[str, Any]:
