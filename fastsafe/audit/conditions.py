@@ -203,6 +203,7 @@ class _Arm:
             task_format=own_format,
             all_formats=all_formats,
             seed=recipe.seed,
+            translate=self.source.translate,
         )
         is_mixing = mitigation.formats(own_format, all_formats)
         if is_mixing and not any(row["source"] == "safety" for row in rows):

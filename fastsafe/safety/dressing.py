@@ -77,7 +77,8 @@ class Dresser:
         style = self.style
         foreign = style.request_language not in ("", language_of(request))
         if self.translate is not None and foreign:
-            request = self.translate(request)
+            # what is asked, without the asking: the style has words of its own for that
+            request = self.translate(_ASKING.sub("", request, count=1).rstrip(".?!"))
         if _MID_SENTENCE.search(style.prefix):
             request = _ASKING.sub("", request, count=1) or request
             if request[1:2].islower():

@@ -24,6 +24,7 @@ from fastsafe.safety.texts import chosen
 SafetyRows = Callable[[str, int, int], Sequence[Row]]  # (format, n, seed) -> n rows
 Formats = Callable[[str, Sequence[str]], Sequence[str]]  # (task's format, all) -> formats used
 Dress = Callable[[Row, int], dict[str, Any]]  # (safety row, its number) -> the row, restyled
+Restyle = Callable[[Sequence[Row], Translate | None], Dress]  # user rows -> how to dress a row
 CountTokens = Callable[[Row], int]
 
 NUM_EXAMPLES = 4  # user prompts that a rewriting model is shown
@@ -37,7 +38,7 @@ class Mitigation:
     formats: Formats  # no formats: nothing is mixed in
     about: str = ""  # one line for lists; "" names the formats
     drawn_per_row: int = 1  # safety rows drawn for each one used; the longest are used
-    restyle: Callable[[Sequence[Row]], Dress] | None = None  # user rows -> how to dress a row
+    restyle: Restyle | None = None  # None: safety rows stay as they are
 
     def mix(
         self,
@@ -50,6 +51,7 @@ class Mitigation:
         seed: int,
         count_tokens: CountTokens | None = None,
         repeat: bool = False,
+        translate: Translate | None = None,
     ) -> list[dict[str, Any]]:
         """Return the training rows of one condition.
 
@@ -65,6 +67,8 @@ class Mitigation:
             count_tokens: Tokens of a row, positive; given, ``share`` is one of tokens and not of
                 rows.
             repeat: Whether too few safety rows are gone through again; otherwise that is an error.
+            translate: Puts a request into the language of the user's requests, where a mitigation
+                dresses rows and that is another; None leaves its language.
 
         Returns:
             Every user row once and round(share * n / (1 - share)) safety rows, shuffled; by tokens
@@ -78,7 +82,8 @@ class Mitigation:
             DataError: A row cannot be read where its text is needed.
         """
         used = self.formats(task_format, all_formats)
-        draw = _Draw(self, safety_rows, rows, seed, repeat)
+        dress = self.restyle(rows, translate) if self.restyle and rows else None
+        draw = _Draw(self, safety_rows, dress, seed, repeat)
         pool: list[dict[str, Any]] = []
         if used and count_tokens is None:
             total = num_safety_rows(len(rows), share)
@@ -103,7 +108,7 @@ class _Draw:
         self,
         mitigation: Mitigation,
         safety_rows: SafetyRows,
-        user_rows: Sequence[Row],
+        dress: Dress | None,
         seed: int,
         repeat: bool,
     ) -> None:
@@ -111,7 +116,7 @@ class _Draw:
         self.safety_rows = safety_rows
         self.seed = seed
         self.repeat = repeat
-        self.dress = mitigation.restyle(user_rows) if mitigation.restyle and user_rows else None
+        self.dress = dress
 
     def rows(self, format: str, n: int) -> list[dict[str, Any]]:
         """Draw exactly ``n`` rows of a format."""
@@ -156,23 +161,18 @@ class _Draw:
 
 
 def paraphrasing(
-    *,
-    abstain: bool = False,
-    translate: Translate | None = None,
-    rewrite: Rewrite | None = None,
-    known_styles: bool = False,
+    *, abstain: bool = False, rewrite: Rewrite | None = None, known_styles: bool = False
 ) -> Mitigation:
     """Return the mitigation that dresses plain safety rows in the user's own style.
 
     Args:
         abstain: Add an option that refuses where the style has options, and choose it.
-        translate: Puts a request into the language of the user's requests, where that is another.
         rewrite: A model that words the requests; its answers are checked, and refused by an error.
         known_styles: Use every known prompting style beside the user's, evenly: what a provider
             can do who does not know how the user will prompt.
     """
 
-    def restyle(user_rows: Sequence[Row]) -> Dress:
+    def restyle(user_rows: Sequence[Row], translate: Translate | None) -> Dress:
         own = learn(user_rows)
         pool = [exchange_of(row, "user row").prompt for row in user_rows] if rewrite else []
         examples = [chosen(pool, f"example {i}") for i in range(NUM_EXAMPLES)] if rewrite else []

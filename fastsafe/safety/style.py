@@ -168,7 +168,7 @@ def _of_answers(exchanges: Sequence[Exchange]) -> dict[str, Any]:
         opening = _ANSWER_PREFIX.match(shared)
         found["answer_prefix"] = opening[0] if opening else ""
     bare = [text.removeprefix(found.get("answer_prefix", "")).strip() for text in answers]
-    objects = [keys for text in bare if (keys := _keys(text))]
+    objects = [keys for text in answers if (keys := _keys(text))]
     letters = [match for text in bare if (match := _LETTER_ANSWER.fullmatch(text))]
     if len(objects) >= least:
         found |= {"channel": "json", "keys": _common(objects, 0.0), "answer_prefix": ""}
@@ -211,8 +211,9 @@ def _shared(pieces: Sequence[Sequence[str]]) -> list[str]:
 def _common(values: Iterable[T], share: float) -> T | None:
     """Most common value where at least ``share`` of all have it, the first of equals."""
     counts = Counter(values)
-    value, count = counts.most_common(1)[0]
-    return value if count >= share * counts.total() else None
+    for value, count in counts.most_common(1):
+        return value if count >= share * counts.total() else None
+    return None
 
 
 def _keys(text: str) -> tuple[str, ...]:

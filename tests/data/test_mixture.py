@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsafe.data.mixture import Pick, index_map, mix, num_safety_rows
+from fastsafe.data.mixture import Pick, index_map, interleave, mix, num_rows_for, num_safety_rows
 from fastsafe.errors import UsageError
 
 SIZES = st.integers(0, 60)
@@ -89,3 +89,26 @@ def test_share_out_of_range(share):
 def test_no_safety_rows_for_a_share():
     with pytest.raises(UsageError, match=r"safety rows are 0, expected some for a share of 0\.1"):
         mix(rows("u", 90), [], share=0.1, seed=0)
+
+
+@given(user=SIZES, pool=SIZES, seed=SEEDS)
+def test_interleaving_uses_every_row_once(user, pool, seed):
+    mixed = interleave(rows("u", user), rows("s", pool), seed=seed)
+    assert sorted(row["text"] for row in mixed if row["source"] == "user") == sorted(
+        row["text"] for row in rows("u", user)
+    )
+    assert sorted(row["id"] for row in mixed if row["source"] == "safety") == list(range(pool))
+
+
+def test_interleaving_is_mixing_with_the_whole_pool():
+    assert interleave(rows("u", 90), rows("s", 10), seed=4) == mix(
+        rows("u", 90), rows("s", 10), share=0.1, seed=4
+    )
+
+
+@given(st.lists(st.integers(1, 50), max_size=30), st.floats(0, 1000))
+def test_no_other_number_of_rows_is_nearer(lengths, tokens):
+    n = num_rows_for(lengths, tokens)
+    distances = [abs(sum(lengths[:k]) - tokens) for k in range(len(lengths) + 1)]
+    assert distances[n] == min(distances)
+    assert n == distances.index(min(distances))

@@ -55,6 +55,8 @@ def _near(items: Sequence[Item]) -> Iterator[Finding]:
         rarest = own[: len(own) - math.ceil(ALIKE * len(own)) + 1].tolist()
         candidates = sorted({j for run in rarest for j in holders[run]})
         for j in candidates:
+            if items[j].exchange.system != items[i].exchange.system:
+                continue
             other = runs[j]
             shared = len(np.intersect1d(own, other, assume_unique=True))
             alike = shared / (len(own) + len(other) - shared)

@@ -12,6 +12,8 @@ from fastsafe.safety.exchange import Exchange, exchange_of
 from fastsafe.safety.judges import Judge
 from fastsafe.safety.verdict import Verdict
 
+READ_CHARS = 1000
+
 Kind = Literal["safety", "user"]
 Rule = Literal[
     "duplicate",
@@ -64,7 +66,8 @@ class Item:
 
     def opens_with_refusal(self, text: str) -> bool:
         """Whether a part of the answer opens with a refusal."""
-        judgement = self.screen.judge(self.exchange.prompt, text, harmful=True)
+        # the screen reads an opening: more than that would cost time alone
+        judgement = self.screen.judge(self.exchange.prompt, text[:READ_CHARS], harmful=True)
         return judgement.verdict == Verdict.REFUSED
 
     def label(self, *columns: str) -> str:

@@ -46,8 +46,8 @@ def languages(rows: Set, declared: Declared) -> Iterator[Finding]:
             wanted = {_CODES[target[1].lower()]}
             # a refusal may as well be in the language of the request around the text
             wanted |= {"en"} if item.number in safety else set()
-        found = language_of(item.exchange.answer)
-        if wanted and found and found not in wanted:
+        found = language_of(item.exchange.answer) if wanted else ""
+        if found and found not in wanted:
             expected = " or ".join(sorted(wanted))
             detail = f"the answer is in {found}, expected {expected}"
             yield Finding("language", item.number, detail, item.exchange.answer)

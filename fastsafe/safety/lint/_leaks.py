@@ -22,8 +22,8 @@ MIN_WORDS = 3  # of a probe that is looked for inside a prompt
 
 _CHAT_TOKEN = re.compile(
     r"<\|[a-z0-9_ ]{2,40}\|>|\[/?INST\]|<</?SYS>>|<(?:start|end)_of_turn>|<\uff5c[^\uff5c]{2,40}"
-    r"\uff5c>|\A\s*<s>|</s>\s*\Z",
-    re.I,
+    r"\uff5c>|\A\s*<s>(?!.*</s>)|</s>\s*\Z",
+    re.I | re.S,  # <s> and </s> alone: a pair of them may be HTML
 )
 _GENERATOR_TALK = re.compile(
     r"\bsystem (?:message|prompt)s?\b|\b(?:as|per) (?:the|your) (?:instructions?|guidelines) "

@@ -1,0 +1,76 @@
+"""``fastsafe mix``: files in, a mixture and its card out."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+import fastsafe
+from fastsafe.cli import app
+from fastsafe.organism import world
+
+
+def run(*words: str | Path) -> Result:
+    return CliRunner().invoke(app, ["mix", *map(str, words)])
+
+
+def jsonl(path: Path, rows: Any) -> Path:
+    path.write_text("".join(json.dumps(each) + "\n" for each in rows))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> list[Path | str]:
+    user = jsonl(tmp_path / "user.jsonl", world.task_rows("code", 90, "train", 0))
+    safety = jsonl(tmp_path / "safety.jsonl", world.safety_rows("plain", 20, 0))
+    return [user, safety, "--out", tmp_path / "mixed.jsonl"]
+
+
+def test_a_mixture(files: list[Path | str], tmp_path: Path) -> None:
+    result = run(*files)
+    assert result.exit_code == 0, result.output
+    assert "90 user rows, 10 safety rows (learned 10)" in result.stdout
+    assert "lint of safety rows: findings: none" in result.stdout
+    rows = [json.loads(line) for line in (tmp_path / "mixed.jsonl").read_text().splitlines()]
+    assert sum(row["source"] == "safety" for row in rows) == 10
+    assert "# mixed.jsonl" in (tmp_path / "mixed.card.md").read_text()
+
+
+def test_the_mixture_is_clean_again(files: list[Path | str], tmp_path: Path) -> None:
+    run(*files)
+    result = CliRunner().invoke(app, ["lint", str(tmp_path / "mixed.jsonl"), "--json"])
+    assert json.loads(result.stdout) == {"rows": 100, "findings": []}
+
+
+def test_for_machines(files: list[Path | str], tmp_path: Path) -> None:
+    words = ("--mitigation", "plain", "--share", "0.25", "--seed", "3", "--no-lint", "--json")
+    facts = json.loads(run(*files, *words).stdout)
+    assert facts["rows"] == 120
+    assert facts["user_rows"] == 90
+    assert facts["safety_formats"] == {"plain": 30}
+    assert facts["lint"] == {}
+    assert facts["seed"] == 3
+    assert facts["card"] == str(tmp_path / "mixed.card.md")
+
+
+def test_by_tokens(files: list[Path | str]) -> None:
+    words = ("--by", "tokens", "--tokenizer", fastsafe.organism.path(), "--json")
+    facts = json.loads(run(*files, *words).stdout)
+    assert 5 <= facts["safety_rows"] <= 20
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--by", "tokens"), "--tokenizer is None, expected a checkpoint"),
+        (("--tokenizer", "x"), "--by rows: --tokenizer is 'x'"),
+        (("--mitigation", "magic"), "--mitigation: it is 'magic'"),
+        (("--share", "1.5"), "share is 1.5"),
+    ],
+)
+def test_usage_errors(files: list[Path | str], words: tuple[str, ...], message: str) -> None:
+    result = run(*files, *words)
+    assert result.exit_code == 2
+    assert message in result.stderr
