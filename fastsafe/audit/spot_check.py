@@ -48,10 +48,7 @@ class SpotCheck:
             FastsafeError: The recipe or the base does not check.
         """
         changed: dict[str, Any] = {"overrides": _PROBES_ONLY, "changes": {"model": base}}
-        if isinstance(recipe, Recipe):
-            found = revise(recipe, **changed)
-        else:
-            found = load(recipe, **changed)
+        found = revise(recipe, **changed) if isinstance(recipe, Recipe) else load(recipe, **changed)
         self._recipe = found.limited(limit)
         self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
         self._base = self._runtime(base)
