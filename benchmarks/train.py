@@ -114,7 +114,7 @@ def llama(shape: dict[str, Any], conditions: int, steps: int, length: int, devic
     with torch.device("meta"):
         base = transformers.LlamaForCausalLM(theirs)
     base.load_state_dict(model.tensors(), assign=True)
-    base.model.rotary_emb = type(base.model.rotary_emb)(theirs, device=device)
+    base.model.rotary_emb = type(base.model.rotary_emb)(theirs).to(device)
     base.requires_grad_(False)
     rng = random.Random(0)
     draw = lambda: tuple(rng.randrange(shape["vocab_size"]) for _ in range(length))  # noqa: E731
