@@ -71,12 +71,29 @@ class TrainedFull:
         if self._working is not self.flat:
             self._working.copy_(self.flat)
 
-    def projection(self, gradient: Tensor | None = None) -> "FullProjection":
+    def projection(
+        self,
+        dropout: float = 0.0,
+        seed: int = 0,
+        rows: object = None,
+        gradient: Tensor | None = None,
+    ) -> "FullProjection":
         """Differentiable model for one tile, beside which others may run.
 
         Args:
+            dropout: Must be 0: adapters have it, whole models do not.
+            seed: Unused, as nothing is random; it and ``rows`` are what an adapter takes.
+            rows: Unused.
             gradient: [P] fp32 of earlier parts of the tile, to add to; None begins with zeros.
+
+        Raises:
+            UsageError: There is dropout.
         """
+        if dropout:
+            raise UsageError(
+                f"TrainConfig: dropout is {dropout}, expected 0 for full fine-tuning, which has "
+                "no adapter to drop inputs of"
+            )
         if gradient is None:
             gradient = torch.zeros_like(self.flat)
         return FullProjection(self._base, self._views(self._working), gradient)

@@ -34,7 +34,7 @@ def gradient(
     trained: TrainedFull, seed: int, to: torch.Tensor | None = None
 ) -> tuple[float, torch.Tensor]:
     ids, positions, attention, targets = tile(seed)
-    project = trained.projection(to)
+    project = trained.projection(gradient=to)
     hidden = project.model.forward(ids, positions, attention, project)
     loss = loss_of(project.model, hidden, targets) / len(targets)
     loss.backward()
@@ -139,7 +139,9 @@ def test_the_saved_config_names_the_saved_dtype(checkpoint: Path, tmp_path: Path
     }
 
 
-def test_a_quantized_base_is_refused(checkpoint: Path) -> None:
+def test_what_cannot_be_trained_whole_is_refused(llm: LLM, checkpoint: Path) -> None:
+    with pytest.raises(UsageError, match=r"dropout is 0.1, expected 0"):
+        TrainedFull(llm.model, checkpoint).projection(0.1)
     with pytest.raises(UsageError, match="base is quantized"):
         TrainedFull(nf4.load(Checkpoint(checkpoint)), checkpoint)
 
