@@ -29,7 +29,7 @@ check: .venv/.installed-dev
 	.venv/bin/lint-imports --no-logo
 
 bench: .venv/.installed-dev
-	set -e; for script in $(filter-out benchmarks/kernels.py benchmarks/peers.py,$(wildcard benchmarks/*.py)); do \
+	set -e; for script in $(filter-out benchmarks/kernels.py benchmarks/peers.py benchmarks/side_by_side.py,$(wildcard benchmarks/*.py)); do \
 		.venv/bin/python $$script; done
 
 .venv/.installed: $(BUILD)

@@ -17,14 +17,10 @@ per linear weight and token plus the head on generated tokens. Attention and ada
 import argparse
 import copy
 import json
-import os
-import platform
 import statistics
-import subprocess
+import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,94 +29,22 @@ import torch
 from fastsafe import LLM, FinetuneJob, SamplingParams, TrainConfig, _native, finetune
 from fastsafe.audit.plan import BASE, Plan
 from fastsafe.audit.run import prepare
-from fastsafe.data.packing import Example, encode_row
-from fastsafe.model import cpu
+from fastsafe.data.packing import encode_row
 
-Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # token ids, attention mask, labels
-
-
-Product = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps it off
+from side_by_side import PeftTrainer, facts, gemm_rate, own_gemm_rate, timed
 
 
-def gemm_rate(product: Product) -> float:
-    """Best FLOP/s of fp32 matrix products on all cores, over sizes from the model's to large."""
-    best = 0.0
-    for rows, inner, columns in ((640, 128, 768), (2048, 384, 128), (1024, 1024, 1024)):
-        a, b = torch.randn(rows, inner), torch.randn(columns, inner)
-        for _ in range(5):
-            begin = time.perf_counter()
-            for _ in range(20):
-                product(a, b)
-            elapsed = time.perf_counter() - begin
-            best = max(best, 20 * 2 * rows * inner * columns / elapsed)
-    return best
-
-
-def own_gemm_rate() -> float:
-    """The same for fastsafe's product: all cores at once, each with products of its own."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with ThreadPoolExecutor(threads) as pool:
-            return sum(pool.map(lambda _: gemm_rate(cpu.linear), range(threads)))
-    finally:
-        torch.set_num_threads(threads)
-
-
-class Peer:
+class Peer(PeftTrainer):
     """transformers + PEFT, one condition at a time."""
 
     def __init__(self, path: Path, pad_id: int, eos_id: int) -> None:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
-        self.base = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-        self.pad_id, self.eos_id = pad_id, eos_id
-
-    def batches(self, examples: Sequence[Example], config: TrainConfig) -> list[Batch]:
-        """Padded batches in the order of the rows, made before the clock starts."""
-        found = []
-        for step in range(config.max_steps or 0):
-            at = step * config.batch_size % len(examples)
-            rows = examples[at : at + config.batch_size]
-            longest = max(len(e.token_ids) for e in rows)
-            ids = torch.full((len(rows), longest), self.pad_id)
-            labels = torch.full_like(ids, -100)
-            mask = torch.zeros_like(ids)
-            for i, e in enumerate(rows):
-                n = len(e.token_ids)
-                ids[i, :n] = torch.tensor(e.token_ids)
-                mask[i, :n] = 1
-                on = torch.tensor(e.trained)
-                labels[i, :n][on] = ids[i, :n][on]
-            found.append((ids, mask, labels))
-        return found
-
-    def train(self, batches: Sequence[Batch], config: TrainConfig) -> list[float]:
-        """Train one adapter; the loss of every step."""
-        import peft
-
-        torch.manual_seed(config.seed)
-        lora = peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=int(config.alpha),
-            target_modules=list(config.target_modules),
-            task_type="CAUSAL_LM",
-        )
-        model = peft.get_peft_model(copy.deepcopy(self.base), lora).train()
-        weights = [w for w in model.parameters() if w.requires_grad]
-        optimizer = torch.optim.AdamW(
-            weights, lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-        )
-        losses = []
-        for ids, mask, labels in batches:
-            loss = model(input_ids=ids, attention_mask=mask, labels=labels, use_cache=False).loss
-            optimizer.zero_grad()
-            loss.backward()
-            torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm)
-            optimizer.step()
-            losses.append(loss.item())
-        return losses
+        base = transformers.AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+        super().__init__(base, pad_id)
+        self.eos_id = eos_id
 
     def load(self, adapter: Path | None) -> Any:
         """The base, with an adapter merged into a copy of its weights."""
@@ -170,44 +94,6 @@ class Peer:
         return min(took, key=lambda s: took[s])
 
 
-def timed(fn: Callable[[], Any]) -> tuple[float, Any]:
-    """Seconds that a call takes, and its result."""
-    begin = time.perf_counter()
-    result = fn()
-    return time.perf_counter() - begin, result
-
-
-def facts() -> dict[str, Any]:
-    """What the numbers depend on."""
-    import peft
-    import transformers
-
-    git = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, check=False).stdout.strip()
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    cpu = names[0] if names else platform.processor()
-    return {
-        "commit": commit or "unknown",
-        "machine": f"{cpu}, {os.cpu_count()} cores",
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "peft": peft.__version__,
-    }
-
-
-def as_tokens(example: Example) -> dict[str, list[int]]:
-    """A row of tokens that trains the same tokens, from the first trained one on."""
-    first = example.trained.index(True)
-    last = len(example.trained) - example.trained[::-1].index(True)
-    ids = list(example.token_ids)
-    assert all(example.trained[first:last]), "one answer per row"
-    return {"prompt": ids[:first], "completion": ids[first:last]}
-
-
 def round_of_one_task(
     llm: LLM, peer: Peer, plan: Plan, task: str, batch_size: int, is_ours_first: bool
 ) -> dict[str, float]:
@@ -222,11 +108,7 @@ def round_of_one_task(
         for job in jobs
     }
     # both sides start from tokens
-    jobs = [FinetuneJob(j.name, [as_tokens(e) for e in examples[j.name]], config) for j in jobs]
-    examples = {
-        job.name: [encode_row(r, llm.tokenizer, where=job.name) for r in job.examples]
-        for job in jobs
-    }
+    jobs = [FinetuneJob(j.name, [e.row() for e in examples[j.name]], config) for j in jobs]
     batches = {name: peer.batches(rows, config) for name, rows in examples.items()}
     with tempfile.TemporaryDirectory() as folder:
         ours = lambda: timed(lambda: finetune(llm, jobs, folder))  # noqa: E731

@@ -42,4 +42,12 @@ if [ -n "${SANITIZE:-}" ]; then
   done
 fi
 "$PYTHON" benchmarks/kernels.py --out "$OUT/kernels.jsonl" || status=1
+# 16 and 32 adapters beside PEFT; the peer needs its libraries.
+if has fastsafe._native && has transformers && has peft; then
+  for n in 16 32; do
+    "$PYTHON" benchmarks/train.py --device cuda --conditions $n --steps 4 --out "$OUT/train.jsonl" || status=1
+  done
+else
+  echo "training is not measured: fastsafe._native, transformers or peft is missing here" >&2
+fi
 exit $status

@@ -20,7 +20,7 @@ OnAnswer = Callable[[int, "Reply"], None]  # index into the requests, its reply
 OnStep = Callable[[int, float], None]  # steps done by every job, mean loss
 
 # The files beside the weights that render prompts, end answers and turn tokens into text.
-_TEXT_FILES = (
+TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
     "special_tokens_map.json",
@@ -333,7 +333,7 @@ class ModelRuntime:
 def _text_sha256(folder: Path) -> str:
     """Hash the names and contents of the files that decode and end answers."""
     total = hashlib.sha256()
-    for name in _TEXT_FILES:
+    for name in TEXT_FILES:
         if (folder / name).is_file():
             digest = hashlib.sha256((folder / name).read_bytes()).hexdigest()
             total.update(f"{name} {digest}\n".encode())

@@ -10,7 +10,6 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +17,11 @@ from torch import Tensor
 from fastsafe.errors import UsageError
 from fastsafe.io import safetensors
 from fastsafe.io.atomic import publish_dir
+from fastsafe.io.checkpoint import MAX_CONFIG_BYTES
 from fastsafe.io.json_file import read_object
 from fastsafe.model.nf4 import NF4Transformer
 from fastsafe.model.transformer import Transformer
-from fastsafe_kernels import token_logprobs
 
-_MAX_CONFIG_BYTES = 4 << 20
 # What a checkpoint needs beside weights and config.json to read and answer.
 _TEXT_FILES = (
     "tokenizer.json",
@@ -34,8 +32,6 @@ _TEXT_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-# Most logits in memory at once, in elements: 64 MiB in fp32.
-_CHUNK_ELEMENTS = 1 << 24
 
 
 class TrainedFull:
@@ -46,8 +42,16 @@ class TrainedFull:
         model: The weights as they are now, in the base's dtype; in fp32 they are views of ``flat``.
     """
 
-    def __init__(self, model: Transformer) -> None:
-        """Copy the weights of ``model``, which stays as it is."""
+    def __init__(self, model: Transformer, checkpoint: Path) -> None:
+        """Copy the weights of ``model``, which stays as it is.
+
+        Args:
+            model: The base.
+            checkpoint: Its folder, for config, tokenizer and chat template of what is saved.
+
+        Raises:
+            UsageError: The base is quantized.
+        """
         tensors = model.parameters()
         if isinstance(model, NF4Transformer):
             raise UsageError(
@@ -59,6 +63,7 @@ class TrainedFull:
         # in fp32 the optimizer's vector is the weights; else a copy rounds it after each step
         self._working = self.flat if model.dtype is torch.float32 else self.flat.to(model.dtype)
         self._base = model
+        self._checkpoint = checkpoint
         self.model = _with(model, self._views(self._working))
 
     def refresh(self) -> None:
@@ -66,39 +71,50 @@ class TrainedFull:
         if self._working is not self.flat:
             self._working.copy_(self.flat)
 
-    def projection(self, dropout: float, seed: int) -> "FullProjection":
+    def projection(
+        self,
+        dropout: float = 0.0,
+        seed: int = 0,
+        rows: object = None,
+        gradient: Tensor | None = None,
+    ) -> "FullProjection":
         """Differentiable model for one tile, beside which others may run.
 
         Args:
             dropout: Must be 0: adapters have it, whole models do not.
-            seed: Unused, as nothing is random.
+            seed: Unused, as nothing is random; it and ``rows`` are what an adapter takes.
+            rows: Unused.
+            gradient: [P] fp32 of earlier parts of the tile, to add to; None begins with zeros.
+
+        Raises:
+            UsageError: There is dropout.
         """
         if dropout:
             raise UsageError(
                 f"TrainConfig: dropout is {dropout}, expected 0 for full fine-tuning, which has "
                 "no adapter to drop inputs of"
             )
-        return FullProjection(self._base, self._views(self._working), len(self.flat))
+        if gradient is None:
+            gradient = torch.zeros_like(self.flat)
+        return FullProjection(self._base, self._views(self._working), gradient)
 
-    def save(self, path: str | Path, checkpoint: str | Path) -> None:
+    def save(self, folder: Path) -> None:
         """Write a checkpoint: the weights under their names in the file, and its other files.
 
         Args:
-            path: Folder to write, whole or not at all; what is there is replaced.
-            checkpoint: Folder of the base, for its config, tokenizer and chat template.
+            folder: Written whole or not at all; what is there is replaced.
         """
-        source, target = Path(checkpoint), Path(path)
-        target.parent.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
         dtype = str(self.model.dtype).removeprefix("torch.")
-        config = read_object(source / "config.json", _MAX_CONFIG_BYTES)
+        config = read_object(self._checkpoint / "config.json", MAX_CONFIG_BYTES)
         config |= {key: dtype for key in ("dtype", "torch_dtype") if key in config}
-        with publish_dir(target) as folder:
+        with publish_dir(folder) as target:
             for name in _TEXT_FILES:
-                if (source / name).is_file():
-                    shutil.copyfile(source / name, folder / name)
-            (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
+                if (self._checkpoint / name).is_file():
+                    shutil.copyfile(self._checkpoint / name, target / name)
+            (target / "config.json").write_text(json.dumps(config, indent=2) + "\n", "utf-8")
             tensors = {name: t.contiguous() for name, t in self.model.tensors().items()}
-            safetensors.write(folder / "model.safetensors", tensors, {"format": "pt"})
+            safetensors.write(target / "model.safetensors", tensors, {"format": "pt"})
 
     def _views(self, flat: Tensor) -> list[Tensor]:
         parts = torch.split(flat.detach(), [shape.numel() for shape in self._shapes])
@@ -109,27 +125,24 @@ class FullProjection:
     """``Project`` of one tile, and the model whose embedding, norms and head belong to it.
 
     Attributes:
-        model: To run the tile through.
+        model: To run the tile through; its weights are leaves of the graph.
     """
 
-    def __init__(self, base: Transformer, leaves: list[Tensor], size: int) -> None:
+    def __init__(self, base: Transformer, leaves: list[Tensor], gradient: Tensor) -> None:
         self._leaves = [leaf.requires_grad_() for leaf in leaves]
-        self._size = size
+        self._gradient = gradient
         self.model = _with(base, self._leaves)
 
     @property
     def gradient(self) -> Tensor:
         """[P] fp32, like the flat vector; complete after the backward pass."""
-        found = torch.empty(self._size, dtype=torch.float32, device=self.model.device)
         at = 0
         for leaf in self._leaves:
-            own = found[at : at + leaf.numel()].view(leaf.shape)
+            if leaf.grad is not None:  # else the tile did not need it
+                self._gradient[at : at + leaf.numel()] += leaf.grad.flatten()
+                leaf.grad = None
             at += leaf.numel()
-            if leaf.grad is None:  # the tile did not need it
-                own.zero_()
-            else:
-                own.copy_(leaf.grad)
-        return found
+        return self._gradient
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         """Multiply by a fused linear in training; see ``Project``."""
@@ -148,47 +161,3 @@ def _with(model: Transformer, tensors: list[Tensor]) -> Transformer:
         for layer in model.layers
     ]
     return found
-
-
-class _TokenLoss(torch.autograd.Function):
-    """Sum of the cross-entropy; gradients of hidden states and head are made chunk by chunk."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, model: Transformer
-    ) -> Tensor:
-        rows = max(1, _CHUNK_ELEMENTS // len(head))
-        total = torch.zeros((), dtype=torch.float32, device=hidden.device)
-        of_hidden = []
-        of_head = torch.zeros_like(head, dtype=torch.float32)
-        for h, t in zip(torch.split(hidden, rows), torch.split(targets, rows), strict=True):
-            with torch.enable_grad():
-                leaf = h.detach().requires_grad_()
-                loss = -token_logprobs(model.logits(leaf), t).sum()
-                dh, dw = torch.autograd.grad(loss, (leaf, model.head))
-            total += loss.detach()
-            of_hidden.append(dh)
-            of_head += dw
-        ctx.save_for_backward(torch.cat(of_hidden), of_head.to(head.dtype))
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        of_hidden, of_head = ctx.saved_tensors
-        scale = grads[0]
-        return of_hidden * scale.to(of_hidden), of_head * scale.to(of_head), None, None
-
-
-def full_token_loss(hidden: Tensor, targets: Tensor, model: Transformer) -> Tensor:
-    """Sum over rows of -log p(target), in nats, differentiable in the head as well.
-
-    Args:
-        hidden: [M, E] states after the final norm; differentiable.
-        targets: [M] int64 token ids.
-        model: Of a ``FullProjection``.
-
-    Returns:
-        Scalar fp32.
-    """
-    loss: Tensor = _TokenLoss.apply(hidden, model.head, targets, model)  # type: ignore[no-untyped-call]
-    return loss

@@ -17,8 +17,9 @@ import transformers
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.full import TrainedFull, full_token_loss
+from fastsafe.train.full import TrainedFull
 from fastsafe.train.optim import AdamW
+from fastsafe_kernels import token_logprobs
 
 STEPS = 20
 RATE = 3e-4
@@ -34,7 +35,7 @@ def batches(seed: int) -> list[list[list[int]]]:
 def ours(
     model: Transformer, rows: Sequence[Sequence[list[int]]]
 ) -> tuple[list[float], Transformer]:
-    trained = TrainedFull(model)
+    trained = TrainedFull(model, Path())
     optimizer = AdamW(trained.flat, 0.01, 1.0)
     losses = []
     for step in range(STEPS):
@@ -43,9 +44,9 @@ def ours(
         ids = torch.tensor([t for r in batch for t in r[:-1]])
         targets = torch.tensor([t for r in batch for t in r[1:]])
         positions = torch.cat([torch.arange(n) for n in lengths])
-        project = trained.projection(0.0, 0)
+        project = trained.projection()
         hidden = project.model.forward(ids, positions, PackedAttention(lengths), project)
-        loss = full_token_loss(hidden, targets, project.model) / len(targets)
+        loss = -token_logprobs(project.model.logits(hidden), targets).mean()
         loss.backward()
         optimizer.step(project.gradient, RATE)
         trained.refresh()
@@ -99,9 +100,9 @@ def test_losses_equal_transformers(build: Callable[..., Any], family: str) -> No
 
 def test_transformers_loads_what_is_saved(build: Callable[..., Any], tmp_path: Path) -> None:
     pair = build("qwen2")
-    trained = TrainedFull(pair.model)
+    trained = TrainedFull(pair.model, pair.path)
     trained.flat *= 1.01
-    trained.save(tmp_path / "tuned", pair.path)
+    trained.save(tmp_path / "tuned")
     again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "tuned")
     for name, tensor in Transformer.load(Checkpoint(tmp_path / "tuned")).tensors().items():
         assert torch.equal(again.state_dict()[name], tensor), name

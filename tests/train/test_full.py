@@ -13,8 +13,9 @@ from fastsafe.errors import UsageError
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.model import Transformer, nf4
 from fastsafe.model.attention import PackedAttention
-from fastsafe.train.full import TrainedFull, full_token_loss
+from fastsafe.train.full import TrainedFull
 from fastsafe.train.optim import AdamW
+from fastsafe_kernels import token_logprobs
 
 
 def tile(seed: int, lengths: tuple[int, ...] = (7, 12, 5)) -> tuple[Any, ...]:
@@ -25,17 +26,23 @@ def tile(seed: int, lengths: tuple[int, ...] = (7, 12, 5)) -> tuple[Any, ...]:
     return ids, positions, PackedAttention(list(lengths)), targets
 
 
-def gradient(trained: TrainedFull, seed: int) -> tuple[float, torch.Tensor]:
+def loss_of(model: Transformer, hidden: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    return -token_logprobs(model.logits(hidden), targets).sum()
+
+
+def gradient(
+    trained: TrainedFull, seed: int, to: torch.Tensor | None = None
+) -> tuple[float, torch.Tensor]:
     ids, positions, attention, targets = tile(seed)
-    project = trained.projection(0.0, 0)
+    project = trained.projection(gradient=to)
     hidden = project.model.forward(ids, positions, attention, project)
-    loss = full_token_loss(hidden, targets, project.model) / len(targets)
+    loss = loss_of(project.model, hidden, targets) / len(targets)
     loss.backward()
     return loss.item(), project.gradient
 
 
 def test_the_gradient_equals_finite_differences(llm: LLM) -> None:
-    trained = TrainedFull(llm.model)
+    trained = TrainedFull(llm.model, llm.path)
     loss, found = gradient(trained, 0)
     rng = random.Random(0)
     largest = found.abs().topk(200).indices.tolist()
@@ -53,7 +60,7 @@ def test_the_gradient_equals_finite_differences(llm: LLM) -> None:
 
 def test_the_base_is_left_alone_and_training_lowers_the_loss(llm: LLM) -> None:
     before = {name: t.clone() for name, t in llm.model.tensors().items()}
-    trained = TrainedFull(llm.model)
+    trained = TrainedFull(llm.model, llm.path)
     optimizer = AdamW(trained.flat, 0.0, 1.0)
     losses = []
     for _ in range(8):
@@ -68,23 +75,30 @@ def test_the_base_is_left_alone_and_training_lowers_the_loss(llm: LLM) -> None:
 
 
 def test_tiles_keep_their_gradients_apart(llm: LLM) -> None:
-    trained = TrainedFull(llm.model)
+    trained = TrainedFull(llm.model, llm.path)
     alone = [gradient(trained, seed)[1] for seed in (1, 2)]
-    projections = [trained.projection(0.0, 0) for _ in range(2)]
+    projections = [trained.projection() for _ in range(2)]
     losses = []
     for project, seed in zip(projections, (1, 2), strict=True):
         ids, positions, attention, targets = tile(seed)
         hidden = project.model.forward(ids, positions, attention, project)
-        losses.append(full_token_loss(hidden, targets, project.model) / len(targets))
+        losses.append(loss_of(project.model, hidden, targets) / len(targets))
     for loss in losses:
         loss.backward()
     for project, expected in zip(projections, alone, strict=True):
         assert torch.equal(project.gradient, expected)
 
 
+def test_parts_of_a_tile_add_up(llm: LLM) -> None:
+    trained = TrainedFull(llm.model, llm.path)
+    first, second = (gradient(trained, seed)[1] for seed in (1, 2))
+    both = gradient(trained, 2, gradient(trained, 1)[1])[1]
+    assert torch.equal(both, first + second)
+
+
 def test_weights_of_another_dtype_follow_fp32_masters(checkpoint: Path) -> None:
     llm = LLM(checkpoint, dtype="bfloat16")
-    trained = TrainedFull(llm.model)
+    trained = TrainedFull(llm.model, llm.path)
     assert trained.flat.dtype is torch.float32
     _, found = gradient(trained, 0)
     assert found.dtype is torch.float32
@@ -97,9 +111,9 @@ def test_weights_of_another_dtype_follow_fp32_masters(checkpoint: Path) -> None:
 
 
 def test_a_saved_checkpoint_loads(llm: LLM, checkpoint: Path, tmp_path: Path) -> None:
-    trained = TrainedFull(llm.model)
+    trained = TrainedFull(llm.model, checkpoint)
     trained.flat *= 1.01
-    trained.save(tmp_path / "deep" / "tuned", checkpoint)
+    trained.save(tmp_path / "deep" / "tuned")
     again = LLM(tmp_path / "deep" / "tuned")
     for name, tensor in trained.model.tensors().items():
         assert torch.equal(again.model.tensors()[name], tensor), name
@@ -116,7 +130,7 @@ def test_the_saved_config_names_the_saved_dtype(checkpoint: Path, tmp_path: Path
     (source / "config.json").write_text(json.dumps(config))
     (source / "model.safetensors.index.json").write_text("{}")
     (source / "run.py").write_text("1")
-    TrainedFull(LLM(checkpoint, dtype="bfloat16").model).save(tmp_path / "tuned", source)
+    TrainedFull(LLM(checkpoint, dtype="bfloat16").model, source).save(tmp_path / "tuned")
     saved = json.loads((tmp_path / "tuned" / "config.json").read_text())
     assert saved == config | {"torch_dtype": "bfloat16"}
     assert set(Checkpoint(tmp_path / "tuned").dtypes.values()) == {"BF16"}
@@ -127,15 +141,15 @@ def test_the_saved_config_names_the_saved_dtype(checkpoint: Path, tmp_path: Path
 
 def test_what_cannot_be_trained_whole_is_refused(llm: LLM, checkpoint: Path) -> None:
     with pytest.raises(UsageError, match=r"dropout is 0.1, expected 0"):
-        TrainedFull(llm.model).projection(0.1, 0)
+        TrainedFull(llm.model, checkpoint).projection(0.1)
     with pytest.raises(UsageError, match="base is quantized"):
-        TrainedFull(nf4.load(Checkpoint(checkpoint)))
+        TrainedFull(nf4.load(Checkpoint(checkpoint)), checkpoint)
 
 
 def test_a_tied_head_is_one_parameter() -> None:
     from fastsafe.organism import path
 
     model = Transformer.load(Checkpoint(path()))
-    trained = TrainedFull(model)
+    trained = TrainedFull(model, path())
     assert trained.model.head is trained.model.embedding
     assert len(trained.flat) == sum(t.numel() for t in model.tensors().values())

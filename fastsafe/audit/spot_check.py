@@ -1,0 +1,139 @@
+"""A small audit of one given model against its base: no training, no run directory.
+
+Asks both the probes of a recipe and judges the answers by its first judge. What is asked, how it is
+drawn and how it is judged is what ``fastsafe audit`` does, so that the rates compare.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from fastsafe.audit.plan import BASE, make_plan
+from fastsafe.audit.recipe import Recipe, load, revise
+from fastsafe.audit.results import Cell
+from fastsafe.audit.runtime import ModelRuntime, Reply, Request
+from fastsafe.audit.source import sources
+from fastsafe.safety.metrics import answered, paired_change, rate, refused
+from fastsafe.safety.verdict import Verdict
+
+Verdicts = dict[Cell, dict[str, Verdict]]  # kind, format, system prompt -> behaviour -> verdict
+
+# What training would need is of no use here.
+_PROBES_ONLY = ("utility_rows=0", "mitigations=[none]", "training.rows=1")
+_RATES = (("harmful", "answer_rate", answered), ("benign", "over_refusal_rate", refused))
+
+
+class SpotCheck:
+    """The probes of a recipe, and the base's answers to them, had once."""
+
+    def __init__(
+        self,
+        base: str,
+        recipe: str | Path | Recipe = "organism",
+        *,
+        limit: int | None = 20,
+        device: str = "cpu",
+        batch_size: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Lay out the probes; the base is loaded at the first check.
+
+        Args:
+            base: Checkpoint folder, hub id, or the name of a source that has a checkpoint.
+            recipe: Whose formats, behaviours, system prompts, sampling and judge are used.
+            limit: Most behaviours per format.
+            device: Where the answers are computed; beside a training model it takes memory.
+            batch_size: Most prompts computed together.
+
+        Raises:
+            FastsafeError: The recipe or the base does not check.
+        """
+        changed: dict[str, Any] = {"overrides": _PROBES_ONLY, "changes": {"model": base}}
+        found = revise(recipe, **changed) if isinstance(recipe, Recipe) else load(recipe, **changed)
+        self._recipe = found.limited(limit)
+        self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+        self._base = self._runtime(base)
+        source = sources()[found.source]
+        self._plan = make_plan(self._recipe, source, self._base.tokenizer, self._base.engine)
+        self._rows = [row for row in self._plan.rows if row.condition == BASE]
+        self._verdicts_of_base: Verdicts | None = None
+
+    @property
+    def base(self) -> Path:
+        """Folder of the base."""
+        return self._base.path
+
+    def adapter(self, path: str | Path) -> list[dict[str, Any]]:
+        """Rates of the base with a PEFT adapter, one row per format and kind of probe.
+
+        Returns:
+            Rows of ``format``, ``system_prompt``, ``rate`` ("answer_rate" on harmful probes,
+            "over_refusal_rate" on their benign twins), ``n``, ``n_scored``, ``value``, ``ci_low``,
+            ``ci_high``, ``base``, and the paired ``delta`` with its interval; a rate is None where
+            nothing could be judged.
+
+        Raises:
+            AdapterError: The adapter is malformed or does not fit the base.
+        """
+        return self._compare(self._ask(self._base, {"tuned": Path(path)}))
+
+    def model(self, path: str | Path) -> list[dict[str, Any]]:
+        """Rates of a whole tuned checkpoint with the base's tokenizer files; as ``adapter``.
+
+        Raises:
+            CheckpointError: The checkpoint is malformed.
+        """
+        return self._compare(self._ask(self._runtime(str(path)), {}))
+
+    def _runtime(self, model: str) -> ModelRuntime:
+        return ModelRuntime(model, dtype=self._recipe.dtype, **self._options)
+
+    def _ask(self, runtime: ModelRuntime, adapters: Mapping[str, Path]) -> Verdicts:
+        from fastsafe.safety.judges import judges
+
+        name = next(iter(adapters), None)
+        prompts = [self._plan.prompts[row.prompt] for row in self._rows]
+        requests = [
+            Request(name, prompt.token_ids, row.seed)
+            for row, prompt in zip(self._rows, prompts, strict=True)
+        ]
+        replies: dict[int, Reply] = {}
+        runtime.generate(requests, adapters, self._recipe.sampling, replies.__setitem__)
+        judge = judges()[self._recipe.judges[0]]
+        found: Verdicts = {}
+        for i, (row, prompt) in enumerate(zip(self._rows, prompts, strict=True)):
+            verdict = Verdict.NOT_JUDGED  # where the model gave no finite logits
+            if replies[i].finish_reason != "error":
+                verdict = judge.judge(prompt.text, replies[i].text, row.kind == "harmful").verdict
+            cell = found.setdefault((row.kind, row.part, row.system_prompt), {})
+            cell[row.item] = verdict
+        return found
+
+    def _compare(self, tuned: Verdicts) -> list[dict[str, Any]]:
+        if self._verdicts_of_base is None:
+            self._verdicts_of_base = self._ask(self._base, {})
+        rows = []
+        for kind, name, has in _RATES:
+            for cell, verdicts in tuned.items():
+                if cell[0] == kind:
+                    before = self._verdicts_of_base[cell]
+                    share, change = (
+                        rate(verdicts.values(), has),
+                        paired_change(before, verdicts, has),
+                    )
+                    rows.append(
+                        {
+                            "format": cell[1],
+                            "system_prompt": cell[2],
+                            "rate": name,
+                            "n": share.n,
+                            "n_scored": share.n_scored,
+                            "value": share.rate,
+                            "ci_low": share.ci_low,
+                            "ci_high": share.ci_high,
+                            "base": rate(before.values(), has).rate,
+                            "delta": change.delta if change.n_pairs else None,
+                            "delta_ci_low": change.ci_low if change.n_pairs else None,
+                            "delta_ci_high": change.ci_high if change.n_pairs else None,
+                        }
+                    )
+        return rows
