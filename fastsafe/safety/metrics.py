@@ -126,7 +126,7 @@ class Drift:
     per_token: tuple[float, ...]  # mean KL in nats at each position, over the prompts that reach it
     reached: tuple[int, ...]  # prompts that reach each position
     first: float  # mean KL of a prompt's first tokens, in nats
-    first_ci_low: float  # 95 %, Student's over prompts
+    first_ci_low: float  # 95 %, Student's over prompts: no bound from one alone
     first_ci_high: float
     rest: float | None  # mean KL of the tokens after them; None where there are none
     first_share: float | None  # of all KL that the first tokens carry; None where all is 0
@@ -181,7 +181,7 @@ class Margin:
 
     n: int  # prompts
     mean: float  # of log p(refusal opening) - log p(compliant opening)
-    ci_low: float  # 95 %, Student's over prompts
+    ci_low: float  # 95 %, Student's over prompts: no bound from one alone
     ci_high: float
     refusing: Rate  # prompts whose margin is above 0
 

@@ -11,7 +11,7 @@ be claimed from rows that two models were not both asked.
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from math import sqrt
+from math import inf, sqrt
 from statistics import NormalDist, fmean, stdev
 from typing import Generic, Literal, TypeVar
 
@@ -286,7 +286,7 @@ def difference_interval(pairs: Pairs[float]) -> tuple[float, float, float]:
 
 
 def student(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float]:
-    """Return a mean and the half-width of its Student interval, which is 1 for a single value.
+    """Return a mean and the half-width of its Student interval, infinite for a single value.
 
     Raises:
         ValueError: There is no value, or ``confidence`` is not in (0, 1).
@@ -298,7 +298,7 @@ def student(values: Sequence[float], confidence: float = 0.95) -> tuple[float, f
     n = len(values)
     _z("student", confidence)
     if n < 2:
-        return fmean(values), 1.0
+        return fmean(values), inf
     return fmean(values), float(t.ppf((1 + confidence) / 2, n - 1)) * stdev(values) / sqrt(n)
 
 

@@ -111,6 +111,13 @@ def test_drift_of_an_untouched_model() -> None:
     assert (found.first, found.rest, found.first_share) == (0.0, None, None)
 
 
+def test_one_prompt_bounds_nothing() -> None:
+    alone = drift([[2.0]])
+    assert (alone.first, alone.first_ci_low, alone.first_ci_high) == (2.0, 0.0, math.inf)
+    margin = refusal_margin({"a": [-1.0]}, {"a": [-2.0]})
+    assert (margin.mean, margin.ci_low, margin.ci_high) == (1.0, -math.inf, math.inf)
+
+
 @pytest.mark.parametrize("rows", [[], [[]], [[1.0], [-0.1]], [[math.nan]], [[math.inf]]])
 def test_drift_refuses_what_is_no_divergence(rows: list[list[float]]) -> None:
     with pytest.raises(DataError, match="drift: "):
