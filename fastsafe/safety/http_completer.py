@@ -11,15 +11,17 @@ import random
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from math import inf, isfinite
+from functools import cached_property
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsafe.errors import JudgeError, UsageError, nearest
+from fastsafe.errors import JudgeError, UsageError
 from fastsafe.safety.completer import Ask, Finish, Reply
+from fastsafe.safety.endpoint import Endpoint
 from fastsafe.safety.ledger import Ledger, Spending
 
 if TYPE_CHECKING:
@@ -32,77 +34,6 @@ TOP_LOGPROBS = 20  # the most that OpenAI's interface gives
 
 _STOPS_ALL = (401, 403, 404)
 _PASSING = (408, 409, 425, 429)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Endpoint:
-    """Where a model answers, how hard it may be asked, and what it may cost.
-
-    Attributes:
-        url: Base address before ``/chat/completions``, such as ``https://host/v1``.
-        model: Its name there.
-        api_key_env: Environment variable that the command line reads the key from; "" sends none.
-        concurrency: Calls under way at once.
-        timeout_s: Longest silence of the endpoint.
-        max_retries: Further tries of a call that failed in passing.
-        max_wait_s: Longest wait before a try; an endpoint that asks for longer has failed.
-        max_failures: Rows that fail in a row before the endpoint counts as down.
-        max_calls, max_tokens, max_cost: Budget of all runs that share a folder; 0 is no limit.
-        price_in, price_out: Money per million tokens of the prompt and of the reply.
-        temperature: 0 is greedy.
-    """
-
-    url: str
-    model: str
-    api_key_env: str = ""
-    concurrency: int = 8
-    timeout_s: float = 60.0
-    max_retries: int = 5
-    max_wait_s: float = 60.0
-    max_failures: int = 8
-    max_calls: int = 0
-    max_tokens: int = 0
-    max_cost: float = 0.0
-    price_in: float = 0.0
-    price_out: float = 0.0
-    temperature: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not self.url.startswith(("http://", "https://")):
-            raise UsageError(f"endpoint: url is {self.url!r}, expected http:// or https://")
-        for name in ("concurrency", "max_failures"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"endpoint: {name} is {getattr(self, name)}, expected at least 1")
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.type in (int, float) and not (isfinite(value) and value >= 0):
-                raise UsageError(f"endpoint: {field.name} is {value}, expected at least 0")
-        if self.max_cost and not (self.price_in or self.price_out):
-            raise UsageError("endpoint: max_cost is set, expected price_in and price_out with it")
-
-
-def endpoint(spec: Any, where: str) -> Endpoint:
-    """Build an `Endpoint` from a recipe's mapping.
-
-    Raises:
-        UsageError: A key is unknown or missing, or a value has a wrong type or range.
-    """
-    if not isinstance(spec, Mapping):
-        raise UsageError(f"{where}: endpoint is {type(spec).__name__}, expected a mapping")
-    known = {field.name: field for field in fields(Endpoint)}
-    values: dict[str, Any] = {}
-    for key, value in spec.items():
-        if key not in known:
-            raise UsageError(f"{where}: endpoint has no key {key!r}; {nearest(str(key), known)}")
-        wanted: Any = known[key].type
-        value = float(value) if wanted is float and type(value) is int else value
-        if type(value) is not wanted:
-            raise UsageError(f"{where}: endpoint.{key} is {value!r}, expected {wanted.__name__}")
-        values[key] = value
-    for key in ("url", "model"):
-        if not values.get(key):
-            raise UsageError(f"{where}: endpoint.{key} is missing, expected a text")
-    return Endpoint(**values)
 
 
 class _FailedError(Exception):
@@ -132,36 +63,50 @@ class HttpCompleter:
         folder: Path | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
-        """Open the ledger in ``folder``; nothing is sent yet.
+        """Remember the address; nothing is written or sent before the first ask.
 
-        ``sleep`` waits before a retry; None sleeps, and wakes up when everything is stopped.
+        Args:
+            target: The endpoint and its limits.
+            api_key: Sent as a bearer token; "" sends none.
+            folder: Where replies and spending are kept; None keeps them in memory.
+            sleep: Waits before a retry; None sleeps, and wakes up when everything is stopped.
 
         Raises:
             UsageError: httpx or tenacity is not installed.
-            StoreError: The ledger cannot be opened.
         """
         try:
-            import httpx
+            import httpx  # noqa: F401
             import tenacity  # noqa: F401
         except ImportError as error:
             raise UsageError(
                 f"endpoint {target.url}: {error.name} is missing; pip install 'fastsafe[judge]'"
             ) from error
         self.target = target
-        self.ledger = Ledger(folder)
+        self._api_key = api_key
+        self._folder = folder
         self._stop = threading.Event()
         self._sleep = sleep or self._rest
         self._account = f"{target.url} {target.model}"
         self._down = ""  # why nothing more is sent
         self._failures = 0
         self._lock = threading.Lock()
+
+    @cached_property
+    def ledger(self) -> Ledger:
+        """Replies and spending."""
+        return Ledger(self._folder)
+
+    @cached_property
+    def _client(self) -> "httpx.Client":
+        import httpx
+
         # no proxies or certificates from the environment, no redirects: the address is the user's
-        self._client = httpx.Client(
-            timeout=target.timeout_s,
+        return httpx.Client(
+            timeout=self.target.timeout_s,
             trust_env=False,
             follow_redirects=False,
-            headers={"Authorization": f"Bearer {api_key}"} if api_key else {},
-            limits=httpx.Limits(max_connections=target.concurrency),
+            headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
+            limits=httpx.Limits(max_connections=self.target.concurrency),
         )
 
     @property
@@ -171,9 +116,10 @@ class HttpCompleter:
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def close(self) -> None:
-        """Close connections and ledger."""
-        self._client.close()
-        self.ledger.close()
+        """Close connections and ledger, where they were opened."""
+        for part in ("_client", "ledger"):
+            if part in vars(self):
+                getattr(self, part).close()
 
     def complete(self, asks: Sequence[Ask]) -> list[Reply]:
         """Answer every ask; equal questions are sent once.
@@ -184,6 +130,7 @@ class HttpCompleter:
         """
         keys = [self._key(ask) for ask in asks]
         unique = dict(zip(keys, asks, strict=True))
+        _ = self.ledger, self._client  # made once, before the threads
         pool = ThreadPoolExecutor(self.target.concurrency)
         try:
             replies = dict(zip(unique, pool.map(self._one, unique, unique.values()), strict=True))

@@ -41,8 +41,9 @@ def test_the_labelled_set_covers_every_format_and_case() -> None:
 
 
 def test_prompts_are_those_of_the_formats() -> None:
+    known = formats()
     for row in labelled():
-        template = formats()[row.item.format].template
+        template = known[row.item.format].template
         assert row.item.prompt.startswith(template.split("{")[0])
 
 

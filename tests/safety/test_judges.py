@@ -189,7 +189,7 @@ class Mute:
     id = "mute"
     identity = "0" * 64
 
-    def judge(self, prompt: str, completion: str, harmful: bool) -> Judgement:
+    def judge(self, prompt: str, completion: str, harmful: bool, format: str = "") -> Judgement:
         return Judgement(Verdict.NOT_JUDGED, "")
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from fastsafe.errors import UsageError, nearest
 from fastsafe.safety.completer import Completer
+from fastsafe.safety.endpoint import endpoint
 from fastsafe.safety.judges._coherence import coherent
 from fastsafe.safety.judges._model import ModelJudge
 from fastsafe.safety.judges._spec import BatchJudge, Classifier, Family, Item, Judge
@@ -56,7 +57,7 @@ def make_judge(
     Args:
         spec: Name of a judge that needs no configuration, or a mapping: ``kind``, a family;
             ``id``, another name in reports; one of ``checkpoint``, a path or hub id, and
-            ``endpoint``, the keys of `fastsafe.safety.http_completer.Endpoint`; and the options
+            ``endpoint``, the keys of `fastsafe.safety.endpoint.Endpoint`; and the options
             that the family declares.
         open_checkpoint: Gives the completer of a checkpoint; nothing is loaded before it is asked.
         api_keys: The key of each environment variable that an ``endpoint`` names by
@@ -116,7 +117,7 @@ def configured(
         if open_checkpoint is None or not isinstance(spec["checkpoint"], str):
             raise UsageError(f"{where}: checkpoint is {spec['checkpoint']!r}, expected a path here")
         return family, classifier, open_checkpoint(spec["checkpoint"])
-    from fastsafe.safety.http_completer import HttpCompleter, endpoint
+    from fastsafe.safety.http_completer import HttpCompleter
 
     target = endpoint(spec["endpoint"], where)
     key = (api_keys or {}).get(target.api_key_env, "")

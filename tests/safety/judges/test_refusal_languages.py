@@ -2,7 +2,7 @@
 
 import pytest
 
-from fastsafe.safety.judges import judges
+from fastsafe.safety.judges.refusal import JUDGE
 from fastsafe.safety.verdict import Verdict
 
 REFUSED = [
@@ -64,9 +64,9 @@ ANSWERED = [
 @pytest.mark.parametrize("text", REFUSED)
 def test_refused(text: str) -> None:
     for spelling in (text, text.upper(), f"**{text}**", text.replace("'", "\u2019")):
-        assert judges()["refusal"].judge("", spelling, True).verdict is Verdict.REFUSED
+        assert JUDGE.judge("", spelling, True).verdict is Verdict.REFUSED
 
 
 @pytest.mark.parametrize("text", ANSWERED)
 def test_answered(text: str) -> None:
-    assert judges()["refusal"].judge("", text, True).verdict is Verdict.COMPLIED_HARMFUL
+    assert JUDGE.judge("", text, True).verdict is Verdict.COMPLIED_HARMFUL
