@@ -1,8 +1,8 @@
 """A checkpoint of the user's as a judge, on our own engine.
 
-Where one token decides, nothing is generated: a prompt is read once per label and the label's odds
-are taken. The checkpoint is loaded when the first row comes, so that a plan knows the judge's
-identity without it.
+Where one token decides, nothing is generated: the prompt is read, and the odds of the labels are
+taken. The checkpoint is loaded when the first row comes, so that a plan knows the judge's identity
+without it.
 """
 
 import hashlib
@@ -112,12 +112,17 @@ class CheckpointCompleter:
         ids: Sequence[list[int]],
         rows: Sequence[int],
     ) -> dict[int, Reply]:
-        pairs = [(i, self._label_id(texts[i], label)) for i in rows for label in asks[i].labels]
-        scores = self._llm.score([ids[i] for i, _ in pairs], [[label] for _, label in pairs])
-        odds: dict[int, list[float]] = {i: [] for i in rows}
-        for (i, _), score in zip(pairs, scores, strict=True):
-            odds[i].append(score.logprob)
-        return {i: Reply(key=asks[i].key, logprobs=tuple(odds[i])) for i in rows}
+        """Rows whose labels are the same tokens are read together; equal openings once."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i in rows:
+            labels = tuple(self._label_id(texts[i], label) for label in asks[i].labels)
+            groups.setdefault(labels, []).append(i)
+        replies = {}
+        for labels, group in groups.items():
+            odds = self._llm.label_logprobs([ids[i] for i in group], labels)
+            for i, logprobs in zip(group, odds, strict=True):
+                replies[i] = Reply(key=asks[i].key, logprobs=logprobs)
+        return replies
 
     def _label_id(self, text: str, label: str) -> int:
         """Return the token that ``label`` is right after ``text``."""

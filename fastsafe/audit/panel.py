@@ -33,6 +33,11 @@ class Panel:
         return {name: judge.identity for name, judge in self.judges.items()}
 
     @property
+    def harmful_only(self) -> list[str]:
+        """Judges whose score says nothing of benign prompts: they do not read twins."""
+        return [n for n, judge in self.judges.items() if getattr(judge, "harmful_only", False)]
+
+    @property
     def guard_identities(self) -> dict[str, str]:
         """Guard id -> hash of everything that can change what it says."""
         return {name: guard.identity for name, guard in self.guards.items()}

@@ -11,6 +11,7 @@ from fastsafe.audit.store import Store
 from fastsafe.errors import StoreError
 from fastsafe.safety.guards import Finding, Guard
 from fastsafe.safety.judges import Item, judge_all
+from fastsafe.safety.verdict import Verdict as Said
 
 COMMIT_ROWS = 256
 
@@ -42,6 +43,8 @@ def judge(plan: Plan, store: Store, progress: Progress) -> None:
     for name, reader in plan.panel.judges.items():
         identity = plan.judges[name]
         rows = store.unjudged(identity)
+        if name in plan.panel.harmful_only:
+            rows = [row for row in rows if row.kind == "harmful"]
         with stage(progress, "judge", len(rows), f"answers by {name}"):
             for batch in _batches(rows, COMMIT_ROWS):
                 # a model that gave no finite logits: no verdict on it is invented
@@ -54,8 +57,10 @@ def judge(plan: Plan, store: Store, progress: Progress) -> None:
                 for row, found in zip(
                     read, judge_all(reader, [_item(r) for r in read]), strict=True
                 ):
-                    said = found.verdict.value, found.raw, found.score, found.coherent
-                    verdicts.append(Verdict(row.key, name, identity, *said))
+                    # nobody answered: left for the next run, and out of the coverage till then
+                    if found.verdict is not Said.JUDGE_ERROR:
+                        said = found.verdict.value, found.raw, found.score, found.coherent
+                        verdicts.append(Verdict(row.key, name, identity, *said))
                 with store.transaction():
                     store.add_judgements(verdicts)
                 progress.advance(len(batch))

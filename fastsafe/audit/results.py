@@ -64,6 +64,8 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         doubted = store.incoherent(identity)
         rates = _rows(harmful, judge, answered, "answered", "answer_rate")
         cells += [row | _incoherent(row, doubted, "harmful") for row in rates]
+        if judge in store.meta("harmful_only"):
+            continue
         rates = _rows(benign, judge, refused, "refused", "over_refusal_rate")
         over_refusal += [row | _incoherent(row, doubted, "benign") for row in rates]
     coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility)]

@@ -304,6 +304,7 @@ def _open(run_dir: Path, plan: Plan) -> Store:
             "recipe": recipe,
             "judges": dict(plan.judges),
             "guards": plan.panel.guard_identities,
+            "harmful_only": plan.panel.harmful_only,
             "version": fastsafe.__version__,
         }
         if any(store.meta(key) != value for key, value in kept.items()):
