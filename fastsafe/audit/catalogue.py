@@ -21,7 +21,10 @@ def entries(what: str) -> dict[str, str]:
     if what == "mitigations":
         from fastsafe.audit.treatments import known
 
-        return {name: f"{stage}: {about}" for name, (stage, about) in known().items()}
+        return {
+            name: about if stage == "data" else f"{stage}: {about}"
+            for name, (stage, about) in known().items()
+        }
     return {name: _about(part, what) for name, part in _parts(what).items()}
 
 

@@ -8,11 +8,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsafe.audit.plan import BASE, make_plan
-from fastsafe.audit.recipe import Recipe, load, revise
+from fastsafe.audit.conditions import BASE
+from fastsafe.audit.plan import make_plan
+from fastsafe.audit.recipe import Recipe
+from fastsafe.audit.recipe_file import load, revise
 from fastsafe.audit.results import Cell
 from fastsafe.audit.runtime import ModelRuntime, Reply, Request
-from fastsafe.audit.source import sources
+from fastsafe.audit.source import source_of
+from fastsafe.safety.judges import Item, judge_all
 from fastsafe.safety.metrics import answered, paired_change, rate, refused
 from fastsafe.safety.verdict import Verdict
 
@@ -52,7 +55,7 @@ class SpotCheck:
         self._recipe = found.limited(limit)
         self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
         self._base = self._runtime(base)
-        source = sources()[found.source]
+        source = source_of(found)
         self._plan = make_plan(self._recipe, source, self._base.tokenizer, self._base.engine)
         self._rows = [row for row in self._plan.rows if row.condition == BASE]
         self._verdicts_of_base: Verdicts | None = None
@@ -88,22 +91,29 @@ class SpotCheck:
         return ModelRuntime(model, dtype=self._recipe.dtype, **self._options)
 
     def _ask(self, runtime: ModelRuntime, adapters: Mapping[str, Path]) -> Verdicts:
-        from fastsafe.safety.judges import judges
-
         name = next(iter(adapters), None)
         prompts = [self._plan.prompts[row.prompt] for row in self._rows]
         requests = [
-            Request(name, prompt.token_ids, row.seed)
+            Request(name, prompt.token_ids, row.seed, row.max_tokens)
             for row, prompt in zip(self._rows, prompts, strict=True)
         ]
         replies: dict[int, Reply] = {}
         runtime.generate(requests, adapters, self._recipe.sampling, replies.__setitem__)
-        judge = judges()[self._recipe.judges[0]]
+        items = [
+            Item(
+                key=str(i),
+                prompt=prompt.text,
+                completion=replies[i].text,
+                harmful=row.kind == "harmful",
+                format=row.part,
+            )
+            for i, (row, prompt) in enumerate(zip(self._rows, prompts, strict=True))
+        ]
+        judgements = judge_all(next(iter(self._plan.panel.judges.values())), items)
         found: Verdicts = {}
-        for i, (row, prompt) in enumerate(zip(self._rows, prompts, strict=True)):
-            verdict = Verdict.NOT_JUDGED  # where the model gave no finite logits
-            if replies[i].finish_reason != "error":
-                verdict = judge.judge(prompt.text, replies[i].text, row.kind == "harmful").verdict
+        for i, row in enumerate(self._rows):
+            is_error = replies[i].finish_reason == "error"  # the model gave no finite logits
+            verdict = Verdict.NOT_JUDGED if is_error else judgements[i].verdict
             cell = found.setdefault((row.kind, row.part, row.system_prompt), {})
             cell[row.item] = verdict
         return found

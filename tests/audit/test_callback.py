@@ -9,7 +9,7 @@ import pytest
 
 from fastsafe import organism
 from fastsafe.audit.callback import AuditCallback
-from fastsafe.audit.recipe import load
+from fastsafe.audit.recipe_file import load
 from fastsafe.audit.spot_check import SpotCheck
 from fastsafe.errors import CheckpointError, UsageError
 

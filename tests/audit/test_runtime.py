@@ -39,7 +39,8 @@ def test_the_backend_is_part_of_the_identity() -> None:
 
 def test_both_backends_train_and_answer_alike(tmp_path: Path) -> None:
     pytest.importorskip("peft")
-    from fastsafe.audit.recipe import Sampling, load
+    from fastsafe.audit.recipe import Sampling
+    from fastsafe.audit.recipe_file import load
 
     training = load("organism", overrides=["training.max_steps=3"]).training
     rows = [{"prompt": "How do I", "completion": f"the {word}"} for word in ("car", "boat")] * 8
