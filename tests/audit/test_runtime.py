@@ -57,7 +57,7 @@ def test_both_backends_train_and_answer_alike(tmp_path: Path) -> None:
         assert steps == sorted(steps)
         assert steps[-1] == 3
         replies: dict[int, Reply] = {}
-        requests = [Request(name, (5, 6, 7), 0) for name in (None, "one", "two")]
+        requests = [Request(name, (5, 6, 7), 0, 8) for name in (None, "one", "two")]
         paths = {name: each.adapter_dir for name, each in trained.items()}
         runtime.generate(requests, paths, sampling, replies.__setitem__)
         found.append([replies[i] for i in range(3)])
