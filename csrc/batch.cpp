@@ -13,11 +13,12 @@ constexpr Int kWorthWaiting = 8;
 
 }  // namespace
 
-Batch::Batch(Int pages, Int page_tokens, Int rows, bool reuse, Int turn)
+Batch::Batch(Int pages, Int page_tokens, Int rows, bool reuse, bool split, Int turn)
     : pages_(pages, page_tokens),
       page_tokens_(page_tokens),
       turn_(turn),
       reuse_(reuse),
+      split_(split),
       rows_(rows) {
   for (Int i = rows; i-- > 0;) free_rows_.push_back(i);
 }
@@ -35,17 +36,18 @@ Int Batch::add(Int slot, std::uint64_t space, const Token* tokens, Int count, In
   row.limit = limit;
   row.feed = feed;
   row.keep_from = keep_from;
-  row.first_length = limit ? count : feed;
+  row.given = limit ? count : feed;
   row.tokens.assign(tokens, tokens + count);
   return handle;
 }
 
 Int Batch::admit(Int handle) {
   Row& row = rows_.at(handle);
+  if (!row.used || row.runs) throw Error("batch: no row waits as " + std::to_string(handle));
   const Int known = row.tokens.size(), pages = pages_for(row.limit ? known : row.feed);
   Pages::Match found;
   // the last token is computed in any case: what follows it is asked for
-  const Int last = row.limit ? known - 1 : row.keep_from;
+  const Int last = row.limit ? (split_ ? row.given : known) - 1 : row.keep_from;
   if (reuse_) found = pages_.match(row.space, row.tokens.data(), last, step_);
   if (found.soon - found.tokens >= kWorthWaiting) return kSoon;
   Int room = pages_.available();
@@ -71,7 +73,7 @@ Int Batch::admit(Int handle) {
   row.drew = false;
   row.stamp = ++stamps_;
   if (row.age == 0) row.age = row.stamp;
-  enter(row, row.limit ? known : row.feed);
+  enter(row, split_ || !row.limit ? row.given : known);
   const auto is_before = [this](Int slot, Int other) { return slot < rows_[other].slot; };
   order_.insert(std::upper_bound(order_.begin(), order_.end(), row.slot, is_before), handle);
   return row.computed;
@@ -103,6 +105,7 @@ void Batch::stop(Int handle) {
 }
 
 void Batch::remove(Int handle) {
+  if (!rows_.at(handle).used) throw Error("batch: there is no row " + std::to_string(handle));
   if (rows_[handle].runs) stop(handle);
   rows_[handle] = Row{};
   free_rows_.push_back(handle);
@@ -116,7 +119,7 @@ void Batch::preempt_all() {
 }
 
 bool Batch::is_current(Int handle, Int stamp) const {
-  return rows_[handle].runs && rows_[handle].stamp == stamp;
+  return rows_.at(handle).runs && rows_[handle].stamp == stamp;
 }
 
 // the youngest rows give way until the row has pages for what is planned, or it is itself stopped
@@ -140,7 +143,7 @@ void Batch::make_room(Int handle, Plan& plan) {
 void Batch::emit(Int handle, Plan& plan) {
   Row& row = rows_[handle];
   const Int end = row.computed + row.planned, length = feed_end(row);
-  Int context = row.first_length;
+  Int context = row.given;
   if (turn_ && length > turn_) context = std::max(context, turn_ + 1);
   for (Int p = row.computed; p < end; ++p) {
     const bool kept = row.limit ? p + 1 == length : p >= row.keep_from;
@@ -150,7 +153,7 @@ void Batch::emit(Int handle, Plan& plan) {
       plan.kept_stamps.push_back(row.stamp);
       plan.targets.push_back(p + 1 < static_cast<Int>(row.tokens.size()) ? row.tokens[p + 1] : -1);
     }
-    plan.token_ids.push_back(p < static_cast<Int>(row.tokens.size()) ? row.tokens[p] : 0);
+    plan.token_ids.push_back(p < static_cast<Int>(row.tokens.size()) ? row.tokens[p] : -1);
     plan.positions.push_back(p);
     plan.places.push_back(row.pages[p / page_tokens_] * page_tokens_ + p % page_tokens_);
     plan.context_lens.push_back(std::max(context, p + 1));
@@ -171,7 +174,7 @@ void Batch::emit(Int handle, Plan& plan) {
   }
 }
 
-Plan Batch::plan(Part part, Int budget) {
+Plan Batch::plan(bool prompts, bool decodes, Int budget) {
   ++step_;
   Plan plan;
   plan.starts.push_back(0);
@@ -180,17 +183,20 @@ Plan Batch::plan(Part part, Int budget) {
     if (!row.runs) continue;  // it gave way
     const Int known = row.tokens.size(), end = feed_end(row);
     if (turn_ && row.limit && !row.turned && end == turn_ + 1 && row.computed == turn_ &&
-        row.first_length <= turn_) {
+        row.given <= turn_) {
       row.turned = true;
       row.computed = 0;
     }
-    const Int todo = end - row.computed;
-    const bool decodes = row.drew && todo == 1;
-    if (todo < 1 || (row.limit && end >= row.limit) || (part == Part::prompts && decodes) ||
-        (part == Part::decodes && !decodes))
-      continue;
-    row.planned = todo == 1 ? 1 : std::min({todo, budget, known - row.computed});
-    if (!decodes) budget -= std::min(budget, row.planned);
+    if (end <= row.computed || (row.limit && end >= row.limit)) continue;
+    const bool alone = split_ ? row.limit && row.computed >= row.given
+                              : row.drew && end == row.computed + 1;
+    if (!(alone ? decodes : prompts)) continue;
+    row.planned = 1;
+    if (!alone) {
+      const Int todo = (split_ ? std::min(row.given, known) : known) - row.computed;
+      row.planned = std::min({todo, end - row.computed, budget});
+      budget -= row.planned;
+    }
     make_room(handle, plan);
   }
   for (const Int handle : order_)
@@ -219,7 +225,7 @@ std::vector<Int> Batch::append(Int count, const Int* handles, const Int* stamps,
       if (logprobs) row.logprobs.push_back(std::min(logprobs[i], 0.0f));
       const Int known = row.tokens.size();
       if (!stops[i] && known < row.limit) {
-        enter(row, std::min(known, row.computed));
+        if (!split_) enter(row, std::min(known, row.computed));
         continue;
       }
       ending = stops[i] ? Ending::stop : Ending::length;

@@ -19,16 +19,17 @@ struct Plan {
   Int width = 0;
 };
 
-enum class Part { all, prompts, decodes };
 enum class Ending { stop, length, error, read };
 
 class Batch {
  public:
   static constexpr Int kNoRoom = -1, kSoon = -2;
 
-  // At most `rows` rows. `reuse`: look for pages computed before. `turn`: a row that grows beyond
-  // this length is computed anew, as its rotation changes (longrope); 0: none.
-  Batch(Int pages, Int page_tokens, Int rows, bool reuse, Int turn);
+  // At most `rows` rows. `reuse`: look for pages computed before. `split`: prompts and drawn tokens
+  // are computed by different steps, whose bits may differ: a drawn token is always computed alone,
+  // and is not found by others. `turn`: a row that grows beyond this length is computed anew, as
+  // its rotation changes (longrope); 0: none.
+  Batch(Int pages, Int page_tokens, Int rows, bool reuse, bool split, Int turn);
 
   // A row that does not run yet; its handle. It draws tokens until there are `limit`; with limit 0
   // it is only read: `feed` tokens are computed, and states from `keep_from` on are kept. Rows of
@@ -38,8 +39,9 @@ class Batch {
   // How many of its tokens need not be computed; kNoRoom; or kSoon where a running row is about to
   // have computed the beginning of this one.
   Int admit(Int handle);
-  // The next step: at most `budget` tokens of prompts, and one for each row that has drawn one.
-  Plan plan(Part part, Int budget);
+  // The next step: at most `budget` tokens of prompts, and one for each row that has drawn one,
+  // or one of both. A drawn token that nobody has told yet is -1.
+  Plan plan(bool prompts, bool decodes, Int budget);
   // Takes the drawn token of each row; what belongs to a row that has left its place is dropped.
   // Returns handles and endings of the rows that ended.
   std::vector<Int> append(Int count, const Int* handles, const Int* stamps, const Int* ids,
@@ -61,7 +63,7 @@ class Batch {
  private:
   struct Row {
     bool used = false, runs = false, drew = false, turned = false, chained = false, greedy = true;
-    Int slot = 0, limit = 0, feed = 0, keep_from = 0, first_length = 0;
+    Int slot = 0, limit = 0, feed = 0, keep_from = 0, given = 0;  // given: the prompt's length
     Int stamp = 0, age = 0;  // of this admission, of the first
     Int computed = 0, expected = 0, planned = 0;
     Int entered = 0, readied = 0;  // pages that can be found, that can be shared
@@ -81,7 +83,7 @@ class Batch {
 
   Pages pages_;
   Int page_tokens_, turn_, step_ = 0, stamps_ = 0;
-  bool reuse_;
+  bool reuse_, split_;
   std::vector<Row> rows_;
   std::vector<Int> free_rows_, order_, copies_;
 };

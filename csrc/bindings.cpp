@@ -125,12 +125,12 @@ void bind_cpu(py::module_& m) {
   m.def("paged_attention", [](Address out, Address keys, Address values, Address q, Address k,
                               Address v, Address starts, Address positions, Address places,
                               Address table, Index rows, Index width, Index heads, Index kv_heads,
-                              Index dim, Index q_row, Index kv_row, float scale, float cap,
-                              Index window) {
+                              Index dim, Index q_row, Index kv_row, Index key_page,
+                              Index value_page, float scale, float cap, Index window) {
     cpu::paged_attention(at(out), at(keys), at(values), at(q), at(k), at(v),
                          {at<std::int64_t>(starts), at<std::int64_t>(positions),
                           at<std::int64_t>(places), at<std::int32_t>(table), rows, width, heads,
-                          kv_heads, dim, q_row, kv_row, scale, cap, window});
+                          kv_heads, dim, q_row, kv_row, key_page, value_page, scale, cap, window});
   }, free);
 }
 
@@ -177,14 +177,10 @@ void bind_plan(py::module_& m) {
 
 void bind_batch(py::module_& m) {
   bind_plan(m);
-  py::enum_<Part>(m, "Part")
-      .value("all", Part::all)
-      .value("prompts", Part::prompts)
-      .value("decodes", Part::decodes);
   using Ints = Array<Int>;
   using Flags = Array<bool>;
   py::class_<Batch>(m, "Batch")
-      .def(py::init<Int, Int, Int, bool, Int>())
+      .def(py::init<Int, Int, Int, bool, bool, Int>())
       .def("add", [](Batch& b, Int slot, std::uint64_t space, const Array<Token>& tokens, Int limit,
                      Int feed, Int keep_from) {
         return b.add(slot, space, tokens.data(), tokens.size(), limit, feed, keep_from);

@@ -25,7 +25,7 @@ struct Paged {  // tokens packed by row; the context of a row is in pages of kLa
   const std::int64_t *starts, *positions, *places;  // [rows + 1], [tokens], page * kLanes + offset
   const std::int32_t* table;                        // [rows, width] pages
   Index rows, width, heads, kv_heads, dim;
-  Index q_row, kv_row;  // strides of q and of k, v
+  Index q_row, kv_row, key_page, value_page;  // strides of q, of k and v, of pages
   float scale, cap;
   Index window;
 };

@@ -12,11 +12,11 @@ FASTSAFE_INLINE Index whole(Index count) { return (count + kLanes - 1) / kLanes 
 
 FASTSAFE_INLINE void write_token(float* keys, float* values, const float* k, const float* v,
                                  Index place, const Paged& p) {
-  const Index page = place / kLanes * p.kv_heads, offset = place % kLanes, room = whole(p.dim);
+  const Index page = place / kLanes, offset = place % kLanes, room = whole(p.dim);
   for (Index head = 0; head < p.kv_heads; ++head) {
-    float* key = keys + (page + head) * p.dim * kLanes + offset;
+    float* key = keys + page * p.key_page + head * p.dim * kLanes + offset;
     for (Index d = 0; d < p.dim; ++d) key[d * kLanes] = k[head * p.dim + d];
-    std::memcpy(values + ((page + head) * kLanes + offset) * room, v + head * p.dim,
+    std::memcpy(values + page * p.value_page + (head * kLanes + offset) * room, v + head * p.dim,
                 p.dim * sizeof(float));
   }
 }
@@ -47,7 +47,7 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
     const float* from[W];
     for (int w = 0; w < W; ++w) {  // past the end the last page again; nobody reads its scores
       const Index page = b.pages[first + std::min(at + w, count - 1)];
-      from[w] = keys + (page * p.kv_heads + b.kv) * p.dim * kLanes;
+      from[w] = keys + page * p.key_page + b.kv * p.dim * kLanes;
     }
     Vec sums[Q][W] = {};
     for (Index d = 0; d < p.dim; ++d)
@@ -69,17 +69,20 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
     const bool pair = c + kLanes < room_of_value;
     Vec left[Q] = {}, right[Q] = {};
     const auto value_at = [&](Index t) {
-      const Index page = b.pages[t / kLanes] * p.kv_heads + b.kv;
-      return values + (page * kLanes + t % kLanes) * room_of_value + c;
+      const float* page = values + b.pages[t / kLanes] * p.value_page;
+      return page + (b.kv * kLanes + t % kLanes) * room_of_value + c;
     };
-    for (Index t = begin; t <= b.position; ++t) {
+    for (Index t = begin, next; t <= b.position; t = next) {
+      next = std::min(b.position + 1, (t / kLanes + 1) * kLanes);  // to the end of the page
       const float* value = value_at(t);
-      const Vec l = load(value), r = pair ? load(value + kLanes) : Vec{};
+      const float* weights = scores + t - base;
+      for (Index i = 0; i < next - t; ++i, value += room_of_value) {
+        const Vec l = load(value), r = pair ? load(value + kLanes) : Vec{};
 #pragma GCC unroll 4
-      for (int j = 0; j < Q; ++j) {
-        const float weight = scores[j * room + t - base];
-        left[j] += weight * l;
-        right[j] += weight * r;
+        for (int j = 0; j < Q; ++j) {
+          left[j] += weights[j * room + i] * l;
+          right[j] += weights[j * room + i] * r;
+        }
       }
     }
     // keys of later tokens of the row: a query must not even multiply them by zero

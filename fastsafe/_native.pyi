@@ -1,4 +1,3 @@
-import enum
 from collections.abc import Sequence
 
 import numpy as np
@@ -138,6 +137,8 @@ def paged_attention(
     dim: int,
     q_row: int,
     kv_row: int,
+    key_page: int,
+    value_page: int,
     scale: float,
     cap: float,
     window: int,
@@ -148,13 +149,6 @@ def paged_attention(
 # most rows; a stamp is of one stay of a row in the batch.
 
 Ints = NDArray[np.int64]
-
-class Part(enum.Enum):
-    """Rows that a step computes: all, those that have not drawn yet, those that have."""
-
-    all = 0
-    prompts = 1
-    decodes = 2
 
 class Plan:
     """The tables of a step: packed tokens, rows sorted by adapter slot."""
@@ -192,7 +186,7 @@ class Batch:
     """Rows, the pages that they hold, and the pages that can be found again."""
 
     def __init__(
-        self, pages: int, page_tokens: int, rows: int, reuse: bool, turn: int
+        self, pages: int, page_tokens: int, rows: int, reuse: bool, split: bool, turn: int
     ) -> None: ...
     def add(
         self,
@@ -205,7 +199,7 @@ class Batch:
     ) -> int: ...
     def admit(self, handle: int) -> int:
         """Tokens that need not be computed; -1: no room; -2: worth waiting for a running row."""
-    def plan(self, part: Part, budget: int) -> Plan: ...
+    def plan(self, prompts: bool, decodes: bool, budget: int) -> Plan: ...
     def append(
         self,
         handles: Ints,

@@ -64,6 +64,7 @@ class Lane:
             page_tokens(model.device),
             max_rows,
             prefix_cache and not config.depends_on_length,
+            False,
             min(turns, default=0),
         )
         self._projections = Projections(bank, merged)
@@ -86,7 +87,7 @@ class Lane:
             scheduler.clear()
 
     def _step(self, scheduler: Scheduler, reader: Reader, on_end: OnEnd) -> None:
-        plan = scheduler.plan(_native.Part.all, self._budget)
+        plan = scheduler.plan(self._budget)
         try:
             pairs = reader.read(self.batch, plan, self.compute(plan))
         except (MemoryError, RuntimeError) as error:

@@ -43,11 +43,11 @@ def page_bytes(model: Transformer) -> int:
 
 
 class PageStore:
-    """Memory of all pages.
+    """Memory of all pages; on a GPU one more, where idle rows write.
 
     Attributes:
-        keys: Per layer, all pages: [layers, P, Hkv, PAGE, D], or on a CPU as
-            ``cpu.paged_attention`` takes them, in fp32 whatever the model's dtype.
+        keys: Of each layer, all pages: [P, Hkv, PAGE, D], or on a CPU as ``cpu.paged_attention``
+            takes them, in fp32 whatever the model's dtype. The layers of a page lie together.
         values: Likewise.
     """
 
@@ -57,19 +57,23 @@ class PageStore:
         self.num_pages = num_pages
         self.device = device
         heads, dim = config.num_kv_heads, config.head_dim
-        shapes: Sequence[tuple[int, ...]] = [(num_pages, heads, DEVICE_PAGE, dim)] * 2
+        shapes: Sequence[tuple[int, ...]]
         if is_native(device):
             shapes, dtype = cpu.page_shapes(num_pages, heads, dim), torch.float32
-        self.keys, self.values = (
-            torch.empty(config.num_layers, *shape, device=device, dtype=dtype) for shape in shapes
-        )
+        else:
+            shapes = [(num_pages + 1, heads, DEVICE_PAGE, dim)] * 2
+        self._pages = [
+            torch.empty(shape[0], config.num_layers, *shape[1:], device=device, dtype=dtype)
+            for shape in shapes
+        ]
+        self.keys, self.values = (list(pages.unbind(1)) for pages in self._pages)
 
     def copy(self, pairs: Tensor) -> None:
         """Copy pages: ``pairs`` [n, 2] int64, from and to; no page is in both columns."""
         if len(pairs):
             source, target = pairs.to(self.device).unbind(1)
-            for pages in (self.keys, self.values):
-                pages[:, target] = pages[:, source]
+            for pages in self._pages:
+                pages.index_copy_(0, target, pages.index_select(0, source))
 
 
 class NativeAttention:
@@ -100,3 +104,60 @@ class NativeAttention:
             softcap=softcap,
         )
         return out.to(q.dtype)
+
+
+class OpsAttention:
+    """``Attend`` of one step on the kernels of a GPU; nothing here waits for the device.
+
+    Args:
+        store: The pages.
+        table: [N, width] int32, the pages of each token's row.
+        places: [N] int64, where each token's key and value go.
+        lengths: [N] int64, tokens that each attends to, itself included; 0 for an idle one.
+    """
+
+    def __init__(self, store: PageStore, table: Tensor, places: Tensor, lengths: Tensor) -> None:
+        self._store = store
+        self._table = table
+        self._places = places
+        self._lengths = lengths
+
+    def from_qkv(
+        self,
+        layer: int,
+        qkv: Tensor,
+        rotation: tuple[Tensor, Tensor],
+        norms: QKNorms | None,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Norm, rotate, write to the pages and attend, in two launches; see ``AttendQKV``."""
+        cos, sin = (x[:, 0] for x in rotation)
+        pages = self._store.keys[layer], self._store.values[layer]
+        q = ops.rope_kv_write(qkv, cos, sin, *pages, self._places, *(norms or ()))
+        return self._attend(layer, q, scale, window, softcap)
+
+    def __call__(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        *,
+        scale: float,
+        window: int | None,
+        softcap: float | None,
+    ) -> Tensor:
+        """Write to the pages and attend; see ``Attend``."""
+        page, offset = self._places // DEVICE_PAGE, self._places % DEVICE_PAGE
+        self._store.keys[layer][page, :, offset] = k
+        self._store.values[layer][page, :, offset] = v
+        return self._attend(layer, q, scale, window, softcap)
+
+    def _attend(
+        self, layer: int, q: Tensor, scale: float, window: int | None, softcap: float | None
+    ) -> Tensor:
+        pages = self._store.keys[layer], self._store.values[layer], self._table
+        return ops.paged_decode(q, *pages, self._lengths, scale, window or 0, softcap or 0.0)[0]

@@ -155,9 +155,17 @@ class Scheduler:
         self._on_add(handle, row)
         return True
 
-    def plan(self, part: _native.Part, budget: int) -> _native.Plan:
-        """Tables of the next step; rows that gave way are the first to be admitted again."""
-        plan = self.batch.plan(part, budget)
+    def plan(
+        self, budget: int, *, prompts: bool = True, decodes: bool = True
+    ) -> _native.Plan:
+        """Tables of the next step; rows that gave way are the first to be admitted again.
+
+        Args:
+            budget: Most tokens of prompts.
+            prompts: Whether rows are computed that have not drawn a token yet.
+            decodes: Whether those are that have.
+        """
+        plan = self.batch.plan(prompts, decodes, budget)
         self._waiting.extendleft(plan.preempted.tolist())
         return plan
 

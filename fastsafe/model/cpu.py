@@ -318,8 +318,8 @@ def paged_attention(
         q: [N, H, D], each row's heads side by side.
         k: [N, Hkv, D], likewise.
         v: [N, Hkv, D], with the strides of ``k``.
-        keys: [P, Hkv, D, PAGE] contiguous: the tokens of a page side by side.
-        values: [P, Hkv, PAGE, D] contiguous, D rounded up to a multiple of PAGE.
+        keys: [P, Hkv, D, PAGE], each page contiguous: its tokens side by side.
+        values: [P, Hkv, PAGE, D], likewise, D rounded up to a multiple of PAGE.
         paged: Where everything lies.
         scale: Multiplies q k^T.
         window: Most recent keys that a token sees, itself included; None = all.
@@ -342,7 +342,10 @@ def paged_attention(
         v,
     )
     _expect(
-        (keys.shape, values.shape) == shapes and keys.is_contiguous() and values.is_contiguous(),
+        (keys.shape, values.shape) == shapes
+        and paged.num_pages > 0
+        and keys[0].is_contiguous()
+        and values[0].is_contiguous(),
         "paged_attention",
         keys,
         values,
@@ -358,6 +361,8 @@ def paged_attention(
         dim,
         q.stride(0),
         k.stride(0),
+        keys.stride(0),
+        values.stride(0),
         scale,
         softcap or 0.0,
         window or 0,

@@ -9,6 +9,7 @@ from torch import Tensor
 import fastsafe_kernels as ops
 from fastsafe.model.transformer import Transformer
 from fastsafe_kernels import Segments
+from fastsafe_kernels._segments import BASE, worst_case
 
 # Rows of a tile: thin ones waste least of the matrix units while each adapter has few rows.
 _DECODE_TILE, _PREFILL_TILE = 16, 64
@@ -51,12 +52,35 @@ class AdapterStacks:
         keys = dict.fromkeys(key for adapter in adapters for key in adapter)
         self.stacks = {key: _stack(model, key, [a.get(key, ()) for a in adapters]) for key in keys}
 
-    def project(self, adapter_ids: Sequence[int]) -> "Grouped":
+    def project(
+        self, adapter_ids: Sequence[int], kept_ids: Sequence[int] | None = None
+    ) -> "Grouped":
         """Projection for packed rows with these slots; -1 is the base.
 
         The rows of a slot need not lie together, but it takes less copying when they do.
+        ``kept_ids`` are the slots of the rows that the last layer keeps, where they are known:
+        else the device is asked for their indices.
         """
-        return Grouped(self, list(adapter_ids))
+        return Grouped(self, list(adapter_ids), None if kept_ids is None else list(kept_ids))
+
+    def fixed(self, num_rows: int) -> "FixedRows":
+        """Projection for steps of ``num_rows`` rows that are sorted by slot, for a graph."""
+        return FixedRows(self, num_rows)
+
+    def multiply(
+        self, layer: int, name: str, x: Tensor, segments: Segments, order: Tensor | None
+    ) -> Tensor:
+        """Base's product of x [M, I] and each row's own update; ``order`` sorts the rows."""
+        y = self.model.linear(layer, name, x)
+        stack = self.stacks.get((layer, name))
+        if stack is None:
+            return y
+        x, to = (x, y) if order is None else (x[order], y[order])
+        shrunk = ops.lora_shrink(x, stack.lora_A, segments, len(stack.parts))
+        ops.lora_expand(to, shrunk, stack.lora_B, segments, stack.parts)
+        if order is not None:
+            y[order] = to
+        return y
 
 
 def _stack(model: Transformer, key: Key, slots: Sequence[Sequence[ModuleUpdate]]) -> _Stack:
@@ -78,9 +102,12 @@ def _stack(model: Transformer, key: Key, slots: Sequence[Sequence[ModuleUpdate]]
 class Grouped:
     """``Project`` of one batch whose rows have different adapters."""
 
-    def __init__(self, stacks: AdapterStacks, ids: list[int]) -> None:
+    def __init__(
+        self, stacks: AdapterStacks, ids: list[int], kept_ids: list[int] | None = None
+    ) -> None:
         self._stacks = stacks
         self._ids = ids
+        self._kept_ids = kept_ids
         self._all = self._rows(ids)
         self._kept: tuple[Tensor, _Rows] | None = None  # of the rows last asked for
 
@@ -98,23 +125,37 @@ class Grouped:
         if rows is None:
             return self._all
         if self._kept is None or self._kept[0] is not rows:
-            self._kept = rows, self._rows([self._ids[i] for i in rows.tolist()])
+            ids = self._kept_ids
+            if ids is None:
+                ids = [self._ids[i] for i in rows.tolist()]
+            self._kept = rows, self._rows(ids)
         return self._kept[1]
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         """Multiply by the base's weight and add each row's own update; see ``Project``."""
-        y = self._stacks.model.linear(layer, name, x)
-        stack = self._stacks.stacks.get((layer, name))
-        if stack is None:
-            return y
-        segments, order = self._of(rows)
-        x, to = (x, y) if order is None else (x[order], y[order])
-        targets = len(stack.parts)
-        shrunk = ops.lora_shrink(x, stack.lora_A, segments, targets)
-        ops.lora_expand(to, shrunk, stack.lora_B, segments, stack.parts)
-        if order is not None:
-            y[order] = to
-        return y
+        return self._stacks.multiply(layer, name, x, *self._of(rows))
+
+
+class FixedRows:
+    """``Project`` of steps of one size: the table of their rows lies at one address.
+
+    A graph that was captured with it replays with whatever adapters ``update`` has told since.
+    """
+
+    def __init__(self, stacks: AdapterStacks, num_rows: int) -> None:
+        self.stacks = stacks
+        self._segments = Segments.build(
+            [BASE] * num_rows, stacks.num_slots, _DECODE_TILE, device=stacks.model.device,
+            capacity=worst_case(num_rows, stacks.num_slots, _DECODE_TILE),
+        )
+
+    def update(self, adapter_ids: Sequence[int]) -> None:
+        """Describe the next step's rows, sorted by slot."""
+        self._segments.update(adapter_ids)
+
+    def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
+        """Multiply by the base's weight and add each row's own update; see ``Project``."""
+        return self.stacks.multiply(layer, name, x, self._segments, None)
 
 
 class _Rows(NamedTuple):

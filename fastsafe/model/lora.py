@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fastsafe.errors import AdapterError
 from fastsafe.model import cpu, peft
-from fastsafe.model.grouped import AdapterStacks, Key, ModuleUpdate
+from fastsafe.model.grouped import AdapterStacks, FixedRows, Key, ModuleUpdate
 from fastsafe.model.layers import linear
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import LinearSlot, Project, Transformer
@@ -226,11 +226,13 @@ class AdapterBank:
         known = ", ".join(self.names) or "none"
         raise AdapterError(f"adapter {name!r} is not loaded; loaded: {known}")
 
-    def mixed(self, adapter_ids: Tensor) -> Project | None:
+    def mixed(self, adapter_ids: Tensor, kept_ids: Tensor | None = None) -> Project | None:
         """Projection for a batch whose rows have different adapters.
 
         Args:
             adapter_ids: [N] integers, the slot of each packed row, -1 = base only.
+            kept_ids: [M] of the rows that the last layer keeps, where they are known; spares a
+                GPU a synchronisation.
         """
         present = [int(i) for i in torch.unique(adapter_ids) if i != BASE]
         if not present:
@@ -238,10 +240,25 @@ class AdapterBank:
         if self.model.device.type != "cpu" or INTERPRET:
             for slot in present:
                 self._fused(slot)  # an empty slot is an error
-            if self._stacks is None:
-                self._stacks = AdapterStacks(self.model, [_updates(e) for e in self._adapters])
-            return self._stacks.project(adapter_ids.tolist())
+            kept = None if kept_ids is None else kept_ids.tolist()
+            return self._all_stacks().project(adapter_ids.tolist(), kept)
         return _Mixed(self.model, adapter_ids, {i: self._fused(i) for i in present})
+
+    def fixed(self, num_rows: int) -> FixedRows | None:
+        """Projection for a GPU's steps of a fixed number of rows, of any adapters; see there.
+
+        None without adapters. It is void once an adapter is added or removed.
+        """
+        return self._all_stacks().fixed(num_rows) if self.names else None
+
+    def is_current(self, rows: FixedRows | None) -> bool:
+        """Whether ``rows`` of ``fixed`` knows the adapters as they are now."""
+        return not self.names if rows is None else rows.stacks is self._stacks
+
+    def _all_stacks(self) -> AdapterStacks:
+        if self._stacks is None:
+            self._stacks = AdapterStacks(self.model, [_updates(e) for e in self._adapters])
+        return self._stacks
 
     def merged(self, slot: int) -> Project | None:
         """Projection for a batch whose rows all have adapter ``slot``; copies the weights."""

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+import fastsafe_kernels as ops
 from fastsafe.errors import UsageError
 from fastsafe.model import layers
 from fastsafe.model import weights as w
@@ -114,11 +115,15 @@ class Transformer:
         head: [V, E]; the same tensor as ``embedding`` when tied.
         layers: Fused weights of each layer.
         final_norm: [E].
+        invariant: Products that take ``ops.matmul_invariant`` on a GPU: "qkv", "o", "gate_up",
+            "down", "head". Empty until a check finds that the library's own do not treat all
+            rows of a batch alike.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
         self.embedding, self.head, self.final_norm, self.layers = weights
+        self.invariant: frozenset[str] = frozenset()
         self.device = self.embedding.device
         self.dtype = self.embedding.dtype
         self._rotaries = [Rotary(r, self.device, self.dtype) for r in config.ropes]
@@ -316,7 +321,8 @@ class Transformer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Multiply by the head: hidden [M, E] -> [M, V] fp32, scaled and capped as configured."""
-        z = layers.linear(hidden, self.head).float()
+        head = ops.matmul_invariant if "head" in self.invariant else layers.linear
+        z = head(hidden, self.head).float()
         if self.config.logits_scale != 1.0:
             z = z / self.config.logits_scale
         cap = self.config.logits_softcap
@@ -338,7 +344,11 @@ class Transformer:
         """
         owner = self.layers[layer]
         own = getattr(owner, name) if weight is None else weight
-        return layers.linear(x, own, getattr(owner, name + "_bias"))
+        bias = self.bias(layer, name)
+        if name in self.invariant:
+            y = ops.matmul_invariant(x, own)
+            return y if bias is None else y + bias
+        return layers.linear(x, own, bias)
 
     def bias(self, layer: int, name: str) -> Tensor | None:
         """Get the bias of a fused weight, [O]; None where there is none."""
