@@ -42,4 +42,8 @@ if [ -n "${SANITIZE:-}" ]; then
   done
 fi
 "$PYTHON" benchmarks/kernels.py --out "$OUT/kernels.jsonl" || status=1
+# 16 GB of random weights and 5 GB of adapters are written to a temporary folder.
+if has fastsafe._native; then
+  "$PYTHON" benchmarks/generate.py --device cuda --out "$OUT/generate.jsonl" || status=1
+fi
 exit $status
