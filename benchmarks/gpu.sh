@@ -50,4 +50,8 @@ if has fastsafe._native && has transformers && has peft; then
 else
   echo "training is not measured: fastsafe._native, transformers or peft is missing here" >&2
 fi
+# 16 GB of random weights and 5 GB of adapters are written to a temporary folder.
+if has fastsafe._native; then
+  "$PYTHON" benchmarks/generate.py --device cuda --out "$OUT/generate.jsonl" || status=1
+fi
 exit $status

@@ -241,9 +241,10 @@ class TransformersLLM:
         prompts: Sequence[Prompt],
         continuations: Sequence[Prompt],
         adapters: Sequence[str | None] | None = None,
+        shared_prefix: Prompt | None = None,
     ) -> list[Score]:
         """Log-likelihood of each continuation given its prompt; see ``LLM.score``."""
-        given = self._encode(prompts, "prompt", special=True)
+        given = self._prefixed(prompts, shared_prefix)
         targets = self._encode(continuations, "continuation", special=False)
         if len(given) != len(targets):
             raise UsageError(
@@ -267,13 +268,14 @@ class TransformersLLM:
         prompts: Sequence[Prompt],
         labels: Sequence[str | int],
         adapters: Sequence[str | None] | None = None,
+        shared_prefix: Prompt | None = None,
     ) -> list[tuple[float, ...]]:
-        """Log-probability of each label as the next token.
+        """Log-probability of each label as the next token; see ``LLM.label_logprobs``.
 
         Raises:
             UsageError: A label is not one token.
         """
-        rows = self._encode(prompts, "prompt", special=True)
+        rows = self._prefixed(prompts, shared_prefix)
         ids = []
         for label in labels:
             encoded = self._encode([[label] if isinstance(label, int) else label], "label")[0]
@@ -350,6 +352,12 @@ class TransformersLLM:
             self._check_ids(f"{what} {i}", ids)
             encoded.append(ids)
         return encoded
+
+    def _prefixed(self, prompts: Sequence[Prompt], prefix: Prompt | None) -> list[list[int]]:
+        if prefix is None:
+            return self._encode(prompts, "prompt", special=True)
+        shared = self._encode([prefix], "shared_prefix", special=True)[0]
+        return [shared + ids for ids in self._encode(prompts, "prompt")]
 
     def _names(self, adapters: Sequence[str | None] | None, count: int) -> list[str | None]:
         if adapters is None:

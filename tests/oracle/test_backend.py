@@ -95,6 +95,14 @@ def test_logprobs_of_labels_and_prompts(theirs: TransformersLLM) -> None:
         known = [logprobs[i, token].item() for i, token in enumerate(prompt[1:])]
         assert list(row[1:]) == pytest.approx(known, abs=1e-4)
         assert label == pytest.approx(logprobs[-1, [3, 40]].tolist(), abs=1e-4)
+    whole = [[8, 9, *prompt] for prompt in PROMPTS]
+    shared = theirs.label_logprobs(PROMPTS, [40], shared_prefix=[8, 9])
+    for one, other in zip(shared, theirs.label_logprobs(whole, [40]), strict=True):
+        assert one == pytest.approx(other, abs=1e-5)
+    targets = [[5]] * len(PROMPTS)
+    assert [s.logprob for s in theirs.score(PROMPTS, targets, shared_prefix="w8 w9")] == (
+        pytest.approx([s.logprob for s in theirs.score(whole, targets)], abs=1e-5)
+    )
     with pytest.raises(UsageError, match="label 'w1 w2' is 2 tokens"):
         theirs.label_logprobs([[1]], ["w1 w2"])
 
