@@ -38,8 +38,9 @@ class Job:
 class Trained(NamedTuple):
     """One adapter as training left it."""
 
-    adapter_dir: Path
+    adapter_dir: Path | None
     losses: list[float]
+    error: str | None = None  # why there is no directory
 
 
 class Request(NamedTuple):
@@ -203,9 +204,12 @@ class ModelRuntime:
 
         self.load()
         options = training.model_dump(exclude={"preset", "rows", "seed"})
+        taken = 0
 
         def after_step(step: int, losses: Mapping[str, float]) -> None:
-            on_step(step + 1, sum(losses.values()) / len(losses))
+            nonlocal taken
+            taken += len(losses)
+            on_step(taken // len(jobs), sum(losses.values()) / len(losses))
 
         results = finetune(
             self._llm,
@@ -216,7 +220,7 @@ class ModelRuntime:
             out_dir,
             after_step,
         )
-        return {r.name: Trained(Path(r.adapter_dir), list(r.losses)) for r in results}
+        return {r.name: Trained(r.adapter_dir, list(r.losses), r.error) for r in results}
 
     def generate(
         self,

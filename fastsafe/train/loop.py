@@ -77,15 +77,13 @@ def finetune(
     if options.checkpoint_every or options.resume:
         base = base_digest(llm.model)
         for run in runs:
-            run.checkpoint = JobCheckpoint(
-                out, run.name, job_identity(run.config, run.rows, base)
-            )
+            run.checkpoint = JobCheckpoint(out, run.name, job_identity(run.config, run.rows, base))
     if options.resume:
         if out.exists():
             atomic.remove_leftovers(out)
         for run in runs:
             run.resume()
-    plan = plan_memory(llm.model, runs, options)
+    plan = plan_memory(llm.model, runs, options.memory_bytes)
     with tile_runner(llm.model.device) as runner:
         _Loop(llm, runs, out, on_step, options, plan, runner).run()
     return [run.result() for run in runs]
