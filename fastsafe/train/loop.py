@@ -95,6 +95,19 @@ def prepare(llm: FrozenBase, jobs: Sequence[FinetuneJob]) -> list[JobRun]:
     return [JobRun(llm, job, encoded) for job in jobs]
 
 
+def plan_training(
+    llm: FrozenBase, jobs: Sequence[FinetuneJob], options: TrainOptions = _DEFAULTS
+) -> MemoryPlan:
+    """Plan the memory of a ``finetune`` with these arguments; nothing is trained or written.
+
+    Raises:
+        UsageError: As ``finetune``, as do the next two.
+        DataError: A row is malformed.
+        AdapterError: A target is unknown.
+    """
+    return plan_memory(llm.model, prepare(llm, jobs), options.memory_bytes)
+
+
 class _Loop:
     def __init__(
         self,

@@ -115,7 +115,13 @@ class MemoryPlan:
 def plan_memory(
     model: Transformer, runs: Sequence[JobRun], memory_bytes: int | None = None
 ) -> MemoryPlan:
-    """Plan jobs that ``fastsafe.train.loop.prepare`` has made, for so much memory or what is free."""
+    """Plan prepared jobs.
+
+    Args:
+        model: The base.
+        runs: What ``fastsafe.train.loop.prepare`` gives.
+        memory_bytes: What there is beside the base; None = what is free now.
+    """
     free = memory_bytes or _free_bytes(model.device)
     at_once = torch.get_num_threads() if model.device.type == "cpu" else 1
     jobs = tuple(_job_memory(model, run) for run in runs)
