@@ -53,9 +53,7 @@ def mixed_job(name: str, rng: random.Random) -> FinetuneJob:
 
 @settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 10**6), max_jobs=st.sampled_from([3, 32]))
-def test_32_mixed_jobs_equal_each_alone(
-    llm: LLM, tmp_path: Path, seed: int, max_jobs: int
-) -> None:
+def test_32_mixed_jobs_equal_each_alone(llm: LLM, tmp_path: Path, seed: int, max_jobs: int) -> None:
     rng = random.Random(seed)
     jobs = [mixed_job(f"j{i}", rng) for i in range(32)]
     options = TrainOptions(max_jobs=max_jobs)

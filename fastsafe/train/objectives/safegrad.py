@@ -26,6 +26,7 @@ class SafeGrad(Objective):
     id: ClassVar[str] = "safegrad"
     needs_safety_rows: ClassVar[bool] = True
     rows: ClassVar[Source] = "user"
+    reports: ClassVar[frozenset[Source]] = frozenset({"user"})
 
     strength: float = 1.0
 
