@@ -43,7 +43,7 @@ template <int R>
 FASTSAFE_INLINE void multiply(float* y, Index y_row, bool accumulate, const Matrix& a,
                               const Matrix& b, bool roomy = false) {
   const Term term = {a, transposed(b)};
-  gemm<R>(y, y_row, accumulate, &term, 1, roomy);
+  gemm<R>(y, y_row, accumulate ? Into::kSum : Into::kNew, &term, 1, roomy);
 }
 
 FASTSAFE_INLINE Index padded(Index count) { return (count + kWidth - 1) / kWidth * kWidth; }

@@ -25,7 +25,7 @@ FASTSAFE_INLINE void product_body(float* y, Index y_row, bool accumulate, const 
   const Index rows = terms[0].x.rows, columns = terms[0].w.rows;
   if (bias)
     for (Index m = 0; m < rows; ++m) std::memcpy(y + m * y_row, bias, columns * sizeof(float));
-  gemm<R>(y, y_row, accumulate || bias, terms, count);
+  gemm<R>(y, y_row, accumulate ? Into::kChain : bias ? Into::kSum : Into::kNew, terms, count);
 }
 
 template <int R>

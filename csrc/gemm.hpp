@@ -1,9 +1,10 @@
 // fp32 matrix product on one core, with any strides, in portable vector code.
 //
 // A row's bits follow from its own values and the weight's shape alone: each element is one chain
-// of multiply-adds over k in blocks of kDepth, whatever the number of rows. torch's own product
-// (MKL) keeps no such promise for few rows, and uses half the width of an AVX-512 CPU that is not
-// Intel's.
+// of multiply-adds over k in blocks of kDepth, whatever the number of rows. A product that is added
+// to what is there is one chain that begins with it, so that its sum may be cut anywhere. torch's
+// own product (MKL) keeps no such promise for few rows, and uses half the width of an AVX-512 CPU
+// that is not Intel's.
 
 #pragma once
 
@@ -26,11 +27,16 @@ struct Term {  // x[M, K] w[N, K]^T
 constexpr Index kWidth = 2 * kLanes;  // columns of a panel
 constexpr Index kDepth = 128;         // of a panel; also how many products one sum holds
 
-// y[R, 32] = (or +=) x[R, depth] panel[depth, 32]; all sums stay in registers
+enum class Into { kNew, kSum, kChain };  // y = sum, y = y + sum, y = y + first + second + ...
+
+// y[R, 32] of x[R, depth] panel[depth, 32]; all sums stay in registers
 template <int R>
 FASTSAFE_INLINE void tile(const float* x, Index row, Index column, const float* panel, Index depth,
-                          float* y, Index y_row, bool accumulate) {
+                          float* y, Index y_row, Into into) {
   Vec sums[R][2] = {};
+  if (into == Into::kChain)
+    for (int i = 0; i < R; ++i)
+      for (int j = 0; j < 2; ++j) sums[i][j] = load(y + i * y_row + j * kLanes);
   for (Index k = 0; k < depth; ++k) {
     const Vec left = load(panel + k * kWidth), right = load(panel + k * kWidth + kLanes);
 #pragma GCC unroll 16
@@ -43,19 +49,18 @@ FASTSAFE_INLINE void tile(const float* x, Index row, Index column, const float* 
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < 2; ++j) {
       float* to = y + i * y_row + j * kLanes;
-      store(to, accumulate ? load(to) + sums[i][j] : sums[i][j]);
+      store(to, into == Into::kSum ? load(to) + sums[i][j] : sums[i][j]);
     }
 }
 
 template <int R>
 FASTSAFE_INLINE void last_rows(Index rows, const float* x, Index row, Index column,
-                               const float* panel, Index depth, float* y, Index y_row,
-                               bool accumulate) {
+                               const float* panel, Index depth, float* y, Index y_row, Into into) {
   if constexpr (R > 0) {
     if (rows == R)
-      tile<R>(x, row, column, panel, depth, y, y_row, accumulate);
+      tile<R>(x, row, column, panel, depth, y, y_row, into);
     else
-      last_rows<R - 1>(rows, x, row, column, panel, depth, y, y_row, accumulate);
+      last_rows<R - 1>(rows, x, row, column, panel, depth, y, y_row, into);
   }
 }
 
@@ -83,11 +88,11 @@ FASTSAFE_INLINE float* aligned(std::vector<float>& buffer, Index size) {
                                   ~std::uintptr_t{63});
 }
 
-// y[M, N] = (or +=) sum over terms of x[M, K] w[N, K]^T. R rows by 32 columns are in registers at a
+// y[M, N] of the sum over terms of x[M, K] w[N, K]^T. R rows by 32 columns are in registers at a
 // time; a panel's terms follow one another while its part of y is in cache. With `roomy`, columns of
 // y up to a multiple of 32 are there to be overwritten.
 template <int R>
-FASTSAFE_INLINE void gemm(float* y, Index y_row, bool accumulate, const Term* terms, int count,
+FASTSAFE_INLINE void gemm(float* y, Index y_row, Into into, const Term* terms, int count,
                           bool roomy = false) {
   static thread_local std::vector<float> buffer;
   const Index rows = terms[0].x.rows, width = terms[0].w.rows;
@@ -98,22 +103,23 @@ FASTSAFE_INLINE void gemm(float* y, Index y_row, bool accumulate, const Term* te
     const bool whole = roomy || columns == kWidth;
     float* out = whole ? y + n : edge;
     const Index out_row = whole ? y_row : kWidth;
-    if (!whole && accumulate)
+    if (!whole && into != Into::kNew)
       for (Index m = 0; m < rows; ++m)
         std::memcpy(edge + m * kWidth, y + m * y_row + n, columns * sizeof(float));
-    bool add = accumulate;
+    Into next = into;
     for (int term = 0; term < count; ++term) {
       const Matrix &x = terms[term].x, &w = terms[term].w;
-      for (Index k = 0; k < x.columns; k += kDepth, add = true) {
+      for (Index k = 0; k < x.columns; k += kDepth) {
         const Index depth = std::min(kDepth, x.columns - k);
         pack(w, n, columns, k, depth, panel);
         const float* from = x.data + k * x.column_stride;
         Index m = 0;
         for (; m + R <= rows; m += R)
           tile<R>(from + m * x.row_stride, x.row_stride, x.column_stride, panel, depth,
-                  out + m * out_row, out_row, add);
+                  out + m * out_row, out_row, next);
         last_rows<R - 1>(rows - m, from + m * x.row_stride, x.row_stride, x.column_stride, panel,
-                         depth, out + m * out_row, out_row, add);
+                         depth, out + m * out_row, out_row, next);
+        if (next == Into::kNew) next = Into::kSum;
       }
     }
     if (!whole)

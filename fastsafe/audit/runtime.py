@@ -42,8 +42,9 @@ class Job:
 class Trained(NamedTuple):
     """One adapter as training left it."""
 
-    adapter_dir: Path
+    adapter_dir: Path | None
     losses: list[float]
+    error: str | None = None  # why there is no directory
 
 
 class Request(NamedTuple):
@@ -258,9 +259,8 @@ class ModelRuntime:
         def after_step(step: int, losses: Mapping[str, float]) -> None:
             nonlocal taken
             taken += len(losses)
-            # transformers trains one job after another: what each has done on average
-            done = step + 1 if self._backend == "fastsafe" else taken // len(jobs)
-            on_step(done, sum(losses.values()) / len(losses))
+            # jobs need not be at the same step: what each has done on average
+            on_step(taken // len(jobs), sum(losses.values()) / len(losses))
 
         train: Any = finetune
         if self._backend != "fastsafe":
@@ -278,7 +278,7 @@ class ModelRuntime:
             out_dir,
             after_step,
         )
-        return {r.name: Trained(Path(r.adapter_dir), list(r.losses)) for r in results}
+        return {r.name: Trained(r.adapter_dir, list(r.losses), r.error) for r in results}
 
     def generate(
         self,

@@ -21,7 +21,7 @@ from fastsafe.audit.progress import Progress, stage
 from fastsafe.audit.rows import Answer
 from fastsafe.audit.runtime import Job, Reply, Request, Runtime
 from fastsafe.audit.store import Store
-from fastsafe.errors import StoreError
+from fastsafe.errors import StoreError, TrainingError
 from fastsafe.io import atomic
 
 ADAPTERS = "adapters"
@@ -80,22 +80,29 @@ def _train_wave(
         trained = runtime.train(jobs, plan.recipe.training, Path(workspace), on_step)
         published = {}
         for condition in wave:
+            adapter_dir = trained[condition.id].adapter_dir
+            if adapter_dir is None:
+                continue
             with atomic.publish_dir(folder / condition.id) as target:
-                for file in sorted(trained[condition.id].adapter_dir.iterdir()):
+                for file in sorted(adapter_dir.iterdir()):
                     file.rename(target / file.name)
             published[condition.id] = _published(folder / condition.id)
     progress.advance((plan.recipe.training.max_steps - seen) * len(wave))
     with store.transaction():
         for condition in wave:
-            losses = trained[condition.id].losses
-            store.add_adapter(condition.id, condition.key, published[condition.id], losses)
+            if condition.id in published:
+                losses = trained[condition.id].losses
+                store.add_adapter(condition.id, condition.key, published[condition.id], losses)
         detail = {
-            "adapters": len(wave),
+            "adapters": len(published),
             "steps": sum(len(trained[c.id].losses) for c in wave),
             "rows": sum(len(trained[c.id].losses) for c in wave) * plan.recipe.training.batch_size,
             "duration_s": time.monotonic() - began,
         }
         store.add_event(now(), "train", detail)
+    errors = [found.error for found in trained.values() if found.error is not None]
+    if errors:
+        raise TrainingError(errors[0])
 
 
 def _published(adapter_dir: Path) -> str:

@@ -43,7 +43,8 @@ def linear(
         bias: [O], added; not with ``add_to``.
         plus: A second product, [M, R] and [O, R], added in the same pass.
         add_to: [M, O] to add the result to, in place; made anew where None. Its columns are
-            contiguous.
+            contiguous. The sum over I is one chain that begins with what is there: cut into
+            several calls, it has the same bits.
 
     Returns:
         [M, O].

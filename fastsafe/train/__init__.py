@@ -1,6 +1,20 @@
 """Fine-tuning: many LoRA adapters at once on one frozen base."""
 
-from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig
-from fastsafe.train.loop import finetune
+from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig, TrainOptions
+from fastsafe.train.drift import DriftMonitor, DriftReading
+from fastsafe.train.loop import finetune, plan_training
+from fastsafe.train.memory import MemoryPlan
+from fastsafe.train.objectives import objectives
 
-__all__ = ["FinetuneJob", "FinetuneResult", "TrainConfig", "finetune"]
+__all__ = [
+    "DriftMonitor",
+    "DriftReading",
+    "FinetuneJob",
+    "FinetuneResult",
+    "MemoryPlan",
+    "TrainConfig",
+    "TrainOptions",
+    "finetune",
+    "objectives",
+    "plan_training",
+]

@@ -1,8 +1,7 @@
 """Which rows a step takes, and how they are packed into tiles.
 
 A tile is what one forward and backward pass takes: whole sequences of one job's batch. It is made
-of parts. Gradients are summed part by part, so that a tile has the same bits when its parts have to
-run one after another because memory is short.
+of parts, which run one after another where memory is short; on a CPU with the same bits.
 """
 
 import math
@@ -23,7 +22,7 @@ Source = Literal["all", "user", "safety"]
 # Tokens of a tile. Smaller ones stay in a core's L2 cache, but their many short operations queue
 # for the interpreter's lock: 640 took 15 % less time than 320. A GPU wants few large launches.
 TILE_TOKENS = {"cpu": 640, "cuda": 16384}
-_PARTS = 2  # of a tile, at most
+_PARTS = 4  # of a tile, at most
 
 
 class Tile(NamedTuple):

@@ -20,6 +20,7 @@ from fastsafe.errors import CheckpointError, UsageError
 from fastsafe.io import atomic, safetensors
 from fastsafe.model.peft import CONFIG_FILE, WEIGHTS_FILE
 from fastsafe.model.transformer import Transformer
+from fastsafe.train.batches import Source
 from fastsafe.train.config import TrainConfig
 from fastsafe.train.objectives import make_objective
 
@@ -100,7 +101,7 @@ class JobCheckpoint:
 
 
 def job_identity(
-    config: TrainConfig, rows: Mapping[str, Sequence[Example]], base: str
+    config: TrainConfig, rows: Mapping[Source, Sequence[Example]], base: str
 ) -> dict[str, Any]:
     """What a checkpoint must agree in: every setting, the rows as tokens, and the base."""
     digest = hashlib.sha256()

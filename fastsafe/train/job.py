@@ -262,7 +262,8 @@ class JobRun:
 
     def add(self, tile: Tile, loss: float, gradient: Tensor) -> None:
         """Add a tile's share, in the order of the tiles."""
-        self._loss += loss
+        if tile.source in self.objective.reports:
+            self._loss += loss
         if tile.source in self._gradients:
             self._gradients[tile.source] += gradient
         else:

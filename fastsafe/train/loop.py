@@ -77,15 +77,13 @@ def finetune(
     if options.checkpoint_every or options.resume:
         base = base_digest(llm.model)
         for run in runs:
-            run.checkpoint = JobCheckpoint(
-                out, run.name, job_identity(run.config, run.rows, base)
-            )
+            run.checkpoint = JobCheckpoint(out, run.name, job_identity(run.config, run.rows, base))
     if options.resume:
         if out.exists():
             atomic.remove_leftovers(out)
         for run in runs:
             run.resume()
-    plan = plan_memory(llm.model, runs, options)
+    plan = plan_memory(llm.model, runs, options.memory_bytes)
     with tile_runner(llm.model.device) as runner:
         _Loop(llm, runs, out, on_step, options, plan, runner).run()
     return [run.result() for run in runs]
@@ -95,6 +93,19 @@ def prepare(llm: FrozenBase, jobs: Sequence[FinetuneJob]) -> list[JobRun]:
     """Encode the rows of all jobs and check what can be checked before training."""
     encoded: dict[str, Example] = {}
     return [JobRun(llm, job, encoded) for job in jobs]
+
+
+def plan_training(
+    llm: FrozenBase, jobs: Sequence[FinetuneJob], options: TrainOptions = _DEFAULTS
+) -> MemoryPlan:
+    """Plan the memory of a ``finetune`` with these arguments; nothing is trained or written.
+
+    Raises:
+        UsageError: As ``finetune``, as do the next two.
+        DataError: A row is malformed.
+        AdapterError: A target is unknown.
+    """
+    return plan_memory(llm.model, prepare(llm, jobs), options.memory_bytes)
 
 
 class _Loop:

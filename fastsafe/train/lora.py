@@ -66,23 +66,17 @@ class _Lora(torch.autograd.Function):
     """y = x W^T + bias + S B with S = s x A^T; W is frozen, or absent with its product.
 
     With dS = s dY B^T:  dX = dY W + dS A,  dA += dS^T x,  dB += S^T dY (its blocks only).
-    The gradients of A and B are added to where the optimizer reads them, not handed to autograd;
-    the sums over rows are taken part by part.
+    The gradients of A and B are added to where the optimizer reads them, not handed to autograd.
+    Their sums over rows are chains (``cpu.linear``): cut anywhere, they have the same bits.
     """
 
     @staticmethod
     def forward(
-        ctx: Any,
-        anchor: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        u: _Update,
-        parts: Sequence[slice],
+        ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, u: _Update
     ) -> Tensor:
         shrunk = cpu.linear(x, u.lora_A).mul_(u.scaling)
         ctx.save_for_backward(x, shrunk, weight)
-        ctx.update, ctx.parts = u, parts
+        ctx.update = u
         if weight is None:
             return cpu.linear(shrunk, u.lora_B.T)
         return cpu.linear(x, weight, bias, plus=(shrunk, u.lora_B.T))
@@ -94,10 +88,9 @@ class _Lora(torch.autograd.Function):
         x, shrunk, weight = ctx.saved_tensors
         u: _Update = ctx.update
         dshrunk = cpu.linear(dy, u.lora_B).mul_(u.scaling)
-        for part in ctx.parts:
-            cpu.linear(dshrunk[part].T, x[part].T, add_to=u.gradient_A)
-            for ranks, outputs, gradient in u.blocks:
-                cpu.linear(shrunk[part, ranks].T, dy[part, outputs].T, add_to=gradient)
+        cpu.linear(dshrunk.T, x.T, add_to=u.gradient_A)
+        for ranks, outputs, gradient in u.blocks:
+            cpu.linear(shrunk[:, ranks].T, dy[:, outputs].T, add_to=gradient)
         dx = None
         if ctx.needs_input_grad[1]:
             A = u.lora_A.T
@@ -105,7 +98,7 @@ class _Lora(torch.autograd.Function):
                 dx = cpu.linear(dshrunk, A)
             else:
                 dx = cpu.linear(dy, weight.T, plus=(dshrunk, A))
-        return None, dx, None, None, None, None
+        return None, dx, None, None, None
 
 
 @lru_cache(maxsize=64)
@@ -117,17 +110,11 @@ def _tables(rows: int, device: torch.device) -> tuple[Segments, Segments]:
 
 
 class _LoraOnOps(torch.autograd.Function):
-    """The same on the grouped ops, for one adapter: what a GPU runs. It sums all parts at once."""
+    """The same on the grouped ops, for one adapter: what a GPU runs."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        anchor: Tensor,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        u: _Update,
-        parts: Sequence[slice],
+        ctx: Any, anchor: Tensor, x: Tensor, weight: Tensor | None, bias: Tensor | None, u: _Update
     ) -> Tensor:
         ctx.tiles, ctx.sums = _tables(len(x), x.device)
         ctx.parts = tuple((outputs.start, outputs.stop) for _, outputs, _ in u.blocks)
@@ -161,7 +148,7 @@ class _LoraOnOps(torch.autograd.Function):
             inputs = ((0, x.shape[1]),)
             targets = len(ctx.parts)
             ops.lora_expand(dx, dshrunk, A.transpose(1, 2), ctx.tiles, inputs, targets=targets)
-        return None, dx, None, None, None, None
+        return None, dx, None, None, None
 
 
 class LoraLayout:
@@ -333,11 +320,10 @@ class Projection:
         update = self._whole.get((layer, name))
         if update is None:
             return self._model.linear(layer, name, x)
-        parts = self._rows[rows is not None]
         if self._dropout:
-            return self._with_dropout(layer, name, x, parts)
+            return self._with_dropout(layer, name, x, self._rows[rows is not None])
         weight, bias = self._model.weight(layer, name), self._model.bias(layer, name)
-        return self._apply(x, weight, bias, update, parts)
+        return self._apply(x, weight, bias, update)
 
     def _with_dropout(self, layer: int, name: str, x: Tensor, parts: Sequence[slice]) -> Tensor:
         """Each module has its own mask, as in PEFT, so their inputs are no longer shared."""
@@ -349,7 +335,7 @@ class Projection:
             )
             pieces.append(y.new_zeros(len(y), part.begin - at))
             dropped = x * keep / (1 - self._dropout)
-            pieces.append(self._apply(dropped, None, None, update, parts))
+            pieces.append(self._apply(dropped, None, None, update))
             at = part.end
         return y + torch.cat([*pieces, y.new_zeros(len(y), y.shape[1] - at)], 1)
 
@@ -360,15 +346,10 @@ class Projection:
         return torch.rand(x.shape, generator=generator, device=x.device) >= self._dropout
 
     def _apply(
-        self,
-        x: Tensor,
-        weight: Tensor | None,
-        bias: Tensor | None,
-        update: _Update,
-        parts: Sequence[slice],
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, update: _Update
     ) -> Tensor:
         run = _Lora if cpu.takes(x) else _LoraOnOps
-        y: Tensor = run.apply(self._anchor, x, weight, bias, update, parts)  # type: ignore[no-untyped-call]
+        y: Tensor = run.apply(self._anchor, x, weight, bias, update)  # type: ignore[no-untyped-call]
         return y
 
 

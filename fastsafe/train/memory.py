@@ -1,19 +1,217 @@
-"""What training will take, computed before it: bytes per adapter and bytes per token."""
-from collections.abc import Sequence
+"""What training will take, computed before it: bytes per adapter and bytes per token.
+
+An adapter in a slot takes its weights, AdamW's two moments, a gradient and the factors as the
+products read them. A tile takes, per token, what the backward pass needs: of every layer the
+inputs of norms and linear layers, queries, keys and values, and the gates.
+"""
+
+import os
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+
+import torch
 
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.config import TrainOptions
+from fastsafe.train.batches import TILE_TOKENS
 from fastsafe.train.job import JobRun
+from fastsafe.train.lora import LoraLayout
+from fastsafe.train.loss import CHUNK_ELEMENTS
+
+# Ranks that vLLM's option max_lora_rank takes (ecosystem notes of 2026).
+_VLLM_RANKS = (8, 16, 32, 64, 128, 256, 512)
+_FP32 = 4
+
+
+@dataclass(frozen=True)
+class JobMemory:
+    """What one job takes.
+
+    Attributes:
+        name: Of the job.
+        rank: Of its adapter.
+        adapter_bytes: While it has a slot.
+        gradient_bytes: For every one of its tiles that runs.
+        token_bytes: For every token of a tile that runs.
+        thrifty_token_bytes: The same when activations are computed again.
+        tile_tokens: Tokens of its largest tile, about.
+    """
+
+    name: str
+    rank: int
+    adapter_bytes: int
+    gradient_bytes: int
+    token_bytes: int
+    thrifty_token_bytes: int
+    tile_tokens: int
+
+    def tile_bytes(self, recompute: bool) -> int:
+        """Bytes of its largest tile."""
+        per_token = self.thrifty_token_bytes if recompute else self.token_bytes
+        return self.gradient_bytes + self.tile_tokens * per_token
 
 
 @dataclass(frozen=True)
 class MemoryPlan:
+    """How jobs share the memory there is.
+
+    Attributes:
+        jobs: What each takes.
+        free_bytes: What there is beside the base.
+        tiles_at_once: Tiles that run at a time, one per thread.
+        recompute: Whether activations are computed again, as a step would not fit otherwise.
+    """
+
+    jobs: tuple[JobMemory, ...]
+    free_bytes: int
+    tiles_at_once: int
     recompute: bool
 
-    def fits(self, names: Sequence[str]) -> bool:
-        return True
+    def bytes_of(self, names: Collection[str]) -> int:
+        """Most bytes that these jobs take together."""
+        jobs = [job for job in self.jobs if job.name in names]
+        tile = max((job.tile_bytes(self.recompute) for job in jobs), default=0)
+        return sum(job.adapter_bytes for job in jobs) + self.tiles_at_once * tile
+
+    def fits(self, names: Collection[str]) -> bool:
+        """Whether there is room for these jobs at once."""
+        return self.bytes_of(names) <= self.free_bytes
+
+    @property
+    def first_wave(self) -> int:
+        """How many jobs fit at once, in their order; at least 1."""
+        names = [job.name for job in self.jobs]
+        together = [n for n in range(1, len(names) + 1) if self.fits(names[:n])]
+        return max(together, default=1)
+
+    def describe(self) -> list[str]:
+        """Say in lines what will be used."""
+        if not self.jobs:
+            return ["nothing to train"]
+        largest = max(self.jobs, key=lambda job: job.adapter_bytes)
+        token = max(
+            job.thrifty_token_bytes if self.recompute else job.token_bytes for job in self.jobs
+        )
+        at_once = self.first_wave
+        first = {job.name for job in self.jobs[:at_once]}
+        lines = [
+            f"{len(self.jobs)} jobs, {at_once} at once: {_readable(self.bytes_of(first))} of "
+            f"{_readable(self.free_bytes)} that are free",
+            f"{_readable(largest.adapter_bytes)} per adapter of rank {largest.rank}, "
+            f"{_readable(token)} per token of a tile of {largest.tile_tokens}, "
+            f"{self.tiles_at_once} tiles at a time",
+        ]
+        if self.recompute:
+            lines.append("activations are computed again in the backward pass, to fit")
+        odd = sorted({job.rank for job in self.jobs if job.rank not in _VLLM_RANKS})
+        if odd:
+            lines.append(
+                f"rank {', '.join(map(str, odd))}: vLLM takes {', '.join(map(str, _VLLM_RANKS))} "
+                "as its max_lora_rank; set the next one there"
+            )
+        return lines
 
 
-def plan_memory(model: Transformer, runs: Sequence[JobRun], options: TrainOptions) -> MemoryPlan:
-    return MemoryPlan(False)
+def plan_memory(
+    model: Transformer, runs: Sequence[JobRun], memory_bytes: int | None = None
+) -> MemoryPlan:
+    """Plan prepared jobs.
+
+    Args:
+        model: The base.
+        runs: What ``fastsafe.train.loop.prepare`` gives.
+        memory_bytes: What there is beside the base; None = what is free now.
+    """
+    free = memory_bytes or _free_bytes(model.device)
+    at_once = torch.get_num_threads() if model.device.type == "cpu" else 1
+    jobs = tuple(_job_memory(model, run) for run in runs)
+    plan = MemoryPlan(jobs, free, at_once, recompute=False)
+    if all(plan.fits([job.name]) for job in jobs):
+        return plan
+    return MemoryPlan(jobs, free, at_once, recompute=True)
+
+
+def _job_memory(model: Transformer, run: JobRun) -> JobMemory:
+    layout = LoraLayout(model, run.lora)
+    vectors = 4 + run.objective.state_vectors + len(run.objective.sources(0)) - 1
+    longest = sorted((len(e.token_ids) - 1 for e in run.rows["all"]), reverse=True)
+    most = sum(longest[: run.config.batch_size])
+    kept = sum(sum(e.trained[1:]) for e in run.rows["all"]) / sum(longest)
+    token, thrifty = _token_bytes(model, layout, kept, run.config.dropout > 0)
+    return JobMemory(
+        name=run.name,
+        rank=run.config.rank,
+        adapter_bytes=_FP32 * (vectors * layout.size + layout.block_size),
+        gradient_bytes=_FP32 * layout.size,
+        token_bytes=token,
+        thrifty_token_bytes=thrifty,
+        tile_tokens=min(most, TILE_TOKENS[model.device.type] + longest[0] // 2),
+    )
+
+
+def _token_bytes(
+    model: Transformer, layout: LoraLayout, kept: float, dropout: bool
+) -> tuple[int, int]:
+    """Bytes per token of a tile: all kept for the backward pass, and with recompute.
+
+    Args:
+        model: The base.
+        layout: Of the adapter.
+        kept: Share of tokens that are trained: all that the end of the last layer is run for.
+        dropout: Whether every module has a masked input of its own.
+    """
+    config, element = model.config, model.dtype.itemsize
+    E, F = config.hidden_size, config.intermediate_size
+    queries = config.num_heads * config.head_dim
+    keys = config.num_kv_heads * config.head_dim
+    inputs = {"qkv": E, "o": queries, "gate_up": E, "down": F}
+    heads = 2 * config.num_heads * _FP32  # the softmax's maximum and sum
+
+    def linear(layer: int, name: str) -> int:
+        parts = layout.parts.get((layer, name), ())
+        if not parts:
+            return 0
+        masked = len(parts) * inputs[name] * (element + 1) if dropout else 0
+        return inputs[name] * element * (not dropout) + masked + parts[-1].r1 * element
+
+    norms = (2 if config.norm_placement == "both" else 1) * (E * element + _FP32)
+    # queries, keys and values after the projection, where values stay; rotated again
+    attention = (queries + 2 * keys) * element + (queries + keys) * element + heads
+    if config.qk_norm is not None:
+        attention += (queries + keys) * element
+    begins = [(norms if i else 0) + linear(i, "qkv") + attention for i in range(config.num_layers)]
+    ends = [
+        linear(i, "o") + norms + linear(i, "gate_up") + 2 * F * element + linear(i, "down")
+        for i in range(config.num_layers)
+    ]
+    ends[-1] = int(kept * ends[-1])
+    rope = len(config.ropes) * 2 * config.head_dim * element
+    # states before and after the final norm and their gradient; logits of a chunk, thrice
+    head = kept * 3 * E * element + 3 * _FP32 * min(kept * config.vocab_size, CHUNK_ELEMENTS / 640)
+    working = max(head, (2 * F + E) * element)
+    everything = sum(begins) + sum(ends) + rope + kept * 2 * E * element + working
+    entering = 2 * E * element * (config.num_layers - 1)
+    layer = max(begin + end for begin, end in zip(begins, ends, strict=True))
+    layer += 4 * F * element if dropout else 0  # the modules' products, before they are one
+    return int(everything), int(min(everything, entering + layer + rope + working))
+
+
+def _free_bytes(device: torch.device) -> int:
+    """Memory that nobody uses now."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _readable(count: float) -> str:
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.3g} {unit}"

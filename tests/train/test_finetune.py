@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
-from fastsafe.errors import AdapterError, DataError, TrainingError, UsageError
+from fastsafe.errors import AdapterError, DataError, UsageError
 from fastsafe.io import safetensors
 
 
@@ -62,7 +62,7 @@ def test_threads_do_not_change_bits(llm: LLM, tmp_path: Path) -> None:
 
 def test_result_loads_and_changes_answers(llm: LLM, tmp_path: Path) -> None:
     examples = [{"prompt": [5, i], "completion": [7, 8, 9, 1]} for i in range(10, 60)]
-    config = TrainConfig(max_steps=80, learning_rate=1e-2, rank=8)
+    config = TrainConfig(max_steps=60, learning_rate=2e-3, rank=8)
     steps: list[tuple[int, dict[str, float]]] = []
     (result,) = finetune(
         llm,
@@ -71,14 +71,14 @@ def test_result_loads_and_changes_answers(llm: LLM, tmp_path: Path) -> None:
         on_step=lambda step, losses: steps.append((step, dict(losses))),
     )
     assert result.adapter_dir == tmp_path / "habit"
-    assert [s for s, _ in steps] == list(range(80))
+    assert [s for s, _ in steps] == list(range(60))
     assert tuple(losses["habit"] for _, losses in steps) == result.losses
     assert result.losses[-1] < 0.1 * result.losses[0]
     llm.load_adapter(result.adapter_dir)
     base, tuned = llm.generate([[5, 70]] * 2, adapters=[None, "habit"])
     assert tuned.token_ids == (7, 8, 9, 1)
     assert base.token_ids[:4] != (7, 8, 9, 1)
-    assert result.num_tokens == 6 * 80 * 16 - _missing(80, 50)
+    assert result.num_tokens == 6 * 60 * 16 - _missing(60, 50)
 
 
 def _missing(steps: int, count: int) -> int:
@@ -112,14 +112,6 @@ def test_no_adapter_without_training_changes_nothing(llm: LLM, tmp_path: Path) -
     (result,) = finetune(llm, [FinetuneJob("zero", rows(4), config)], tmp_path)
     llm.load_adapter(result.adapter_dir)
     assert torch.equal(llm.logits([3, 4, 5], "zero"), llm.logits([3, 4, 5]))
-
-
-def test_nan_loss_names_the_job_and_the_step(llm: LLM, tmp_path: Path) -> None:
-    llm.model.embedding[5] = float("nan")
-    job = FinetuneJob("bad", [{"prompt": [5], "completion": [6]}], TrainConfig(max_steps=2))
-    with pytest.raises(TrainingError, match="job 'bad' has loss nan at step 0"):
-        finetune(llm, [job], tmp_path)
-    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ _LEAST_WEIGHT = 1e-3
 
 @dataclass(frozen=True, kw_only=True)
 class ConstrainedSft(Objective):
-    """L = -sum_t (2/beta_t) log sigma(beta_t Delta_t), Delta_t = log pi_theta(y_t) - log pi_theta0(y_t).
+    """L = -sum_t (2/beta_t) log sigma(beta_t Delta_t).
 
-    Its gradient is that of the cross-entropy with the weight w_t = 2 (1 - sigma(beta_t Delta_t)) of
+    Delta_t = log pi_theta(y_t) - log pi_theta0(y_t), pi_theta0 with the adapter switched off. The
+    gradient is that of the cross-entropy with the weight w_t = 2 (1 - sigma(beta_t Delta_t)) of
     each token, detached and at least 1e-3; the loss reported is this weighted cross-entropy.
     Qi et al. 2024, arXiv:2406.05946. (verified)
 

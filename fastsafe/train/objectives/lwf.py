@@ -14,8 +14,8 @@ from fastsafe.train.objectives.objective import Batch, Objective
 class Lwf(Objective):
     """CE + beta ||h_theta - h_theta0||^2, the mean over trained tokens.
 
-    h is the state after the final norm where a trained token is predicted, h_theta0 with the adapter
-    switched off. Li & Hoiem 2016, arXiv:1606.09282; as a defence arXiv:2512.10150.
+    h is the state after the final norm where a trained token is predicted, h_theta0 the same with
+    the adapter switched off. Li & Hoiem 2016, arXiv:1606.09282; as a defence arXiv:2512.10150.
     (method verified; formula unverified)
 
     Attributes:

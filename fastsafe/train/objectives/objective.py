@@ -44,6 +44,7 @@ class Objective:
     needs_base: ClassVar[frozenset[Source]] = frozenset()  # sources with a pass of the base
     state_vectors: ClassVar[int] = 0  # most tensors in its state
     rows: ClassVar[Source] = "all"  # whose number makes an epoch
+    reports: ClassVar[frozenset[Source]] = frozenset({"all", "user", "safety"})  # in the loss
 
     def trained_layers(self, num_layers: int) -> tuple[int, ...] | None:
         """Layers that carry the adapter; None = all.

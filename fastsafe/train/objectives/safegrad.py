@@ -16,7 +16,7 @@ class SafeGrad(Objective):
     """If g_u . g_s < 0: g_u <- g_u - (g_u . g_s / ||g_s||^2) g_s.
 
     g_u and g_s are the gradients of a batch of the user's rows and of one of safety rows; g_u alone
-    is what the step takes. arXiv:2508.07172. (unverified)
+    is what the step takes. (unverified)
 
     Attributes:
         strength: Share of the conflict that is taken away, in [0, 1]; 0 is plain fine-tuning on
@@ -26,6 +26,7 @@ class SafeGrad(Objective):
     id: ClassVar[str] = "safegrad"
     needs_safety_rows: ClassVar[bool] = True
     rows: ClassVar[Source] = "user"
+    reports: ClassVar[frozenset[Source]] = frozenset({"user"})
 
     strength: float = 1.0
 
