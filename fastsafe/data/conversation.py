@@ -1,4 +1,4 @@
-"""What a row of fine-tuning data is: one of three kinds, told apart by its keys."""
+"""What a row of fine-tuning data is: one of four kinds, told apart by its keys."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
@@ -6,10 +6,11 @@ from typing import Any, Literal, NotRequired, TypedDict
 from fastsafe.errors import DataError
 
 Role = Literal["system", "user", "assistant", "tool"]
-Kind = Literal["prompt", "messages", "text"]
+Kind = Literal["prompt", "messages", "text", "tokens"]
 
-# {"prompt", "completion"}: both texts, or both lists of token ids; {"messages"}: a conversation;
-# {"text"}: running text. Other keys are kept and ignored.
+# {"prompt", "completion"}: both texts, both lists of turns, or both lists of token ids;
+# {"messages"}: a conversation; {"text"}: running text; {"token_ids", "trained"}: an encoded row.
+# Other keys are kept and ignored.
 Row = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -18,6 +19,7 @@ _KEYS: dict[Kind, tuple[str, ...]] = {
     "prompt": ("prompt", "completion"),
     "messages": ("messages",),
     "text": ("text",),
+    "tokens": ("token_ids", "trained"),
 }
 
 
@@ -48,13 +50,15 @@ def kind_of(row: Row, where: str) -> Kind:
         found = ", ".join(sorted(map(str, row))) or "none"
         raise DataError(
             f"{where}: keys are {found!a}, expected those of one kind: prompt and completion, "
-            "messages, or text; rename or drop keys"
+            "messages, text, or token_ids and trained; rename or drop keys"
         )
     kind = kinds[0]
     if kind == "messages":
         _check_messages(row["messages"], where)
     elif kind == "text":
         _check_text(row["text"], "text", where)
+    elif kind == "tokens":
+        _check_tokens(row["token_ids"], row["trained"], where)
     else:
         _check_pair(row["prompt"], row["completion"], where)
     return kind
@@ -86,12 +90,34 @@ def _check_text(value: Any, key: str, where: str) -> None:
 def _check_pair(prompt: Any, completion: Any, where: str) -> None:
     if isinstance(prompt, str) and isinstance(completion, str):
         return
+    if is_turns(prompt) and is_turns(completion):
+        _check_messages([*prompt, *completion], where)
+        return
     for key, value in (("prompt", prompt), ("completion", completion)):
         if not isinstance(value, list | tuple) or any(type(each) is not int for each in value):
             raise DataError(
                 f"{where}: {key} is {_describe(value)}, expected prompt and completion to be both "
-                "strings or both lists of token ids; write them alike"
+                "strings, both lists of turns or both lists of token ids; write them alike"
             )
+
+
+def is_turns(value: Any) -> bool:
+    """Whether a value is meant as turns of a conversation; what is in them is not checked."""
+    return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
+
+
+def _check_tokens(token_ids: Any, trained: Any, where: str) -> None:
+    for key, value, each in (("token_ids", token_ids, int), ("trained", trained, bool)):
+        if not isinstance(value, list | tuple) or any(type(v) is not each for v in value):
+            raise DataError(
+                f"{where}: {key} is {_describe(value)}, expected a list of {each.__name__}; "
+                "write one for each token"
+            )
+    if len(token_ids) != len(trained):
+        raise DataError(
+            f"{where}: trained has {len(trained)} marks, expected {len(token_ids)}, one per token; "
+            "write both equally long"
+        )
 
 
 def _describe(value: Any) -> str:
