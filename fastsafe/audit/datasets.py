@@ -2,12 +2,13 @@
 
 import csv
 import io
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from fastsafe.data.conversation import kind_of
+from fastsafe.data.records import Record, records
+from fastsafe.data.shapes import shape_of
 from fastsafe.errors import DataError
 from fastsafe.safety.exchange import exchange_of
 from fastsafe.safety.lint import Declared, Kind, Report, lint
@@ -24,13 +25,8 @@ LABELS = (
     "licence",
     "license",
 )
-# pairs of columns that are a request and its answer, whatever their case
-_PAIRS = (
-    ("query", "response"),
-    ("instruction", "output"),
-    ("prompt", "response"),
-    ("question", "answer"),
-)
+# columns of safety sets that no training data has, whatever their case
+_PAIRS = (("query", "response"), ("prompt", "response"))
 _PROBE_COLUMNS = (
     "harmful",
     "benign",
@@ -48,9 +44,9 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     """Read rows and what their columns say about them.
 
     Args:
-        path: .jsonl, .json or .csv, UTF-8. Rows of ``fastsafe.data.conversation``, or with the
-            columns query and response (as the first paper's safety set has them), instruction,
-            input and output, prompt and response, or question and answer.
+        path: As ``fastsafe.data.records`` reads it. Rows of any shape of ``fastsafe.data.shapes``,
+            or with the columns query and response, as the first paper's safety set has them, or
+            prompt and response; the shape of each row is found anew.
 
     Raises:
         DataError: The file is missing, malformed, of unknown columns, or empty.
@@ -96,32 +92,23 @@ def lint_file(
 
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
     """Yield every record and its place."""
-    suffix = path.suffix.lower()
-    if suffix == ".csv":
-        found: Any = _csv(path)
-    elif suffix == ".json":
-        found = _parsed(_text(path), f"{path}")
-        if not isinstance(found, list):
-            raise DataError(f"{path}: JSON is {type(found).__name__}, expected a list of rows")
-    elif suffix in (".jsonl", ".ndjson"):
-        lines = enumerate(_text(path).split("\n"), start=1)
-        found = (_parsed(line, f"{path}: line {n}") for n, line in lines if line.strip())
-    else:
-        raise DataError(f"{path}: suffix is {suffix!r}, expected .jsonl, .json or .csv")
-    for i, value in enumerate(found):
+    is_csv = path.suffix.lower() == ".csv"
+    for i, (_, value) in enumerate(_csv(path) if is_csv else records(path)):
+        where = f"{path}: row {i}"
         if not isinstance(value, Mapping):
-            raise DataError(f"{path}: row {i}: is {type(value).__name__}, expected an object")
-        yield f"{path}: row {i}", value
+            raise DataError(f"{where}: is {type(value).__name__}, expected an object with keys")
+        yield where, {key: each for key, each in value.items() if each is not None}
 
 
-def _csv(path: Path) -> Iterator[dict[str, str]]:
+def _csv(path: Path) -> Iterator[Record]:
+    """Read a CSV whose header may leave an index without a name, which `records` refuses."""
     # newline="": a quoted field may hold line breaks, which the csv module must see as they are
     reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
     try:
         for i, row in enumerate(reader):
             if None in row or None in row.values():
                 raise DataError(f"{path}: row {i}: wrong number of fields for the header")
-            yield {column: value for column, value in row.items() if column}  # an unnamed index
+            yield Record(f"{path}: row {i}", {key: each for key, each in row.items() if key})
     except csv.Error as error:
         raise DataError(f"{path}: line {reader.line_num}: not CSV ({error})") from None
 
@@ -135,37 +122,18 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file") from None
 
 
-def _parsed(text: str, where: str) -> Any:
-    try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise DataError(f"{where}: not JSON ({error})") from None
-
-
 def _row(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    labels = {key: value[key] for key in LABELS if value.get(key) not in (None, "")}
-    for keys in (("messages",), ("prompt", "completion"), ("text",)):
-        if all(key in value for key in keys):
-            row = {key: value[key] for key in keys}
-            kind_of(row, where)
-            return {**labels, **row}
+    labels = {key: value[key] for key in LABELS if value.get(key)}
     named = {key.casefold(): text for key, text in value.items()}
-    for request, answer in _PAIRS:
-        if request in named and answer in named:
-            texts = [named[request], named[answer]]
-            if named.get("input"):
-                texts[0] = f"{texts[0]}\n{named['input']}"
-            turns = [
-                {"role": role, "content": text}
-                for role, text in zip(("user", "assistant"), texts, strict=True)
-            ]
-            kind_of({"messages": turns}, where)
-            return {**labels, "messages": turns}
-    found = ", ".join(map(str, value)) or "none"
-    known = "; ".join(", ".join(pair) for pair in _PAIRS)
-    raise DataError(
-        f"{where}: columns are {found!a:.200}, expected messages; prompt, completion; text; {known}"
-    )
+    for keys in _PAIRS:
+        if all(key in named for key in keys) and "completion" not in named:
+            texts = zip(("user", "assistant"), (named[key] for key in keys), strict=True)
+            row = {"messages": [{"role": role, "content": text} for role, text in texts]}
+            break
+    else:
+        row = shape_of(value, where).row(value, where)
+    kind_of(row, where)
+    return {**labels, **row}
 
 
 def _probe_texts(value: Mapping[str, Any], where: str) -> list[str]:

@@ -23,7 +23,7 @@ class SetKind(StrEnum):
 
 
 def lint(
-    file: Annotated[Path, typer.Argument(help="Rows: .jsonl, .json or .csv.")],
+    file: Annotated[Path, typer.Argument(help="Rows: .jsonl, .json, .csv or .parquet.")],
     kind: Annotated[
         SetKind,
         typer.Option(

@@ -18,7 +18,7 @@ class By(StrEnum):
 
 
 def mix(
-    user: Annotated[Path, typer.Argument(help="The user's rows: .jsonl, .json or .csv.")],
+    user: Annotated[Path, typer.Argument(help="The user's rows: .jsonl, .json, .csv or .parquet.")],
     safety: Annotated[Path, typer.Argument(help="Safety rows, or behaviours by --behaviours.")],
     out: Annotated[
         Path, typer.Option(envvar="FASTSAFE_OUT", help="JSONL to write; its card goes beside it.")

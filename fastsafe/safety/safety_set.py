@@ -82,9 +82,10 @@ def safety_rows_from(
             raise UsageError(f"safety set: refusals for format {name} are 0, expected one or more")
         random.Random(f"refusals {name} {seed}").shuffle(texts)
         for i, behaviour in enumerate(behaviours):
-            prompt = known[name].render(behaviour.harmful, translate)
-            answer = _in_channel(texts[i % len(texts)], name)
-            found.append(_row(prompt, answer, name, behaviour, "refuse"))
+            if behaviour.harmful:
+                prompt = known[name].render(behaviour.harmful, translate)
+                answer = _in_channel(texts[i % len(texts)], name)
+                found.append(_row(prompt, answer, name, behaviour, "refuse"))
             if answer_twin is not None and behaviour.benign:
                 prompt = known[name].render(behaviour.benign, translate)
                 found.append(_row(prompt, answer_twin(prompt), name, behaviour, "comply"))

@@ -12,6 +12,8 @@ from fastsafe.errors import DataError
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
+SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+
 
 def written(path: Path, text: str) -> Path:
     path.write_bytes(text.encode())
@@ -28,6 +30,8 @@ def jsonl(path: Path, *values: Any) -> Path:
         ({"messages": TURNS, "id": 3}, {"messages": TURNS}),
         ({"prompt": "a", "completion": "b"}, {"prompt": "a", "completion": "b"}),
         ({"text": "a"}, {"text": "a"}),
+        ({"conversations": SHAREGPT}, {"messages": TURNS}),
+        ({"Query": "a", "Response": ""}, {"messages": [TURNS[0], TURNS[1] | {"content": ""}]}),
         ({"Query": "a", "Response": "b"}, {"messages": TURNS}),
         ({"instruction": "a", "input": "", "output": "b"}, {"messages": TURNS}),
         ({"question": "a", "answer": "b", "lang": "en"}, {"messages": TURNS, "lang": "en"}),
@@ -64,17 +68,17 @@ def test_the_first_papers_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("a.jsonl", "{", r"a\.jsonl: line 1: not JSON"),
-        ("a.jsonl", '\n{"text": "x"}\n{]', r"line 3: not JSON"),
+        ("a.jsonl", "{", r"a\.jsonl: line 1"),
+        ("a.jsonl", '\n{"text": "x"}\n{]', r"line 3"),
         ("a.jsonl", "[1]", "row 0: is list, expected an object"),
         ("a.jsonl", "\n\n", "rows are 0"),
-        ("a.jsonl", '{"lamp": 1}', "columns are 'lamp', expected messages"),
+        ("a.jsonl", '{"lamp": 1}', "keys are 'lamp', expected one of: messages"),
         ("a.jsonl", '{"Query": "a", "Response": 1}', "row 0: messages\\[1\\].content is 1"),
-        ("a.json", '{"text": "x"}', "JSON is dict, expected a list of rows"),
+        ("a.json", '{"text": "x"}', "content is dict, expected a list of rows"),
         ("a.csv", "Query,Response\na,b,c\n", "row 0: wrong number of fields"),
         ("a.csv", "Query,Response\na\n", "row 0: wrong number of fields"),
         ("a.csv", 'Query,Response\n"a,b\n', "not CSV"),
-        ("a.xml", "", "suffix is '.xml', expected .jsonl"),
+        ("a.xml", "", "file type is .xml, expected .jsonl"),
     ],
 )
 def test_malformed_files(tmp_path: Path, name: str, text: str, message: str) -> None:
@@ -83,11 +87,19 @@ def test_malformed_files(tmp_path: Path, name: str, text: str, message: str) -> 
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot be read"):
-        read_rows(tmp_path / "absent.jsonl")
-    (tmp_path / "latin.jsonl").write_bytes(b'{"text": "\xe9"}')
-    with pytest.raises(DataError, match="byte 10 is not UTF-8"):
-        read_rows(tmp_path / "latin.jsonl")
+    for name in ("absent.jsonl", "absent.csv", "absent.txt"):
+        with pytest.raises(DataError, match=r"(cannot be read|reading failed) \(No such file"):
+            (read_probes if name.endswith("txt") else read_rows)(tmp_path / name)
+    (tmp_path / "latin.csv").write_bytes(b"Query,Response\n\xe9,a")
+    with pytest.raises(DataError, match="byte 15 is not UTF-8"):
+        read_rows(tmp_path / "latin.csv")
+
+
+def test_parquet(tmp_path: Path) -> None:
+    parquet = pytest.importorskip("pyarrow.parquet")
+    table = pytest.importorskip("pyarrow").Table.from_pylist
+    parquet.write_table(table([{"prompt": "a", "completion": "b"}]), tmp_path / "a.parquet")
+    assert read_rows(tmp_path / "a.parquet") == [{"prompt": "a", "completion": "b"}]
 
 
 def test_probes_come_in_many_shapes(tmp_path: Path) -> None:

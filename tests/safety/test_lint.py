@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastsafe.errors import DataError
+from fastsafe.safety.behaviours import Behaviour
 from fastsafe.safety.lint import Declared, Finding, Kind, Report, lint
-from fastsafe.safety.safety_set import refusals
+from fastsafe.safety.safety_set import refusals, safety_rows_from
 
 from .placeholder_sets import (
     NUM_DUPLICATES,
@@ -78,8 +79,8 @@ def test_planted_duplicates_are_all_found(kind: Kind, data: st.DataObject) -> No
 
 
 @settings(max_examples=25)
-@given(st.integers(29, 60), st.data())
-def test_one_changed_word_in_29_is_found(length: int, data: st.DataObject) -> None:
+@given(st.integers(13, 60), st.data())
+def test_one_changed_word_in_13_is_found(length: int, data: st.DataObject) -> None:
     words = [f"word{i}" for i in range(length)]
     changed = list(words)
     changed[data.draw(st.integers(0, length - 1))] = "other"
@@ -88,10 +89,28 @@ def test_one_changed_word_in_29_is_found(length: int, data: st.DataObject) -> No
     assert found(lint(rows, kind="user")) == {("near_duplicate", 41)}
 
 
+@settings(max_examples=10)
+@given(st.integers(0, 39), st.sampled_from([" today", ", please!", " and now"]))
+def test_an_added_word_is_found(at: int, more: str) -> None:
+    prompt = FEW["user"][at]["messages"][0]["content"]
+    rows = [*FEW["user"], row(prompt + more, "yes it is")]
+    assert found(lint(rows, kind="user")) == {("near_duplicate", 40)}
+
+
 def test_templates_are_no_near_duplicates() -> None:
     frame = "Read what follows with care and tell me in one sentence what {} and {} have in common"
     rows = [row(frame.format(f"a{i}", f"b{i}"), f"answer {i}") for i in range(200)]
     assert lint(rows, kind="user").findings == ()
+
+
+def test_one_request_in_many_formats_is_no_near_duplicate() -> None:
+    """Nor is a benign twin that says it is one, however alike its words."""
+    behaviours = [Behaviour(str(i), phrase(i), f"{phrase(i)} again") for i in range(60)]
+    formats = ["plain", "code", "classification", "summarization", "true_false"]
+    rows = safety_rows_from(behaviours, formats, answer_twin=lambda prompt: "It is easy.")
+    assert lint(rows).findings == ()
+    unlabelled = [{"messages": each["messages"]} for each in rows if each["expected"] == "refuse"]
+    assert lint(unlabelled).findings == ()
 
 
 def test_a_duplicate_says_how_and_of_what() -> None:
