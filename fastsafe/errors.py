@@ -10,7 +10,7 @@ from collections.abc import Collection
 def nearest(word: str, known: Collection[str]) -> str:
     """Return ``did you mean X?`` when a known word is close, and else list those known."""
     close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
+    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
 
 
 class FastsafeError(Exception):

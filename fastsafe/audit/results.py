@@ -14,15 +14,9 @@ from fastsafe.audit.conditions import BASE
 from fastsafe.audit.instruments import early_stop_rows, guard_rows
 from fastsafe.audit.pooling import summary
 from fastsafe.audit.store import Store
+from fastsafe.audit.utility import utility_rows
 from fastsafe.safety.metrics import answered, paired_change, rate, refused
-from fastsafe.safety.stats import (
-    cohens_kappa,
-    difference_interval,
-    holm,
-    mean_interval,
-    pair,
-    wilson,
-)
+from fastsafe.safety.stats import cohens_kappa, holm, wilson
 from fastsafe.safety.verdict import Verdict
 
 SCHEMA = "fastsafe.results/1"
@@ -56,7 +50,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
     recipe = store.meta("recipe")
     conditions = store.meta("conditions")
     judges: dict[str, str] = store.meta("judges")
-    utility = _utility(store)
+    utility = utility_rows(store)
     cells, over_refusal, by_judge = [], [], {}
     for judge, identity in judges.items():
         harmful, benign = _verdicts(store, identity)
@@ -175,37 +169,6 @@ def _correct(rows: Sequence[dict[str, Any]]) -> None:
     ps = [1.0 if row["p_mcnemar"] is None else row["p_mcnemar"] for row in family]
     for row, p in zip(family, holm(ps), strict=True):
         row["p_holm"] = None if row["p_mcnemar"] is None else p
-
-
-def _utility(store: Store) -> list[dict[str, Any]]:
-    groups: dict[tuple[str, str], dict[str, float | None]] = {}
-    metric_of: dict[str, str] = {}
-    for condition, task, item, metric, value in store.utilities():
-        groups.setdefault((condition, task), {})[item] = value
-        if metric:
-            metric_of[task] = metric
-    rows = []
-    for (condition, task), values in groups.items():
-        scored = [value for value in values.values() if value is not None]
-        low, high = mean_interval(scored)
-        pairs = pair(groups.get((BASE, task), {}), values, unpaired="drop")
-        change = None if condition == BASE or not pairs.keys else difference_interval(pairs)
-        rows.append(
-            {
-                "condition": condition,
-                "task": task,
-                "metric": metric_of.get(task),
-                "n": len(values),
-                "n_scored": len(scored),
-                "value": sum(scored) / len(scored) if scored else None,
-                "ci_low": low,
-                "ci_high": high,
-                "delta": change[0] if change else None,
-                "delta_ci_low": change[1] if change else None,
-                "delta_ci_high": change[2] if change else None,
-            }
-        )
-    return rows
 
 
 def _agreement(by_judge: Mapping[str, Mapping[Any, Mapping[str, Verdict]]]) -> list[dict[str, Any]]:

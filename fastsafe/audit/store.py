@@ -348,6 +348,15 @@ class Store:
             " LEFT JOIN utility u ON u.key = p.key WHERE p.kind = 'utility' ORDER BY p.position"
         )
 
+    def references(self) -> list[tuple[str, str, str, str]]:
+        """Return (condition, task, completion, reference) of every answered utility row."""
+        return self._all(
+            "SELECT p.condition, p.part, c.text, p.reference FROM planned p"
+            " JOIN completions c ON c.key = p.key"
+            " WHERE p.kind = 'utility' AND p.reference IS NOT NULL AND c.finish_reason != 'error'"
+            " ORDER BY p.position"
+        )
+
     def answers(
         self, condition: str, kind: Kind, part: str, system_prompt: str
     ) -> list[tuple[str, str, str]]:

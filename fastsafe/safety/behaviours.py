@@ -5,14 +5,13 @@ so that the same intent can be asked in every format. Its harmful side is expect
 its benign side to be answered; a benchmark may have one side alone.
 """
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastsafe.errors import DataError
+from fastsafe.errors import DataError, nearest
 from fastsafe.safety.files import read_rows
 
 Form = Literal["action", "request"]
@@ -109,9 +108,7 @@ def seed_behaviours() -> list[Behaviour]:
 
 def _behaviour(row: Mapping[str, Any], number: int, where: str) -> Behaviour:
     if unknown := sorted(set(row) - set(_COLUMNS)):
-        near = difflib.get_close_matches(unknown[0], _COLUMNS, n=1)
-        wanted = f"did you mean {near[0]!r}" if near else f"expected {', '.join(_COLUMNS)}"
-        raise DataError(f"{where}: unknown column {unknown[0]!r}, {wanted}")
+        raise DataError(f"{where}: unknown column {unknown[0]!r}; {nearest(unknown[0], _COLUMNS)}")
     text: dict[str, Any] = {"benign": ""}
     for column, value in {"behavior_id": str(number), "harmful": "", **row}.items():
         if not isinstance(value, str):

@@ -1,7 +1,7 @@
 """Prompt styles: how a conversation becomes a training row, and a question a prompt.
 
 Jan et al. 2024 fine-tune the same rows once in the model's own chat format and once in Alpaca's;
-the style is a variable of its own. Their exact Alpaca wording is not released; ours has its headings.
+the style is a variable of its own. Their Alpaca wording is not released; ours has its headings.
 """
 
 from collections.abc import Mapping, Sequence

@@ -83,11 +83,11 @@ def safety_rows_from(
         random.Random(f"refusals {name} {seed}").shuffle(texts)
         for i, behaviour in enumerate(behaviours):
             if behaviour.harmful:
-                prompt = known[name].render(behaviour.harmful, translate)
+                prompt = known[name].ask(behaviour, True, translate)
                 answer = _in_channel(texts[i % len(texts)], name)
                 found.append(_row(prompt, answer, name, behaviour, "refuse"))
             if answer_twin is not None and behaviour.benign:
-                prompt = known[name].render(behaviour.benign, translate)
+                prompt = known[name].ask(behaviour, False, translate)
                 found.append(_row(prompt, answer_twin(prompt), name, behaviour, "comply"))
     return found
 

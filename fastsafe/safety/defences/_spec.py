@@ -1,11 +1,10 @@
 """What a defence file declares, and what is asked of its parameters."""
 
-import difflib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, nearest
 
 Stage = Literal["data", "train", "post", "serve"]
 
@@ -45,9 +44,7 @@ class Defence:
         """
         for name in given:
             if name not in self.needs and name not in self.params:
-                known = [*self.needs, *self.params]
-                close = difflib.get_close_matches(name, known, n=1)
-                hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+                hint = nearest(name, [*self.needs, *self.params])
                 raise UsageError(f"defence {self.id}: parameter {name!r} is unknown; {hint}")
         for name, what in self.needs.items():
             if given.get(name) is None:

@@ -1,12 +1,11 @@
 """Training-time defences, each an ``Objective`` in a file of its own."""
 
 import dataclasses
-import difflib
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, nearest
 from fastsafe.train.objectives.constrained_sft import ConstrainedSft
 from fastsafe.train.objectives.der import Der
 from fastsafe.train.objectives.ema import Ema
@@ -58,7 +57,7 @@ def make_objective(spec: str | Mapping[str, Any]) -> Objective:
     if name not in known:
         raise UsageError(
             f"TrainConfig: objective is {name!r}, expected one of fastsafe's; "
-            f"{_nearest(str(name), known)}"
+            f"{nearest(str(name), known)}"
         )
     chosen = known[name]
     fields = {field.name for field in dataclasses.fields(chosen)}
@@ -66,7 +65,7 @@ def make_objective(spec: str | Mapping[str, Any]) -> Objective:
     for key, value in parameters.items():
         if key not in fields:
             raise UsageError(
-                f"objective {name!r}: {key!r} is not one of its parameters; {_nearest(key, fields)}"
+                f"objective {name!r}: {key!r} is not one of its parameters; {nearest(key, fields)}"
             )
         parameters[key] = _typed(value, types[key], f"objective {name!r}: {key}")
     return chosen(**parameters)
@@ -85,9 +84,3 @@ def _typed(value: Any, wanted: Any, where: str) -> Any:
         return tuple(value)
     names = {float: "a finite number", int: "an integer", str: "a text"}
     raise UsageError(f"{where} is {value!r}, expected {names.get(wanted, 'a list of integers')}")
-
-
-def _nearest(word: str, known: Collection[str]) -> str:
-    close = difflib.get_close_matches(word, list(known), n=1)
-    listed = ", ".join(sorted(known)) or "none"
-    return f"did you mean {close[0]}?" if close else f"known: {listed}"
