@@ -90,7 +90,7 @@ def test_help_lists_only_what_works() -> None:
     assert result.exit_code == 0
     listed = result.stdout.partition("Commands:")[2].split("\n")
     commands = [line.split()[0] for line in listed if line.strip()]
-    assert commands == ["audit", "report", "list", "inspect", "organism"]
+    assert commands == ["audit", "report", "mix", "lint", "list", "inspect", "organism"]
     for command in commands:
         assert run(command, "--help").exit_code == 0
 
