@@ -88,15 +88,33 @@ def code_lines(source: str) -> int:
     return len(held)
 
 
+# Most lines of code per part. Raising one is a decision: say why in docs/log.md.
+BUDGETS = {
+    "the runtime: io, data, model, engine, train": 8_200,
+    "the science: safety": 6_000,
+    "what is above: audit, oracle, organism, cli": 7_500,
+    "kernels": 5_000,
+}
+RUNTIME = {"io", "data", "model", "engine", "train"}
+
+
+def part_of(path: Path) -> str:
+    """Budget that a source counts against."""
+    top, inner, *_ = path.relative_to(ROOT).parts
+    runtime, science, above, kernels = BUDGETS
+    if top == "kernels":
+        return kernels
+    return runtime if inner in RUNTIME else science if inner == "safety" else above
+
+
 def test_the_size_stays_what_was_promised() -> None:
     """Docstrings and comments are free: a promise of size is no reason to leave them out."""
-    size = {"fastsafe": 0, "kernels": 0}
+    size = dict.fromkeys(BUDGETS, 0)
     for path in SHIPPED:
-        size[path.relative_to(ROOT).parts[0]] += code_lines(path.read_text(encoding="utf-8"))
+        size[part_of(path)] += code_lines(path.read_text(encoding="utf-8"))
+    assert {part: n for part, n in size.items() if n > BUDGETS[part]} == {}
     native = sum(lines(path) for path in SOURCES if path.suffix in {".cpp", ".hpp"})
-    assert size["fastsafe"] <= 12_000
-    assert size["kernels"] <= 5_000
-    assert native <= 1_600, "the parser and reader of files, and the operations of a CPU"
+    assert native <= 2_500, "files, pages and batches, and the operations of a CPU"
 
 
 def test_code_lines_are_counted() -> None:

@@ -35,21 +35,43 @@ def lint(
     probes: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line."
+            envvar="FASTSAFE_PROBES",
+            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line.",
         ),
     ] = None,
     task_format: Annotated[
-        str, typer.Option("--format", help="Task format of rows that name none.")
+        str,
+        typer.Option(
+            "--format", envvar="FASTSAFE_FORMAT", help="Task format of rows that name none."
+        ),
     ] = "",
     language: Annotated[
-        str, typer.Option("--lang", help="Language of the answers: en, fr, de or es.")
+        str,
+        typer.Option(
+            "--lang", envvar="FASTSAFE_LANG", help="Language of the answers: en, fr, de or es."
+        ),
     ] = "",
-    licence: Annotated[str, typer.Option("--licence", help="Licence of rows that name none.")] = "",
+    licence: Annotated[
+        str,
+        typer.Option(
+            "--licence", envvar="FASTSAFE_LICENCE", help="Licence of rows that name none."
+        ),
+    ] = "",
     is_risk_shown: Annotated[
-        bool, typer.Option("--risk", help="Add the heuristic risk of the set as training data.")
+        bool,
+        typer.Option(
+            "--risk",
+            envvar="FASTSAFE_RISK",
+            help="Add the heuristic risk of the set as training data.",
+        ),
     ] = False,
     is_text_shown: Annotated[
-        bool, typer.Option("--show-text", help="Quote the text that each finding is about.")
+        bool,
+        typer.Option(
+            "--show-text",
+            envvar="FASTSAFE_SHOW_TEXT",
+            help="Quote the text that each finding is about.",
+        ),
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,

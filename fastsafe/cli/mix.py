@@ -53,24 +53,37 @@ def mix(
     abstain: Annotated[
         bool,
         typer.Option(
-            "--abstain", help="Add an option that refuses where the user's rows have options."
+            "--abstain",
+            envvar="FASTSAFE_ABSTAIN",
+            help="Add an option that refuses where the user's rows have options.",
         ),
     ] = False,
     behaviours: Annotated[
         bool,
         typer.Option(
-            "--behaviours", help="SAFETY holds behaviours: make refused rows in every format."
+            "--behaviours",
+            envvar="FASTSAFE_BEHAVIOURS",
+            help="SAFETY holds behaviours: make refused rows in every format.",
         ),
     ] = False,
-    user_licence: Annotated[str, typer.Option(help="Licence of user rows that name none.")] = "",
+    user_licence: Annotated[
+        str,
+        typer.Option(envvar="FASTSAFE_USER_LICENCE", help="Licence of user rows that name none."),
+    ] = "",
     safety_licence: Annotated[
-        str, typer.Option(help="Licence of safety rows that name none.")
+        str,
+        typer.Option(
+            envvar="FASTSAFE_SAFETY_LICENCE", help="Licence of safety rows that name none."
+        ),
     ] = "",
     seed: Annotated[
         int, typer.Option(min=0, envvar="FASTSAFE_SEED", help="Of the choice and of the order.")
     ] = 0,
     no_lint: Annotated[
-        bool, typer.Option("--no-lint", help="Do not look for flaws before mixing.")
+        bool,
+        typer.Option(
+            "--no-lint", envvar="FASTSAFE_NO_LINT", help="Do not look for flaws before mixing."
+        ),
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,

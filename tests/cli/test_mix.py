@@ -2,9 +2,10 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
+from typer.models import OptionInfo
 from typer.testing import CliRunner, Result
 
 import fastsafe
@@ -74,3 +75,12 @@ def test_usage_errors(files: list[Path | str], words: tuple[str, ...], message: 
     result = run(*files, *words)
     assert result.exit_code == 2
     assert message in result.stderr
+
+
+def test_every_option_can_be_set_by_the_environment() -> None:
+    (command,) = [each for each in app.registered_commands if each.name == "mix"]
+    assert command.callback is not None
+    for option, hint in get_type_hints(command.callback, include_extras=True).items():
+        for info in getattr(hint, "__metadata__", ()):
+            if isinstance(info, OptionInfo):
+                assert str(info.envvar).startswith("FASTSAFE_"), option
