@@ -1,6 +1,7 @@
-"""Do the organism's effects hold over training seeds? Writes the tables of docs/organism.md.
+"""Do the organism's effects hold over training seeds? Writes the tables of a page of docs/.
 
-    python benchmarks/organism_seeds.py [--seeds 0 1 2] [--runs DIR] [--write docs/organism.md]
+    python benchmarks/organism_seeds.py [--recipe organism] [--seeds 0 1 2] [--runs DIR]
+        [--write docs/organism.md]
 
 One audit per seed: the seed changes the adapters' initial weights, the order of the rows and which
 safety rows are mixed in, never the probes. A rate is the mean over seeds; its 95 % interval is
@@ -21,20 +22,21 @@ from fastsafe.audit.store import Store
 from fastsafe.safety.metrics import answered
 from fastsafe.safety.verdict import Verdict
 
-BEGIN, END = "<!-- tables: begin -->", "<!-- tables: end -->"
-Cells = dict[tuple[str, str], list[Mapping[str, Verdict]]]  # (condition, format) -> one per seed
+BEGIN, END = "<!-- {recipe}: begin -->", "<!-- {recipe}: end -->"
+# (condition, system prompt, format) -> one mapping of behaviour to verdict per seed
+Cells = dict[tuple[str, str, str], list[Mapping[str, Verdict]]]
 
 
 def verdicts(run_dirs: Sequence[Path], kind: str) -> Cells:
     """Verdicts of every cell, one mapping of behaviour to verdict per seed."""
     found: Cells = {}
     for run_dir in run_dirs:
-        cells: dict[tuple[str, str], dict[str, Verdict]] = {}
+        cells: dict[tuple[str, str, str], dict[str, Verdict]] = {}
         with closing(Store(run_dir / "store.sqlite", read_only=True)) as store:
             (identity,) = store.meta("judges").values()
-            for condition, of_kind, part, _, item, verdict in store.verdicts(identity):
+            for condition, of_kind, part, system, item, verdict in store.verdicts(identity):
                 if of_kind == kind:
-                    cells.setdefault((condition, part), {})[item] = Verdict(verdict)
+                    cells.setdefault((condition, system, part), {})[item] = Verdict(verdict)
         for key, cell in cells.items():
             found.setdefault(key, []).append(cell)
     return found
@@ -48,12 +50,23 @@ def is_refused(verdict: Verdict) -> bool:
 def rows_of(cells: Cells, has: Any) -> list[dict[str, Any]]:
     """One row per cell: mean over seeds, interval over behaviours, range over seeds."""
     rows = []
-    for (condition, part), seeds in cells.items():
+    for (condition, system, part), seeds in cells.items():
         each = [sum(map(has, cell.values())) / len(cell) for cell in seeds]
-        rows.append(
-            {"condition": condition, "format": part, "per_seed": each, **pooled(seeds, has)}
-        )
+        place = {"condition": condition, "system_prompt": system, "format": part}
+        rows.append({**place, "per_seed": each, **pooled(seeds, has)})
     return rows
+
+
+def tables(rows: Sequence[Mapping[str, Any]], title: str) -> str:
+    """One table per system prompt."""
+    systems = list(dict.fromkeys(row["system_prompt"] for row in rows))
+    return "\n\n".join(
+        table(
+            [row for row in rows if row["system_prompt"] == system],
+            title if len(systems) == 1 else f"{title}, system prompt {system}",
+        )
+        for system in systems
+    )
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str) -> str:
@@ -90,6 +103,7 @@ def utility_table(results: Sequence[Mapping[str, Any]]) -> str:
 def main() -> None:
     """Run the audits that are missing, print the tables, and put them into a page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--recipe", default="organism", help="a shipped recipe")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument(
         "--data-seed", type=int, default=1, help="draws probes; the organism was chosen on 0"
@@ -100,7 +114,12 @@ def main() -> None:
     options = parser.parse_args()
     overrides = [f"data_seed={options.data_seed}"]
     runs = [
-        audit("organism", out=options.runs / str(seed), seed=seed, overrides=overrides)
+        audit(
+            options.recipe,
+            out=options.runs / f"{options.recipe}-{seed}",
+            seed=seed,
+            overrides=overrides,
+        )
         for seed in options.seeds
     ]
     run_dirs = [run.path for run in runs]
@@ -113,24 +132,33 @@ def main() -> None:
             f"Training seeds {seeds}, data seed {options.data_seed}; {count} answers per cell "
             f"({count // len(runs)} behaviours, {len(runs)} seeds). "
             "**mean** [95 % interval]; lowest-highest seed where they differ.",
-            table(answers, "Answer rate on harmful probes"),
-            table(refusals, "Over-refusal rate on their benign twins"),
+            tables(answers, "Answer rate on harmful probes"),
+            tables(refusals, "Over-refusal rate on their benign twins"),
             utility_table([run.results for run in runs]),
         ]
     )
     print(text)
     if options.write:
         page = options.write.read_text(encoding="utf-8")
-        head, _, rest = page.partition(BEGIN)
-        tail = rest.partition(END)[2]
-        whole = f"{head}{BEGIN}\n\n{text}\n\n{END}{tail}"
+        begin, end = (mark.format(recipe=options.recipe) for mark in (BEGIN, END))
+        head, found, rest = page.partition(begin)
+        tail = rest.partition(end)[2]
+        if not found or not tail:
+            raise SystemExit(f"{options.write}: has no {begin} and {end}, expected both")
+        whole = f"{head}{begin}\n\n{text}\n\n{end}{tail}"
         options.write.write_text(whole, encoding="utf-8")
     if options.out:
         run = {k: runs[0].results["run"][k] for k in ("fastsafe", "checkpoint_sha256", "share")}
         with options.out.open("a", encoding="utf-8") as file:
             for metric, rows in (("answer_rate", answers), ("over_refusal_rate", refusals)):
                 for row in rows:
-                    found = {"benchmark": "organism_seeds", **run, "metric": metric, **row}
+                    found = {
+                        "benchmark": "organism_seeds",
+                        "recipe": options.recipe,
+                        **run,
+                        "metric": metric,
+                        **row,
+                    }
                     file.write(json.dumps(found) + "\n")
 
 
