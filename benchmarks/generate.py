@@ -22,7 +22,6 @@ import hashlib
 import importlib.util
 import json
 import random
-import resource
 import statistics
 import subprocess
 import sys
@@ -183,6 +182,12 @@ class Peer:
         return {"seconds": seconds, "first_s": first[0], "tokens": tokens, "batch_size": size}
 
 
+def peak_rss_mb() -> float:
+    """Most resident memory of this process; getrusage would count its parent's before exec."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM:")) / 1024
+
+
 def child(side: str, folder: Path) -> None:
     """Run one side and write what it gave; tokens go to a hash and a file beside it."""
     work = json.loads((folder / "work.json").read_text())
@@ -198,7 +203,7 @@ def child(side: str, folder: Path) -> None:
     if "tokens" in found:
         (folder / f"{side}.json").write_text(json.dumps(found["tokens"]))
         found["generated_tokens"] = sum(map(len, found.pop("tokens")))
-    found["peak_rss_mb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    found["peak_rss_mb"] = peak_rss_mb()
     (folder / f"{side}.row.json").write_text(json.dumps(found))
 
 

@@ -182,6 +182,16 @@ def test_an_audit_from_the_first_word_to_the_report(checkpoint: Path, folder: Pa
     assert "seed: 0 -> 1" in sentence(other)
 
 
+def test_an_audit_on_the_transformers_backend(checkpoint: Path, folder: Path) -> None:
+    pytest.importorskip("peft")
+    words = ["audit", "organism", "--model", str(checkpoint), *SMALL, "--out", "a"]
+    result = run(*words, "--backend", "transformers")
+    assert result.exit_code == 0, result.stderr
+    manifest = json.loads((folder / "a" / "manifest.json").read_text())
+    assert manifest["environment"]["backend"] == "transformers"
+    assert 'backend: "transformers" -> "fastsafe"' in sentence(run(*words))
+
+
 def test_the_python_call_is_the_same_audit(checkpoint: Path, folder: Path) -> None:
     from fastsafe import audit
 

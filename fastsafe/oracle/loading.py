@@ -136,11 +136,12 @@ def load_tokenizer(path: Path) -> Tokenizer:
     checkpoint = Checkpoint(path)
     ends = checkpoint.generation_config() or checkpoint.config()
     ids = ends.get("eos_token_id")
+    template = found.chat_template
     return Tokenizer(
         backend,
         special_tokens=found.special_tokens_map,
         eos_ids=ids if isinstance(ids, list) else [] if ids is None else [ids],
-        chat_template=found.chat_template,
+        chat_template=template.get("default") if isinstance(template, dict) else template,
         name=str(path),
     )
 

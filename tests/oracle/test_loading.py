@@ -105,6 +105,24 @@ def test_tokenizers(copy: Path, gpt2: Path) -> None:
         load_tokenizer(copy)
 
 
+def test_code_of_a_tokenizer_never_runs(gpt2: Path, tmp_path: Path) -> None:
+    path = tmp_path / "gpt2"
+    shutil.copytree(gpt2, path)
+    (path / "evil.py").write_text("raise SystemExit('code of the checkpoint ran')")
+    map_ = {"AutoTokenizer": ["evil.Slow", "evil.Fast"]}
+    config = {"tokenizer_class": "Unknown", "auto_map": map_}
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    with pytest.raises(TokenizerError, match="refused by transformers"):
+        load_tokenizer(path)
+    assert "evil" not in sys.modules
+    config = {
+        "tokenizer_class": "GPT2Tokenizer",
+        "chat_template": [{"name": "default", "template": "{{ messages[0].content }}"}],
+    }
+    (path / "tokenizer_config.json").write_text(json.dumps(config))
+    assert load_tokenizer(path).render_chat([{"role": "user", "content": "the"}]) == "the"
+
+
 def test_a_missing_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UsageError, match=r"pip install fastsafe\[parity\]"):
