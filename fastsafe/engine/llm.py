@@ -366,7 +366,7 @@ class LLM:
 
         def make() -> Lane:
             merged = self._merged if self.adapters == "merged" else None
-            options = {
+            options: dict[str, Any] = {
                 "num_pages": num_pages,
                 "max_rows": self.batch_size,
                 "budget": _PROMPT_TOKENS[self.model.device.type],
