@@ -56,9 +56,10 @@ class Projections:
             num_kept: Kept rows, those beyond the last segment included: copies of its last row.
         """
         if self._merged is None:
-            ids = torch.tensor([slot for slot, _, _ in segments])
-            counts = torch.tensor([0, *(end for _, end, _ in segments)]).diff()
-            return self._bank.mixed(ids.repeat_interleave(counts))
+            slots, ends, kept = torch.tensor([[0, 0, 0], *segments]).unbind(1)
+            kept[-1] = num_kept
+            ids = slots[1:].repeat_interleave(ends.diff())
+            return self._bank.mixed(ids, slots[1:].repeat_interleave(kept.diff()))
         self._held = {
             slot: self._held[slot] if slot in self._held else self._merged.get(slot)
             for slot, _, _ in segments

@@ -1,6 +1,6 @@
 """One lane: its rows, its pages, and the loop that computes them step by step."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -11,7 +11,6 @@ from fastsafe.engine.pages import NativeAttention, PageStore, page_tokens
 from fastsafe.engine.reading import Reader, padded
 from fastsafe.engine.scheduler import FinishReason, Row, Scheduler, Work
 from fastsafe.model.lora import AdapterBank
-from fastsafe.model.transformer import Transformer
 
 OnEnd = Callable[[Row, FinishReason | None, object], None]
 
@@ -64,40 +63,55 @@ class Lane:
             page_tokens(model.device),
             max_rows,
             prefix_cache and not config.depends_on_length,
-            False,
+            self.splits,
             min(turns, default=0),
         )
         self._projections = Projections(bank, merged)
 
-    def run(self, work: Work, lane: int, reader: Reader, on_end: OnEnd) -> None:
-        """Compute rows until no work is left or it is cancelled; ``on_end`` sees each once."""
-        scheduler = Scheduler(
+    @property
+    def splits(self) -> bool:
+        """Whether prompts and drawn tokens are computed by different steps."""
+        return False
+
+    def scheduler(self, work: Work, lane: int, on_add: Callable[[int, Row], None]) -> Scheduler:
+        """Scheduler of one call's rows."""
+        return Scheduler(
             self.batch,
             work,
             lane=lane,
             max_rows=self.max_rows,
             max_slots=_MERGED_SLOTS if self._merged else _MANY,
             space_of=lambda slot: slot + 1,
-            on_add=reader.add,
+            on_add=on_add,
         )
+
+    def run(self, work: Work, lane: int, reader: Reader, on_end: OnEnd) -> None:
+        """Compute rows until no work is left or it is cancelled; ``on_end`` sees each once."""
+        scheduler = self.scheduler(work, lane, reader.add)
         try:
             while scheduler.fill():
-                self._step(scheduler, reader, on_end)
+                plan = scheduler.plan(self._budget)
+                try:
+                    pairs = reader.read(self.batch, plan, self.compute(plan))
+                except (MemoryError, RuntimeError) as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    self.back_off(scheduler, on_end)
+                else:
+                    self.end(scheduler, reader, pairs, on_end)
         finally:
             scheduler.clear()
 
-    def _step(self, scheduler: Scheduler, reader: Reader, on_end: OnEnd) -> None:
-        plan = scheduler.plan(self._budget)
-        try:
-            pairs = reader.read(self.batch, plan, self.compute(plan))
-        except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
-                raise
-            failed = scheduler.halve()
-            if failed is not None:
-                row = scheduler.remove(failed)
-                on_end(row, "error", None)
-            return
+    def back_off(self, scheduler: Scheduler, on_end: OnEnd) -> None:
+        """Go on with half the rows after a step that memory did not suffice for."""
+        failed = scheduler.halve()
+        if failed is not None:
+            on_end(scheduler.remove(failed), "error", None)
+
+    def end(
+        self, scheduler: Scheduler, reader: Reader, pairs: Sequence[int], on_end: OnEnd
+    ) -> None:
+        """Hand out the rows that ended; ``pairs`` as ``_native.Batch`` returns them."""
         for handle, reason in scheduler.ended(pairs):
             found = reader.take(self.batch, handle)
             on_end(scheduler.remove(handle), reason, found)

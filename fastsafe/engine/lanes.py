@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -21,7 +21,7 @@ class Ended(NamedTuple):
 
     row: Row
     reason: FinishReason | None
-    found: object
+    found: Any
 
 
 class LanePool:

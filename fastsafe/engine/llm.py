@@ -9,9 +9,10 @@ from torch import Tensor
 
 from fastsafe.data.conversation import Message
 from fastsafe.engine.adapters import Merged
+from fastsafe.engine.device import DeviceLane
 from fastsafe.engine.lane import Lane
 from fastsafe.engine.lanes import Ended, LanePool, run
-from fastsafe.engine.pages import page_bytes, page_tokens
+from fastsafe.engine.pages import is_native, page_bytes, page_tokens
 from fastsafe.engine.prompts import Prompt, Prompts
 from fastsafe.engine.reading import Drawing, Labels, Reader, Scoring
 from fastsafe.engine.request import Completion, SamplingParams, Score
@@ -59,6 +60,7 @@ class LLM:
         *,
         adapters: Literal["merged", "mixed"] | None = None,
         batch_size: int | Literal["auto"] = "auto",
+        strict: bool = True,
         prefix_cache: bool = True,
     ) -> None:
         """Load a checkpoint directory or a hub id.
@@ -71,6 +73,8 @@ class LLM:
                 1 GiB and "mixed" otherwise. ``describe()`` says which.
             batch_size: Most rows computed together by one lane; "auto" is 128 on a CPU, 1024 on a
                 GPU.
+            strict: Whether a row's bits are its own on a GPU, too, by steps of one shape; False
+                shrinks them to the rows that run. A CPU always keeps the promise.
             prefix_cache: Whether rows with equal beginnings share what was computed of them.
 
         Raises:
@@ -101,6 +105,7 @@ class LLM:
         small_cpu = kind == "cpu" and num_bytes < _MERGE_LIMIT_BYTES
         self.adapters = adapters or ("merged" if small_cpu else "mixed")
         self.batch_size = _ROWS[kind] if batch_size == "auto" else batch_size
+        self._strict = strict
         self._prefix_cache = prefix_cache
         self._prompts = Prompts(self.tokenizer, self.model.config, self.bank)
         self._lanes = LanePool()
@@ -113,6 +118,8 @@ class LLM:
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "adapters": self.adapters,
             "batch_size": self.batch_size,
+            "strict": self._strict or is_native(self.model.device),
+            "invariant_products": sorted(self.model.invariant),
             "prefix_cache": self._prefix_cache,
             "attention": "paged",
             "threads": torch.get_num_threads(),
@@ -358,14 +365,16 @@ class LLM:
             return lane.max_rows == self.batch_size and lane.num_pages == num_pages
 
         def make() -> Lane:
-            return Lane(
-                self.bank,
-                self._merged if self.adapters == "merged" else None,
-                num_pages=num_pages,
-                max_rows=self.batch_size,
-                budget=_PROMPT_TOKENS[self.model.device.type],
-                prefix_cache=self._prefix_cache,
-            )
+            merged = self._merged if self.adapters == "merged" else None
+            options: dict[str, Any] = {
+                "num_pages": num_pages,
+                "max_rows": self.batch_size,
+                "budget": _PROMPT_TOKENS[self.model.device.type],
+                "prefix_cache": self._prefix_cache,
+            }
+            if is_native(self.model.device):
+                return Lane(self.bank, merged, **options)
+            return DeviceLane(self.bank, merged, strict=self._strict, **options)
 
         take = lambda: self._lanes.take(fits, make)  # noqa: E731
         return run(rows, self.model.device, take, self._lanes.give, reader)

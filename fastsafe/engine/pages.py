@@ -6,7 +6,6 @@ its bits depend neither on how a prompt was cut into steps nor on which pages we
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -80,9 +79,14 @@ class NativeAttention:
     """``Attend`` of one step on a CPU."""
 
     def __init__(self, store: PageStore, plan: _native.Plan) -> None:
-        tables = (plan.starts, plan.positions, plan.places, plan.table)
         self._store = store
-        self._paged = cpu.Paged(*map(torch.from_numpy, tables), store.num_pages)
+        self._paged = cpu.Paged(
+            torch.from_numpy(plan.starts),
+            torch.from_numpy(plan.positions),
+            torch.from_numpy(plan.places),
+            torch.from_numpy(plan.table),
+            store.num_pages,
+        )
 
     def __call__(
         self,

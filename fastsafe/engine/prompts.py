@@ -55,10 +55,11 @@ class Prompts:
 
     def labels(self, labels: Sequence[int | str]) -> list[int]:
         """Token id of each label; a text must be one token."""
-        found = []
+        found: list[int] = []
         for i, label in enumerate(labels):
-            ids = [label]
-            if isinstance(label, str):
+            if isinstance(label, int):
+                ids = [label]
+            else:
                 ids = self._tokenizer.encode(label, add_special_tokens=False)
                 if len(ids) != 1:
                     raise UsageError(

@@ -63,14 +63,19 @@ class Drawing:
     def __init__(
         self, model: Transformer, params: RowParams, num_handles: int, with_logprobs: bool
     ) -> None:
+        self.params = params
+        self.with_logprobs = with_logprobs
         self._model = model
-        self._params = params
         self._index_of = np.zeros(num_handles, dtype=np.int64)
-        self._with_logprobs = with_logprobs
 
     def add(self, handle: int, row: Row) -> None:
         """Remember which parameters are the row's."""
         self._index_of[handle] = row.index
+
+    def params_of(self, handles: NDArray[np.int64]) -> RowParams:
+        """Parameters of these rows."""
+        index = torch.from_numpy(self._index_of[handles])
+        return self.params.take(index.to(self.params.seeds.device))
 
     def read(self, batch: _native.Batch, plan: _native.Plan, hidden: Tensor) -> list[int]:
         """Draw for the rows whose last token was computed."""
@@ -85,16 +90,16 @@ class Drawing:
             x[:count].numpy()
             for x in sample(
                 self._model.logits(hidden),
-                self._params.take(index),
+                self.params.take(index),
                 positions,
-                self._with_logprobs,
+                self.with_logprobs,
             )
         )
         return batch.append(
             plan.kept_handles,
             plan.kept_stamps,
             ids,
-            logprobs if self._with_logprobs else None,
+            logprobs if self.with_logprobs else None,
             finite,
             stops,
         )

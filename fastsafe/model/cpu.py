@@ -353,10 +353,19 @@ def paged_attention(
     )
     _expect_index(len(paged.positions) == tokens, "paged_attention", q, paged.positions)
     out = q.new_empty(q.shape)
-    tensors = (out, keys, values, q, k, v, paged.starts, paged.positions, paged.places, paged.table)
     _native.paged_attention(
-        *(t.data_ptr() for t in tensors),
-        *paged.table.shape,
+        out.data_ptr(),
+        keys.data_ptr(),
+        values.data_ptr(),
+        q.data_ptr(),
+        k.data_ptr(),
+        v.data_ptr(),
+        paged.starts.data_ptr(),
+        paged.positions.data_ptr(),
+        paged.places.data_ptr(),
+        paged.table.data_ptr(),
+        paged.table.shape[0],
+        paged.table.shape[1],
         heads,
         kv_heads,
         dim,
