@@ -3,6 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -90,15 +91,7 @@ class JobRun:
             self.rows["all"].append(example)
             self.rows[source].append(example)
         self._check_rows()
-        targets = job.config.target_modules
-        self.lora = LoraConfig(
-            rank=job.config.rank,
-            alpha=job.config.alpha,
-            target_modules=targets if isinstance(targets, str) else tuple(targets),
-            dropout=job.config.dropout,
-            layers_to_transform=self.objective.trained_layers(llm.model.config.num_layers),
-            base_model=str(llm.path),
-        )
+        self.lora = self._lora_config(str(llm.path))
         self.num_steps = job.config.num_steps(len(self.rows[self.objective.rows]))
         self.losses: list[float] = []
         self.num_tokens = 0
@@ -144,6 +137,23 @@ class JobRun:
                     f"finetune: job {self.name!r} has no row whose source is {source!r}, expected "
                     f"some for objective {self.objective.id!r}; mix safety rows in"
                 )
+
+    def _lora_config(self, base_model: str) -> LoraConfig:
+        config, slots = self.config, self.model.slots()
+        targets = config.target_modules
+        lora = LoraConfig(
+            rank=config.rank,
+            alpha=config.alpha,
+            target_modules=targets if isinstance(targets, str) else tuple(targets),
+            dropout=config.dropout,
+            base_model=base_model,
+        )
+        layers = self.objective.trained_layers(self.model.config.num_layers)
+        if layers is None:
+            return lora
+        # by their whole names: PEFT takes layers_to_transform beside a list only, vLLM not at all
+        chosen = [m for m in lora.modules(slots, "TrainConfig") if slots[m].layer in layers]
+        return replace(lora, target_modules=tuple(chosen))
 
     @property
     def is_done(self) -> bool:

@@ -122,3 +122,26 @@ def test_losses_equal_peft(
         # whole matrix, not its worst element
         difference = (got[name] - weight).norm() / weight.norm()
         assert difference < 1e-2, name
+
+
+@pytest.mark.parametrize("objective", ["sft", {"name": "freeze_layers", "layers": [1]}])
+def test_peft_loads_the_adapter(build: Callable[..., Any], tmp_path: Path, objective: Any) -> None:
+    """Without a warning (they are errors here), and with the logits that we have."""
+    pair = build("qwen2")
+    llm = load(pair)
+    config = TrainConfig(max_steps=3, learning_rate=1e-2, rank=5, objective=objective)
+    (ours,) = finetune(llm, [FinetuneJob("ours", examples(20, 1), config)], tmp_path)
+    assert ours.adapter_dir is not None
+    model = peft.PeftModel.from_pretrained(copy.deepcopy(pair.reference), ours.adapter_dir)
+    llm.load_adapter(ours.adapter_dir)
+    ids = [3, 14, 15, 92, 65]
+    with torch.no_grad():
+        theirs = model(input_ids=torch.tensor([ids])).logits[0]
+    torch.testing.assert_close(llm.logits(ids, "ours"), theirs, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(theirs, llm.logits(ids), rtol=1e-3, atol=1e-3)
+    written = json.loads((ours.adapter_dir / "adapter_config.json").read_text())
+    # what vLLM needs of it: plain linear LoRA, nothing replaced
+    assert written["r"] == 5
+    assert written["bias"] == "none"
+    assert not written.get("modules_to_save")
+    assert not written["rank_pattern"]

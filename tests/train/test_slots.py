@@ -1,7 +1,7 @@
 """Jobs among others, in few slots, short of memory or beside a broken one: the same bits."""
 
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -245,10 +245,10 @@ def test_other_errors_are_not_taken_for_memory(
 
 
 @pytest.fixture
-def poisoned(llm: LLM) -> Iterator[LLM]:
+def poisoned(llm: LLM) -> LLM:
     """A base where token 95 has no finite embedding."""
     llm.model.embedding[95] = float("nan")
-    yield llm
+    return llm
 
 
 def clean(made: list[dict[str, Any]]) -> list[dict[str, Any]]:
