@@ -239,7 +239,7 @@ def test_a_quantized_base(
     loaded = []
     load = nf4.load
     monkeypatch.setattr(nf4, "load", lambda *a, **k: loaded.append(load(*a, **k)) or loaded[-1])
-    (whole,) = finetune.execute(make(files, "code"), tmp_path, Progress())
+    (whole,) = finetune.execute(make(files, "code"), tmp_path / "whole", Progress())
     assert not loaded
     plan = make(files, "code", given={"quantize": "nf4"})
     (result,) = finetune.execute(plan, tmp_path, Progress())
