@@ -6,9 +6,10 @@ back while it runs. A row that turns out to have ended has then been computed on
 
 Decoding runs at a fixed number of rows, the idle ones included, as a graph: one for each table
 width, whatever adapters the rows have. In strict mode that is always the lane's whole number of
-rows, and prompts are padded to the budget: cuBLAS chooses its algorithm by shape, and only at one
-shape has a row the same bits beside any others (``invariance.py`` checks that it has). Without
-graphs, on a CPU with Triton's interpreter, the same buffers run step by step.
+rows, and prompts are padded to the budget, or to a part of it that gives the same bits: cuBLAS
+chooses its algorithm by shape, and only at one shape has a row the same bits beside any others
+(``invariance.py`` checks both at the start). Without graphs, on a CPU with Triton's interpreter,
+the same buffers run step by step.
 """
 
 from collections import deque
@@ -23,7 +24,7 @@ from torch import Tensor
 
 from fastsafe import _native
 from fastsafe.engine.adapters import Merged
-from fastsafe.engine.invariance import uneven_products
+from fastsafe.engine.invariance import agreeing_rows, uneven_products
 from fastsafe.engine.lane import Lane, OnEnd, is_out_of_memory
 from fastsafe.engine.pages import DEVICE_PAGE, OpsAttention
 from fastsafe.engine.reading import Drawing, Reader
@@ -95,9 +96,14 @@ class DeviceLane(Lane):
         count, device = self.max_rows + 1, self.model.device
         self._last = torch.zeros(count, dtype=torch.int64, device=device)
         self._params = RowParams.stack([SamplingParams()] * count, device, [{-1}] * count)
+        self._prompt_sizes: list[int] = []  # tokens of a step of prompts, rising
+        self._keep_size = self.max_rows
         if strict:
             shapes = (self.max_rows, self._budget)
             self.model.invariant = uneven_products(self.model, shapes)
+            smaller = [self._budget >> i for i in (4, 3, 2, 1) if self._budget >> i >= MIN_ROWS]
+            self._prompt_sizes = agreeing_rows(self.model, self._budget, smaller)
+            self._prompt_sizes.append(self._budget)
 
     @property
     def splits(self) -> bool:
@@ -106,6 +112,7 @@ class DeviceLane(Lane):
 
     def run(self, work: Work, lane: int, reader: Reader, on_end: OnEnd) -> None:
         """Compute rows until no work is left or it is cancelled; ``on_end`` sees each once."""
+        self._keep_size = self.max_rows if isinstance(reader, Drawing) else self._budget
         if not isinstance(reader, Drawing):
             return super().run(work, lane, reader, on_end)
         fresh: list[int] = []  # handles that were given to new rows
@@ -161,7 +168,8 @@ class DeviceLane(Lane):
         count, kept = len(plan.positions), len(plan.keep)
         size, keep_size = max(count, MIN_ROWS), max(kept, MIN_ROWS)
         if self._strict:
-            size, keep_size = self._budget, self._budget if kept > self.max_rows else self.max_rows
+            size = next(size for size in self._prompt_sizes if size >= count)
+            keep_size = self._keep_size
         scratch = self._store.num_pages * DEVICE_PAGE
         rows = np.repeat(np.arange(len(plan.handles)), np.diff(plan.starts))
         ints = [

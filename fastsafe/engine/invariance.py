@@ -32,6 +32,29 @@ def uneven_products(model: Transformer, rows: Sequence[int]) -> frozenset[str]:
     )
 
 
+def agreeing_rows(model: Transformer, rows: int, smaller: Sequence[int]) -> list[int]:
+    """Which smaller numbers of rows give every row the bits that it has among ``rows``.
+
+    Args:
+        model: Products in ``model.invariant`` agree at any number and are not tried.
+        rows: The most.
+        smaller: Numbers to try.
+    """
+    found = []
+    for count in smaller:
+        names = [name for name in NAMES if name not in model.invariant]
+        weights = [model.head if name == "head" else model.weight(0, name) for name in names]
+        if all(_agrees(weight, rows, count) for weight in weights):
+            found.append(count)
+    return found
+
+
+def _agrees(weight: Tensor, rows: int, count: int) -> bool:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(rows, weight.shape[1], generator=generator).to(weight)
+    return torch.equal(F.linear(x[:count], weight), F.linear(x, weight)[:count])
+
+
 def treats_rows_alike(weight: Tensor, rows: int) -> bool:
     """Whether rows keep their bits when they are permuted, and when every other one is replaced."""
     generator = torch.Generator().manual_seed(0)

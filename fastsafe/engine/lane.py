@@ -15,7 +15,7 @@ from fastsafe.model.lora import AdapterBank
 OnEnd = Callable[[Row, FinishReason | None, object], None]
 
 # Adapters whose merged weights one lane holds: of the rows that end, and of those that follow.
-_MERGED_SLOTS = 2
+MERGED_SLOTS = 2
 _MANY = 1 << 30
 
 
@@ -33,7 +33,8 @@ class Lane:
         bank: Adapters, and the base.
         merged: Merged weights, or None to mix adapters.
         num_pages: Pages of keys and values.
-        max_rows: Most rows at once.
+        wanted_rows: Rows at once that were asked for.
+        max_rows: Those that there is memory for.
         budget: Most prompt tokens of a step.
         prefix_cache: Whether rows with equal beginnings share pages.
     """
@@ -44,6 +45,7 @@ class Lane:
         merged: Merged | None,
         *,
         num_pages: int,
+        wanted_rows: int,
         max_rows: int,
         budget: int,
         prefix_cache: bool,
@@ -51,6 +53,7 @@ class Lane:
         model = bank.model
         config = model.config
         self.model = model
+        self.wanted_rows = wanted_rows
         self.max_rows = max_rows
         self.num_pages = num_pages
         self._bank = bank
@@ -80,7 +83,7 @@ class Lane:
             work,
             lane=lane,
             max_rows=self.max_rows,
-            max_slots=_MERGED_SLOTS if self._merged else _MANY,
+            max_slots=MERGED_SLOTS if self._merged else _MANY,
             space_of=lambda slot: slot + 1,
             on_add=on_add,
         )

@@ -1,5 +1,6 @@
 """LLM: a checkpoint and any number of adapters, answering in one continuous batch."""
 
+import os
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,9 +11,17 @@ from torch import Tensor
 from fastsafe.data.conversation import Message
 from fastsafe.engine.adapters import Merged
 from fastsafe.engine.device import DeviceLane
-from fastsafe.engine.lane import Lane
+from fastsafe.engine.lane import MERGED_SLOTS, Lane
 from fastsafe.engine.lanes import Ended, LanePool, run
-from fastsafe.engine.pages import is_native, page_bytes, page_tokens
+from fastsafe.engine.pages import is_native, page_tokens
+from fastsafe.engine.planner import (
+    MAX_ROWS,
+    MERGE_LIMIT_BYTES,
+    MemoryPlan,
+    available_bytes,
+    plan_memory,
+    weight_bytes,
+)
 from fastsafe.engine.prompts import Prompt, Prompts
 from fastsafe.engine.reading import Drawing, Labels, Reader, Scoring
 from fastsafe.engine.request import Completion, SamplingParams, Score
@@ -27,13 +36,11 @@ from fastsafe.model.lora import AdapterBank
 from fastsafe.model.transformer import Transformer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Rows of a step. On a CPU its activations stay near the L2 cache; on a GPU more rows share one read
-# of the weights.
-_ROWS = {"cpu": 128, "cuda": 1024}
-_PROMPT_TOKENS = {"cpu": 512, "cuda": 8192}
-_PAGE_BYTES = {"cpu": 1 << 28, "cuda": 1 << 34}
-# Above this size a merged copy of the weights per adapter is not worth its memory.
-_MERGE_LIMIT_BYTES = 1 << 30
+# Prompt tokens of a step, at most. On a CPU they stay near the L2 cache; in strict mode a GPU
+# computes as many whether they are there or not.
+_PROMPT_TOKENS = {"cpu": 512, "cuda": 4096}
+# Of the host's free memory, the part that caches may take.
+_HOST_SHARE = 0.5
 
 
 class LLM:
@@ -101,10 +108,11 @@ class LLM:
         self.tokenizer.check_vocab(self.model.config.vocab_size)
         self.bank = AdapterBank(self.model)
         kind = self.model.device.type
-        num_bytes = sum(p.numel() * p.element_size() for p in self.model.parameters())
-        small_cpu = kind == "cpu" and num_bytes < _MERGE_LIMIT_BYTES
-        self.adapters = adapters or ("merged" if small_cpu else "mixed")
-        self.batch_size = _ROWS[kind] if batch_size == "auto" else batch_size
+        config, itemsize = self.model.config, self.model.dtype.itemsize
+        is_small = weight_bytes(config, itemsize) < MERGE_LIMIT_BYTES
+        self.adapters = adapters or ("merged" if kind == "cpu" and is_small else "mixed")
+        self.batch_size = MAX_ROWS[kind] if batch_size == "auto" else batch_size
+        self._plan: MemoryPlan | None = None  # of the lanes made last
         self._strict = strict
         self._prefix_cache = prefix_cache
         self._prompts = Prompts(self.tokenizer, self.model.config, self.bank)
@@ -121,6 +129,7 @@ class LLM:
             "strict": self._strict or is_native(self.model.device),
             "invariant_products": sorted(self.model.invariant),
             "prefix_cache": self._prefix_cache,
+            "memory": self._plan.why if self._plan else "nothing was computed yet",
             "attention": "paged",
             "threads": torch.get_num_threads(),
         }
@@ -353,31 +362,41 @@ class LLM:
 
     def _run(self, rows: list[Row], reader: Callable[[Lane], Reader]) -> Iterator[Ended]:
         tokens = page_tokens(self.model.device)
-        num_pages = self._num_pages()
-        for row in rows:
-            if -(-max(row.limit, row.feed) // tokens) > num_pages:
-                raise UsageError(
-                    f"LLM: row {row.index} needs keys and values of {max(row.limit, row.feed)} "
-                    f"tokens, there is room for {num_pages * tokens}; shorten it or its max_tokens"
-                )
+        longest = max((max(row.limit, row.feed) for row in rows), default=0)
+        wanted = self.batch_size
 
         def fits(lane: Lane) -> bool:
-            return lane.max_rows == self.batch_size and lane.num_pages == num_pages
+            return lane.wanted_rows == wanted and lane.num_pages * tokens >= longest
 
-        def make() -> Lane:
-            merged = self._merged if self.adapters == "merged" else None
-            options: dict[str, Any] = {
-                "num_pages": num_pages,
-                "max_rows": self.batch_size,
-                "budget": _PROMPT_TOKENS[self.model.device.type],
-                "prefix_cache": self._prefix_cache,
-            }
-            if is_native(self.model.device):
-                return Lane(self.bank, merged, **options)
-            return DeviceLane(self.bank, merged, strict=self._strict, **options)
-
-        take = lambda: self._lanes.take(fits, make)  # noqa: E731
+        take = lambda: self._lanes.take(fits, lambda: self._lane(longest))  # noqa: E731
         return run(rows, self.model.device, take, self._lanes.give, reader)
 
-    def _num_pages(self) -> int:
-        return _PAGE_BYTES[self.model.device.type] // page_bytes(self.model)
+    def _lane(self, longest: int) -> Lane:
+        """Make a lane with room for rows of ``longest`` tokens; UsageError if there is none."""
+        model, device = self.model, self.model.device
+        merged = self._merged if self.adapters == "merged" else None
+        own = weight_bytes(model.config, model.dtype.itemsize)
+        budget = available_bytes(str(device))
+        if device.type == "cpu":
+            budget = int(budget * _HOST_SHARE / (os.cpu_count() or 1))
+        plan = plan_memory(
+            model.config,
+            itemsize=4 if is_native(device) else model.dtype.itemsize,
+            page_tokens=page_tokens(device),
+            budget_bytes=own + budget,
+            device_kind=device.type,
+            adapter_bytes=0 if merged is None else MERGED_SLOTS * own,
+            batch_size=self.batch_size,
+            context=longest,
+        )
+        self._plan = plan
+        options: dict[str, Any] = {
+            "num_pages": plan.num_pages,
+            "wanted_rows": self.batch_size,
+            "max_rows": plan.batch_size,
+            "budget": min(plan.prefill_tokens, _PROMPT_TOKENS[device.type]),
+            "prefix_cache": self._prefix_cache,
+        }
+        if is_native(device):
+            return Lane(self.bank, merged, **options)
+        return DeviceLane(self.bank, merged, strict=self._strict, **options)

@@ -14,7 +14,7 @@ import fastsafe_kernels as ops
 from fastsafe import _native
 from fastsafe.model import cpu
 from fastsafe.model.config import ModelConfig
-from fastsafe.model.transformer import QKNorms, Transformer
+from fastsafe.model.transformer import QKNorms
 from fastsafe_kernels._spec import INTERPRET
 
 # Tokens of a page for the kernels of a GPU: 16 KB of keys in bf16 at a head size of 128, read in
@@ -30,15 +30,6 @@ def is_native(device: torch.device) -> bool:
 def page_tokens(device: torch.device) -> int:
     """Tokens of a page on this device."""
     return cpu.PAGE if is_native(device) else DEVICE_PAGE
-
-
-def page_bytes(model: Transformer) -> int:
-    """Bytes of one page, in all layers."""
-    config, device = model.config, model.device
-    tokens = page_tokens(device) * config.num_layers * config.num_kv_heads * 2
-    if is_native(device):
-        return tokens * -(-config.head_dim // cpu.PAGE) * cpu.PAGE * 4
-    return tokens * config.head_dim * model.dtype.itemsize
 
 
 class PageStore:

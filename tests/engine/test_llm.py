@@ -1,6 +1,7 @@
 """LLM: order, stops, seeds, limits, and answers that do not depend on the batch."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +9,17 @@ import pytest
 import torch
 
 from fastsafe import LLM, FinetuneJob, SamplingParams, TrainConfig, finetune
-from fastsafe.engine import Completion
+from fastsafe.engine import Completion, planner
 from fastsafe.errors import AdapterError, UsageError
 
 FREE = SamplingParams(max_tokens=20, ignore_eos=True, logprobs=True)
+
+
+def few_pages(patch: pytest.MonkeyPatch, num_pages: int) -> None:
+    """Lanes that are made from now on have this many pages."""
+    plan = planner.plan_memory
+    small = lambda *args, **options: replace(plan(*args, **options), num_pages=num_pages)  # noqa: E731
+    patch.setattr("fastsafe.engine.llm.plan_memory", small)
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -232,8 +240,7 @@ def test_rows_that_do_not_fit_wait_and_answer_as_before(
     many = prompts(40)
     long = SamplingParams(max_tokens=1000, ignore_eos=True, logprobs=True)
     want = llm.generate(many, long)
-    row = 2 * 2 * 2 * 16 * 4 * 128  # K and V, layers, heads, head size, bytes, whole context
-    monkeypatch.setattr("fastsafe.engine.llm._PAGE_BYTES", {"cpu": 4 * row})
+    few_pages(monkeypatch, 4 * 128 // 16)
     assert llm.generate(many, long) == want
 
 

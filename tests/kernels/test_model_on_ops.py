@@ -6,8 +6,7 @@ With TRITON_INTERPRET=1 the model's layers take the kernels even on a CPU.
 import pytest
 import torch
 
-from fastsafe.engine.kv_cache import Prefill, make_cache
-from fastsafe.engine.paged_cache import PagedCache
+from fastsafe.engine.pages import DEVICE_PAGE, OpsAttention, PageStore
 from fastsafe.model import cpu
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
@@ -109,35 +108,31 @@ def test_a_mixed_batch_is_each_adapter_alone(ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3", "qwen3", "olmo2"])
-def test_decoding_over_pages_is_one_forward_pass(family: str) -> None:
-    """Rows of one and two pages, a row dropped on the way, windows and norms of heads included."""
+def test_steps_over_pages_are_one_forward_pass(family: str) -> None:
+    """Prompts cut in two, rows of one and two pages, windows and norms of heads included."""
     config = ModelConfig.from_json(SIZES | {"max_position_embeddings": 80} | FAMILIES[family], "x")
     model = Transformer.random(config)
-    prompts, steps = [4, 1, 62], 4
-    rows = [torch.arange(n + steps) * 7 % 61 for n in prompts]
-    lengths = [len(row) for row in rows]
+    lengths, cuts = [8, 5, 66], [(3, 4), (1, 4), (62, 65)]
+    rows = [torch.arange(n) * 7 % 61 for n in lengths]
     positions = torch.cat([torch.arange(n) for n in lengths])
+    store = PageStore(config, 6, model.device, model.dtype)
+    for page in (*store.keys, *store.values):
+        page.fill_(torch.nan)  # nothing is read that was not written
+    table = torch.tensor([[4, 5], [1, 5], [2, 0]], dtype=torch.int32)
     with torch.inference_mode():
         whole = model.forward(torch.cat(rows), positions, PackedAttention(lengths)).split(lengths)
-        cache = make_cache(config, 3, max(lengths), model.device, model.dtype)
-        assert isinstance(cache, PagedCache)
-        for page in (*cache.keys, *cache.values):
-            page.fill_(torch.nan)  # nothing is read that was not written
-        prefill = Prefill(cache, range(3), prompts)
-        tokens = torch.cat([row[:n] for row, n in zip(rows, prompts, strict=True)])
-        first = model.forward(tokens, prefill.positions, prefill, None, prefill.last)
-        for i, n in enumerate(prompts):
-            torch.testing.assert_close(first[i], whole[i][n - 1], rtol=1e-4, atol=1e-4)
-        kept = [0, 1, 2]
-        for step in range(steps):
-            if step == 2:
-                cache.keep(torch.tensor([0, 2]))
-                kept = [0, 2]
-            at = torch.tensor([prompts[i] + step for i in kept])
-            ids = torch.stack([rows[i][prompts[i] + step] for i in kept])
-            got = model.forward(ids, at, cache.decode(at, int(at.max())), context_lens=at + 1)
-            for row, i in zip(got, kept, strict=True):
-                torch.testing.assert_close(row, whole[i][prompts[i] + step], rtol=1e-4, atol=1e-4)
+        done = [0, 0, 0]
+        for ends in (*zip(*cuts, strict=True), lengths):
+            spans = [torch.arange(a, b) for a, b in zip(done, ends, strict=True)]
+            owner = torch.tensor([i for i, span in enumerate(spans) for _ in span])
+            at = torch.cat(spans)
+            ids = torch.cat([row[span] for row, span in zip(rows, spans, strict=True)])
+            places = table[owner, at // DEVICE_PAGE].long() * DEVICE_PAGE + at % DEVICE_PAGE
+            attend = OpsAttention(store, table[owner], places, at + 1)
+            got = model.forward(ids, at, attend, context_lens=at + 1)
+            want = torch.cat([w[span] for w, span in zip(whole, spans, strict=True)])
+            torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4)
+            done = list(ends)
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.3])
