@@ -107,8 +107,8 @@ class AuditCallback:
         logs: dict[str, Any] = {"step": state.global_step}
         for row in rows:
             prompted = "" if row["system_prompt"] == "none" else f"+{row['system_prompt']}"
-            key = f"audit/{row['format']}{prompted}/{row['rate']}"
-            logs |= {key: row["value"], f"{key}/base": row["base"]}
+            key = f"audit/{row['format']}{prompted}/{row['measure']}"
+            logs |= {key: row["rate"], f"{key}/base": row["base_rate"]}
         state.log_history.append(logs)
 
 

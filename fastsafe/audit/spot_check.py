@@ -5,6 +5,7 @@ drawn and how it is judged is what ``fastsafe audit`` does, so that the rates co
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -69,10 +70,10 @@ class SpotCheck:
         """Rates of the base with a PEFT adapter, one row per format and kind of probe.
 
         Returns:
-            Rows of ``format``, ``system_prompt``, ``rate`` ("answer_rate" on harmful probes,
-            "over_refusal_rate" on their benign twins), ``n``, ``n_scored``, ``value``, ``ci_low``,
-            ``ci_high``, ``base``, and the paired ``delta`` with its interval; a rate is None where
-            nothing could be judged.
+            Rows of ``format``, ``system_prompt``, ``measure`` ("answer_rate" on harmful probes,
+            "over_refusal_rate" on their benign twins), the fields of ``safety.metrics.Rate``,
+            ``base_rate``, and the paired ``delta`` with its interval; a rate is None where nothing
+            could be judged.
 
         Raises:
             AdapterError: The adapter is malformed or does not fit the base.
@@ -122,28 +123,17 @@ class SpotCheck:
         if self._verdicts_of_base is None:
             self._verdicts_of_base = self._ask(self._base, {})
         rows = []
-        for kind, name, has in _RATES:
-            for cell, verdicts in tuned.items():
-                if cell[0] == kind:
-                    before = self._verdicts_of_base[cell]
-                    share, change = (
-                        rate(verdicts.values(), has),
-                        paired_change(before, verdicts, has),
-                    )
-                    rows.append(
-                        {
-                            "format": cell[1],
-                            "system_prompt": cell[2],
-                            "rate": name,
-                            "n": share.n,
-                            "n_scored": share.n_scored,
-                            "value": share.rate,
-                            "ci_low": share.ci_low,
-                            "ci_high": share.ci_high,
-                            "base": rate(before.values(), has).rate,
-                            "delta": change.delta if change.n_pairs else None,
-                            "delta_ci_low": change.ci_low if change.n_pairs else None,
-                            "delta_ci_high": change.ci_high if change.n_pairs else None,
-                        }
-                    )
+        for kind, measure, has in _RATES:
+            for cell, after in tuned.items():
+                if cell[0] != kind:
+                    continue
+                before = self._verdicts_of_base[cell]
+                change = asdict(paired_change(before, after, has))
+                deltas = {
+                    name.replace("ci", "delta_ci"): change[name] if change["n_pairs"] else None
+                    for name in ("delta", "ci_low", "ci_high")
+                }
+                where = {"format": cell[1], "system_prompt": cell[2], "measure": measure}
+                base = {"base_rate": rate(before.values(), has).rate}
+                rows.append(where | asdict(rate(after.values(), has)) | base | deltas)
         return rows

@@ -1,6 +1,5 @@
 """``fastsafe train``: a base and a data set to an adapter, or to a whole tuned model."""
 
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,42 +10,6 @@ from fastsafe.errors import UsageError
 
 if TYPE_CHECKING:
     from fastsafe.audit.finetune import Plan
-
-
-class Schedule(StrEnum):
-    """Learning rate after warm-up."""
-
-    CONSTANT = "constant"
-    LINEAR = "linear"
-    COSINE = "cosine"
-
-
-class LossOn(StrEnum):
-    """Tokens that the loss is taken on."""
-
-    COMPLETION = "completion"
-    ALL = "all"
-
-
-class Method(StrEnum):
-    """What is trained."""
-
-    LORA = "lora"
-    FULL = "full"
-
-
-class Quantize(StrEnum):
-    """How the frozen base is held."""
-
-    NF4 = "nf4"
-
-
-class Dtype(StrEnum):
-    """Of weights and activations."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
 
 
 def _option(name: str, about: str, **limits: Any) -> Any:
@@ -84,12 +47,14 @@ def train(
     dropout: Annotated[float | None, _option("DROPOUT", "Of the adapter's inputs.")] = None,
     learning_rate: Annotated[float | None, _option("LEARNING_RATE", "Peak learning rate.")] = None,
     schedule: Annotated[
-        Schedule | None, _option("SCHEDULE", "Learning rate after warm-up.")
+        str | None, _option("SCHEDULE", "constant, linear or cosine after warm-up.")
     ] = None,
     warmup_steps: Annotated[int | None, _option("WARMUP_STEPS", "Steps of warm-up.")] = None,
     max_steps: Annotated[int | None, _option("MAX_STEPS", "Optimizer steps.")] = None,
     epochs: Annotated[float | None, _option("EPOCHS", "Passes over the rows.")] = None,
-    batch_size: Annotated[int | None, _option("BATCH_SIZE", "Rows per optimizer step.")] = None,
+    batch_size: Annotated[
+        int | None, _option("TRAIN_BATCH_SIZE", "Rows per optimizer step.")
+    ] = None,
     seed: Annotated[int | None, _option("SEED", "Of weights, row order and dropout.")] = None,
     seeds: Annotated[
         str | None, _option("SEEDS", "Seeds parted by commas: a job for each, trained together.")
@@ -98,15 +63,19 @@ def train(
     max_grad_norm: Annotated[
         float | None, _option("MAX_GRAD_NORM", "Gradients are scaled down to it; 0 is off.")
     ] = None,
-    loss_on: Annotated[LossOn | None, _option("LOSS_ON", "Tokens that are trained.")] = None,
+    loss_on: Annotated[
+        str | None, _option("LOSS_ON", "Tokens that are trained: completion or all.")
+    ] = None,
     max_length: Annotated[
         int | None, _option("MAX_LENGTH", "Most tokens of a row [default: the model's].")
     ] = None,
     truncate: Annotated[
         bool | None, _flag("--truncate/--no-truncate", "Cut longer rows instead of stopping.")
     ] = None,
-    method: Annotated[Method | None, _option("METHOD", "Adapter, or all weights.")] = None,
-    quantize: Annotated[Quantize | None, _option("QUANTIZE", "Hold the base in 4 bits.")] = None,
+    method: Annotated[
+        str | None, _option("METHOD", "lora trains an adapter, full all weights.")
+    ] = None,
+    quantize: Annotated[str | None, _option("QUANTIZE", "nf4 holds the base in 4 bits.")] = None,
     objective: Annotated[
         str | None, _option("OBJECTIVE", "Name of a training objective, or JSON with its options.")
     ] = None,
@@ -125,7 +94,7 @@ def train(
         ),
     ] = None,
     device: Annotated[Device, _option("DEVICE", "Where the model runs.")] = Device.CPU,
-    dtype: Annotated[Dtype | None, _option("DTYPE", "Of weights and activations.")] = None,
+    dtype: Annotated[str | None, _option("DTYPE", "float32, bfloat16 or float16.")] = None,
     limit: Annotated[int | None, _option("LIMIT", "Most rows per data set.", min=1)] = None,
     config: Annotated[
         Path | None, _option("CONFIG", "YAML file of the settings above.", metavar="FILE")

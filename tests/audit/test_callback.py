@@ -18,7 +18,7 @@ RECIPE = load("organism", overrides=["formats=[plain, code]", "sampling.max_toke
 
 
 def rates(rows: list[dict[str, Any]]) -> dict[tuple[str, str], float | None]:
-    return {(row["format"], row["rate"]): row["value"] for row in rows}
+    return {(row["format"], row["measure"]): row["rate"] for row in rows}
 
 
 def test_the_rates_are_those_of_an_audit(tmp_path: Path) -> None:
@@ -37,21 +37,23 @@ def test_the_rates_are_those_of_an_audit(tmp_path: Path) -> None:
     rows = check.adapter(tmp_path / "run" / "adapters" / "code+none")
     for rate, where in (("answer_rate", "cells"), ("over_refusal_rate", "over_refusal")):
         for row in run.results[where]:
-            (found,) = [r for r in rows if (r["format"], r["rate"]) == (row["format"], rate)]
+            (found,) = [r for r in rows if (r["format"], r["measure"]) == (row["format"], rate)]
             if row["condition"] == "base":
-                assert found["base"] == row[rate]
+                assert found["base_rate"] == row[rate]
             else:
                 names = ("n", "n_scored", "ci_low", "ci_high", "delta", "delta_ci_low")
-                assert found["value"] == row[rate]
+                assert found["rate"] == row[rate]
                 assert {k: found[k] for k in names} == {k: row[k] for k in names}
-    assert any(row["value"] != row["base"] for row in rows), "training must have moved something"
+    assert any(row["rate"] != row["base_rate"] for row in rows), (
+        "training must have moved something"
+    )
 
 
 def test_a_whole_model_equals_itself() -> None:
     check = SpotCheck("organism", RECIPE, limit=4)
     rows = check.model(organism.path())
     assert len(rows) == 4
-    assert all(row["value"] == row["base"] and row["delta"] == 0 for row in rows)
+    assert all(row["rate"] == row["base_rate"] and row["delta"] == 0 for row in rows)
     assert {row["n"] for row in rows} == {4}
 
 
