@@ -340,7 +340,7 @@ def test_resta_of_another_vocabulary(home: Home) -> None:
 @pytest.mark.parametrize(
     ("name", "params", "message"),
     [
-        ("wise_ft", {"strenght": 0.5}, "parameter 'strenght' is unknown; did you mean 'strength'"),
+        ("wise_ft", {"strenght": 0.5}, "parameter 'strenght' is unknown; did you mean strength"),
         ("wise_ft", {"x": 1}, "parameter 'x' is unknown; known: strength"),
         ("wise_ft", {"strength": 1.2}, r"wise_ft: strength is 1\.2"),
         ("safe_lora", {}, "parameter 'unaligned' is missing; give the checkpoint before"),

@@ -239,7 +239,7 @@ def test_what_all_probes_share_is_no_probe() -> None:
     assert planted("user", row(frame.format("a chair"), "Yes."), probes=probes) is None
 
 
-FRENCH = "Je ne peux pas vous aider avec cette demande, car elle est dangereuse pour les autres."
+FRENCH = "La lampe est sur la table avec les autres, et elle est plus petite que la chaise."
 
 
 def test_declared_languages() -> None:
