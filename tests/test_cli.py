@@ -104,20 +104,6 @@ def test_every_option_can_be_set_by_the_environment() -> None:
         assert f"FASTSAFE_{option}" in text.replace("\n", " ")
 
 
-@pytest.mark.parametrize("what", ["tasks", "formats", "judges", "mitigations", "models", "recipes"])
-def test_list(what: str) -> None:
-    plain, as_json = run("list", what), run("list", what, "--json")
-    entries = json.loads(as_json.stdout)
-    assert [line.split()[0] for line in plain.stdout.splitlines()] == [e["id"] for e in entries]
-    assert {entry["id"]: entry["about"] for entry in entries} == catalogue.entries(what)
-
-
-def test_lists_name_the_vocabulary() -> None:
-    assert {"plain", "code", "translation", "true_false"} <= catalogue.entries("formats").keys()
-    assert catalogue.entries("mitigations")["none"] == "no safety rows"
-    assert "organism" in catalogue.entries("recipes")
-
-
 def test_inspect(checkpoint: Path, folder: Path) -> None:
     facts = json.loads(run("inspect", str(checkpoint), "--json").stdout)
     assert facts["architecture"] == "LlamaForCausalLM"
