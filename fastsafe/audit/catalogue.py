@@ -25,7 +25,8 @@ def entries(what: str) -> dict[str, str]:
             name: about if stage == "data" else f"{stage}: {about}"
             for name, (stage, about) in known().items()
         }
-    return {name: _about(part, what) for name, part in _parts(what).items()}
+    found = {name: _about(part, what) for name, part in _parts(what).items()}
+    return found | _families() if what == "judges" else found
 
 
 def inspect(checkpoint: str) -> dict[str, Any]:
@@ -121,10 +122,26 @@ def _parts(what: str) -> Mapping[str, Any]:
     return found
 
 
+def _families() -> dict[str, str]:
+    """Judges that ask a model, by the ``kind`` of their mapping in a recipe."""
+    from fastsafe.safety.judges import families
+
+    return {
+        name: f"asks a model: {_first_line(family.classifier)}"
+        for name, family in families().items()
+        if family.classifier
+    }
+
+
+def _first_line(part: Any) -> str:
+    """First line of the docstring of the module that a part is from."""
+    module = sys.modules[part.__module__]
+    return (source_of.getdoc(module) or "").partition("\n")[0]
+
+
 def _about(part: Any, what: str) -> str:
     if what == "tasks":
         return f"format {part.format}, metric {part.metric}"
     if what == "formats":
         return " ".join(str(part.template).split())
-    module = sys.modules[type(part).__module__]
-    return (source_of.getdoc(module) or "").partition("\n")[0]
+    return _first_line(type(part))

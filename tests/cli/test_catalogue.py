@@ -26,3 +26,6 @@ def test_lists_name_the_vocabulary() -> None:
     assert {"plain", "code", "translation", "true_false"} <= catalogue.entries("formats").keys()
     assert catalogue.entries("mitigations")["none"] == "no safety rows"
     assert "organism" in catalogue.entries("recipes")
+    judges = catalogue.entries("judges")
+    assert {"refusal", "harmbench", "llama_guard", "rubric_paper1"} <= judges.keys()
+    assert judges["harmbench"].startswith("asks a model: ")
