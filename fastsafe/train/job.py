@@ -151,7 +151,7 @@ class JobRun:
         layers = self.objective.trained_layers(self.model.config.num_layers)
         if layers is None:
             return lora
-        # by their whole names: PEFT takes layers_to_transform beside a list only, vLLM not at all
+        # by their whole names: PEFT refuses layers_to_transform beside "all-linear" and expressions
         chosen = [m for m in lora.modules(slots, "TrainConfig") if slots[m].layer in layers]
         return replace(lora, target_modules=tuple(chosen))
 
@@ -250,11 +250,12 @@ class JobRun:
             if tile.source in self.objective.needs_base:
                 with torch.no_grad():
                     base = self.model.forward(*where, keep=packed.keep)
-            hidden = self.model.forward(*where, project, packed.keep, recompute=thrift.recompute)
+            hidden = project.model.forward(*where, project, packed.keep, recompute=thrift.recompute)
             loss = self.objective.loss(
                 Batch(
                     source=tile.source,
-                    model=self.model,
+                    model=project.model,
+                    base_model=self.model,
                     hidden=hidden,
                     base=base,
                     targets=packed.targets,
@@ -308,10 +309,21 @@ class JobRun:
         self._tiles = []
         self._forget()
         if probe and (step + 1) % probe.monitor.every == 0:
-            monitor = probe.monitor
-            reading = probe.read(self.name, step + 1, slot.lora.projection(0.0, 0))
-            monitor.on_reading(reading)
-            self.stopped_early = monitor.max_kl is not None and reading.kl > monitor.max_kl
+            self._probe(slot, probe)
+
+    def _probe(self, slot: _Slot, probe: DriftProbe) -> None:
+        """Read the drift of the weights that the job would give if it ended here."""
+        theta = slot.lora.flat
+        ours, given = theta.clone(), self.objective.final(slot.state, theta)
+        theta.copy_(given)
+        slot.lora.refresh()
+        project = slot.lora.projection(0.0, 0)
+        reading = probe.read(self.name, len(self.losses), project.model, project)
+        theta.copy_(ours)
+        slot.lora.refresh()
+        probe.monitor.on_reading(reading)
+        most = probe.monitor.max_kl
+        self.stopped_early = most is not None and reading.kl > most
 
     def _fail(self, what: str) -> None:
         self.stop(f"job {self.name!r} {what}; lower its learning rate or check its rows")
@@ -337,6 +349,7 @@ class JobRun:
         assert self._slot
         slot = self._slot
         slot.lora.flat.copy_(self.objective.final(slot.state, slot.lora.flat))
+        slot.lora.refresh()
         self.adapter_dir = out_dir / self.name
         slot.lora.save(self.adapter_dir)
         if self.checkpoint:
