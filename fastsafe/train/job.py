@@ -16,7 +16,7 @@ from fastsafe.errors import DataError, UsageError
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.batches import TILE_TOKENS, Order, Source, Tile, cut, mix, pack
+from fastsafe.train.batches import TILE_TOKENS, Order, Source, Tile, cut, hash_seed, pack
 from fastsafe.train.checkpoint import JobCheckpoint, Progress, adapter_sha256
 from fastsafe.train.config import FinetuneJob, FinetuneResult
 from fastsafe.train.drift import DriftProbe
@@ -105,7 +105,7 @@ class JobRun:
         self._parked: dict[str, Tensor] | None = None
         self._orders: dict[Source, Order] = {}
         self._tiles: list[Tile] = []
-        self._forget()
+        self.drop_step()
 
     def _encode(
         self, tokenizer: Tokenizer, row: Mapping[str, object], where: str, known: dict[str, Example]
@@ -203,13 +203,13 @@ class JobRun:
         if self._slot is not None:
             self._seconds += time.monotonic() - self._since
         self._slot = None
-        self._forget()
+        self.drop_step()
 
     def _seek(self) -> None:
         """Go to where the rows of the next step are."""
         config = self.config
         for source, examples in self.rows.items():
-            seed = mix(config.seed, 1) if source == "safety" else config.seed
+            seed = hash_seed(config.seed, 1) if source == "safety" else config.seed
             self._orders[source] = Order(examples, config.batch_size, seed, config.shuffle)
         for step in range(len(self.losses)):
             for source in self.objective.sources(step):
@@ -280,14 +280,10 @@ class JobRun:
         else:
             self._gradients[tile.source] = gradient
 
-    def _forget(self) -> None:
-        """Drop what tiles of an unfinished step gave."""
+    def drop_step(self) -> None:
+        """Drop what tiles gave: the step begins again with the same tiles, or a new one begins."""
         self._loss = 0.0
         self._gradients: dict[Source, Tensor] = {}
-
-    def drop_step(self) -> None:
-        """Let the step begin again, with the same tiles."""
-        self._forget()
 
     def update(self, probe: DriftProbe | None) -> None:
         """Take the step whose tiles have been added; a job that cannot go on gets an error."""
@@ -307,7 +303,7 @@ class JobRun:
         self.losses.append(self._loss)
         self.num_tokens += sum(len(e.token_ids) for t in self._tiles for p in t.parts for e in p)
         self._tiles = []
-        self._forget()
+        self.drop_step()
         if probe and (step + 1) % probe.monitor.every == 0:
             self._probe(slot, probe)
 
@@ -323,7 +319,7 @@ class JobRun:
         slot.lora.refresh()
         probe.monitor.on_reading(reading)
         most = probe.monitor.max_kl
-        self.stopped_early = most is not None and reading.kl > most
+        self.stopped_early = not self.is_done and most is not None and reading.kl > most
 
     def _fail(self, what: str) -> None:
         self.stop(f"job {self.name!r} {what}; lower its learning rate or check its rows")
@@ -336,7 +332,8 @@ class JobRun:
 
     def save(self, every: int) -> None:
         """Write a checkpoint if one is due."""
-        if self.checkpoint and every and len(self.losses) % every == 0 and self._slot:
+        steps = len(self.losses)
+        if self.checkpoint and self._slot and steps and every and steps % every == 0:
             self.checkpoint.write(self._progress(), self._slot.tensors())
 
     def _progress(self, adapter: str | None = None) -> Progress:

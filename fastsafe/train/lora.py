@@ -17,7 +17,7 @@ from fastsafe.model import cpu
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import LinearSlot, Transformer
-from fastsafe.train.batches import mix
+from fastsafe.train.batches import hash_seed
 from fastsafe_kernels import Segments
 
 # Rows of a tile of the products on a GPU, and of the sums over rows in their gradients.
@@ -346,7 +346,7 @@ class Projection:
 
     def _mask(self, x: Tensor, part: int, layer: int, name: str, module: int) -> Tensor:
         """What is kept of the rows of one part: the same whatever is computed beside or before."""
-        place = mix(self._seed, self._first + part, layer, *name.encode(), module)
+        place = hash_seed(self._seed, self._first + part, layer, *name.encode(), module)
         generator = torch.Generator(device=x.device).manual_seed(place)
         return torch.rand(x.shape, generator=generator, device=x.device) >= self._dropout
 
