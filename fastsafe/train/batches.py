@@ -79,7 +79,9 @@ def cut(batch: Sequence[Example], source: Source, tile_tokens: int, *seeds: int)
     total = sum(len(e.token_ids) for e in batch)
     groups = _groups(ordered, math.ceil(total / tile_tokens))
     return [
-        Tile(source, tuple(map(tuple, _groups(g, _PARTS))), trained, len(batch), mix(*seeds, i))
+        Tile(
+            source, tuple(map(tuple, _groups(g, _PARTS))), trained, len(batch), hash_seed(*seeds, i)
+        )
         for i, g in enumerate(groups)
     ]
 
@@ -125,7 +127,7 @@ def answer_places(example: Example) -> list[int]:
     return places
 
 
-def mix(*parts: int) -> int:
+def hash_seed(*parts: int) -> int:
     """A 63-bit seed that depends on every part (FNV-1a, Fowler et al. 1991)."""
     value = 0xCBF29CE484222325
     for part in parts:

@@ -62,7 +62,7 @@ class DriftProbe:
             UsageError: An opening has no token, or a probe is empty or too long.
         """
         self.monitor = monitor
-        self._model = model
+        self._base = model
         openings = [
             tuple(tokenizer.encode(text, add_special_tokens=False))
             for text in (monitor.refusal, monitor.affirmative)
@@ -80,27 +80,27 @@ class DriftProbe:
         for begin in range(0, len(prompts), _PROBES_AT_ONCE):
             some = prompts[begin : begin + _PROBES_AT_ONCE]
             packed = pack([[_probe(p, o) for p in some] for o in openings], model.device)
-            self._tiles.append((packed, self._hidden(packed, None)))
+            self._tiles.append((packed, _hidden(packed, model, None)))
 
     @torch.no_grad()
-    def read(self, job: str, step: int, project: Project) -> DriftReading:
-        """Read one adapter as it is now."""
+    def read(self, job: str, step: int, model: Transformer, project: Project) -> DriftReading:
+        """Read one adapter as it is now, on the model that it runs on."""
         kl = margin = 0.0
         for packed, base in self._tiles:
-            hidden = self._hidden(packed, project)
+            hidden = _hidden(packed, model, project)
             refusals = packed.kept[0]
             first = torch.nonzero(packed.places[:refusals] == 0)[:, 0]
-            kl += divergence(hidden[first], base[first], self._model).sum().item()
-            logprobs = target_logprobs(hidden, packed.targets, self._model)
+            kl += divergence(hidden[first], base[first], model, self._base).sum().item()
+            logprobs = target_logprobs(hidden, packed.targets, model)
             margin += (logprobs[:refusals].sum() - logprobs[refusals:].sum()).item()
         count = len(self.monitor.prompts)
         return DriftReading(job, step, kl / count, margin / count)
 
-    @torch.no_grad()
-    def _hidden(self, packed: Packed, project: Project | None) -> Tensor:
-        return self._model.forward(
-            packed.token_ids, packed.positions, packed.attention, project, packed.keep
-        )
+
+@torch.no_grad()
+def _hidden(packed: Packed, model: Transformer, project: Project | None) -> Tensor:
+    where = packed.token_ids, packed.positions, packed.attention
+    return model.forward(*where, project, packed.keep)
 
 
 def _encode(prompt: Sequence[Any], tokenizer: Encoder) -> tuple[int, ...]:

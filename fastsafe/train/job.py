@@ -16,7 +16,7 @@ from fastsafe.errors import DataError, UsageError
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.batches import TILE_TOKENS, Order, Source, Tile, cut, mix, pack
+from fastsafe.train.batches import TILE_TOKENS, Order, Source, Tile, cut, hash_seed, pack
 from fastsafe.train.checkpoint import JobCheckpoint, Progress, adapter_sha256
 from fastsafe.train.config import FinetuneJob, FinetuneResult
 from fastsafe.train.drift import DriftProbe
@@ -105,7 +105,7 @@ class JobRun:
         self._parked: dict[str, Tensor] | None = None
         self._orders: dict[Source, Order] = {}
         self._tiles: list[Tile] = []
-        self._forget()
+        self.drop_step()
 
     def _encode(
         self, tokenizer: Tokenizer, row: Mapping[str, object], where: str, known: dict[str, Example]
@@ -151,7 +151,7 @@ class JobRun:
         layers = self.objective.trained_layers(self.model.config.num_layers)
         if layers is None:
             return lora
-        # by their whole names: PEFT takes layers_to_transform beside a list only, vLLM not at all
+        # by their whole names: PEFT refuses layers_to_transform beside "all-linear" and expressions
         chosen = [m for m in lora.modules(slots, "TrainConfig") if slots[m].layer in layers]
         return replace(lora, target_modules=tuple(chosen))
 
@@ -203,13 +203,13 @@ class JobRun:
         if self._slot is not None:
             self._seconds += time.monotonic() - self._since
         self._slot = None
-        self._forget()
+        self.drop_step()
 
     def _seek(self) -> None:
         """Go to where the rows of the next step are."""
         config = self.config
         for source, examples in self.rows.items():
-            seed = mix(config.seed, 1) if source == "safety" else config.seed
+            seed = hash_seed(config.seed, 1) if source == "safety" else config.seed
             self._orders[source] = Order(examples, config.batch_size, seed, config.shuffle)
         for step in range(len(self.losses)):
             for source in self.objective.sources(step):
@@ -250,11 +250,12 @@ class JobRun:
             if tile.source in self.objective.needs_base:
                 with torch.no_grad():
                     base = self.model.forward(*where, keep=packed.keep)
-            hidden = self.model.forward(*where, project, packed.keep, recompute=thrift.recompute)
+            hidden = project.model.forward(*where, project, packed.keep, recompute=thrift.recompute)
             loss = self.objective.loss(
                 Batch(
                     source=tile.source,
-                    model=self.model,
+                    model=project.model,
+                    base_model=self.model,
                     hidden=hidden,
                     base=base,
                     targets=packed.targets,
@@ -279,14 +280,10 @@ class JobRun:
         else:
             self._gradients[tile.source] = gradient
 
-    def _forget(self) -> None:
-        """Drop what tiles of an unfinished step gave."""
+    def drop_step(self) -> None:
+        """Drop what tiles gave: the step begins again with the same tiles, or a new one begins."""
         self._loss = 0.0
         self._gradients: dict[Source, Tensor] = {}
-
-    def drop_step(self) -> None:
-        """Let the step begin again, with the same tiles."""
-        self._forget()
 
     def update(self, probe: DriftProbe | None) -> None:
         """Take the step whose tiles have been added; a job that cannot go on gets an error."""
@@ -306,12 +303,23 @@ class JobRun:
         self.losses.append(self._loss)
         self.num_tokens += sum(len(e.token_ids) for t in self._tiles for p in t.parts for e in p)
         self._tiles = []
-        self._forget()
+        self.drop_step()
         if probe and (step + 1) % probe.monitor.every == 0:
-            monitor = probe.monitor
-            reading = probe.read(self.name, step + 1, slot.lora.projection(0.0, 0))
-            monitor.on_reading(reading)
-            self.stopped_early = monitor.max_kl is not None and reading.kl > monitor.max_kl
+            self._probe(slot, probe)
+
+    def _probe(self, slot: _Slot, probe: DriftProbe) -> None:
+        """Read the drift of the weights that the job would give if it ended here."""
+        theta = slot.lora.flat
+        ours, given = theta.clone(), self.objective.final(slot.state, theta)
+        theta.copy_(given)
+        slot.lora.refresh()
+        project = slot.lora.projection(0.0, 0)
+        reading = probe.read(self.name, len(self.losses), project.model, project)
+        theta.copy_(ours)
+        slot.lora.refresh()
+        probe.monitor.on_reading(reading)
+        most = probe.monitor.max_kl
+        self.stopped_early = not self.is_done and most is not None and reading.kl > most
 
     def _fail(self, what: str) -> None:
         self.stop(f"job {self.name!r} {what}; lower its learning rate or check its rows")
@@ -324,7 +332,8 @@ class JobRun:
 
     def save(self, every: int) -> None:
         """Write a checkpoint if one is due."""
-        if self.checkpoint and every and len(self.losses) % every == 0 and self._slot:
+        steps = len(self.losses)
+        if self.checkpoint and self._slot and steps and every and steps % every == 0:
             self.checkpoint.write(self._progress(), self._slot.tensors())
 
     def _progress(self, adapter: str | None = None) -> Progress:
@@ -337,6 +346,7 @@ class JobRun:
         assert self._slot
         slot = self._slot
         slot.lora.flat.copy_(self.objective.final(slot.state, slot.lora.flat))
+        slot.lora.refresh()
         self.adapter_dir = out_dir / self.name
         slot.lora.save(self.adapter_dir)
         if self.checkpoint:

@@ -83,7 +83,7 @@ def finetune(
             atomic.remove_leftovers(out)
         for run in runs:
             run.resume()
-    plan = plan_memory(llm.model, runs, options.memory_bytes)
+    plan = plan_memory(llm.model, runs, options)
     with tile_runner(llm.model.device) as runner:
         _Loop(llm, runs, out, on_step, options, plan, runner).run()
     return [run.result() for run in runs]
@@ -105,7 +105,7 @@ def plan_training(
         DataError: A row is malformed.
         AdapterError: A target is unknown.
     """
-    return plan_memory(llm.model, prepare(llm, jobs), options.memory_bytes)
+    return plan_memory(llm.model, prepare(llm, jobs), options)
 
 
 class _Loop:
@@ -126,7 +126,7 @@ class _Loop:
         self.options = options
         self.plan = plan
         self.runner = runner
-        self.limit = len(runs) if options.max_jobs == "auto" else options.max_jobs
+        self.limit = plan.max_jobs
         self.thrift = Thrift(recompute=plan.recompute)
         self.probe: DriftProbe | None = None
         if options.monitor and self.waiting:

@@ -17,7 +17,7 @@ from fastsafe.model import cpu
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import LinearSlot, Transformer
-from fastsafe.train.batches import mix
+from fastsafe.train.batches import hash_seed
 from fastsafe_kernels import Segments
 
 # Rows of a tile of the products on a GPU, and of the sums over rows in their gradients.
@@ -158,6 +158,7 @@ class LoraLayout:
         parts: Modules of each fused linear that carry the adapter.
         in_features: Inputs of each fused linear.
         size: P, number of weights.
+        widths: Outputs of each fused linear.
         block_size: Elements of the B of all fused linears with their zeros.
     """
 
@@ -182,14 +183,17 @@ class LoraLayout:
                 r0 = r1
             self.parts[key] = tuple(parts)
         self.in_features = {key: modules[0][1].in_features for key, modules in members.items()}
+        ends: dict[Key, int] = {}
+        for slot in slots.values():
+            key = slot.layer, slot.name
+            ends[key] = max(slot.end, ends.get(key, 0))
+        self.widths = {key: ends[key] for key in members}
         self.size = sum(
             parts[-1].r1 * self.in_features[key]
             + sum((p.end - p.begin) * (p.r1 - p.r0) for p in parts)
             for key, parts in self.parts.items()
         )
-        self.block_size = sum(
-            parts[-1].r1 * len(model.weight(*key)) for key, parts in self.parts.items()
-        )
+        self.block_size = sum(p[-1].r1 * self.widths[key] for key, p in self.parts.items())
 
 
 class TrainedLora:
@@ -215,7 +219,7 @@ class TrainedLora:
         }
         self._blocks = {
             key: torch.zeros(
-                parts[-1].r1, len(model.weight(*key)), dtype=torch.float32, device=model.device
+                parts[-1].r1, layout.widths[key], dtype=torch.float32, device=model.device
             )
             for key, parts in self.parts.items()
         }
@@ -292,6 +296,7 @@ class Projection:
 
     Attributes:
         gradient: [P] fp32, like the adapter's flat vector; complete after the backward pass.
+        model: To run the tile through.
     """
 
     def __init__(
@@ -305,7 +310,7 @@ class Projection:
         rows: Rows | None,
     ) -> None:
         self.gradient = gradient
-        self._model = model
+        self.model = model
         self._whole = whole
         self._parts = parts
         self._dropout = dropout
@@ -319,15 +324,15 @@ class Projection:
         """Multiply by a fused linear and its update; see ``Project``."""
         update = self._whole.get((layer, name))
         if update is None:
-            return self._model.linear(layer, name, x)
+            return self.model.linear(layer, name, x)
         if self._dropout:
             return self._with_dropout(layer, name, x, self._rows[rows is not None])
-        weight, bias = self._model.weight(layer, name), self._model.bias(layer, name)
+        weight, bias = self.model.weight(layer, name), self.model.bias(layer, name)
         return self._apply(x, weight, bias, update)
 
     def _with_dropout(self, layer: int, name: str, x: Tensor, parts: Sequence[slice]) -> Tensor:
         """Each module has its own mask, as in PEFT, so their inputs are no longer shared."""
-        y = self._model.linear(layer, name, x)
+        y = self.model.linear(layer, name, x)
         pieces, at = [], 0
         for module, (part, update) in enumerate(self._parts[layer, name]):
             keep = torch.cat(
@@ -341,7 +346,7 @@ class Projection:
 
     def _mask(self, x: Tensor, part: int, layer: int, name: str, module: int) -> Tensor:
         """What is kept of the rows of one part: the same whatever is computed beside or before."""
-        place = mix(self._seed, self._first + part, layer, *name.encode(), module)
+        place = hash_seed(self._seed, self._first + part, layer, *name.encode(), module)
         generator = torch.Generator(device=x.device).manual_seed(place)
         return torch.rand(x.shape, generator=generator, device=x.device) >= self._dropout
 

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from fastsafe.model.transformer import Transformer
 from fastsafe_kernels import linear_cross_entropy, linear_logprobs, token_logprobs
@@ -38,9 +39,21 @@ class _Chunked(torch.autograd.Function):
 
 
 def through_head(hidden: Tensor, model: Transformer, losses: _OfLogits) -> Tensor:
-    """Apply ``losses`` to the logits of ``hidden`` [M, E], some rows at a time -> [M] fp32."""
+    """Apply ``losses`` to the logits of ``hidden`` [M, E], some rows at a time -> [M] fp32.
+
+    A head that is trained, too, gets its gradient; logits are then computed twice.
+    """
     if not len(hidden):
         return hidden.sum(1).float()  # no loss, but still a node of the graph
+    if model.head.requires_grad:
+        return torch.cat(
+            [
+                checkpoint(
+                    lambda h, r: losses(model.logits(h), r), hidden[r], r, use_reentrant=False
+                )
+                for r in _chunks(hidden, model)
+            ]
+        )
     found: Tensor = _Chunked.apply(hidden, model, losses)  # type: ignore[no-untyped-call]
     return found
 
@@ -53,13 +66,13 @@ def token_loss(
     Args:
         hidden: [M, E] states after the final norm; differentiable.
         targets: [M] int64 token ids.
-        model: Gives the head; it is frozen and gets no gradient.
+        model: Gives the head.
         weights: [M] fp32; None is 1 everywhere. Gets no gradient.
 
     Returns:
         fp32: one loss per row where logits are chunked, [M], or their sum from the fused op, [1].
     """
-    if _fuses(hidden):
+    if _fuses(hidden, model):
         return _fused(hidden, targets, model, weights)[None]
 
     def losses(logits: Tensor, rows: slice) -> Tensor:
@@ -69,24 +82,25 @@ def token_loss(
     return through_head(hidden, model, losses)
 
 
-def divergence(hidden: Tensor, base: Tensor, model: Transformer) -> Tensor:
+def divergence(hidden: Tensor, base: Tensor, model: Transformer, base_model: Transformer) -> Tensor:
     """KL(q || p) of the next token, in nats: q of the states ``base``, p of ``hidden``.
 
     Args:
         hidden: [M, E] states after the final norm; differentiable.
         base: [M, E] states of the base.
-        model: Gives the head.
+        model: Gives the head of ``hidden``.
+        base_model: Gives that of ``base``; the same one where heads are frozen.
 
     Returns:
         fp32, [M] or their sum [1], as ``token_loss``.
     """
-    if _fuses(hidden):
+    if _fuses(hidden, model):
         nothing = torch.zeros(len(hidden), device=hidden.device)
         targets = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
         return _fused(hidden, targets, model, nothing, base)[None]
 
     def losses(logits: Tensor, rows: slice) -> Tensor:
-        log_q = model.logits(base[rows]).log_softmax(-1)
+        log_q = base_model.logits(base[rows]).log_softmax(-1)
         return (log_q.exp() * (log_q - logits.log_softmax(-1))).sum(-1)
 
     return through_head(hidden, model, losses)
@@ -97,7 +111,7 @@ def target_logprobs(hidden: Tensor, targets: Tensor, model: Transformer) -> Tens
     """log p(target) of every row, [M] fp32, without a gradient."""
     if not len(hidden):
         return hidden.new_zeros(0, dtype=torch.float32)
-    if _fuses(hidden):
+    if _fuses(hidden, model):
         config = model.config
         return linear_logprobs(
             hidden, model.head, targets, config.logits_scale, config.logits_softcap or 0.0
@@ -106,8 +120,9 @@ def target_logprobs(hidden: Tensor, targets: Tensor, model: Transformer) -> Tens
     return torch.cat([token_logprobs(model.logits(hidden[r]), targets[r]) for r in chunks])
 
 
-def _fuses(hidden: Tensor) -> bool:
-    return not hidden.is_cpu or INTERPRET
+def _fuses(hidden: Tensor, model: Transformer) -> bool:
+    """Whether the fused ops take it; their head gets no gradient."""
+    return (not hidden.is_cpu or INTERPRET) and not model.head.requires_grad
 
 
 def _fused(

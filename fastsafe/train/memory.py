@@ -7,13 +7,14 @@ inputs of norms and linear layers, queries, keys and values, and the gates.
 
 import os
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from fastsafe.model.transformer import Transformer
 from fastsafe.train.batches import TILE_TOKENS
+from fastsafe.train.config import TrainOptions
 from fastsafe.train.job import JobRun
 from fastsafe.train.lora import LoraLayout
 from fastsafe.train.loss import CHUNK_ELEMENTS
@@ -58,12 +59,14 @@ class MemoryPlan:
     Attributes:
         jobs: What each takes.
         free_bytes: What there is beside the base.
+        max_jobs: Most jobs that may run at once.
         tiles_at_once: Tiles that run at a time, one per thread.
         recompute: Whether activations are computed again, as a step would not fit otherwise.
     """
 
     jobs: tuple[JobMemory, ...]
     free_bytes: int
+    max_jobs: int
     tiles_at_once: int
     recompute: bool
 
@@ -81,7 +84,8 @@ class MemoryPlan:
     def first_wave(self) -> int:
         """How many jobs fit at once, in their order; at least 1."""
         names = [job.name for job in self.jobs]
-        together = [n for n in range(1, len(names) + 1) if self.fits(names[:n])]
+        most = min(self.max_jobs, len(names))
+        together = [n for n in range(1, most + 1) if self.fits(names[:n])]
         return max(together, default=1)
 
     def describe(self) -> list[str]:
@@ -112,23 +116,18 @@ class MemoryPlan:
         return lines
 
 
-def plan_memory(
-    model: Transformer, runs: Sequence[JobRun], memory_bytes: int | None = None
-) -> MemoryPlan:
-    """Plan prepared jobs.
-
-    Args:
-        model: The base.
-        runs: What ``fastsafe.train.loop.prepare`` gives.
-        memory_bytes: What there is beside the base; None = what is free now.
-    """
-    free = memory_bytes or _free_bytes(model.device)
-    at_once = torch.get_num_threads() if model.device.type == "cpu" else 1
+def plan_memory(model: Transformer, runs: Sequence[JobRun], options: TrainOptions) -> MemoryPlan:
+    """Plan jobs that ``fastsafe.train.loop.prepare`` has made."""
     jobs = tuple(_job_memory(model, run) for run in runs)
-    plan = MemoryPlan(jobs, free, at_once, recompute=False)
-    if all(plan.fits([job.name]) for job in jobs):
-        return plan
-    return MemoryPlan(jobs, free, at_once, recompute=True)
+    plan = MemoryPlan(
+        jobs,
+        options.memory_bytes or _free_bytes(model.device),
+        len(jobs) if options.max_jobs == "auto" else options.max_jobs,
+        torch.get_num_threads() if model.device.type == "cpu" else 1,
+        recompute=False,
+    )
+    is_roomy = all(plan.fits([job.name]) for job in jobs)
+    return plan if is_roomy else replace(plan, recompute=True)
 
 
 def _job_memory(model: Transformer, run: JobRun) -> JobMemory:

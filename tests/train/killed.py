@@ -78,7 +78,9 @@ def main() -> None:
     llm = LLM(sys.argv[1])
     out = Path(sys.argv[2])
     rng = random.Random(int(sys.argv[3]))
-    for tries in range(1, 100):
+    tries = 0
+    while True:
+        tries += 1
         deadline = rng.randint(1, 14)
         child = os.fork()
         if not child:

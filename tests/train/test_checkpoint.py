@@ -138,7 +138,7 @@ def test_a_damaged_checkpoint_is_refused(llm: LLM, tmp_path: Path) -> None:
     file = tmp_path / FOLDER / "a" / "state.safetensors"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(CheckpointError, match="state.safetensors"):
+    with pytest.raises(CheckpointError, match=r"state\.safetensors"):
         finetune(llm, [job("a")], tmp_path, options=EVERY)
     for metadata in (None, {"fastsafe.train/1": "{"}, {"fastsafe.train/1": "{}"}):
         safetensors.write(file, {}, metadata)

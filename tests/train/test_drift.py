@@ -58,6 +58,8 @@ def test_early_stop_is_a_normal_end(llm: LLM, tmp_path: Path) -> None:
     assert far.steps == 2
     assert not near.stopped_early
     assert near.steps == 5
+    (last,) = finetune(llm, [job("far", max_steps=2)], tmp_path / "last", options=options)
+    assert not last.stopped_early, "its last step is no early one"
     # the schedule is that of nine steps, and constant: its first two are those of two
     (two,) = finetune(llm, [job("far", max_steps=2)], tmp_path / "two")
     assert far.losses == two.losses

@@ -129,6 +129,8 @@ def test_plan_says_what_it_means(llm: LLM) -> None:
     (a, _, c) = plan.jobs
     assert two - one == a.adapter_bytes == c.adapter_bytes
     assert plan.free_bytes > 1 << 20
+    assert plan_training(llm, jobs, TrainOptions(max_jobs=2)).first_wave == 2
+    assert plan_training(llm, jobs, TrainOptions(memory_bytes=1)).first_wave == 1
 
 
 def test_objectives_with_a_state_take_more(llm: LLM) -> None:

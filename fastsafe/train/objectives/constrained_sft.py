@@ -48,10 +48,8 @@ class ConstrainedSft(Objective):
         betas = torch.full(batch.places.shape, self.later, device=batch.places.device)
         betas[batch.places < 5] = self.next
         betas[batch.places == 0] = self.first
-        now, then = (
-            target_logprobs(states, batch.targets, batch.model)
-            for states in (batch.hidden, batch.base)
-        )
+        now = target_logprobs(batch.hidden, batch.targets, batch.model)
+        then = target_logprobs(batch.base, batch.targets, batch.base_model)
         weights = 2 * torch.sigmoid(-self.strength * betas * (now - then))
         weights = weights.clamp_min(_LEAST_WEIGHT)
         return token_loss(batch.hidden, batch.targets, batch.model, weights) / batch.num_trained

@@ -51,7 +51,7 @@ class Der(Objective):
         assert base is not None
 
         def losses(logits: Tensor, rows: slice) -> Tensor:
-            distance = (logits - batch.model.logits(base[rows])).square().mean(-1)
+            distance = (logits - batch.base_model.logits(base[rows])).square().mean(-1)
             return self.alpha * distance - self.beta * token_logprobs(logits, batch.targets[rows])
 
         terms = through_head(batch.hidden, batch.model, losses)

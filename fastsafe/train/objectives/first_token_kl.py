@@ -37,5 +37,5 @@ class FirstTokenKl(Objective):
         """Cross-entropy of all tokens, and the divergence of the first."""
         assert batch.base is not None
         rows = first_places(batch, self.tokens)
-        kl = divergence(batch.hidden[rows], batch.base[rows], batch.model)
+        kl = divergence(batch.hidden[rows], batch.base[rows], batch.model, batch.base_model)
         return torch.cat((super().loss(batch), kl * (self.strength / batch.num_rows)))

@@ -22,6 +22,7 @@ class Batch(NamedTuple):
 
     source: Source
     model: Transformer
+    base_model: Transformer
     hidden: Tensor  # [M, E] final states; differentiable
     base: Tensor | None  # [M, E] those of the base, for an objective that asks for them
     targets: Tensor  # [M] int64
