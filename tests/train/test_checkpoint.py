@@ -41,13 +41,10 @@ def unbroken(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> list
     return killed.train(LLM(checkpoint), tmp_path_factory.mktemp("unbroken"))
 
 
-@pytest.mark.parametrize("seed", [0, 1])
-def test_killed_and_resumed_equals_unbroken(
-    llm: LLM, checkpoint: Path, tmp_path: Path, seed: int
-) -> None:
+def test_killed_and_resumed_equals_unbroken(llm: LLM, checkpoint: Path, tmp_path: Path) -> None:
     """SIGKILL at random writes, again and again."""
     out = tmp_path / "out"
-    command = [sys.executable, str(SCRIPT), str(checkpoint), str(out), str(seed)]
+    command = [sys.executable, str(SCRIPT), str(checkpoint), str(out), "0"]
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert int(done.stdout) > 3, "the processes must have been killed"
@@ -59,7 +56,7 @@ def test_killed_and_resumed_equals_unbroken(
     assert not list(out.rglob(".tmp-*"))
 
 
-@pytest.mark.parametrize("step", [0, 4, 8, 13])
+@pytest.mark.parametrize("step", [0, 8, 13])
 def test_resumed_in_process(
     llm: LLM, tmp_path: Path, unbroken: list[FinetuneResult], step: int
 ) -> None:
