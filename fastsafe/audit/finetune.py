@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -12,7 +12,7 @@ from fastsafe.audit.source import sources
 from fastsafe.audit.training_settings import Settings, settle, train_config
 from fastsafe.data import readers
 from fastsafe.data.mixture import mix
-from fastsafe.errors import UsageError
+from fastsafe.errors import TrainingError, UsageError
 
 if TYPE_CHECKING:
     from fastsafe.data.packing import Example
@@ -176,7 +176,12 @@ def plan(
 
 
 def execute(
-    plan: Plan, out: Path, progress: Progress, *, resume: bool = True
+    plan: Plan,
+    out: Path,
+    progress: Progress,
+    *,
+    resume: bool = True,
+    announce: Callable[[str], None] = lambda line: None,
 ) -> "list[FinetuneResult]":
     """Load the base and train every job; what is trained appears in ``out`` whole or not at all.
 
@@ -184,15 +189,16 @@ def execute(
         plan: What to do.
         out: Each job is written to ``out/<its name>``.
         progress: Where to show it.
-        resume: Whether jobs that are done are left alone; else they are trained again.
+        resume: Whether to go on from checkpoints and leave jobs alone that are done; else all are
+            trained again.
+        announce: Told what memory it will take, a line at a time, once the base is loaded.
 
     Raises:
-        FastsafeError: The device is absent, or a job cannot go on.
+        TrainingError: A job could not go on; the others are written.
+        FastsafeError: The device is absent, or the checkpoints are of other settings.
     """
-    from fastsafe.train import finetune
+    from fastsafe.train import TrainOptions, finetune, plan_training
 
-    if plan.settings["method"].value == "full":
-        raise UsageError("--method: it is full, expected lora; full fine-tuning is not there yet")
     base = _load(plan)
     steps = sum(job.config.num_steps(len(job.examples)) for job in plan.jobs)
 
@@ -200,10 +206,16 @@ def execute(
         progress.advance(len(losses), f"loss {sum(losses.values()) / len(losses):.3f}")
         progress.event("step", step=step + 1, losses=dict(losses))
 
+    options = TrainOptions(checkpoint_every=plan.settings["checkpoint_every"].value, resume=resume)
+    for line in plan_training(base, plan.jobs, options).describe():
+        announce(f"memory: {line}")
     progress.event("run_started", out=str(out), jobs=[job.name for job in plan.jobs])
     with stage(progress, "train", steps, "steps"):
-        results = finetune(base, plan.jobs, out, on_step)
+        results = finetune(base, plan.jobs, out, on_step, options=options)
     progress.event("run_finished", results=[summary(result) for result in results])
+    errors = [result.error for result in results if result.error is not None]
+    if errors:
+        raise TrainingError(errors[0])
     return results
 
 
@@ -211,11 +223,12 @@ def summary(result: "FinetuneResult") -> dict[str, Any]:
     """Return what came of a job, as JSON values."""
     return {
         "name": result.name,
-        "path": str(result.adapter_dir),
-        "steps": len(result.losses),
+        "path": str(result.adapter_dir) if result.adapter_dir else None,
+        "steps": result.steps,
         "tokens": result.num_tokens,
-        "first_loss": result.losses[0],
-        "last_loss": result.losses[-1],
+        "first_loss": result.losses[0] if result.losses else None,
+        "last_loss": result.losses[-1] if result.losses else None,
+        "error": result.error,
     }
 
 

@@ -21,12 +21,12 @@ METHODS = ("lora", "full")
 
 # Settings beside those of TrainConfig, and their defaults.
 _OWN: dict[str, Any] = {
-    "method": "lora",
     "quantize": None,
     "dtype": None,
     "warmup_ratio": None,
     "max_length": None,
     "truncate": False,
+    "checkpoint_every": 100,
     "share": 0.1,
 }
 # Of two that say the same in two ways the one with precedence resets the other.

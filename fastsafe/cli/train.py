@@ -99,6 +99,10 @@ def train(
     config: Annotated[
         Path | None, _option("CONFIG", "YAML file of the settings above.", metavar="FILE")
     ] = None,
+    checkpoint_every: Annotated[
+        int | None,
+        _option("CHECKPOINT_EVERY", "Steps between checkpoints; 0 writes none.", min=0),
+    ] = None,
     resume: Annotated[
         bool, _flag("--resume/--no-resume", "Continue what was begun, or train it again.")
     ] = True,
@@ -151,7 +155,8 @@ def train(
     if dry_run:
         return
     shows = progress.for_terminal(as_json=as_json)
-    for result in finetune.execute(plan, out, shows, resume=resume):
+    announce = (lambda line: None) if as_json else typer.echo
+    for result in finetune.execute(plan, out, shows, resume=resume, announce=announce):
         if not as_json:
             facts = finetune.summary(result)
             typer.echo(

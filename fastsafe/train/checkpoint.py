@@ -127,9 +127,10 @@ def base_digest(model: Transformer) -> str:
 
 
 def adapter_sha256(folder: Path) -> str | None:
-    """Hash of an adapter's files; None where one is missing."""
+    """Hash of the files of an adapter, or of a whole checkpoint; None where one is missing."""
     total = hashlib.sha256()
-    for name in (WEIGHTS_FILE, CONFIG_FILE):
+    is_whole = (folder / "config.json").is_file()
+    for name in ("model.safetensors", "config.json") if is_whole else (WEIGHTS_FILE, CONFIG_FILE):
         if not (folder / name).is_file():
             return None
         with (folder / name).open("rb") as file:

@@ -34,6 +34,8 @@ class TrainConfig:
         shuffle: Whether each epoch has its own order of rows.
         objective: What is minimized: an id of ``fastsafe.train.objectives``, "sft" for plain
             cross-entropy, or {"name": id} with the objective's parameters beside it.
+        method: "lora" trains an adapter, "full" a copy of all weights, which gives a checkpoint;
+            rank, alpha and target_modules then mean nothing, and dropout must be 0.
     """
 
     rank: int = 8
@@ -52,6 +54,7 @@ class TrainConfig:
     loss_on: Literal["completion", "all"] = "completion"
     shuffle: bool = True
     objective: str | Mapping[str, Any] = "sft"
+    method: Literal["lora", "full"] = "lora"
 
     def __post_init__(self) -> None:
         for name in ("rank", "warmup_steps", "batch_size", "seed", "max_steps"):
@@ -72,6 +75,8 @@ class TrainConfig:
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
             ("max_grad_norm", self.max_grad_norm >= 0, "at least 0 (0 means off)"),
             ("loss_on", self.loss_on in ("completion", "all"), "'completion' or 'all'"),
+            ("method", self.method in ("lora", "full"), "'lora' or 'full'"),
+            ("dropout", self.method == "lora" or self.dropout == 0, "0 where method is 'full'"),
         ):
             if not ok:
                 raise UsageError(
@@ -82,6 +87,11 @@ class TrainConfig:
             raise UsageError(
                 f"TrainConfig: loss_on is {self.loss_on!r}, expected 'completion', as objective "
                 f"{objective.id!r} has to know where an answer begins"
+            )
+        if self.method == "full" and objective.trained_layers(1 << 20) is not None:
+            raise UsageError(
+                f"TrainConfig: method is 'full', expected 'lora' for objective {objective.id!r}, "
+                "which chooses the layers that carry the adapter"
             )
 
     def num_steps(self, num_rows: int) -> int:

@@ -34,6 +34,20 @@ _TEXT_FILES = (
 )
 
 
+class FullLayout:
+    """What whole weights take while they are trained; the counterpart of ``LoraLayout``.
+
+    Attributes:
+        size: P, number of weights.
+        block_size: fp32 elements of the copy in the base's dtype.
+    """
+
+    def __init__(self, model: Transformer) -> None:
+        self.size = sum(tensor.numel() for tensor in model.parameters())
+        is_same = model.dtype is torch.float32
+        self.block_size = 0 if is_same else self.size * model.dtype.itemsize // 4
+
+
 class TrainedFull:
     """Weights of one model in training, as one flat fp32 vector.
 

@@ -20,6 +20,7 @@ from fastsafe.train.batches import TILE_TOKENS, Order, Source, Tile, cut, hash_s
 from fastsafe.train.checkpoint import JobCheckpoint, Progress, adapter_sha256
 from fastsafe.train.config import FinetuneJob, FinetuneResult
 from fastsafe.train.drift import DriftProbe
+from fastsafe.train.full import TrainedFull
 from fastsafe.train.lora import Rows, TrainedLora
 from fastsafe.train.objectives import make_objective
 from fastsafe.train.objectives.objective import Batch, State
@@ -45,20 +46,24 @@ class _Slot:
     """What a job holds on the device while it is trained."""
 
     def __init__(self, job: "JobRun") -> None:
-        self.lora = TrainedLora(job.model, job.lora, job.config.seed)
+        self.weights: TrainedLora | TrainedFull
+        if job.config.method == "full":
+            self.weights = TrainedFull(job.model, job.base_path)
+        else:
+            self.weights = TrainedLora(job.model, job.lora, job.config.seed)
         config = job.config
-        self.optimizer = AdamW(self.lora.flat, config.weight_decay, config.max_grad_norm)
+        self.optimizer = AdamW(self.weights.flat, config.weight_decay, config.max_grad_norm)
         self.state: State = {}
 
     def tensors(self) -> dict[str, Tensor]:
         """All that a step changes, but the count of steps."""
         optimizer = self.optimizer
-        own = {"parameters": self.lora.flat, "mean": optimizer.mean, "square": optimizer.square}
+        own = {"parameters": self.weights.flat, "mean": optimizer.mean, "square": optimizer.square}
         return own | {f"objective.{name}": tensor for name, tensor in self.state.items()}
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
         """Take over what ``tensors`` gave after so many steps."""
-        device = self.lora.flat.device
+        device = self.weights.flat.device
         prefix = "objective."
         self.state = {
             name.removeprefix(prefix): tensor.to(device, copy=True)
@@ -68,7 +73,7 @@ class _Slot:
         for name, tensor in self.tensors().items():
             tensor.copy_(tensors[name])
         self.optimizer.steps = steps
-        self.lora.refresh()
+        self.weights.refresh()
 
 
 class JobRun:
@@ -83,6 +88,7 @@ class JobRun:
             AdapterError: A target names no module of the model.
         """
         self.name, self.config, self.model = job.name, job.config, llm.model
+        self.base_path = llm.path
         self.objective = make_objective(job.config.objective)
         self.rows: dict[Source, list[Example]] = {"all": [], "user": [], "safety": []}
         for i, row in enumerate(job.examples):
@@ -190,7 +196,7 @@ class JobRun:
             slot.restore(self.checkpoint.read(), len(self.losses))
         else:
             gradients = self._row_gradients(slot)
-            slot.state = self.objective.begin(slot.lora.flat, gradients)
+            slot.state = self.objective.begin(slot.weights.flat, gradients)
         self._slot, self._parked = slot, None
 
     def park(self) -> None:
@@ -244,7 +250,7 @@ class JobRun:
         for first, parts in enumerate([(p,) for p in tile.parts] if thrift.one_part else whole):
             packed = pack(parts, self.model.device)
             rows = Rows(packed.rows, packed.kept, first)
-            project = slot.lora.projection(self.config.dropout, tile.seed, rows, gradient)
+            project = slot.weights.projection(self.config.dropout, tile.seed, rows, gradient)
             where = packed.token_ids, packed.positions, packed.attention
             base = None
             if tile.source in self.objective.needs_base:
@@ -291,14 +297,14 @@ class JobRun:
         slot, objective, step = self._slot, self.objective, len(self.losses)
         if not math.isfinite(self._loss):
             return self._fail(f"has loss {self._loss} at step {step}")
-        theta = slot.lora.flat
+        theta = slot.weights.flat
         gradient = objective.combine(self._gradients)
         objective.pull(slot.state, step, self.num_steps, theta, gradient)
         rate = self.config.learning_rate_at(step, self.num_steps)
         norm = slot.optimizer.step(gradient, rate)
         if not math.isfinite(norm):
             return self._fail(f"has a gradient of norm {norm} at step {step}")
-        slot.lora.refresh()
+        slot.weights.refresh()
         objective.after_step(slot.state, step, theta)
         self.losses.append(self._loss)
         self.num_tokens += sum(len(e.token_ids) for t in self._tiles for p in t.parts for e in p)
@@ -309,14 +315,14 @@ class JobRun:
 
     def _probe(self, slot: _Slot, probe: DriftProbe) -> None:
         """Read the drift of the weights that the job would give if it ended here."""
-        theta = slot.lora.flat
+        theta = slot.weights.flat
         ours, given = theta.clone(), self.objective.final(slot.state, theta)
         theta.copy_(given)
-        slot.lora.refresh()
-        project = slot.lora.projection(0.0, 0)
+        slot.weights.refresh()
+        project = slot.weights.projection(0.0, 0)
         reading = probe.read(self.name, len(self.losses), project.model, project)
         theta.copy_(ours)
-        slot.lora.refresh()
+        slot.weights.refresh()
         probe.monitor.on_reading(reading)
         most = probe.monitor.max_kl
         self.stopped_early = not self.is_done and most is not None and reading.kl > most
@@ -345,10 +351,10 @@ class JobRun:
         """Write the adapter and give the slot back."""
         assert self._slot
         slot = self._slot
-        slot.lora.flat.copy_(self.objective.final(slot.state, slot.lora.flat))
-        slot.lora.refresh()
+        slot.weights.flat.copy_(self.objective.final(slot.state, slot.weights.flat))
+        slot.weights.refresh()
         self.adapter_dir = out_dir / self.name
-        slot.lora.save(self.adapter_dir)
+        slot.weights.save(self.adapter_dir)
         if self.checkpoint:
             self.checkpoint.write(self._progress(adapter_sha256(self.adapter_dir)), {})
         self._release()

@@ -16,6 +16,7 @@ from fastsafe.model.transformer import Transformer
 from fastsafe.train.batches import TILE_TOKENS
 from fastsafe.train.config import TrainOptions
 from fastsafe.train.job import JobRun
+from fastsafe.train.full import FullLayout
 from fastsafe.train.lora import LoraLayout
 from fastsafe.train.loss import CHUNK_ELEMENTS
 
@@ -131,7 +132,8 @@ def plan_memory(model: Transformer, runs: Sequence[JobRun], options: TrainOption
 
 
 def _job_memory(model: Transformer, run: JobRun) -> JobMemory:
-    layout = LoraLayout(model, run.lora)
+    is_full = run.config.method == "full"
+    layout = FullLayout(model) if is_full else LoraLayout(model, run.lora)
     vectors = 4 + run.objective.state_vectors + len(run.objective.sources(0)) - 1
     longest = sorted((len(e.token_ids) - 1 for e in run.rows["all"]), reverse=True)
     most = sum(longest[: run.config.batch_size])
@@ -149,7 +151,7 @@ def _job_memory(model: Transformer, run: JobRun) -> JobMemory:
 
 
 def _token_bytes(
-    model: Transformer, layout: LoraLayout, kept: float, dropout: bool
+    model: Transformer, layout: LoraLayout | FullLayout, kept: float, dropout: bool
 ) -> tuple[int, int]:
     """Bytes per token of a tile: all kept for the backward pass, and with recompute.
 
@@ -167,6 +169,8 @@ def _token_bytes(
     heads = 2 * config.num_heads * _FP32  # the softmax's maximum and sum
 
     def linear(layer: int, name: str) -> int:
+        if isinstance(layout, FullLayout):
+            return inputs[name] * element
         parts = layout.parts.get((layer, name), ())
         if not parts:
             return 0
