@@ -15,8 +15,8 @@ import torch
 from fastsafe.model.transformer import Transformer
 from fastsafe.train.batches import TILE_TOKENS
 from fastsafe.train.config import TrainOptions
-from fastsafe.train.job import JobRun
 from fastsafe.train.full import FullLayout
+from fastsafe.train.job import JobRun
 from fastsafe.train.lora import LoraLayout
 from fastsafe.train.loss import CHUNK_ELEMENTS
 
