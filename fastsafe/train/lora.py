@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 import fastsafe_kernels as ops
 from fastsafe.model import cpu
 from fastsafe.model.lora import Adapter, LoraWeights
+from fastsafe.model.nf4 import NF4Transformer
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import LinearSlot, Transformer
 from fastsafe.train.batches import hash_seed
@@ -327,6 +328,8 @@ class Projection:
             return self.model.linear(layer, name, x)
         if self._dropout:
             return self._with_dropout(layer, name, x, self._rows[rows is not None])
+        if isinstance(self.model, NF4Transformer):  # its weight is not to be kept for the backward
+            return self.model.linear(layer, name, x) + self._apply(x, None, None, update)
         weight, bias = self.model.weight(layer, name), self.model.bias(layer, name)
         return self._apply(x, weight, bias, update)
 

@@ -31,7 +31,7 @@ class JobMemory:
 
     Attributes:
         name: Of the job.
-        rank: Of its adapter.
+        rank: Of its adapter; 0 for a whole model.
         adapter_bytes: While it has a slot.
         gradient_bytes: For every one of its tiles that runs.
         token_bytes: For every token of a tile that runs.
@@ -102,19 +102,23 @@ class MemoryPlan:
         lines = [
             f"{len(self.jobs)} jobs, {at_once} at once: {_readable(self.bytes_of(first))} of "
             f"{_readable(self.free_bytes)} that are free",
-            f"{_readable(largest.adapter_bytes)} per adapter of rank {largest.rank}, "
+            f"{_readable(largest.adapter_bytes)} per {_kind(largest)}, "
             f"{_readable(token)} per token of a tile of {largest.tile_tokens}, "
             f"{self.tiles_at_once} tiles at a time",
         ]
         if self.recompute:
             lines.append("activations are computed again in the backward pass, to fit")
-        odd = sorted({job.rank for job in self.jobs if job.rank not in _VLLM_RANKS})
+        odd = sorted({job.rank for job in self.jobs} - {0, *_VLLM_RANKS})
         if odd:
             lines.append(
                 f"rank {', '.join(map(str, odd))}: vLLM takes {', '.join(map(str, _VLLM_RANKS))} "
                 "as its max_lora_rank; set the next one there"
             )
         return lines
+
+
+def _kind(job: JobMemory) -> str:
+    return f"adapter of rank {job.rank}" if job.rank else "whole model"
 
 
 def plan_memory(model: Transformer, runs: Sequence[JobRun], options: TrainOptions) -> MemoryPlan:
@@ -141,9 +145,10 @@ def _job_memory(model: Transformer, run: JobRun) -> JobMemory:
     token, thrifty = _token_bytes(model, layout, kept, run.config.dropout > 0)
     return JobMemory(
         name=run.name,
-        rank=run.config.rank,
+        rank=0 if is_full else run.config.rank,
         adapter_bytes=_FP32 * (vectors * layout.size + layout.block_size),
-        gradient_bytes=_FP32 * layout.size,
+        # the gradients of whole weights are leaves of the graph before they are one vector
+        gradient_bytes=layout.size * (_FP32 + (model.dtype.itemsize if is_full else 0)),
         token_bytes=token,
         thrifty_token_bytes=thrifty,
         tile_tokens=min(most, TILE_TOKENS[model.device.type] + longest[0] // 2),

@@ -137,3 +137,20 @@ def test_a_tied_head_that_differs_is_refused(checkpoint: Path, tmp_path: Path) -
     (tmp_path / "model.safetensors").symlink_to(checkpoint / "model.safetensors")
     with pytest.raises(CheckpointError, match=r"differs from model.embed_tokens.weight"):
         nf4.load(Checkpoint(tmp_path))
+
+
+def test_training_keeps_no_dequantized_weight(checkpoint: Path) -> None:
+    from fastsafe.model.peft import LoraConfig
+    from fastsafe.train.lora import TrainedLora
+
+    model = nf4.load(Checkpoint(checkpoint))
+    lora = TrainedLora(model, LoraConfig(rank=2, alpha=2, target_modules="all-linear"), 0)
+    project = lora.projection(0.0, 0)
+    ids, positions = torch.arange(9), torch.arange(9)
+    kept = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t.shape) or t, lambda t: t):
+        model.forward(ids, positions, PackedAttention([9]), project).sum().backward()
+    shapes = {tuple(w.shape) for w in model.quantized.values()}
+    assert kept
+    assert not shapes & {tuple(shape) for shape in kept}
+    assert project.gradient.count_nonzero()
