@@ -196,12 +196,13 @@ def _token_bytes(
     rope = len(config.ropes) * 2 * config.head_dim * element
     # states before and after the final norm and their gradient; logits of a chunk, thrice
     head = kept * 3 * E * element + 3 * _FP32 * min(kept * config.vocab_size, CHUNK_ELEMENTS / 640)
-    working = max(head, (2 * F + E) * element)
-    everything = sum(begins) + sum(ends) + rope + kept * 2 * E * element + working
+    gated = (2 * F + E) * element
+    everything = sum(begins) + sum(ends) + rope + kept * 2 * E * element + max(head, gated)
     entering = 2 * E * element * (config.num_layers - 1)
     layer = max(begin + end for begin, end in zip(begins, ends, strict=True))
     layer += 4 * F * element if dropout else 0  # the modules' products, before they are one
-    return int(everything), int(min(everything, entering + layer + rope + working))
+    # the head is done with when the first layer is computed again
+    return int(everything), int(min(everything, entering + rope + max(layer + gated, head)))
 
 
 def _free_bytes(device: torch.device) -> int:
