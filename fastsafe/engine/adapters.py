@@ -20,18 +20,20 @@ class Merged:
     def __init__(self, bank: AdapterBank) -> None:
         self._bank = bank
         self._lock = threading.Lock()
-        self._copies: WeakValueDictionary[int, Project] = WeakValueDictionary()
+        # by slot and the bank's version: another adapter may take the slot
+        self._copies: WeakValueDictionary[tuple[int, int], Project] = WeakValueDictionary()
 
     def get(self, slot: int) -> Project | None:
         """Projection of rows with this adapter; its weights live as long as somebody holds it."""
         if slot == BASE:
             return None
         with self._lock:
-            project = self._copies.get(slot)
+            key = slot, self._bank.version
+            project = self._copies.get(key)
             if project is None:
                 project = self._bank.merged(slot)
                 assert project is not None
-                self._copies[slot] = project
+                self._copies[key] = project
             return project
 
 
@@ -47,6 +49,10 @@ class Projections:
         self._bank = bank
         self._merged = merged
         self._held: dict[int, Project | None] = {}  # of the last step's adapters
+
+    def clear(self) -> None:
+        """Let go of merged weights."""
+        self._held = {}
 
     def of(self, segments: Sequence[Sequence[int]], num_kept: int) -> Project | None:
         """Projection of packed rows that are sorted by adapter.

@@ -26,7 +26,7 @@ from fastsafe import _native
 from fastsafe.engine.adapters import Merged
 from fastsafe.engine.invariance import agreeing_rows, uneven_products
 from fastsafe.engine.lane import Lane, OnEnd, is_out_of_memory
-from fastsafe.engine.pages import DEVICE_PAGE, OpsAttention
+from fastsafe.engine.pages import DEVICE_PAGE, OpsAttention, SharedPrefix
 from fastsafe.engine.reading import Drawing, Reader
 from fastsafe.engine.request import SamplingParams
 from fastsafe.engine.sampling import RowParams, sample
@@ -98,6 +98,7 @@ class DeviceLane(Lane):
         self._params = RowParams.stack([SamplingParams()] * count, device, [{-1}] * count)
         self._prompt_sizes: list[int] = []  # tokens of a step of prompts, rising
         self._keep_size = self.max_rows
+        self._shared_pages = 0  # that all rows of an adapter begin with, in this call
         if strict:
             shapes = (self.max_rows, self._budget)
             self.model.invariant = uneven_products(self.model, shapes)
@@ -113,6 +114,7 @@ class DeviceLane(Lane):
     def run(self, work: Work, lane: int, reader: Reader, on_end: OnEnd) -> None:
         """Compute rows until no work is left or it is cancelled; ``on_end`` sees each once."""
         self._keep_size = self.max_rows if isinstance(reader, Drawing) else self._budget
+        self._shared_pages = reader.shared_tokens // DEVICE_PAGE
         if not isinstance(reader, Drawing):
             return super().run(work, lane, reader, on_end)
         fresh: list[int] = []  # handles that were given to new rows
@@ -141,6 +143,7 @@ class DeviceLane(Lane):
                     self.end(scheduler, reader, pairs, on_end)
         finally:
             scheduler.clear()
+            self._projections.clear()
 
     def _launch(self, scheduler: Scheduler, reader: Drawing, fresh: list[int]) -> list[Launched]:
         """Queue the next prompts and the next token of all rows that have drawn one."""
@@ -183,9 +186,24 @@ class DeviceLane(Lane):
         ids, positions, places, lengths, context, owner = self._send(np.stack(ints))
         table = self._send(plan.table).index_select(0, owner)
         keep = self._send(_pad(plan.keep, keep_size, 0))
-        attend = OpsAttention(self._store, table, places, lengths)
+        shared = self._shared(plan, size) if self._shared_pages else None
+        attend = OpsAttention(self._store, table, places, lengths, shared)
         project = self._projections.of(_stretched(plan.segments, size, keep_size), keep_size)
         return self.model.forward(ids, positions, attend, project, keep, context)
+
+    def _shared(self, plan: _native.Plan, size: int) -> SharedPrefix:
+        """Tokens behind the shared pages, by adapter; any of its rows holds pages of the prefix."""
+        behind = _pad(plan.positions, size, 0) >= self._shared_pages * DEVICE_PAGE
+        groups, begin = [], 0
+        for _, end, _ in plan.segments.tolist():
+            tokens = begin + np.flatnonzero(behind[begin:end])
+            if len(tokens):
+                row = np.searchsorted(plan.starts, tokens[0], side="right") - 1
+                pages = plan.table[row, : self._shared_pages].astype(np.int64)
+                groups.append((self._send(tokens), self._send(pages)))
+            begin = end
+        inside = self._send(np.flatnonzero(~behind))
+        return SharedPrefix(self._shared_pages, inside, tuple(groups))
 
     def _decode(self, plan: _native.Plan, with_logprobs: bool) -> tuple[Tensor, ...]:
         """Draw the next token of every row, by a graph where there are graphs."""

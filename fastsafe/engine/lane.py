@@ -104,6 +104,7 @@ class Lane:
                     self.end(scheduler, reader, pairs, on_end)
         finally:
             scheduler.clear()
+            self._projections.clear()
 
     def back_off(self, scheduler: Scheduler, on_end: OnEnd) -> None:
         """Go on with half the rows after a step that memory did not suffice for."""

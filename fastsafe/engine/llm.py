@@ -108,8 +108,7 @@ class LLM:
         self.tokenizer.check_vocab(self.model.config.vocab_size)
         self.bank = AdapterBank(self.model)
         kind = self.model.device.type
-        config, itemsize = self.model.config, self.model.dtype.itemsize
-        is_small = weight_bytes(config, itemsize) < MERGE_LIMIT_BYTES
+        is_small = self._weight_bytes() < MERGE_LIMIT_BYTES
         self.adapters = adapters or ("merged" if kind == "cpu" and is_small else "mixed")
         self.batch_size = MAX_ROWS[kind] if batch_size == "auto" else batch_size
         self._plan: MemoryPlan | None = None  # of the lanes made last
@@ -246,7 +245,10 @@ class LLM:
             )
         starts = [len(prefix) + len(prompt) - 1 for prompt in given]
         whole = [prefix + a + b for a, b in zip(given, targets, strict=True)]
-        return self._read_targets("score", whole, starts, adapters, with_greedy=True)
+        scoring = lambda lane: Scoring(  # noqa: E731
+            self.model, with_greedy=True, shared_tokens=len(prefix)
+        )
+        return self._read_targets("score", whole, starts, adapters, scoring)
 
     def prompt_logprobs(
         self, prompts: Sequence[Prompt], adapters: Sequence[str | None] | None = None
@@ -261,9 +263,9 @@ class LLM:
         many = [i for i, ids in enumerate(whole) if len(ids) > 1]
         names = None if adapters is None else [adapters[i] for i in many]
         self._prompts.slots(adapters, len(whole))
-        scores = self._read_targets(
-            "prompt_logprobs", [whole[i] for i in many], [0] * len(many), names, with_greedy=False
-        )
+        scoring = lambda lane: Scoring(self.model, with_greedy=False)  # noqa: E731
+        longer = [whole[i] for i in many]
+        scores = self._read_targets("prompt_logprobs", longer, [0] * len(many), names, scoring)
         found: list[tuple[float | None, ...]] = [(None,)] * len(whole)
         for i, score in zip(many, scores, strict=True):
             found[i] = (None, *score.token_logprobs)
@@ -298,7 +300,7 @@ class LLM:
             whole = (*prefix, *prompt)
             self._prompts.check_context(f"label_logprobs: prompt {i}", len(whole))
             rows.append(Row(i, slots[i], whole, 0, feed=len(whole), keep_from=len(whole) - 1))
-        found = self._read(rows, lambda lane: Labels(self.model, ids))
+        found = self._read(rows, lambda lane: Labels(self.model, ids, len(prefix)))
         return [found[i] for i in range(len(rows))]
 
     def _prefixed(
@@ -315,8 +317,7 @@ class LLM:
         whole: Sequence[list[int]],
         starts: Sequence[int],
         adapters: Sequence[str | None] | None,
-        *,
-        with_greedy: bool,
+        reader: Callable[[Lane], Reader],
     ) -> list[Score]:
         """Score all tokens behind position ``starts`` of each row."""
         slots = self._prompts.slots(adapters, len(whole))
@@ -326,7 +327,7 @@ class LLM:
             # the last token predicts nothing that is asked for
             feed = len(ids) - 1
             rows.append(Row(i, slots[i], tuple(ids), 0, feed=feed, keep_from=starts[i]))
-        found = self._read(rows, lambda lane: Scoring(self.model, with_greedy=with_greedy))
+        found = self._read(rows, reader)
         return [found[i] for i in range(len(rows))]
 
     def _read(self, rows: list[Row], reader: Callable[[Lane], Reader]) -> dict[int, Any]:
@@ -371,11 +372,14 @@ class LLM:
         take = lambda: self._lanes.take(fits, lambda: self._lane(longest))  # noqa: E731
         return run(rows, self.model.device, take, self._lanes.give, reader)
 
+    def _weight_bytes(self) -> int:
+        return weight_bytes(self.model.config, self.model.dtype.itemsize)
+
     def _lane(self, longest: int) -> Lane:
         """Make a lane with room for rows of ``longest`` tokens; UsageError if there is none."""
         model, device = self.model, self.model.device
         merged = self._merged if self.adapters == "merged" else None
-        own = weight_bytes(model.config, model.dtype.itemsize)
+        own = self._weight_bytes()
         budget = available_bytes(str(device))
         if device.type == "cpu":
             budget = int(budget * _HOST_SHARE / (os.cpu_count() or 1))

@@ -6,6 +6,7 @@ its bits depend neither on how a prompt was cut into steps nor on which pages we
 """
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -101,6 +102,17 @@ class NativeAttention:
         return out.to(q.dtype)
 
 
+class SharedPrefix(NamedTuple):
+    """Which tokens of a step follow a prefix that all rows of an adapter share.
+
+    They attend to it together, and to their own row's tokens behind it one by one.
+    """
+
+    num_pages: int  # full pages of the prefix
+    inside: Tensor  # [n] tokens of the prefix itself, and idle ones
+    groups: tuple[tuple[Tensor, Tensor], ...]  # tokens [m] of an adapter, its prefix's pages
+
+
 class OpsAttention:
     """``Attend`` of one step on the kernels of a GPU; nothing here waits for the device.
 
@@ -109,9 +121,18 @@ class OpsAttention:
         table: [N, width] int32, the pages of each token's row.
         places: [N] int64, where each token's key and value go.
         lengths: [N] int64, tokens that each attends to, itself included; 0 for an idle one.
+        shared: What is attended to together, where the caller has said that it is shared.
     """
 
-    def __init__(self, store: PageStore, table: Tensor, places: Tensor, lengths: Tensor) -> None:
+    def __init__(
+        self,
+        store: PageStore,
+        table: Tensor,
+        places: Tensor,
+        lengths: Tensor,
+        shared: SharedPrefix | None = None,
+    ) -> None:
+        self._shared = shared
         self._store = store
         self._table = table
         self._places = places
@@ -154,5 +175,21 @@ class OpsAttention:
     def _attend(
         self, layer: int, q: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        pages = self._store.keys[layer], self._store.values[layer], self._table
-        return ops.paged_decode(q, *pages, self._lengths, scale, window or 0, softcap or 0.0)[0]
+        pages = self._store.keys[layer], self._store.values[layer]
+        near, cap = window or 0, softcap or 0.0
+        if self._shared is None or window is not None:  # a window may end within the prefix
+            return ops.paged_decode(q, *pages, self._table, self._lengths, scale, near, cap)[0]
+        count, inside, groups = self._shared
+        out = torch.empty_like(q)
+        if len(inside):
+            rows = self._table[inside], self._lengths[inside]
+            out[inside] = ops.paged_decode(q[inside], *pages, *rows, scale, near, cap)[0]
+        for tokens, prefix in groups:
+            own, table = q[tokens], self._table[tokens, count:]
+            lengths = self._lengths[tokens] - count * DEVICE_PAGE
+            # [pages, Hkv, PAGE, D] -> [tokens, Hkv, D]
+            k, v = (x[prefix].transpose(1, 2).flatten(0, 1) for x in pages)
+            before = ops.prefix_attention(own, k, v, scale, cap)
+            behind = ops.paged_decode(own, *pages, table, lengths, scale, near, cap)
+            out[tokens] = ops.merge_attention(*before, *behind)[0]
+        return out

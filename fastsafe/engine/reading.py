@@ -21,7 +21,13 @@ _LOGIT_ELEMENTS = 1 << 24
 
 
 class Reader(Protocol):
-    """Reads one kind of result; one per lane."""
+    """Reads one kind of result; one per lane.
+
+    Attributes:
+        shared_tokens: Tokens that all rows of an adapter begin with, where the caller says so.
+    """
+
+    shared_tokens: int
 
     def add(self, handle: int, row: Row) -> None:
         """Hear of a row before it runs."""
@@ -59,6 +65,8 @@ class Drawing:
         num_handles: Most rows at once.
         with_logprobs: Whether some row wants them.
     """
+
+    shared_tokens = 0
 
     def __init__(
         self, model: Transformer, params: RowParams, num_handles: int, with_logprobs: bool
@@ -112,7 +120,8 @@ class Drawing:
 class Scoring:
     """Log-probability of the token after each kept one."""
 
-    def __init__(self, model: Transformer, *, with_greedy: bool) -> None:
+    def __init__(self, model: Transformer, *, with_greedy: bool, shared_tokens: int = 0) -> None:
+        self.shared_tokens = shared_tokens
         self._model = model
         self._with_greedy = with_greedy
 
@@ -165,7 +174,10 @@ class Scoring:
 class Labels:
     """Log-probabilities of a few tokens after a row's last."""
 
-    def __init__(self, model: Transformer, label_ids: Sequence[int]) -> None:
+    def __init__(
+        self, model: Transformer, label_ids: Sequence[int], shared_tokens: int = 0
+    ) -> None:
+        self.shared_tokens = shared_tokens
         self._model = model
         self._ids = torch.tensor(label_ids, device=model.device)
         self._found: dict[int, tuple[float, ...]] = {}

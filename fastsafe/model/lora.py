@@ -156,6 +156,10 @@ class AdapterBank:
     """Adapters of different ranks and targets on one base model, addressed by slot.
 
     A slot is a small integer that stays with its adapter until it is removed; -1 is the base.
+
+    Attributes:
+        model: The base.
+        version: Another number whenever an adapter was added or removed.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -163,6 +167,7 @@ class AdapterBank:
         self._slots = model.slots()
         self._adapters: list[tuple[Adapter, Fused] | None] = []
         self._stacks: AdapterStacks | None = None  # of these adapters, made when first used
+        self.version = 0
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -196,6 +201,7 @@ class AdapterBank:
         }
         entry = (adapter, fuse(placed, self._slots))
         self._stacks = None
+        self.version += 1
         for slot_id, old in enumerate(self._adapters):
             if old is None:
                 self._adapters[slot_id] = entry
@@ -211,6 +217,7 @@ class AdapterBank:
         """Free the slot of an adapter."""
         self._adapters[self.slot(name)] = None
         self._stacks = None
+        self.version += 1
 
     def slot(self, name: str | None) -> int:
         """Slot of an adapter by name; -1 for None.

@@ -340,6 +340,25 @@ def test_a_shared_prefix_changes_nothing_but_the_work(llm: LLM) -> None:
     assert shared == llm.label_logprobs(whole, [4, 5], names)
 
 
+def test_a_slot_that_another_adapter_takes(
+    checkpoint: Path, adapter_dirs: dict[str, Path], llm: LLM
+) -> None:
+    """Nothing of the one that was there before is used again."""
+    many = prompts(20)
+    other = LLM(checkpoint, adapters=llm.adapters)  # type: ignore[arg-type]
+    for name in ("a", "b", "a"):
+        other.load_adapter(adapter_dirs[name], name=name)
+        names = [name] * 20
+        assert other.generate(many, FREE, names) == llm.generate(many, FREE, names)
+        other.unload_adapter(name)
+
+
+def test_no_prompts(llm: LLM) -> None:
+    assert llm.generate([]) == []
+    assert llm.score([], []) == []
+    assert llm.prompt_logprobs([]) == []
+
+
 def test_describe_names_the_choices(llm: LLM) -> None:
     found = llm.describe()
     assert found["strict"] is True
