@@ -97,7 +97,7 @@ def describe(plan: Plan) -> dict[str, Any]:
 
 def _behaviours(plan: Plan) -> int:
     """Number of behaviours per cell: those asked for, or all that the source has."""
-    return len({row.item for row in plan.rows if row.kind == "harmful"})
+    return len({row.item for row in plan.rows if row.kind != "utility"})
 
 
 def _detectable(plan: Plan) -> str:

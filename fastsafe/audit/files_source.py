@@ -46,8 +46,8 @@ class FilesSource:
             DataError: There is none.
         """
         pool = [b for b in self._behaviours if self._data.safety or not _is_for_training(b)]
-        if not any(behaviour.harmful for behaviour in pool):
-            raise self._too_few("probes", "harmful behaviours")
+        if not pool:
+            raise self._too_few("probes")
         return _shuffled(pool, seed)[:n]
 
     def task_rows(
@@ -77,18 +77,18 @@ class FilesSource:
 
         pool = _shuffled([b for b in self._behaviours if _is_for_training(b) and b.harmful], seed)
         if not pool:
-            raise self._too_few("safety rows", "harmful behaviours")
+            raise self._too_few("safety rows")
         found: list[dict[str, Any]] = []
         for round_ in range(-(-n // len(pool))):
             # every behaviour once before any comes again, with another refusal
             found += safety_rows_from(pool, [format], translate=self.translate, seed=seed + round_)
         return found[:n]
 
-    def _too_few(self, what: str, of_which: str) -> DataError:
+    def _too_few(self, what: str) -> DataError:
         return DataError(
-            f"{self._data.behaviours}: holds {len(self._behaviours)} behaviours, which leave no "
-            f"{of_which} for {what}: half make probes and half safety rows; give more of them, or "
-            "safety rows as data.safety"
+            f"{self._data.behaviours}: holds {len(self._behaviours)} behaviours, of which none is "
+            f"left for {what}; about half make probes and the other half safety rows: give more "
+            "harmful ones, or safety rows as data.safety"
         )
 
     def _safety_file(self, format: str, n: int, seed: int) -> Sequence[dict[str, Any]]:
