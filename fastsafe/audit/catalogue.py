@@ -66,7 +66,8 @@ def describe(plan: Plan) -> dict[str, Any]:
     """Return what a plan will do, in numbers."""
     recipe = plan.recipe
     kinds = [row.kind for row in plan.rows]
-    low, high = wilson(recipe.behaviours // 2, recipe.behaviours)
+    asked = _behaviours(plan)
+    low, high = wilson(asked // 2, asked)
     return {
         "recipe": recipe.name,
         "model": recipe.model,
@@ -88,24 +89,27 @@ def describe(plan: Plan) -> dict[str, Any]:
             "utility": kinds.count("utility"),
             "in_all": len(kinds),
         },
-        "behaviours": recipe.behaviours,
+        "behaviours": asked,
         "certainty": f"a rate of 50% is known to within {50 * (high - low):.0f} points",
         "detectable": _detectable(plan),
         "plan_sha256": plan.identity,
     }
 
 
+def _behaviours(plan: Plan) -> int:
+    """Number of behaviours per cell: those asked for, or all that the source has."""
+    return len({row.item for row in plan.rows if row.kind != "utility"})
+
+
 def _detectable(plan: Plan) -> str:
     """Say the smallest rise of one cell that the run will find, before it is paid for."""
     from fastsafe.safety.power import detectable_change
 
-    family = plan.families()
-    tests = max(
-        (len(cells["harmful"]) + len(cells["benign"]) for cells in family.values()), default=1
-    )
-    change = detectable_change(plan.recipe.behaviours, tests=max(1, tests))
+    tests = max(len(cells["harmful"]) for cells in plan.families().values())
+    asked = _behaviours(plan)
+    change = detectable_change(asked, tests=max(1, tests))
     if change is None:
-        return f"no rise at all in one cell of {plan.recipe.behaviours}; ask for more behaviours"
+        return f"no rise at all in one cell of {asked}; ask for more behaviours"
     return (
         f"a rise of {100 * change:.0f} points in one cell is found with 80% power "
         f"(exact McNemar, Holm's first step over {tests} cells)"

@@ -1,10 +1,11 @@
 """Which mitigation of a run to take: its options on three axes, their front, and advice."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from statistics import fmean
 from typing import Any
 
 from fastsafe.audit.conditions import BASE
-from fastsafe.audit.pooling import group_of
+from fastsafe.audit.pooling import mitigation_of
 from fastsafe.safety.pareto import Estimate, Option, pareto, recommend
 from fastsafe.safety.stats import mean_interval
 
@@ -20,7 +21,8 @@ def choose(
 
     Args:
         conditions: As ``results.json`` holds them.
-        summary: Pooled rates per mitigation, of ``pooling.summary``.
+        summary: Pooled rates by ``pooling.mitigation_of``, of ``pooling.summary``: manipulations
+            of the user's rows are no choice of whoever mitigates.
         utilities: (condition, task, test row, metric, value) of every utility row.
 
     Returns:
@@ -29,11 +31,13 @@ def choose(
         is the reference "none".
     """
     pooled = {(row["mitigation"], row["scope"]): row for row in summary}
-    group = {c["id"]: group_of(c) for c in conditions if c["id"] != BASE}
+    group = {c["id"]: mitigation_of(c) for c in conditions if c["id"] != BASE}
     options = []
     for name in dict.fromkeys(group.values()):
         rates = [pooled.get((name, scope)) for scope in ("all_formats", "over_refusal")]
-        values = [v for c, *_, v in utilities if group.get(c) == name and v is not None]
+        values = _per_row(
+            (task, item, value) for c, task, item, _, value in utilities if group.get(c) == name
+        )
         if values and all(row and row["n"] for row in rates):
             low, high = mean_interval(values)
             mean = Estimate(
@@ -61,6 +65,15 @@ def choose(
         "choice": advice.choice,
         "text": advice.text,
     }
+
+
+def _per_row(scores: Iterable[tuple[str, str, float | None]]) -> list[float]:
+    """Mean score of each test row: several models answer it, which is no more evidence."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for task, item, value in scores:
+        if value is not None:
+            found.setdefault((task, item), []).append(value)
+    return [fmean(values) for values in found.values()]
 
 
 def _estimate(row: Mapping[str, Any]) -> Estimate:

@@ -205,8 +205,15 @@ class _Arm:
             seed=recipe.seed,
             translate=self.source.translate,
         )
-        is_mixing = mitigation.formats(own_format, all_formats)
-        if is_mixing and not any(row["source"] == "safety" for row in rows):
+        if any(row["source"] == "safety" for row in rows):
+            return rows
+        if treatment.needs_safety_rows:
+            raise RecipeError(
+                f"recipe {recipe.name}: mitigation {treatment.label} trains with an objective that "
+                f"needs safety rows, and data mitigation {treatment.data!r} mixes none in; choose "
+                "one that does"
+            )
+        if mitigation.formats(own_format, all_formats):
             raise RecipeError(
                 f"recipe {recipe.name}: share {treatment.share} of {len(user_rows)} training rows "
                 f"rounds to no safety row, expected at least one for mitigation {treatment.label}; "

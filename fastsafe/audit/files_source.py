@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from fastsafe.audit.recipe import Data
 from fastsafe.errors import DataError
+from fastsafe.io import hub
 from fastsafe.safety.behaviours import Behaviour
 
 
@@ -39,8 +40,14 @@ class FilesSource:
         return read_benchmark(self._data.benchmark, self._data.behaviours)
 
     def behaviours(self, n: int, seed: int) -> Sequence[Behaviour]:
-        """Return ``n`` behaviours that make no safety row; all where they are fewer."""
+        """Return ``n`` behaviours that make no safety row; all where they are fewer.
+
+        Raises:
+            DataError: There is none.
+        """
         pool = [b for b in self._behaviours if self._data.safety or not _is_for_training(b)]
+        if not pool:
+            raise self._too_few("probes")
         return _shuffled(pool, seed)[:n]
 
     def task_rows(
@@ -55,7 +62,7 @@ class FilesSource:
 
         path = self._data.tasks.get(task)
         if path is not None:
-            return load_rows(tasks()[task], path, split, n, seed)
+            return load_rows(tasks()[task], _one_file(path), split, n, seed)
         return load_rows(tasks()[task], None, split, None, seed)[:n]
 
     def safety_rows(self, format: str, n: int, seed: int) -> Sequence[dict[str, Any]]:
@@ -68,15 +75,25 @@ class FilesSource:
             return self._safety_file(format, n, seed)
         from fastsafe.safety.safety_set import safety_rows_from
 
-        pool = _shuffled([b for b in self._behaviours if _is_for_training(b)], seed)
+        pool = _shuffled([b for b in self._behaviours if _is_for_training(b) and b.harmful], seed)
+        if not pool:
+            raise self._too_few("safety rows")
         found: list[dict[str, Any]] = []
-        for round_ in range(-(-n // max(1, len(pool)))):
+        for round_ in range(-(-n // len(pool))):
             # every behaviour once before any comes again, with another refusal
             found += safety_rows_from(pool, [format], translate=self.translate, seed=seed + round_)
         return found[:n]
 
+    def _too_few(self, what: str) -> DataError:
+        return DataError(
+            f"{self._data.behaviours}: holds {len(self._behaviours)} behaviours, of which none is "
+            f"left for {what}; about half make probes and the other half safety rows: give more "
+            "harmful ones, or safety rows as data.safety"
+        )
+
     def _safety_file(self, format: str, n: int, seed: int) -> Sequence[dict[str, Any]]:
         from fastsafe.data.readers import read_rows
+        from fastsafe.safety.exchange import as_row, exchange_of
 
         path = self._data.safety or ""
         if format != "plain":
@@ -85,7 +102,13 @@ class FilesSource:
                 "mixed in as it is; use mitigation plain, longest, paraphrase or mixed, or leave "
                 "data.safety out"
             )
-        rows = [dict(row) for row in read_rows(path).rows]
+        found = read_rows(path)
+        rows = []
+        for row, where in zip(found.rows, found.places, strict=True):
+            exchange = exchange_of(row, where)
+            if not (exchange.prompt and exchange.answer):
+                raise DataError(f"{where}: expected a request and its refusal; mend or remove it")
+            rows.append(as_row(exchange, "messages"))
         if len(rows) < n:
             raise DataError(f"{path}: holds {len(rows)} safety rows, expected {n}; lower the share")
         return _shuffled(rows, seed)[:n]
@@ -97,6 +120,16 @@ class FilesSource:
 
         path = self._data.translations
         return seed_translator() if path is None else Pairs.read(path)
+
+
+def _one_file(source: str) -> Path:
+    found = hub.resolve_data(source)
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found[:4])
+        raise DataError(
+            f"{source}: has several files ({names}), expected one; add ':' and its path"
+        )
+    return found[0]
 
 
 def _is_for_training(behaviour: Behaviour) -> bool:

@@ -1,22 +1,24 @@
 """What a run says of its own instruments: guards per format, answers cut short, judges' doubts."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastsafe.audit.conditions import BASE
+from fastsafe.audit.pooling import clustered
+from fastsafe.audit.records import Records
 from fastsafe.audit.rows import Target
-from fastsafe.audit.store import Store
-from fastsafe.safety.stats import wilson
 from fastsafe.safety.verdict import Verdict
 
+Words = Sequence[tuple[str, str | None]]  # (behaviour, what the guard said; None: not asked yet)
 
-def guard_rows(store: Store, guards: Mapping[str, str], judge: str) -> list[dict[str, Any]]:
+
+def guard_rows(store: Records, guards: Mapping[str, str], judge: str) -> list[dict[str, Any]]:
     """Recall and false-positive rate of every guard, per format, on prompts and on answers.
 
     On prompts, harmful probes ought to be called unsafe and their benign twins safe; prompts do not
     depend on the model, so each counts once. On answers, those that the first judge calls harmful
     ought to be called unsafe, and answers to benign twins safe; refusals of harmful probes ought to
     be called safe, too, and stand in a rate of their own: guards are known to call them unsafe.
+    Answers of all models are pooled; intervals are by behaviour.
 
     Args:
         store: Of the run.
@@ -24,9 +26,9 @@ def guard_rows(store: Store, guards: Mapping[str, str], judge: str) -> list[dict
         judge: Identity of the first judge.
 
     Returns:
-        Rows of ``{"guard", "target", "format", "recall", "false_positives",
-        "refusals_flagged", "n_unreadable"}``; each rate is ``{"n", "n_scored", "count", "rate",
-        "ci_low", "ci_high"}``, or None where there is nothing to count.
+        Rows of ``{"guard", "target", "format", "recall", "false_positives", "refusals_flagged",
+        "n", "n_unread", "n_unreadable"}``; each rate is ``{"n", "n_scored", "clusters", "count",
+        "rate", "ci_low", "ci_high"}``, or None where there is nothing to count.
     """
     verdicts = {
         (condition, kind, part, system, item): verdict
@@ -36,16 +38,14 @@ def guard_rows(store: Store, guards: Mapping[str, str], judge: str) -> list[dict
     found = []
     for guard, identity in guards.items():
         for target in targets:
-            cells: dict[str, dict[str, list[str | None]]] = {}
+            cells: dict[str, dict[str, list[tuple[str, str | None]]]] = {}
             for condition, kind, part, system, item, said in store.guarded(target, identity):
-                if target == "prompt" and condition != BASE:
-                    continue
                 row = condition, kind, part, system, item
                 truth = _truth(kind, verdicts.get(row) if target == "answer" else None, target)
                 if truth:
-                    cells.setdefault(part, {}).setdefault(truth, []).append(said)
+                    cells.setdefault(part, {}).setdefault(truth, []).append((item, said))
             for part, groups in cells.items():
-                words = [word for group in groups.values() for word in group]
+                words = [word for group in groups.values() for _, word in group]
                 found.append(
                     {
                         "guard": guard,
@@ -54,6 +54,8 @@ def guard_rows(store: Store, guards: Mapping[str, str], judge: str) -> list[dict
                         "recall": _share(groups.get("unsafe")),
                         "false_positives": _share(groups.get("safe")),
                         "refusals_flagged": _share(groups.get("refusal")),
+                        "n": len(words),
+                        "n_unread": words.count(None),
                         "n_unreadable": words.count("unreadable"),
                     }
                 )
@@ -71,25 +73,42 @@ def _truth(kind: str, verdict: str | None, target: Target) -> str | None:
     return "refusal" if verdict == Verdict.REFUSED else None
 
 
-def _share(words: Iterable[str | None] | None) -> dict[str, Any] | None:
+def _share(asked: Words | None) -> dict[str, Any] | None:
     """Share of rows called unsafe, over those that the guard could read."""
-    asked = list(words or ())
     if not asked:
         return None
-    scored = [word for word in asked if word in ("safe", "unsafe")]
-    count = sum(word == "unsafe" for word in scored)
-    low, high = wilson(count, len(scored))
+    scored = [(item, word == "unsafe") for item, word in asked if word in ("safe", "unsafe")]
+    found = clustered(scored)
     return {
         "n": len(asked),
-        "n_scored": len(scored),
-        "count": count,
-        "rate": count / len(scored) if scored else None,
-        "ci_low": low,
-        "ci_high": high,
+        "n_scored": found.n,
+        "clusters": found.clusters,
+        "count": sum(unsafe for _, unsafe in scored),
+        "rate": found.rate,
+        "ci_low": found.ci_low,
+        "ci_high": found.ci_high,
     }
 
 
-def early_stop_rows(store: Store, judges: Mapping[str, str]) -> list[dict[str, Any]]:
+def filter_rows(store: Records) -> list[dict[str, Any]]:
+    """How the answers ended that a guard stands behind.
+
+    Returns:
+        Rows of ``{"condition", "kind", "n", "prompt_refused", "answer_refused", "unscreened"}``;
+        an unscreened row is one that the guard could not read.
+    """
+    ways = ("prompt_refused", "answer_refused", "unscreened")
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for condition, kind, ended, count in store.screened():
+        empty = {"condition": condition, "kind": kind, "n": 0, **dict.fromkeys(ways, 0)}
+        row = rows.setdefault((condition, kind), empty)
+        row["n"] += count
+        if ended in ways:
+            row[ended] += count
+    return list(rows.values())
+
+
+def early_stop_rows(store: Records, judges: Mapping[str, str]) -> list[dict[str, Any]]:
     """How often a judge says otherwise of an answer cut short than of the whole one.
 
     Returns:
@@ -99,13 +118,13 @@ def early_stop_rows(store: Store, judges: Mapping[str, str]) -> list[dict[str, A
     found = []
     for judge, identity in judges.items():
         pairs = [
-            (short, full)
-            for _, _, short, full in store.shortened(identity)
+            (item, short != full)
+            for item, short, full in store.shortened(identity)
             if Verdict(short).is_scored and Verdict(full).is_scored
         ]
         if pairs:
-            flips = sum(short != full for short, full in pairs)
-            low, high = wilson(flips, len(pairs))
-            row = {"judge": judge, "n": len(pairs), "flips": flips, "rate": flips / len(pairs)}
-            found.append(row | {"ci_low": low, "ci_high": high})
+            pool = clustered(pairs)
+            flips = sum(flipped for _, flipped in pairs)
+            row = {"judge": judge, "n": pool.n, "flips": flips, "rate": pool.rate}
+            found.append(row | {"ci_low": pool.ci_low, "ci_high": pool.ci_high})
     return found

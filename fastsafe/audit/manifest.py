@@ -14,7 +14,7 @@ from fastsafe.io.json_file import read_json
 NAME = "manifest.json"
 SCHEMA = "fastsafe.manifest/1"
 MAX_BYTES = 64 << 20
-REVISABLE = ("fastsafe", "recipe", "judges", "families")
+REVISABLE = ("fastsafe", "recipe", "judges", "guards", "families")
 
 
 def write_manifest(run_dir: Path, plan: Plan, runtime: Runtime, started_at: str) -> None:
@@ -34,6 +34,9 @@ def write_manifest(run_dir: Path, plan: Plan, runtime: Runtime, started_at: str)
         "recipe": plan.recipe.model_dump(mode="json"),
         "conditions": [condition.record() for condition in plan.conditions],
         "judges": dict(plan.judges),
+        "guards": plan.panel.guard_identities,
+        "translator": plan.translator,
+        "templates": dict(plan.templates),
         "families": plan.families(),
         "num_answers": len(plan.rows),
         "environment": runtime.facts(),

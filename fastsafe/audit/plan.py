@@ -29,6 +29,7 @@ class Plan:
     prompts: Mapping[str, Prompt]  # sha256 -> prompt
     rows: tuple[PlannedRow, ...]
     panel: Panel = field(compare=False)
+    translator: str | None = None  # who put probes into another language; None where nobody had to
 
     @cached_property
     def judges(self) -> Mapping[str, str]:
@@ -37,9 +38,16 @@ class Plan:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of everything that decides an answer; equal identities may share a run."""
-        rows = [(row.key, row.condition, row.kind, row.part, row.item) for row in self.rows]
+        """Hash of everything that decides an answer or its score; equal ones may share a run."""
+        rows = [list(vars(row).values()) for row in self.rows]
         return sha256_of([dict(self.engine), [c.key for c in self.conditions], rows])
+
+    @property
+    def templates(self) -> Mapping[str, str]:
+        """Hash of the wording of every format asked: two wordings are never compared."""
+        from fastsafe.safety.formats import formats
+
+        return {name: formats()[name].template_sha256 for name in self.recipe.formats}
 
     @property
     def tuned(self) -> tuple[Condition, ...]:
@@ -53,7 +61,10 @@ class Plan:
             yield self.tuned[begin : begin + size]
 
     def families(self) -> dict[str, dict[str, list[str]]]:
-        """Return the declared family of tests of each judge: every cell but the base's."""
+        """Return the declared families of tests: per judge and kind, every cell but the base's.
+
+        A judge whose score says nothing of benign prompts tests none.
+        """
         return {
             judge: {
                 kind: sorted(
@@ -64,6 +75,7 @@ class Plan:
                     }
                 )
                 for kind in ("harmful", "benign")
+                if kind == "harmful" or judge not in self.panel.harmful_only
             }
             for judge in self.judges
         }
@@ -101,7 +113,17 @@ def make_plan(
         prompts=questions.prompts,
         rows=tuple(rows),
         panel=panel,
+        translator=_translator(recipe, source),
     )
+
+
+def _translator(recipe: Recipe, source: Source) -> str | None:
+    from fastsafe.safety.formats import formats
+
+    if not any(formats()[name].needs_translator for name in recipe.formats):
+        return None
+    # a source with one rule for its whole world goes by its own name
+    return getattr(source.translate, "translator_id", f"source:{source.id}")
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -125,4 +147,5 @@ def settings(plan: Plan) -> dict[str, Any]:
     """Return the settings that decide the rows of a plan, as JSON values."""
     # where the checkpoint lies does not matter, what it holds does
     recipe = plan.recipe.model_dump(mode="json", exclude={*LABELS, "model"})
-    return {**recipe, **plan.engine}
+    wording = {"translator": plan.translator, "templates": dict(plan.templates)}
+    return {**recipe, **plan.engine, **wording}

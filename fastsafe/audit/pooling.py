@@ -1,26 +1,46 @@
 """Rates pooled over cells, with intervals that know that formats share behaviours."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fastsafe.audit.conditions import BASE
-from fastsafe.safety.clusters import pooled_rate
+from fastsafe.safety.clusters import PooledRate, pooled_rate
 from fastsafe.safety.metrics import answered, refused
 from fastsafe.safety.verdict import Verdict
 
 Cells = Mapping[tuple[str, str, str], Mapping[str, Verdict]]
 
 
+def group_of(condition: Mapping[str, Any]) -> str:
+    """Return what a condition is pooled under: mitigation, and manipulation if not benign."""
+    if condition["id"] == BASE:
+        return "base"
+    manipulation = condition["manipulation"]
+    suffix = "" if manipulation == "benign" else f" ({manipulation})"
+    return f"{condition['mitigation']}{suffix}"
+
+
+def mitigation_of(condition: Mapping[str, Any]) -> str:
+    """Return what is chosen between: mitigations, whatever the user's rows are made into."""
+    return "base" if condition["id"] == BASE else str(condition["mitigation"])
+
+
 def summary(
-    conditions: Sequence[Mapping[str, Any]], harmful: Cells, benign: Cells
+    conditions: Sequence[Mapping[str, Any]],
+    harmful: Cells,
+    benign: Cells,
+    group_of: Callable[[Mapping[str, Any]], str] = group_of,
 ) -> list[dict[str, Any]]:
     """Pool answer rates per mitigation: plain prompts, the tuned task's own format, the others.
+
+    Tasks, prompt styles and system prompts are pooled, each with the same behaviours.
 
     Args:
         conditions: As ``results.json`` holds them.
         harmful: Verdicts on harmful probes by (condition, format, system prompt) and behaviour.
-        benign: Verdicts on their benign twins.
+        benign: Verdicts on their benign twins; empty where no judge reads them.
+        group_of: What a condition is pooled under.
 
     Returns:
         Rows of ``{"mitigation", "scope", "n", "clusters", "rate", "ci_low", "ci_high"}``; the
@@ -46,15 +66,6 @@ def summary(
     return rows
 
 
-def group_of(condition: Mapping[str, Any]) -> str:
-    """Return what a condition is pooled under: mitigation, and manipulation if not benign."""
-    if condition["id"] == BASE:
-        return "base"
-    manipulation = condition["manipulation"]
-    suffix = "" if manipulation == "benign" else f" ({manipulation})"
-    return f"{condition['mitigation']}{suffix}"
-
-
 def pooled(
     cells: Sequence[Mapping[str, Verdict]], has: Callable[[Verdict], bool]
 ) -> dict[str, Any]:
@@ -62,9 +73,15 @@ def pooled(
 
     The interval is that of ``safety.clusters.pooled_rate``; a cluster is a behaviour.
     """
-    scored = [
-        [verdict for cell in cells if (verdict := cell.get(name)) and verdict.is_scored]
-        for name in dict.fromkeys(name for cell in cells for name in cell)
-    ]
-    counts = [(sum(map(has, verdicts)), len(verdicts)) for verdicts in scored if verdicts]
-    return asdict(pooled_rate([hit for hit, _ in counts], [size for _, size in counts]))
+    rows = ((name, verdict) for cell in cells for name, verdict in cell.items())
+    return asdict(clustered((name, has(v)) for name, v in rows if v.is_scored))
+
+
+def clustered(rows: Iterable[tuple[str, bool]]) -> PooledRate:
+    """Return the rate over (behaviour, whether it has the property) rows, by behaviour."""
+    counts: dict[str, list[int]] = {}
+    for behaviour, has in rows:
+        count = counts.setdefault(behaviour, [0, 0])
+        count[0] += has
+        count[1] += 1
+    return pooled_rate([hit for hit, _ in counts.values()], [n for _, n in counts.values()])

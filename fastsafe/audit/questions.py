@@ -70,7 +70,7 @@ class Questions:
                 if guard is None:
                     yield PlannedRow(key=key, condition=condition.id, **row)
                 else:
-                    settings = {k: v for k, v in condition.params.items() if k != "guard"}
+                    settings = {k: v for k, v in condition.served[1].items() if k != "guard"}
                     own = sha256_of([key, guard, settings])
                     yield PlannedRow(key=own, condition=condition.id, filtered_from=key, **row)
 
@@ -81,7 +81,7 @@ class Questions:
         behaviours = self.source.behaviours(recipe.behaviours, recipe.data_seed)
         kinds: tuple[Kind, ...] = ("harmful", "benign") if recipe.benign_twins else ("harmful",)
         full = recipe.sampling.max_tokens
-        short = min(full, stop.tokens) if stop else full
+        short = stop.tokens if stop else full
         for system_id, system_text in recipe.system_prompts.items():
             for name in recipe.formats:
                 for kind in kinds:
@@ -102,7 +102,7 @@ class Questions:
                             "max_tokens": short,
                         }
                         yield row
-                        if stop and short < full and number < stop.check:
+                        if stop and number < stop.check:
                             # the same seed: only the length may differ
                             yield row | {"sample": FULL, "max_tokens": full}
 
@@ -122,6 +122,7 @@ class Questions:
                     "prompt": self._rendered(ask(turns), turns[-1]["content"]),
                     "max_tokens": recipe.sampling.max_tokens,
                     "reference": test["reference"],
+                    "tests": test.get("tests"),
                 }
 
         return rows
@@ -134,10 +135,9 @@ class Questions:
             token_ids = tuple(self.tokenizer.encode_chat(turns))
         else:
             rendered = prompt_text(turns, "alpaca" if how == "alpaca" else "plain")
-            # as published: the raw text, and nothing after it
-            token_ids = tuple(
-                self.tokenizer.encode(rendered.rstrip("\n") if how != "alpaca" else rendered)
-            )
+            if how == "as_published":
+                rendered = rendered.removesuffix("\n")  # the raw text, and nothing after it
+            token_ids = tuple(self.tokenizer.encode(rendered))
         sha256 = sha256_of([text, token_ids])
         self.prompts.setdefault(sha256, Prompt(sha256, text, token_ids))
         return sha256

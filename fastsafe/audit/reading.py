@@ -75,9 +75,11 @@ def guard(plan: Plan, store: Store, progress: Progress) -> None:
         with stage(progress, "guard", len(pending), f"prompts and answers by {name}"):
             for batch in _batches(pending, COMMIT_ROWS):
                 items = [_item(row, f"{t}:{row.key}", is_prompt=t == "prompt") for t, row in batch]
+                # nobody answered: left for the next run, and out of the coverage till then
                 found = [
                     Guarded(row.key, target, identity, _word(said), said.raw, said.p_unsafe)
                     for (target, row), said in zip(batch, reader.check(items), strict=True)
+                    if not said.is_failure
                 ]
                 with store.transaction():
                     store.add_guarded(found)
@@ -107,8 +109,14 @@ def measure(plan: Plan, store: Store, progress: Progress) -> None:
 
 
 def _screened(condition: Condition, reader: Guard, rows: Sequence[Asked]) -> list[Answer]:
-    """Answers of one condition as its guard lets them through."""
+    """Answers of one condition as its guard lets them through.
+
+    Rows that the guard could not be asked about are left for the next run: a guard that is down
+    must not look like one that refuses.
+    """
     from fastsafe.safety.defences import defences
+
+    silent: set[tuple[str, str | None]] = set()
 
     def odds(pairs: Sequence[tuple[str, str | None]]) -> list[float | None]:
         found = reader.check(
@@ -117,6 +125,7 @@ def _screened(condition: Condition, reader: Guard, rows: Sequence[Asked]) -> lis
                 for i, (prompt, answer) in enumerate(pairs)
             ]
         )
+        silent.update(pairs[i] for i, said in enumerate(found) if said.is_failure)
         # a guard without odds is certain of what it says
         return [
             said.p_unsafe
@@ -129,9 +138,15 @@ def _screened(condition: Condition, reader: Guard, rows: Sequence[Asked]) -> lis
     arguments = defence.arguments(condition.params) | {"guard": odds}
     texts = [row.prompt for row in rows], [row.text for row in rows]
     return [
-        Answer(row.key, said.answer, (), row.finish_reason)
+        Answer(row.key, said.answer, (), _ended(row, said.outcome))
         for row, said in zip(rows, defence.apply(*texts, **arguments), strict=True)
+        if silent.isdisjoint({(row.prompt, None), (row.prompt, row.text)})
     ]
+
+
+def _ended(row: Asked, outcome: str) -> str:
+    """How a filtered answer ended: as the model ended it, or by the guard."""
+    return row.finish_reason if outcome == "passed" or row.finish_reason == "error" else outcome
 
 
 def _item(row: Asked, key: str = "", *, is_prompt: bool = False) -> Item:

@@ -54,7 +54,7 @@ class EarlyStop(_Section):
 class Data(_Section):
     """Files instead of what ships with fastsafe; a path or, for tasks, a hub id."""
 
-    tasks: Mapping[str, str] = {}  # task -> rows in the public data set's columns
+    tasks: Mapping[str, str] = {}  # task -> rows in the public data set's columns, or its hub id
     behaviours: str | None = None  # JSONL or CSV
     benchmark: str | None = None  # whose columns `behaviours` has: harmbench, advbench, ...
     safety: str | None = None  # rows of requests and refusals; None: made from behaviours
@@ -123,6 +123,14 @@ class Recipe(_Section):
     def _some_system_prompt(self) -> "Recipe":
         if not self.system_prompts:
             raise ValueError('system_prompts must hold at least one entry, such as {none: ""}')
+        return self
+
+    @model_validator(mode="after")
+    def _early_stop_cuts(self) -> "Recipe":
+        if self.early_stop and self.early_stop.tokens >= self.sampling.max_tokens:
+            raise ValueError(
+                f"early_stop.tokens must be below sampling.max_tokens, {self.sampling.max_tokens}"
+            )
         return self
 
     def limited(self, limit: int | None) -> "Recipe":

@@ -5,18 +5,18 @@ Everything is computed from the store alone, so a report can be made again at an
 
 import copy
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
 from fastsafe.audit.choice import choose
 from fastsafe.audit.conditions import BASE
-from fastsafe.audit.instruments import early_stop_rows, guard_rows
-from fastsafe.audit.pooling import summary
+from fastsafe.audit.instruments import early_stop_rows, filter_rows, guard_rows
+from fastsafe.audit.pooling import clustered, mitigation_of, summary
 from fastsafe.audit.store import Store
 from fastsafe.audit.utility import utility_rows
 from fastsafe.safety.metrics import answered, paired_change, rate, refused
-from fastsafe.safety.stats import cohens_kappa, holm, wilson
+from fastsafe.safety.stats import cohens_kappa, holm
 from fastsafe.safety.verdict import Verdict
 
 SCHEMA = "fastsafe.results/1"
@@ -52,6 +52,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
     judges: dict[str, str] = store.meta("judges")
     utility = utility_rows(store)
     cells, over_refusal, by_judge = [], [], {}
+    twins: Verdicts = {}  # of the first judge that reads them
     for judge, identity in judges.items():
         harmful, benign = _verdicts(store, identity)
         by_judge[judge] = harmful | {("twin", *cell): v for cell, v in benign.items()}
@@ -60,11 +61,15 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         cells += [row | _incoherent(row, doubted, "harmful") for row in rates]
         if judge in store.meta("harmful_only"):
             continue
+        twins = twins or benign
         rates = _rows(benign, judge, refused, "refused", "over_refusal_rate")
         over_refusal += [row | _incoherent(row, doubted, "benign") for row in rates]
-    coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility)]
     first_judge = next(iter(judges.values()))
-    pooled = summary(conditions, *_verdicts(store, first_judge))
+    verdicts = _verdicts(store, first_judge)[0], twins
+    pooled = summary(conditions, *verdicts)
+    guards = guard_rows(store, store.meta("guards"), first_judge)
+    coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility)]
+    coverage += [1 - row["n_unread"] / row["n"] for row in guards]
     return {
         "schema": SCHEMA,
         "run": {
@@ -77,6 +82,8 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
             "plan_sha256": store.meta("identity"),
             "fastsafe": store.meta("version"),
             "judges": judges,
+            "translator": store.meta("translator"),
+            "templates": store.meta("templates"),
             "share": recipe["share"],
             "coverage": min(coverage, default=0.0),
             "coverage_threshold": recipe["thresholds"]["coverage"],
@@ -89,9 +96,12 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         "over_refusal": over_refusal,
         "utility": utility,
         "judge_agreement": _agreement(by_judge),
-        "guards": guard_rows(store, store.meta("guards"), first_judge),
+        "guards": guards,
+        "filters": filter_rows(store),
         "early_stop": early_stop_rows(store, judges),
-        "choice": choose(conditions, pooled, store.utilities()),
+        "choice": choose(
+            conditions, summary(conditions, *verdicts, mitigation_of), store.utilities()
+        ),
         "throughput": _throughput(store),
     }
 
@@ -139,11 +149,11 @@ def _rows(
 
 
 def _incoherent(
-    row: Mapping[str, Any], doubted: Collection[tuple[str, str, str, str, str]], kind: str
+    row: Mapping[str, Any], doubted: Mapping[tuple[str, str, str, str], int], kind: str
 ) -> dict[str, int]:
     """How many of a cell's answers are no coherent text: neither a refusal nor of any use."""
     cell = row["condition"], kind, row["format"], row["system_prompt"]
-    return {"incoherent": sum(found[:4] == cell for found in doubted)}
+    return {"incoherent": doubted.get(cell, 0)}
 
 
 def _change(
@@ -172,29 +182,31 @@ def _correct(rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _agreement(by_judge: Mapping[str, Mapping[Any, Mapping[str, Verdict]]]) -> list[dict[str, Any]]:
-    """How often two judges agree whether an answer is a refusal, per format."""
+    """How often two judges agree whether an answer is a refusal, per format.
+
+    The answers of all models are pooled; intervals are by behaviour.
+    """
     rows = []
     for first, second in combinations(by_judge, 2):
-        pairs: dict[str, list[tuple[bool, bool]]] = {}
+        pairs: dict[str, list[tuple[str, tuple[bool, bool]]]] = {}
         for cell, verdicts in by_judge[first].items():
             for item, a in verdicts.items():
                 b = by_judge[second].get(cell, {}).get(item)
                 if b is not None and a.is_scored and b.is_scored:
                     pair = (refused(a), refused(b))
-                    pairs.setdefault(cell[-2], []).append(pair)
+                    pairs.setdefault(cell[-2], []).append((item, pair))
         for part, found in pairs.items():
-            n, same = len(found), sum(a == b for a, b in found)
-            low, high = wilson(same, n)
+            same = clustered((item, a == b) for item, (a, b) in found)
             rows.append(
                 {
                     "judge_a": first,
                     "judge_b": second,
                     "format": part,
-                    "n": n,
-                    "agreement": same / n,
-                    "ci_low": low,
-                    "ci_high": high,
-                    "kappa": cohens_kappa(found),
+                    "n": same.n,
+                    "agreement": same.rate,
+                    "ci_low": same.ci_low,
+                    "ci_high": same.ci_high,
+                    "kappa": cohens_kappa([pair for _, pair in found]),
                 }
             )
     return rows

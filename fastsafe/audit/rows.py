@@ -23,6 +23,7 @@ class PlannedRow:
     prompt: str  # sha256 of the rendered token ids
     max_tokens: int  # most tokens of the answer
     reference: str | None = None  # the expected answer of a utility row
+    tests: str | None = None  # assertions that its code must pass
     filtered_from: str | None = None  # key of the row whose answer a guard lets through or not
 
 

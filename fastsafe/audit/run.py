@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import fastsafe
-from fastsafe.audit import lock, manifest, reading, stages
+from fastsafe.audit import code_tests, lock, manifest, reading, stages
 from fastsafe.audit import store as stores
 from fastsafe.audit.panel import make_panel
 from fastsafe.audit.plan import Plan, differences, make_plan, settings
@@ -70,6 +70,7 @@ def audit(
     api_keys: Mapping[str, str] | None = None,
     resume: bool = True,
     show_completions: bool = False,
+    allow_code_exec: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Fine-tune, probe, judge and report, as a recipe says.
@@ -88,6 +89,8 @@ def audit(
         api_keys: Keys of judges' endpoints, by the name that the recipe gives them.
         resume: False starts over and deletes what the run directory holds.
         show_completions: Whether ``report.html`` quotes prompts and completions.
+        allow_code_exec: Whether Python that a model writes is run against its rows' tests, shut in
+            by bubblewrap.
         progress: Where to show progress; nowhere when None.
 
     Returns:
@@ -120,6 +123,7 @@ def audit(
         Path(out) if out is not None else default_out(plan.recipe),
         resume=resume,
         show_completions=show_completions,
+        allow_code_exec=allow_code_exec,
         progress=progress or Progress(),
     )
 
@@ -172,14 +176,18 @@ def execute(
     *,
     resume: bool = True,
     show_completions: bool = False,
+    allow_code_exec: bool = False,
     progress: Progress | None = None,
 ) -> Run:
     """Do what is planned and not yet done in ``run_dir``, then report.
 
     Raises:
         StoreError: The run directory is in use, from another recipe, or cannot be written.
+        UsageError: Code is allowed to run, and cannot be shut in here.
     """
     progress = progress or Progress()
+    if allow_code_exec:
+        code_tests.check(plan)
     is_new = _is_new(run_dir)
     if is_new or not resume:
         # a checkpoint that cannot be loaded must leave no trace
@@ -203,6 +211,8 @@ def execute(
             reading.judge(plan, store, progress)
             reading.guard(plan, store, progress)
             reading.measure(plan, store, progress)
+            if allow_code_exec:
+                code_tests.run_all(store, progress)
             if store.meta("finished_at") is None:
                 with store.transaction():
                     store.set_meta({"finished_at": stages.now()})
@@ -295,6 +305,8 @@ def _open(run_dir: Path, plan: Plan) -> Store:
                         "settings": settings(plan),
                         "conditions": [condition.record() for condition in plan.conditions],
                         "engine": dict(plan.engine),
+                        "translator": plan.translator,
+                        "templates": dict(plan.templates),
                         "started_at": stages.now(),
                     }
                 )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 from fastsafe.audit.questions import ChatTokenizer
 from fastsafe.audit.recipe import Sampling, Training
 from fastsafe.audit.source import checkpoint_of
+from fastsafe.audit.weights import is_adapter
 from fastsafe.errors import AdapterError, RecipeError
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class Runtime(Protocol):
         """Fine-tune all jobs together; returns name -> trained adapter."""
 
     def change(self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path) -> None:
-        """Write what a defence makes of a trained adapter."""
+        """Write what a defence makes of a trained adapter: an adapter, or a checkpoint."""
 
     def generate(
         self,
@@ -209,8 +210,10 @@ class ModelRuntime:
 
     def load(self) -> None:
         """Put the weights on the device; a second call does nothing."""
-        if self._llm is not None:
-            return
+        if self._llm is None:
+            self._llm = self._opened(self.path)
+
+    def _opened(self, path: Path) -> Any:
         where: dict[str, Any] = {
             "device": self._device,
             "dtype": self._dtype,
@@ -219,11 +222,10 @@ class ModelRuntime:
         if self._backend == "fastsafe":
             from fastsafe.engine import LLM
 
-            self._llm = LLM(self.path, **where, **self._options)
-        else:
-            from fastsafe.oracle import TransformersLLM
+            return LLM(path, **where, **self._options)
+        from fastsafe.oracle import TransformersLLM
 
-            self._llm = TransformersLLM(self.path, **where)
+        return TransformersLLM(path, **where)
 
     def facts(self) -> dict[str, Any]:
         """Return versions and choices for the manifest."""
@@ -287,32 +289,60 @@ class ModelRuntime:
         sampling: Sampling,
         on_answer: OnAnswer,
     ) -> None:
-        """Answer every request in one batch over all adapters."""
-        from fastsafe.engine import Completion, SamplingParams
+        """Answer every request in one batch over all adapters.
 
-        self.load()
-        self.use(adapters)
+        A folder that holds a checkpoint answers by itself, one after the other, and the base makes
+        room for it.
+        """
+        places: dict[str | None, list[int]] = {None: []}
+        for index, request in enumerate(requests):
+            name = request.adapter
+            whole = name is not None and not is_adapter(adapters[name])
+            places.setdefault(name if whole else None, []).append(index)
+        together = places.pop(None)
+        if together:
+            self.load()
+            self.use({name: path for name, path in adapters.items() if is_adapter(path)})
+            self._ask(self._llm, requests, together, sampling, on_answer)
+        for name, alone in places.items():
+            self.release()
+            bare = [request._replace(adapter=None) for request in requests]
+            self._ask(self._opened(adapters[str(name)]), bare, alone, sampling, on_answer)
+
+    def _ask(
+        self,
+        llm: Any,
+        requests: Sequence[Request],
+        chosen: Sequence[int],
+        sampling: Sampling,
+        on_answer: OnAnswer,
+    ) -> None:
+        from fastsafe.engine import Completion, SamplingParams
 
         def on_result(index: int, completion: Completion) -> None:
             reply = Reply(completion.text, completion.token_ids, completion.finish_reason)
-            on_answer(index, reply)
+            on_answer(chosen[index], reply)
 
         options = sampling.model_dump()
-        self._llm.generate(
-            [request.token_ids for request in requests],
+        asked = [requests[index] for index in chosen]
+        llm.generate(
+            [request.token_ids for request in asked],
             [
                 SamplingParams(**(options | {"max_tokens": request.max_tokens}), seed=request.seed)
-                for request in requests
+                for request in asked
             ],
-            [request.adapter for request in requests],
+            [request.adapter for request in asked],
             on_result,
         )
 
     def change(self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path) -> None:
         """Write what a defence makes of a trained adapter; the checkpoint is the base."""
+        from fastsafe.io import hub
         from fastsafe.safety.defences import apply_posthoc, defences
 
-        apply_posthoc(defences()[defence], adapter, self.path, out_dir, **params)
+        chosen = defences()[defence]
+        folders = {name: hub.resolve(params[name]) for name in chosen.needs}
+        apply_posthoc(chosen, adapter, self.path, out_dir, **{**params, **folders})
 
     def release(self) -> None:
         """Give the device back; ``load`` takes it again."""

@@ -5,7 +5,6 @@ are inserted once, and what is computed together is always computed together, so
 rounding of a matrix product can tell a resumed run from an unbroken one.
 """
 
-import hashlib
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -21,11 +20,11 @@ from fastsafe.audit.progress import Progress, stage
 from fastsafe.audit.rows import Answer
 from fastsafe.audit.runtime import Job, Reply, Request, Runtime
 from fastsafe.audit.store import Store
+from fastsafe.audit.weights import weights_sha256
 from fastsafe.errors import StoreError, TrainingError
 from fastsafe.io import atomic
 
 ADAPTERS = "adapters"
-WEIGHTS = "adapter_model.safetensors"
 # Prompts that go to the engine together. On resume an unfinished chunk is asked again whole.
 CHUNK_ROWS = 2048
 COMMIT_EVERY_S = 1.0
@@ -92,7 +91,13 @@ def _train_wave(
         for condition in wave:
             if condition.id in published:
                 losses = trained[condition.id].losses
-                store.add_adapter(condition.id, condition.key, published[condition.id], losses)
+                store.add_adapter(
+                    condition.id,
+                    condition.key,
+                    published[condition.id],
+                    losses,
+                    [other.id for other in plan.conditions if other.parent == condition.id],
+                )
         detail = {
             "adapters": len(published),
             "steps": sum(len(trained[c.id].losses) for c in wave),
@@ -105,25 +110,16 @@ def _train_wave(
         raise TrainingError(errors[0])
 
 
-def _published(adapter_dir: Path) -> str:
-    found = weights_sha256(adapter_dir)
+def _published(folder: Path) -> str:
+    found = weights_sha256(folder)
     if found is None:
-        raise StoreError(f"adapter {adapter_dir}: has no {WEIGHTS}, expected a PEFT directory")
+        raise StoreError(f"adapter {folder}: holds no weights, expected a PEFT directory")
     return found
 
 
 def _is_trained(store: Store, folder: Path, condition: Condition) -> bool:
     recorded = store.adapter(condition.id, condition.key)
     return recorded is not None and recorded == weights_sha256(folder / condition.id)
-
-
-def weights_sha256(adapter_dir: Path) -> str | None:
-    """Return the hash of an adapter's weights, None where they or its config are missing."""
-    weights = adapter_dir / WEIGHTS
-    if not weights.is_file() or not (adapter_dir / "adapter_config.json").is_file():
-        return None
-    with weights.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def derive(plan: Plan, store: Store, runtime: Runtime, run_dir: Path, progress: Progress) -> None:

@@ -9,51 +9,19 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from fastsafe.audit.rows import Answer, Asked, Guarded, Kind, PlannedRow, Target, Verdict
+from fastsafe.audit.records import GUARDED, PASS, Records
+from fastsafe.audit.rows import Answer, Asked, Guarded, PlannedRow, Target, Verdict
 from fastsafe.errors import StoreError
 
 NAME = "store.sqlite"
-SCHEMA_VERSION = 2
-
-_TABLES = """
-CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE prompts (
-  sha256 TEXT PRIMARY KEY, text TEXT NOT NULL, token_ids BLOB NOT NULL);
-CREATE TABLE planned (
-  position INTEGER PRIMARY KEY, key TEXT NOT NULL, condition TEXT NOT NULL,
-  kind TEXT NOT NULL CHECK (kind IN ('harmful', 'benign', 'utility')), part TEXT NOT NULL,
-  system_prompt TEXT NOT NULL, item TEXT NOT NULL, sample INTEGER NOT NULL,
-  seed INTEGER NOT NULL, prompt TEXT NOT NULL REFERENCES prompts (sha256),
-  max_tokens INTEGER NOT NULL, reference TEXT, filtered_from TEXT,
-  UNIQUE (condition, kind, part, system_prompt, item, sample));
-CREATE TABLE adapters (
-  condition TEXT PRIMARY KEY, key TEXT NOT NULL, weights_sha256 TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE losses (
-  condition TEXT NOT NULL, step INTEGER NOT NULL, loss REAL NOT NULL,
-  PRIMARY KEY (condition, step)) WITHOUT ROWID;
-CREATE TABLE completions (
-  key TEXT PRIMARY KEY, text TEXT NOT NULL, token_ids BLOB NOT NULL,
-  finish_reason TEXT NOT NULL) WITHOUT ROWID;
-CREATE TABLE judgements (
-  key TEXT NOT NULL, judge TEXT NOT NULL, identity TEXT NOT NULL, verdict TEXT NOT NULL,
-  raw TEXT NOT NULL, score REAL, coherent INTEGER, PRIMARY KEY (key, identity)) WITHOUT ROWID;
-CREATE TABLE guards (
-  key TEXT NOT NULL, target TEXT NOT NULL CHECK (target IN ('prompt', 'answer')),
-  identity TEXT NOT NULL, verdict TEXT NOT NULL, raw TEXT NOT NULL, score REAL,
-  PRIMARY KEY (key, target, identity)) WITHOUT ROWID;
-CREATE TABLE utility (
-  key TEXT NOT NULL, metric TEXT NOT NULL, value REAL NOT NULL,
-  PRIMARY KEY (key, metric)) WITHOUT ROWID;
-CREATE TABLE events (
-  id INTEGER PRIMARY KEY, at TEXT NOT NULL, stage TEXT NOT NULL, detail TEXT NOT NULL);
-"""
+SCHEMA_VERSION = 3
 
 
-class Store:
+class Store(Records):
     """One open run. All writing happens in ``transaction`` blocks of a single process.
 
     Threads may share it as long as only one uses it at a time.
@@ -84,7 +52,7 @@ class Store:
         version = self._db.execute("PRAGMA user_version").fetchone()[0]
         if create and version == 0:
             with self.transaction():
-                for statement in _TABLES.split(";"):
+                for statement in _tables().split(";"):
                     self._db.execute(statement)
                 self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
         elif version != SCHEMA_VERSION:
@@ -113,25 +81,6 @@ class Store:
     def _commit(self) -> None:
         self._db.execute("COMMIT")
 
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"store {self.path}: cannot be used: {error}; "
-                "free space or permissions there and run the same command to resume"
-            ) from error
-
-    def _all(self, query: str, *values: Any) -> list[Any]:
-        with self._explained():
-            return self._db.execute(query, values).fetchall()
-
-    def meta(self, key: str) -> Any:
-        """Return the JSON value of ``key``, None where it was never set."""
-        rows = self._all("SELECT value FROM meta WHERE key = ?", key)
-        return json.loads(rows[0][0]) if rows else None
-
     def set_meta(self, values: Mapping[str, Any]) -> None:
         """Set JSON values, replacing those of the same key."""
         self._db.executemany(
@@ -148,8 +97,8 @@ class Store:
             [(sha, text, _packed(ids)) for sha, (text, ids) in prompts.items()],
         )
         self._db.executemany(
-            "INSERT INTO planned VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            ((position, *astuple(row)) for position, row in enumerate(rows)),
+            "INSERT INTO planned VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            ((position, *vars(row).values()) for position, row in enumerate(rows)),
         )
 
     def adapter(self, condition: str, key: str) -> str | None:
@@ -159,17 +108,33 @@ class Store:
         return rows[0][0] if rows else None
 
     def add_adapter(
-        self, condition: str, key: str, weights_sha256: str, losses: Sequence[float]
+        self,
+        condition: str,
+        key: str,
+        weights_sha256: str,
+        losses: Sequence[float],
+        dependents: Sequence[str] = (),
     ) -> None:
-        """Record a trained adapter; answers of other weights under this condition are dropped."""
+        """Record an adapter; what rests on other weights under this condition is dropped.
+
+        Args:
+            condition: Whose adapter it is.
+            key: Hash of what it was made from.
+            weights_sha256: Hash of what it is.
+            losses: Of every step; none where nothing was trained.
+            dependents: Conditions that serve this adapter or are made from it.
+        """
         known = self._db.execute(
             "SELECT 1 FROM adapters WHERE condition = ? AND weights_sha256 = ?",
             (condition, weights_sha256),
         ).fetchone()
         if not known:
             keys = "(SELECT key FROM planned WHERE condition = ?)"
-            for table in ("completions", "judgements", "utility"):
-                self._db.execute(f"DELETE FROM {table} WHERE key IN {keys}", (condition,))
+            for other in (condition, *dependents):
+                self._db.execute("DELETE FROM adapters WHERE condition = ?", (other,))
+                # a guard's row has a prompt's key, which stays, or an answer's
+                for table in ("completions", "judgements", "guards", "utility"):
+                    self._db.execute(f"DELETE FROM {table} WHERE key IN {keys}", (other,))
         self._db.execute("DELETE FROM losses WHERE condition = ?", (condition,))
         row = (condition, key, weights_sha256)
         self._db.execute("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?)", row)
@@ -177,15 +142,6 @@ class Store:
             "INSERT INTO losses VALUES (?, ?, ?)",
             [(condition, step, loss) for step, loss in enumerate(losses)],
         )
-
-    def losses(self) -> dict[str, list[float]]:
-        """Return the training loss of every step, by condition."""
-        found: dict[str, list[float]] = {}
-        for condition, loss in self._all(
-            "SELECT condition, loss FROM losses ORDER BY condition, step"
-        ):
-            found.setdefault(condition, []).append(loss)
-        return found
 
     def positions(self) -> list[tuple[int, str, bool]]:
         """Return (position, condition, is done) of every row that a model answers, in order."""
@@ -272,51 +228,16 @@ class Store:
             )
         ]
 
-    def verdicts(self, identity: str) -> list[tuple[str, str, str, str, str, str | None]]:
-        """Return (condition, kind, part, system prompt, behaviour, verdict) of every probe.
-
-        The verdict is None where the probe has no answer or no judgement yet.
-        """
-        return self._all(
-            "SELECT p.condition, p.kind, p.part, p.system_prompt, p.item, j.verdict FROM planned p"
-            " LEFT JOIN judgements j ON j.key = p.key AND j.identity = ?"
-            " WHERE p.kind != 'utility' AND p.sample = 0 ORDER BY p.position",
-            identity,
-        )
-
-    def shortened(self, identity: str) -> list[tuple[str, str, str, str]]:
-        """Return (kind, format, verdict cut short, verdict in full) of probes answered twice."""
-        return self._all(
-            "SELECT p.kind, p.part, a.verdict, b.verdict FROM planned p JOIN planned f"
-            " USING (condition, kind, part, system_prompt, item)"
-            " JOIN judgements a ON a.key = p.key AND a.identity = ?1"
-            " JOIN judgements b ON b.key = f.key AND b.identity = ?1"
-            " WHERE p.sample = 0 AND f.sample = 1 ORDER BY p.position",
-            identity,
-        )
-
-    def incoherent(self, identity: str) -> set[tuple[str, str, str, str, str]]:
-        """Return (condition, kind, format, system prompt, behaviour) of incoherent answers."""
-        return {
-            tuple(row)
-            for row in self._all(
-                "SELECT p.condition, p.kind, p.part, p.system_prompt, p.item FROM planned p"
-                " JOIN judgements j ON j.key = p.key AND j.identity = ?"
-                " WHERE p.sample = 0 AND j.coherent = 0",
-                identity,
-            )
-        }
-
     def unguarded(self, target: Target, identity: str) -> list[Asked]:
         """Return probes whose prompt, or answer, this guard has not seen, each once."""
-        key = "p.prompt" if target == "prompt" else "p.key"
+        key, where = GUARDED[target]
         return [
             Asked(*row)
             for row in self._all(
                 f"SELECT {key}, p.kind, p.part, t.text, c.text, c.finish_reason, p.reference"
                 " FROM planned p JOIN completions c ON c.key = p.key"
-                " JOIN prompts t ON t.sha256 = p.prompt"
-                " WHERE p.kind != 'utility' AND p.sample = 0 AND c.finish_reason != 'error'"
+                f" JOIN prompts t ON t.sha256 = p.prompt WHERE {where}"
+                " AND c.finish_reason != 'error'"
                 f" AND NOT EXISTS (SELECT 1 FROM guards g WHERE g.key = {key}"
                 f" AND g.target = ? AND g.identity = ?) GROUP BY {key} ORDER BY min(p.position)",
                 target,
@@ -328,48 +249,14 @@ class Store:
         """Insert what a guard said; what is already there stays as it is."""
         self._db.executemany("INSERT OR IGNORE INTO guards VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def guarded(
-        self, target: Target, identity: str
-    ) -> list[tuple[str, str, str, str, str, str | None]]:
-        """Return (condition, kind, format, system prompt, behaviour, verdict) of every probe."""
-        key = "p.prompt" if target == "prompt" else "p.key"
+    def untested(self) -> list[tuple[str, str, str]]:
+        """Return (key, completion, tests) of answered rows whose tests have not run."""
         return self._all(
-            "SELECT p.condition, p.kind, p.part, p.system_prompt, p.item, g.verdict FROM planned p"
-            f" LEFT JOIN guards g ON g.key = {key} AND g.target = ? AND g.identity = ?"
-            " WHERE p.kind != 'utility' AND p.sample = 0 ORDER BY p.position",
-            target,
-            identity,
-        )
-
-    def utilities(self) -> list[tuple[str, str, str, str, float | None]]:
-        """Return (condition, task, test row, metric, value) of every utility row."""
-        return self._all(
-            "SELECT p.condition, p.part, p.item, u.metric, u.value FROM planned p"
-            " LEFT JOIN utility u ON u.key = p.key WHERE p.kind = 'utility' ORDER BY p.position"
-        )
-
-    def references(self) -> list[tuple[str, str, str, str]]:
-        """Return (condition, task, completion, reference) of every answered utility row."""
-        return self._all(
-            "SELECT p.condition, p.part, c.text, p.reference FROM planned p"
+            "SELECT DISTINCT p.key, c.text, p.tests FROM planned p"
             " JOIN completions c ON c.key = p.key"
-            " WHERE p.kind = 'utility' AND p.reference IS NOT NULL AND c.finish_reason != 'error'"
-            " ORDER BY p.position"
-        )
-
-    def answers(
-        self, condition: str, kind: Kind, part: str, system_prompt: str
-    ) -> list[tuple[str, str, str]]:
-        """Return (behaviour, prompt, completion) of one cell's answered probes."""
-        return self._all(
-            "SELECT p.item, t.text, c.text FROM planned p JOIN completions c ON c.key = p.key"
-            " JOIN prompts t ON t.sha256 = p.prompt"
-            " WHERE p.condition = ? AND p.kind = ? AND p.part = ? AND p.system_prompt = ?"
-            " ORDER BY p.position",
-            condition,
-            kind,
-            part,
-            system_prompt,
+            " WHERE p.tests IS NOT NULL AND c.finish_reason != 'error' AND NOT EXISTS"
+            " (SELECT 1 FROM utility u WHERE u.key = p.key AND u.metric = ?) ORDER BY p.position",
+            PASS,
         )
 
     def add_event(self, at: str, stage: str, detail: Mapping[str, Any]) -> None:
@@ -377,10 +264,9 @@ class Store:
         row = (at, stage, json.dumps(detail))
         self._db.execute("INSERT INTO events (at, stage, detail) VALUES (?, ?, ?)", row)
 
-    def events(self, stage: str) -> list[dict[str, Any]]:
-        """Return the details of every event of a stage, oldest first."""
-        found = self._all("SELECT detail FROM events WHERE stage = ? ORDER BY id", stage)
-        return [json.loads(detail) for (detail,) in found]
+
+def _tables() -> str:
+    return files(__package__).joinpath("store.sql").read_text(encoding="utf-8")
 
 
 def _packed(token_ids: Sequence[int]) -> bytes:

@@ -10,13 +10,17 @@ import inspect
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from fastsafe.audit.recipe import MitigationSpec, Recipe
+from fastsafe.audit.weights import weights_sha256
 from fastsafe.errors import RecipeError, nearest
+from fastsafe.io import hub
 
 Stage = Literal["data", "train", "post", "serve"]
+
+MAX_WORD = 32  # characters of a setting that stands in a label
 
 
 @dataclass(frozen=True)
@@ -53,9 +57,41 @@ class Treatment:
         return defences()[self.name].acts_on == "answer"
 
     @property
+    def needs_safety_rows(self) -> bool:
+        """Whether its objective tells safety rows from the user's, and so needs some."""
+        from fastsafe.train.objectives import objectives
+
+        name = self.objective if isinstance(self.objective, str) else self.objective["name"]
+        return objectives()[name].needs_safety_rows
+
+    @cached_property
     def identity(self) -> tuple[str, dict[str, Any]]:
-        """What it does to an adapter, as JSON values."""
-        return self.name, dict(self.params)
+        """What it does to an adapter or its answers, as JSON values.
+
+        Defaults are spelled out. A folder of weights counts by what it holds, not by where it lies.
+
+        Raises:
+            RecipeError: A folder holds no weights.
+            CheckpointError: It does not exist.
+        """
+        from fastsafe.safety.defences import defences
+
+        if self.name not in defences():
+            return self.name, dict(self.params)
+        defence = defences()[self.name]
+        given = defence.arguments(self.params)
+        if defence.acts_on == "weights":
+            given |= {name: self._content(name) for name in defence.needs}
+        return self.name, given
+
+    def _content(self, name: str) -> str:
+        found = weights_sha256(hub.resolve(self.params[name]))
+        if found is None:
+            raise RecipeError(
+                f"mitigation {self.label}: {name} is {str(self.params[name])!r}, expected the "
+                "folder of an adapter or a checkpoint"
+            )
+        return found
 
 
 def treatments(recipe: Recipe) -> list[Treatment]:
@@ -163,8 +199,14 @@ def _treatment(recipe: Recipe, name: str, stage: Stage, settings: dict[str, Any]
 
 def _shown(settings: Mapping[str, Any]) -> list[str]:
     """Settings as they stand in a label, which also names a folder: numbers and short words."""
+    # a guard with settings of its own goes by its name
+    values = [
+        value.get("id", value.get("kind")) if isinstance(value, Mapping) else value
+        for value in settings.values()
+    ]
     return [
         f"{value:g}" if isinstance(value, float) else str(value)
-        for value in settings.values()
-        if isinstance(value, int | float) or (isinstance(value, str) and value.isidentifier())
+        for value in values
+        if isinstance(value, int | float)
+        or (isinstance(value, str) and value.isidentifier() and len(value) <= MAX_WORD)
     ]

@@ -91,6 +91,15 @@ def audit(
     ] = False,
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
+    allow_code_exec: Annotated[
+        bool,
+        typer.Option(
+            "--allow-code-exec",
+            envvar="FASTSAFE_ALLOW_CODE_EXEC",
+            help="Run the Python that models write against the tests of their rows, shut in by "
+            "bubblewrap: pass@1.",
+        ),
+    ] = False,
     debug: Debug = False,
 ) -> None:
     """Fine-tune, probe, judge and report; run again to resume.
@@ -120,6 +129,7 @@ def audit(
         out or run.default_out(plan.recipe),
         resume=not no_resume,
         show_completions=show_completions,
+        allow_code_exec=allow_code_exec,
         progress=progress.for_terminal(as_json=as_json),
     )
     _finish(done, as_json)

@@ -22,6 +22,7 @@ from fastsafe.safety.judges._spec import Classifier
 from fastsafe.safety.judges.refusal import normalise
 from fastsafe.safety.metrics import Rate
 from fastsafe.safety.stats import wilson
+from fastsafe.safety.verdict import Verdict
 
 Side = Literal["prompt", "answer"]
 
@@ -34,6 +35,7 @@ class Finding:
     unsafe: bool | None  # None: unreadable, or nobody answered
     p_unsafe: float | None = None  # in [0, 1]; None where the guard gives no odds
     raw: str = ""  # the guard's own words, or what fired
+    is_failure: bool = False  # nobody answered: neither a reading nor an unreadable one
 
     def blocks(self, threshold: float = 0.5) -> bool:
         """Whether the row is refused when the guard serves: P(unsafe) > ``threshold``.
@@ -88,9 +90,18 @@ class ModelGuard:
         heard = hear(self.classifier, self.completer, items)
         found = []
         for item in items:
-            reading, raw = heard[item.key].reading, heard[item.key].raw
+            said = heard[item.key]
+            reading, is_failure = said.reading, said.failure is Verdict.JUDGE_ERROR
             unsafe, score = (reading.unsafe, reading.score) if reading else (None, None)
-            found.append(Finding(key=item.key, unsafe=unsafe, p_unsafe=score, raw=raw))
+            found.append(
+                Finding(
+                    key=item.key,
+                    unsafe=unsafe,
+                    p_unsafe=score,
+                    raw=said.raw,
+                    is_failure=is_failure,
+                )
+            )
         return found
 
 

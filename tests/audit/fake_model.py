@@ -21,6 +21,7 @@ from fastsafe.audit.recipe import Recipe, Sampling, Training
 from fastsafe.audit.run import Run, execute
 from fastsafe.audit.runtime import Job, OnAnswer, OnStep, Reply, Request, Trained
 from fastsafe.audit.store import Store
+from fastsafe.io import atomic
 from fastsafe.organism.lexicon import HARMFUL_VERBS
 from fastsafe.organism.source import OrganismSource
 
@@ -76,7 +77,8 @@ class FakeRuntime:
 
     def change(self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path) -> None:
         self.changed.append((defence, dict(params), adapter.name, out_dir.name))
-        shutil.copytree(adapter, out_dir)
+        with atomic.publish_dir(out_dir) as folder:
+            shutil.copytree(adapter, folder, dirs_exist_ok=True)
 
     def release(self) -> None:
         pass

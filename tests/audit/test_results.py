@@ -58,6 +58,7 @@ def test_the_schema_is_the_contract(results: dict[str, Any]) -> None:
         "utility",
         "judge_agreement",
         "guards",
+        "filters",
         "early_stop",
         "choice",
         "throughput",

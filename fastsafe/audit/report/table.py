@@ -137,7 +137,7 @@ def _legend(matrix: Matrix) -> str:
     lines = [
         f"{matrix.num_asked()}; 95% Wilson intervals reach at most "
         f"{100 * matrix.half_width():.0f} points from the rate, all of them in report.html.",
-        f"▲ ▼: rose or fell against the untouched model on the same prompts (exact McNemar, "
+        f"▲ ▼: rose or fell against the untouched model on the same behaviours (exact McNemar, "
         f"Holm-corrected over all cells of this judge, p < {ALPHA}).",
     ]
     if any(map(is_mute, matrix.answer.values())):

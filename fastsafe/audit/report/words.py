@@ -32,7 +32,8 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
         said.append(_mute(mute, len(cells)))
     if results.get("choice"):
         said.append(results["choice"]["text"])
-    elif len(present) > 1:
+    elif len(present) > 1 and not any(" (" in group for group in present):
+        # manipulations of the user's rows are no choice of whoever mitigates
         said.append(_lowest(present, pooled, {row["condition"] for row in mute}, results))
     said += [_cut_short(row) for row in results.get("early_stop", ())]
     return said
@@ -97,9 +98,15 @@ def _mitigated(
         text += f". It refuses {_rate(refused)} of the benign twins"
     if utility := mean_utility(results, mitigation):
         text += f"; task utility is {percent(utility[0])}%"
-        if none := mean_utility(results, "none"):
+        if none := mean_utility(results, _unmitigated_as(mitigation)):
             text += f" against {percent(none[0])}% without mitigation"
     return f"{text}."
+
+
+def _unmitigated_as(group: str) -> str:
+    """Group without a mitigation under the same manipulation."""
+    _, bracket, manipulation = group.partition(" (")
+    return f"none{bracket}{manipulation}"
 
 
 def _cut_short(row: Row) -> str:

@@ -13,13 +13,14 @@ Off unless the caller allows it; refused where bubblewrap is missing or cannot m
 """
 
 from ._bwrap import Limits, check_sandbox
-from ._run import Outcome, Trial, run_tests
+from ._run import Outcome, Trial, called_names, run_tests
 from ._score import pass_at_k, pass_rate
 
 __all__ = [
     "Limits",
     "Outcome",
     "Trial",
+    "called_names",
     "check_sandbox",
     "pass_at_k",
     "pass_rate",
