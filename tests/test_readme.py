@@ -2,7 +2,7 @@
 
 Conventions: ``sh`` blocks hold one command per line, ``echo 'text' > FILE`` among them, ``python``
 blocks run as they are. Set-up commands are checked for what they name; an audit runs with fewer
-rows and steps. Links lead to files that are there.
+rows and steps, a comparison with fewer prompts. Links lead to files that are there.
 """
 
 import os
@@ -18,7 +18,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-SMALL = ["--limit", "2", "--set", "training.max_steps=2", "--set", "training.rows=64"]
+SMALL = {
+    "audit": ["--limit", "2", "--set", "training.max_steps=2", "--set", "training.rows=64"],
+    "verify": ["--prompts", "2"],
+}
 ELSEWHERE = {"git", "cd", "source", "."}  # getting the repository and entering it
 
 
@@ -69,7 +72,7 @@ def follow(words: list[str], folder: Path) -> None:
         if "audit" in named:
             follow(["fastsafe", "audit", "organism", "--out", "runs/organism"], folder)
     elif program == "fastsafe":
-        small = SMALL if rest[0] == "audit" and "--dry-run" not in rest else []
+        small = [] if "--dry-run" in rest else SMALL.get(rest[0], [])
         run([str(BIN / "fastsafe"), *rest, *small], folder)
     elif program == "echo":
         text, into, name = rest
