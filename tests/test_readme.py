@@ -1,7 +1,8 @@
 """Every command and every snippet of README.md runs, in order, in an empty folder.
 
-Conventions: ``sh`` blocks hold one command per line, ``python`` blocks run as they are. Set-up
-commands are checked for what they name; an audit runs with fewer rows and steps.
+Conventions: ``sh`` blocks hold one command per line, ``echo 'text' > FILE`` among them, ``python``
+blocks run as they are. Set-up commands are checked for what they name; an audit runs with fewer
+rows and steps, a comparison with fewer prompts. Links lead to files that are there.
 """
 
 import os
@@ -17,7 +18,10 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
-SMALL = ["--limit", "2", "--set", "training.max_steps=2", "--set", "training.rows=64"]
+SMALL = {
+    "audit": ["--limit", "2", "--set", "training.max_steps=2", "--set", "training.rows=64"],
+    "verify": ["--prompts", "2"],
+}
 ELSEWHERE = {"git", "cd", "source", "."}  # getting the repository and entering it
 
 
@@ -68,8 +72,12 @@ def follow(words: list[str], folder: Path) -> None:
         if "audit" in named:
             follow(["fastsafe", "audit", "organism", "--out", "runs/organism"], folder)
     elif program == "fastsafe":
-        small = SMALL if rest[0] == "audit" and "--dry-run" not in rest else []
+        small = [] if "--dry-run" in rest else SMALL.get(rest[0], [])
         run([str(BIN / "fastsafe"), *rest, *small], folder)
+    elif program == "echo":
+        text, into, name = rest
+        assert into == ">", f"{words}: expected echo TEXT > FILE"
+        (folder / name).write_text(f"{text}\n", encoding="utf-8")
     elif program == "pip" or words[:3] == ["python", "-m", "pip"]:
         for extra in re.findall(r"\[([\w,]+)\]", " ".join(words)):
             assert set(extra.split(",")) <= extras(), f"{words}: no such extra"
@@ -92,6 +100,14 @@ def test_the_readme_runs(tmp_path: Path) -> None:
             follow(words, tmp_path)
 
 
+def test_links_lead_somewhere_and_the_page_is_short() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    links = re.findall(r"\]\((?!https?://)([^)#]+)\)", text)
+    assert links
+    assert [link for link in links if not (ROOT / link).is_file()] == []
+    assert text.count("\n") <= 130
+
+
 def test_blocks_and_commands_are_found() -> None:
     shell = "# why\nmake audit   # five minutes\nfastsafe a \\\n  --b 'c d'\n"
     text = f"# T\n```sh\n{shell}```\n```text\nno\n```\n"
@@ -100,7 +116,13 @@ def test_blocks_and_commands_are_found() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [["make", "nothing"], ["pip", "install", "fastsafe[nothing]"], ["rm", "-r", "x"]]
+    "words",
+    [
+        ["make", "nothing"],
+        ["pip", "install", "fastsafe[nothing]"],
+        ["rm", "-r", "x"],
+        ["echo", "nothing", ">>", "x"],
+    ],
 )
 def test_unknown_commands_are_refused(words: list[str], tmp_path: Path) -> None:
     with pytest.raises(AssertionError, match=r"nothing|how to check"):
