@@ -127,6 +127,8 @@ class PlainBatch:
             full.append(child)
             parent, at = self.pages[child], at + size
         soon, partial = at, parent.ready_child
+        if partial >= 0 and self.pages[partial].ready > self.step:
+            partial = -1  # it holds other tokens by now
         copied = self._common(parent, partial, row.tokens[at:end])
         found = at + copied
         while (child := following(soon)) >= 0:

@@ -121,7 +121,8 @@ Pages::Match Pages::match(std::uint64_t space, const Token* tokens, Int end, Int
     match.tokens += tokens_;
   }
   match.soon = match.tokens;
-  const Int ready = page(parent).ready_child;
+  Int ready = page(parent).ready_child;
+  if (ready != kNone && pages_[ready].ready > now) ready = kNone;  // it holds other tokens by now
   const Int copied = common(parent, ready, tokens + match.tokens, end - match.tokens);
   if (copied) match.partial = ready;
   match.tokens += copied;

@@ -129,7 +129,6 @@ class LLM:
             "invariant_products": sorted(self.model.invariant),
             "prefix_cache": self._prefix_cache,
             "memory": self._plan.why if self._plan else "nothing was computed yet",
-            "attention": "paged",
             "threads": torch.get_num_threads(),
         }
 
@@ -237,7 +236,7 @@ class LLM:
             shared_prefix: What stands before every prompt, computed once per adapter; the
                 prompts' texts are then encoded without special tokens.
         """
-        prefix, given = self._prefixed(prompts, shared_prefix)
+        prefix, given = self._prompts.prefixed(prompts, shared_prefix)
         targets = self._prompts.encode(continuations, "continuation", special=False)
         if len(given) != len(targets):
             raise UsageError(
@@ -245,9 +244,8 @@ class LLM:
             )
         starts = [len(prefix) + len(prompt) - 1 for prompt in given]
         whole = [prefix + a + b for a, b in zip(given, targets, strict=True)]
-        scoring = lambda lane: Scoring(  # noqa: E731
-            self.model, with_greedy=True, shared_tokens=len(prefix)
-        )
+        count = len(prefix)
+        scoring = lambda lane: Scoring(self.model, with_greedy=True, shared_tokens=count)  # noqa: E731
         return self._read_targets("score", whole, starts, adapters, scoring)
 
     def prompt_logprobs(
@@ -293,7 +291,7 @@ class LLM:
             UsageError: A label is not one token, or as for ``generate``.
         """
         ids = self._prompts.labels(labels)
-        prefix, given = self._prefixed(prompts, shared_prefix)
+        prefix, given = self._prompts.prefixed(prompts, shared_prefix)
         slots = self._prompts.slots(adapters, len(given))
         rows = []
         for i, prompt in enumerate(given):
@@ -302,14 +300,6 @@ class LLM:
             rows.append(Row(i, slots[i], whole, 0, feed=len(whole), keep_from=len(whole) - 1))
         found = self._read(rows, lambda lane: Labels(self.model, ids, len(prefix)))
         return [found[i] for i in range(len(rows))]
-
-    def _prefixed(
-        self, prompts: Sequence[Prompt], prefix: Prompt | None
-    ) -> tuple[list[int], list[list[int]]]:
-        if prefix is None:
-            return [], self._prompts.encode(prompts, "prompt", special=True)
-        shared = self._prompts.encode([prefix], "shared_prefix", special=True)[0]
-        return shared, self._prompts.encode(prompts, "prompt", special=False)
 
     def _read_targets(
         self,
@@ -362,9 +352,8 @@ class LLM:
             return self.model.logits(hidden)
 
     def _run(self, rows: list[Row], reader: Callable[[Lane], Reader]) -> Iterator[Ended]:
-        tokens = page_tokens(self.model.device)
+        tokens, wanted = page_tokens(self.model.device), self.batch_size
         longest = max((max(row.limit, row.feed) for row in rows), default=0)
-        wanted = self.batch_size
 
         def fits(lane: Lane) -> bool:
             return lane.wanted_rows == wanted and lane.num_pages * tokens >= longest

@@ -13,7 +13,7 @@ from torch import Tensor
 
 import fastsafe_kernels as ops
 from fastsafe import _native
-from fastsafe.model import cpu
+from fastsafe.model import paged
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.transformer import QKNorms
 from fastsafe_kernels._spec import INTERPRET
@@ -24,20 +24,20 @@ DEVICE_PAGE = 64
 
 
 def is_native(device: torch.device) -> bool:
-    """Whether pages are those of ``fastsafe.model.cpu``; else those of the kernels."""
+    """Whether pages are those of ``fastsafe.model.paged``; else those of the kernels."""
     return device.type == "cpu" and not INTERPRET
 
 
 def page_tokens(device: torch.device) -> int:
     """Tokens of a page on this device."""
-    return cpu.PAGE if is_native(device) else DEVICE_PAGE
+    return paged.PAGE if is_native(device) else DEVICE_PAGE
 
 
 class PageStore:
     """Memory of all pages; on a GPU one more, where idle rows write.
 
     Attributes:
-        keys: Of each layer, all pages: [P, Hkv, PAGE, D], or on a CPU as ``cpu.paged_attention``
+        keys: Of each layer, all pages: [P, Hkv, PAGE, D], or on a CPU as ``paged.paged_attention``
             takes them, in fp32 whatever the model's dtype. The layers of a page lie together.
         values: Likewise.
     """
@@ -50,7 +50,7 @@ class PageStore:
         heads, dim = config.num_kv_heads, config.head_dim
         shapes: Sequence[tuple[int, ...]]
         if is_native(device):
-            shapes, dtype = cpu.page_shapes(num_pages, heads, dim), torch.float32
+            shapes, dtype = paged.page_shapes(num_pages, heads, dim), torch.float32
         else:
             shapes = [(num_pages + 1, heads, DEVICE_PAGE, dim)] * 2
         self._pages = [
@@ -72,7 +72,7 @@ class NativeAttention:
 
     def __init__(self, store: PageStore, plan: _native.Plan) -> None:
         self._store = store
-        self._paged = cpu.Paged(
+        self._paged = paged.Paged(
             torch.from_numpy(plan.starts),
             torch.from_numpy(plan.positions),
             torch.from_numpy(plan.places),
@@ -93,7 +93,7 @@ class NativeAttention:
     ) -> Tensor:
         """Write to the pages and attend; see ``Attend``."""
         pages = self._store.keys[layer], self._store.values[layer]
-        out = cpu.paged_attention(
+        out = paged.paged_attention(
             *(q.float(), k.float(), v.float(), *pages, self._paged),
             scale=scale,
             window=window,

@@ -43,6 +43,15 @@ class Prompts:
             encoded.append(ids)
         return encoded
 
+    def prefixed(
+        self, prompts: Sequence[Prompt], prefix: Prompt | None
+    ) -> tuple[list[int], list[list[int]]]:
+        """Token ids of what all prompts share, and of each; only the first has special tokens."""
+        if prefix is None:
+            return [], self.encode(prompts, "prompt", special=True)
+        shared = self.encode([prefix], "shared_prefix", special=True)[0]
+        return shared, self.encode(prompts, "prompt", special=False)
+
     def slots(self, adapters: Sequence[str | None] | None, count: int) -> list[int]:
         """Slot of each row's adapter."""
         if adapters is None:

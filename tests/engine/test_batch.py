@@ -254,3 +254,17 @@ def test_a_row_larger_than_all_pages_is_refused() -> None:
     step(batch)
     with pytest.raises(_native.Error, match="a row needs more pages than there are"):
         step(batch)
+
+
+def test_a_page_that_was_taken_by_others_is_not_ready_for_them() -> None:
+    """Nothing is copied from a page that has new tokens and is not computed yet."""
+    batch = _native.Batch(4, 4, 4, True, False, 0)
+    batch.admit(batch.add(0, 1, [1, 2, 3, 4], 5, 0, 0))
+    step(batch)
+    holder = batch.add(0, 2, list(range(12)), 20, 0, 0)
+    batch.admit(holder)
+    batch.admit(batch.add(0, 1, [9, 9, 9, 9], 9, 0, 0))  # on the first row's page
+    batch.remove(holder)
+    assert batch.admit(batch.add(0, 1, [9, 9, 9, 8], 9, 0, 0)) == 0
+    assert step(batch).copies.tolist() == []
+    assert batch.admit(batch.add(0, 1, [9, 9, 9, 7], 9, 0, 0)) == 3

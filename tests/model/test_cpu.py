@@ -10,8 +10,6 @@ from torch import Tensor
 from fastsafe import _native
 from fastsafe.model import cpu
 
-PAGES = torch.tensor([[1]], dtype=torch.int32)
-
 SETS = ["avx512", "avx2", "baseline"]
 
 
@@ -197,70 +195,6 @@ def test_attention(
         close(got, slope, q, k, v, d_out)
 
 
-def paged(
-    q: Tensor, k: Tensor, v: Tensor, cuts: list[list[int]], window: int | None, cap: float | None
-) -> Tensor:
-    """Attention over pages of rows that are computed in steps; ``cuts`` of each row's tokens."""
-    lengths = [sum(cut) for cut in cuts]
-    width = -(-max(lengths) // cpu.PAGE)
-    pages = torch.randperm(len(cuts) * width + 1)[1:].to(torch.int32).view(len(cuts), width)
-    shapes = cpu.page_shapes(len(cuts) * width + 1, k.shape[1], k.shape[2])
-    keys, values = (torch.full(shape, torch.nan) for shape in shapes)
-    first = torch.tensor([0, *lengths]).cumsum(0)
-    out = torch.full_like(q, torch.nan)
-    done = [0] * len(cuts)
-    for step in range(max(map(len, cuts))):
-        rows = [i for i, cut in enumerate(cuts) if step < len(cut)]
-        counts = [cuts[i][step] for i in rows]
-        positions = torch.cat(
-            [torch.arange(done[i], done[i] + n) for i, n in zip(rows, counts, strict=True)]
-        )
-        owner = torch.tensor(rows).repeat_interleave(torch.tensor(counts))
-        places = pages[owner, positions // cpu.PAGE].long() * cpu.PAGE + positions % cpu.PAGE
-        starts = torch.tensor([0, *counts]).cumsum(0)
-        table = cpu.Paged(starts, positions, places, pages[rows], len(keys))
-        at = first[owner] + positions
-        found = cpu.paged_attention(
-            *(q[at], k[at], v[at], keys, values, table), scale=0.3, window=window, softcap=cap
-        )
-        out[at] = found
-        for i, n in zip(rows, counts, strict=True):
-            done[i] += n
-    return out
-
-
-@pytest.mark.parametrize(
-    ("window", "cap"), [(None, None), (9, None), (None, 2.0), (16, None), (70, 2.0)]
-)
-@pytest.mark.parametrize(("heads", "dim"), [(2, 20), (4, 16), (6, 40), (10, 7)])
-def test_paged_attention(
-    instructions: str, window: int | None, cap: float | None, heads: int, dim: int
-) -> None:
-    torch.manual_seed(0)
-    cuts = [[1], [17], [40], [100]]
-    lengths = [sum(cut) for cut in cuts]
-    fused = 2 * torch.randn(sum(lengths), heads + 4, dim)
-    q, k, v = fused.split([heads, 2, 2], 1)
-    got = paged(q, k, v, cuts, window, cap)
-    close(got, lambda q, k, v: attend(q, k, v, lengths, window, cap), q, k, v)
-
-
-@pytest.mark.parametrize("window", [None, 9, 33])
-def test_paged_attention_has_the_same_bits_however_a_row_is_cut(
-    instructions: str, window: int | None
-) -> None:
-    torch.manual_seed(0)
-    q, k, v = (torch.randn(100, n, 20) for n in (6, 2, 2))
-    k[60], v[60] = torch.nan, torch.inf  # of a later token: those before it never see it
-    whole = paged(q, k, v, [[100]], window, None)
-    assert whole[:60].isfinite().all()
-    for cut in ([1] * 100, [37, 63], [16, 16, 1, 67], [99, 1], [5] * 20):
-        assert torch.equal(paged(q, k, v, [cut], window, None)[:60], whole[:60])
-    both = paged(*(torch.cat([x, x[:50]]) for x in (q, k, v)), [[100], [7, 43]], window, None)
-    assert torch.equal(both[:60], whole[:60])
-    assert torch.equal(both[100:], whole[:50])
-
-
 def test_tensors_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match=r"linear: tensors do not fit: \[2, 3\] torch.float32"):
         cpu.linear(torch.zeros(2, 3), torch.zeros(4, 5))
@@ -285,18 +219,6 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
             *[torch.zeros(3, 1, 4)] * 3, cpu.Shape(torch.tensor([0, 3]).int(), 1.0, None, None)
         ),
         lambda x: cpu.rope(torch.zeros(3, 1, 8), *[torch.ones(3, 1, 5)] * 2),
-        lambda x: cpu.Paged(*[torch.tensor(t) for t in ([0, 2], [0, 1], [0, 32])], PAGES, 2),
-        lambda x: cpu.Paged(*[torch.tensor(t) for t in ([0, 2], [0, 16], [0, 1])], PAGES, 2),
-        lambda x: cpu.Paged(*[torch.tensor(t) for t in ([0, 1], [0, 1], [0, 1])], PAGES, 2),
-        lambda x: cpu.Paged(*[torch.tensor(t) for t in ([0, 2], [0, 1], [0, 1])], PAGES, 1),
-        lambda x: cpu.paged_attention(
-            *[torch.zeros(2, 1, 8)] * 3,
-            *[torch.zeros(2, 1, 16, 16)] * 2,
-            cpu.Paged(*[torch.tensor(t) for t in ([0, 2], [0, 1], [0, 1])], PAGES, 2),
-            scale=1.0,
-            window=None,
-            softcap=None,
-        ),
     ],
 )
 def test_what_would_read_beyond_its_memory_is_refused(wrong: Callable[[Tensor], object]) -> None:
