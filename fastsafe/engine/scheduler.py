@@ -155,9 +155,7 @@ class Scheduler:
         self._on_add(handle, row)
         return True
 
-    def plan(
-        self, budget: int, *, prompts: bool = True, decodes: bool = True
-    ) -> _native.Plan:
+    def plan(self, budget: int, *, prompts: bool = True, decodes: bool = True) -> _native.Plan:
         """Tables of the next step; rows that gave way are the first to be admitted again.
 
         Args:

@@ -145,7 +145,10 @@ class FixedRows:
     def __init__(self, stacks: AdapterStacks, num_rows: int) -> None:
         self.stacks = stacks
         self._segments = Segments.build(
-            [BASE] * num_rows, stacks.num_slots, _DECODE_TILE, device=stacks.model.device,
+            [BASE] * num_rows,
+            stacks.num_slots,
+            _DECODE_TILE,
+            device=stacks.model.device,
             capacity=worst_case(num_rows, stacks.num_slots, _DECODE_TILE),
         )
 
