@@ -1,5 +1,7 @@
 """Runs one call's rows on as many lanes as there are cores, and hands out results as they end."""
 
+import dataclasses
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
@@ -7,13 +9,23 @@ from typing import Any, NamedTuple
 
 import torch
 
-from fastsafe.engine.lane import Lane
+from fastsafe.engine.lane import MERGED_SLOTS, Lane
+from fastsafe.engine.pages import is_native, page_tokens
+from fastsafe.engine.planner import MemoryPlan, available_bytes, plan_memory, weight_bytes
 from fastsafe.engine.reading import Reader
 from fastsafe.engine.scheduler import FinishReason, Row, Work
 from fastsafe.model.parallel import one_thread_each
+from fastsafe.model.transformer import Transformer
 
 # Rows that make a second lane worth its start.
 _ROWS_PER_LANE = 8
+
+
+# Prompt tokens of a step, at most. On a CPU they stay near the L2 cache; in strict mode a GPU
+# computes as many whether they are there or not.
+_PROMPT_TOKENS = {"cpu": 512, "cuda": 4096}
+# Of the host's free memory, the part that caches may take.
+_HOST_SHARE = 0.5
 
 
 class Ended(NamedTuple):
@@ -43,6 +55,36 @@ class LanePool:
         """Keep a lane for the next call."""
         with self._lock:
             self._idle.append(lane)
+
+
+def plan_lane(model: Transformer, merged: bool, batch_size: int, longest: int) -> MemoryPlan:
+    """Plan the memory of one lane: a core of a CPU, or the GPU.
+
+    Args:
+        model: The base; its weights are there already.
+        merged: Whether the lane holds merged copies of them.
+        batch_size: Most rows of a step.
+        longest: Tokens of the longest row, which has to fit.
+
+    Raises:
+        UsageError: There is no room for a single row.
+    """
+    device, own = model.device, weight_bytes(model.config, model.dtype.itemsize)
+    budget = available_bytes(str(device))
+    if device.type == "cpu":
+        budget = int(budget * _HOST_SHARE / (os.cpu_count() or 1))
+    plan = plan_memory(
+        model.config,
+        itemsize=4 if is_native(device) else model.dtype.itemsize,
+        page_tokens=page_tokens(device),
+        budget_bytes=own + budget,
+        device_kind=device.type,
+        adapter_bytes=MERGED_SLOTS * own if merged else 0,
+        batch_size=batch_size,
+        context=longest,
+    )
+    most = min(plan.prefill_tokens, _PROMPT_TOKENS[device.type])
+    return dataclasses.replace(plan, prefill_tokens=most)
 
 
 def run(

@@ -1,6 +1,6 @@
 """LLM: a checkpoint and any number of adapters, answering in one continuous batch."""
 
-import os
+from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,17 +11,10 @@ from torch import Tensor
 from fastsafe.data.conversation import Message
 from fastsafe.engine.adapters import Merged
 from fastsafe.engine.device import DeviceLane
-from fastsafe.engine.lane import MERGED_SLOTS, Lane
-from fastsafe.engine.lanes import Ended, LanePool, run
+from fastsafe.engine.lane import Lane
+from fastsafe.engine.lanes import Ended, LanePool, plan_lane, run
 from fastsafe.engine.pages import is_native, page_tokens
-from fastsafe.engine.planner import (
-    MAX_ROWS,
-    MERGE_LIMIT_BYTES,
-    MemoryPlan,
-    available_bytes,
-    plan_memory,
-    weight_bytes,
-)
+from fastsafe.engine.planner import MAX_ROWS, MemoryPlan, choose_adapters
 from fastsafe.engine.prompts import Prompt, Prompts
 from fastsafe.engine.reading import Drawing, Labels, Reader, Scoring
 from fastsafe.engine.request import Completion, SamplingParams, Score
@@ -32,15 +25,10 @@ from fastsafe.io import hub
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model.attention import PackedAttention
-from fastsafe.model.lora import AdapterBank
+from fastsafe.model.lora import BASE, AdapterBank
 from fastsafe.model.transformer import Transformer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# Prompt tokens of a step, at most. On a CPU they stay near the L2 cache; in strict mode a GPU
-# computes as many whether they are there or not.
-_PROMPT_TOKENS = {"cpu": 512, "cuda": 4096}
-# Of the host's free memory, the part that caches may take.
-_HOST_SHARE = 0.5
 
 
 class LLM:
@@ -77,7 +65,8 @@ class LLM:
             device: "cpu" or "cuda".
             dtype: "float32", "bfloat16" or "float16"; weights are converted on load.
             adapters: How adapters are applied; None takes "merged" on a CPU for models under
-                1 GiB and "mixed" otherwise. ``describe()`` says which.
+                1 GiB and "mixed" otherwise, or, where ``strict`` is False, what should be faster
+                for the rows of each call. ``describe()`` says which and why.
             batch_size: Most rows computed together by one lane; "auto" is 128 on a CPU, 1024 on a
                 GPU.
             strict: Whether a row's bits are its own on a GPU, too, by steps of one shape; False
@@ -108,8 +97,6 @@ class LLM:
         self.tokenizer.check_vocab(self.model.config.vocab_size)
         self.bank = AdapterBank(self.model)
         kind = self.model.device.type
-        is_small = self._weight_bytes() < MERGE_LIMIT_BYTES
-        self.adapters = adapters or ("merged" if kind == "cpu" and is_small else "mixed")
         self.batch_size = MAX_ROWS[kind] if batch_size == "auto" else batch_size
         self._plan: MemoryPlan | None = None  # of the lanes made last
         self._strict = strict
@@ -117,6 +104,11 @@ class LLM:
         self._prompts = Prompts(self.tokenizer, self.model.config, self.bank)
         self._lanes = LanePool()
         self._merged = Merged(self.bank)
+        self.adapters = adapters or "mixed"
+        self._is_free = adapters is None
+        self._why = "" if self._is_free else f"{adapters}: as asked for"
+        if self._is_free:
+            self._choose(())
 
     def describe(self) -> dict[str, Any]:
         """Choices that shape the numbers, for the manifest."""
@@ -124,6 +116,7 @@ class LLM:
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "adapters": self.adapters,
+            "adapters_why": self._why,
             "batch_size": self.batch_size,
             "strict": self._strict or is_native(self.model.device),
             "invariant_products": sorted(self.model.invariant),
@@ -352,6 +345,8 @@ class LLM:
             return self.model.logits(hidden)
 
     def _run(self, rows: list[Row], reader: Callable[[Lane], Reader]) -> Iterator[Ended]:
+        if self._is_free and not self._strict:
+            self._choose([row.slot for row in rows])
         tokens, wanted = page_tokens(self.model.device), self.batch_size
         longest = max((max(row.limit, row.feed) for row in rows), default=0)
 
@@ -361,35 +356,35 @@ class LLM:
         take = lambda: self._lanes.take(fits, lambda: self._lane(longest))  # noqa: E731
         return run(rows, self.model.device, take, self._lanes.give, reader)
 
-    def _weight_bytes(self) -> int:
-        return weight_bytes(self.model.config, self.model.dtype.itemsize)
-
     def _lane(self, longest: int) -> Lane:
         """Make a lane with room for rows of ``longest`` tokens; UsageError if there is none."""
-        model, device = self.model, self.model.device
         merged = self._merged if self.adapters == "merged" else None
-        own = self._weight_bytes()
-        budget = available_bytes(str(device))
-        if device.type == "cpu":
-            budget = int(budget * _HOST_SHARE / (os.cpu_count() or 1))
-        plan = plan_memory(
-            model.config,
-            itemsize=4 if is_native(device) else model.dtype.itemsize,
-            page_tokens=page_tokens(device),
-            budget_bytes=own + budget,
-            device_kind=device.type,
-            adapter_bytes=0 if merged is None else MERGED_SLOTS * own,
-            batch_size=self.batch_size,
-            context=longest,
-        )
-        self._plan = plan
+        self._plan = plan_lane(self.model, merged is not None, self.batch_size, longest)
         options: dict[str, Any] = {
-            "num_pages": plan.num_pages,
+            "num_pages": self._plan.num_pages,
             "wanted_rows": self.batch_size,
-            "max_rows": plan.batch_size,
-            "budget": min(plan.prefill_tokens, _PROMPT_TOKENS[device.type]),
+            "max_rows": self._plan.batch_size,
+            "budget": self._plan.prefill_tokens,
             "prefix_cache": self._prefix_cache,
         }
-        if is_native(device):
+        if is_native(self.model.device):
             return Lane(self.bank, merged, **options)
         return DeviceLane(self.bank, merged, strict=self._strict, **options)
+
+    def _choose(self, slots: Sequence[int]) -> None:
+        """Decide how adapters are applied to rows of these slots, where nobody has."""
+        config, kind = self.model.config, self.model.device.type
+        counts = Counter(slot for slot in slots if slot != BASE)
+        if not counts and self._why:
+            return
+        mode, self._why = choose_adapters(
+            list(counts.values()),
+            config=config,
+            itemsize=self.model.dtype.itemsize,
+            lora_parameters=self.bank.parameters_each(),
+            device_kind=kind,
+            strict=self._strict,
+            batch_size=self.batch_size,
+        )
+        if mode != self.adapters:
+            self.adapters, self._lanes = mode, LanePool()

@@ -174,6 +174,15 @@ class AdapterBank:
         """Names of the adapters in the bank, by slot."""
         return tuple(entry[0].name for entry in self._adapters if entry)
 
+    def parameters_each(self) -> int:
+        """Mean number of an adapter's parameters; 0 without adapters."""
+        found = [
+            sum(lora.lora_A.numel() + lora.lora_B.numel() for lora in entry[0].weights.values())
+            for entry in self._adapters
+            if entry
+        ]
+        return sum(found) // max(1, len(found))
+
     def add(self, adapter: Adapter) -> int:
         """Put an adapter into a free slot and return the slot.
 

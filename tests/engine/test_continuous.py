@@ -28,7 +28,7 @@ def few_pages(patch: pytest.MonkeyPatch, num_pages: int) -> None:
     """Lanes that are made from now on have this many pages."""
     plan = planner.plan_memory
     small = lambda *args, **options: replace(plan(*args, **options), num_pages=num_pages)  # noqa: E731
-    patch.setattr("fastsafe.engine.llm.plan_memory", small)
+    patch.setattr("fastsafe.engine.lanes.plan_memory", small)
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -287,7 +287,7 @@ def test_a_row_that_does_not_fit_alone_is_a_row_error(
 
 
 def test_a_row_larger_than_the_cache_is_refused(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsafe.engine.llm.available_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr("fastsafe.engine.lanes.available_bytes", lambda device: 1 << 20)
     llm._lanes._idle.clear()
     with pytest.raises(UsageError, match=r"memory: weights .* one row of 120 tokens"):
         llm.generate([[5] * 20], SamplingParams(max_tokens=100))

@@ -19,7 +19,7 @@ def few_pages(patch: pytest.MonkeyPatch, num_pages: int) -> None:
     """Lanes that are made from now on have this many pages."""
     plan = planner.plan_memory
     small = lambda *args, **options: replace(plan(*args, **options), num_pages=num_pages)  # noqa: E731
-    patch.setattr("fastsafe.engine.llm.plan_memory", small)
+    patch.setattr("fastsafe.engine.lanes.plan_memory", small)
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -258,3 +258,16 @@ def test_overlapping_calls_restore_the_number_of_threads(llm: LLM) -> None:
             assert pool.submit(torch.get_num_threads).result() == 2
     finally:
         torch.set_num_threads(threads)
+
+
+def test_how_adapters_are_applied_is_said_with_its_reason(checkpoint: Path, tmp_path: Path) -> None:
+    assert "strict mode looks at nothing else" in LLM(checkpoint).describe()["adapters_why"]
+    assert LLM(checkpoint, adapters="mixed").describe()["adapters_why"] == "mixed: as asked for"
+    fast = LLM(checkpoint, strict=False)
+    rows = [{"prompt": "w3", "completion": "w4"}]
+    job = FinetuneJob("one", rows, TrainConfig(rank=2, max_steps=1))
+    (trained,) = finetune(fast, [job], tmp_path)
+    fast.load_adapter(trained.adapter_dir, "one")
+    found = fast.generate(["w3 w4"] * 3, SamplingParams(max_tokens=2), ["one", None, "one"])
+    assert [len(out.token_ids) for out in found] == [2, 2, 2]
+    assert "2 rows of 1 adapters should take" in fast.describe()["adapters_why"]
