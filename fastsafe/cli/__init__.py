@@ -39,6 +39,8 @@ ORGANISM_COMMANDS: dict[str, Callable[..., None]] = {
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
+    # a script's background job inherits a SIGINT that is ignored: it could not be interrupted
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # a terminal that cannot show an arrow must not end a run

@@ -114,9 +114,9 @@ def start(
     run.enter()
     assert run._slot
     generator = torch.Generator().manual_seed(0)
-    run._slot.lora.flat.add_(0.02 * torch.randn(run._slot.lora.flat.shape, generator=generator))
-    run._slot.lora.refresh()
-    run._slot.lora.save(tmp_path / "a")
+    run._slot.weights.flat.add_(0.02 * torch.randn(run._slot.weights.flat.shape, generator=generator))
+    run._slot.weights.refresh()
+    run._slot.weights.save(tmp_path / "a")
     return run, Oracle(pair, tmp_path / "a")
 
 
@@ -130,7 +130,7 @@ def gradients(run: JobRun) -> dict[str, Tensor]:
 def as_matrices(run: JobRun, flat: Tensor) -> dict[str, Tensor]:
     """A flat vector under the names of the adapter's matrices."""
     assert run._slot
-    lora = run._slot.lora
+    lora = run._slot.weights
     kept = lora.flat.clone()
     lora.flat.copy_(flat)
     found = {}
@@ -213,12 +213,12 @@ def test_fisher_information(build: Callable[..., Any], tmp_path: Path) -> None:
     run, oracle = start(build, tmp_path, objective, "llama2")
     assert run._slot
     slot = run._slot
-    state = run.objective.begin(slot.lora.flat, run._row_gradients(slot))
+    state = run.objective.begin(slot.weights.flat, run._row_gradients(slot))
     rows = [decoded(e) for e in run.rows["safety"][:2]]
     squares = [oracle.gradient(cross_entropy(oracle, [row])) for row in rows]
     fisher = {k: (squares[0][k] ** 2 + squares[1][k] ** 2) / 2 for k in squares[0]}
     assert_equal(as_matrices(run, state["fisher"]), fisher)
-    moved = slot.lora.flat + 0.25
+    moved = slot.weights.flat + 0.25
     pulled = torch.zeros_like(moved)
     run.objective.pull(state, 0, 10, moved, pulled)
     exact = {k: 3.0 * fisher[k] * 0.25 for k in fisher}
