@@ -67,7 +67,7 @@ class LLM:
             adapters: How adapters are applied; None takes "merged" on a CPU for models under
                 1 GiB and "mixed" otherwise, or, where ``strict`` is False, what should be faster
                 for the rows of each call. ``describe()`` says which and why.
-            batch_size: Most rows computed together by one lane; "auto" is 128 on a CPU, 1024 on a
+            batch_size: Most rows computed together by one lane; "auto" is 256 on a CPU, 1024 on a
                 GPU.
             strict: Whether a row's bits are its own on a GPU, too, by steps of one shape; False
                 shrinks them to the rows that run. A CPU always keeps the promise.

@@ -17,7 +17,7 @@ from fastsafe.model.config import ModelConfig
 
 # Most rows of a step. On a CPU a step's activations stay in the L2 cache; on a GPU 1024 rows are
 # well past where reading the weights stops being the limit.
-MAX_ROWS = {"cpu": 128, "cuda": 1024}
+MAX_ROWS = {"cpu": 256, "cuda": 1024}
 # Prompt tokens of a step: the most, and the least that is still worth a launch.
 _PREFILL_TOKENS = {"cpu": (4096, 256), "cuda": (16384, 512)}
 # Held back for the allocator's fragments, the libraries' workspaces and CUDA graphs.
