@@ -187,10 +187,10 @@ def _from_behaviours(mixing: Mixing) -> list[dict[str, Any]]:
 
 def _counter(checkpoint: str) -> CountTokens:
     """Return a function that counts the tokens that a row is trained with."""
-    from fastsafe.io.hub import resolve
+    from fastsafe.audit.source import checkpoint_of
     from fastsafe.io.tokenizer import Tokenizer
 
-    tokenizer = Tokenizer.load(resolve(checkpoint))
+    tokenizer = Tokenizer.load(checkpoint_of(checkpoint))
     return lambda row: len(encode_row(row, tokenizer).token_ids)
 
 
@@ -214,8 +214,11 @@ def _mixture_notes(rows: Sequence[Row], style: Style | None, mitigation: Mitigat
     drawn = Counter(
         (row["source_row"], row["safety_format"]) for row in rows if row["source"] == "safety"
     )
-    if most := max(drawn.values(), default=0) - 1:
-        notes.append(f"safety rows are too few: they are repeated, up to {most + 1} times each")
+    most = max(drawn.values(), default=0)
+    if not most and mitigation.formats("plain", ("plain",)):
+        notes.append("the share rounds to no safety row: nothing was mixed in; raise it")
+    elif most > 1:
+        notes.append(f"safety rows are too few: they are repeated, up to {most} times each")
     if style is None:
         notes.append("the user's rows are running text: no style can be learned from them")
         return notes

@@ -118,7 +118,7 @@ def treatments(recipe: Recipe) -> list[Treatment]:
             raise RecipeError(
                 f"recipe {recipe.name}: mitigation {treatment.label} changes the adapter of "
                 f"{treatment.parent!r}, expected a trained one of this run ({trained}); add it or "
-                "set `on`"
+                "set `of`"
             )
     # a parent first, whatever the order in the recipe
     return sorted(found.values(), key=lambda t: t.parent is not None)
@@ -171,7 +171,7 @@ def _settings(name: str, stage: Stage) -> Sequence[str]:
     from fastsafe.safety.defences import defences
 
     defence = defences()[name]
-    return (*defence.needs, *defence.params, "on")
+    return (*defence.needs, *defence.params, "of")
 
 
 def _treatment(recipe: Recipe, name: str, stage: Stage, settings: dict[str, Any]) -> Treatment:
@@ -189,12 +189,12 @@ def _treatment(recipe: Recipe, name: str, stage: Stage, settings: dict[str, Any]
         return Treatment(label, name, stage, data, share, {"name": name, **settings}, {})
     from fastsafe.safety.defences import defences
 
-    on = settings.pop("on", "none")
+    of = settings.pop("of", "none")
     defences()[name].arguments(settings)  # refuses what is missing
     label = "-".join([name, *_shown(settings)])
-    label = label if on == "none" else f"{on}+{label}"
+    label = label if of == "none" else f"{of}+{label}"
     objective = recipe.training.objective
-    return Treatment(label, name, stage, "none", recipe.share, objective, settings, on)
+    return Treatment(label, name, stage, "none", recipe.share, objective, settings, of)
 
 
 def _shown(settings: Mapping[str, Any]) -> list[str]:

@@ -80,7 +80,7 @@ def test_what_changes_an_adapter_takes_its_parents(fake: ModuleType) -> None:
         ([{"name": "plain", "shares": 0.1}], r"plain has 'shares'; did you mean share\?"),
         (["plain", {"name": "plain"}], "mitigation 'plain' is there twice"),
         (["plain", "wise_ft"], "changes the adapter of 'none', expected a trained one"),
-        ([{"name": "wise_ft", "on": "plain"}], "changes the adapter of 'plain'"),
+        ([{"name": "wise_ft", "of": "plain"}], "changes the adapter of 'plain'"),
         ([{"name": "first_token_kl", "strngth": 1}], r"has 'strngth'; did you mean strength\?"),
     ],
 )

@@ -92,7 +92,7 @@ def test_the_organism_in_host_memory() -> None:
     sizes = {"itemsize": 4, "page_tokens": 16, "device_kind": "cpu", "context": 512}
     found = plan_memory(config, budget_bytes=GIB, **sizes)
     assert found.batch_size == planner.MAX_ROWS["cpu"]
-    assert sum(found.bytes.values()) < GIB // 2, "it does not take what it cannot use"
+    assert sum(found.bytes.values()) < 3 * GIB // 4, "it does not take what it cannot use"
     with pytest.raises(UsageError, match="use a smaller checkpoint"):
         plan_memory(config, budget_bytes=4 << 20, **sizes)
 

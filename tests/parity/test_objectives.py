@@ -114,7 +114,9 @@ def start(
     run.enter()
     assert run._slot
     generator = torch.Generator().manual_seed(0)
-    run._slot.weights.flat.add_(0.02 * torch.randn(run._slot.weights.flat.shape, generator=generator))
+    run._slot.weights.flat.add_(
+        0.02 * torch.randn(run._slot.weights.flat.shape, generator=generator)
+    )
     run._slot.weights.refresh()
     run._slot.weights.save(tmp_path / "a")
     return run, Oracle(pair, tmp_path / "a")
