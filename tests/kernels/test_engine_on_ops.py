@@ -35,7 +35,7 @@ def few_pages(patch: pytest.MonkeyPatch, num_pages: int) -> None:
 
 @pytest.fixture
 def load(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LLM]:
-    monkeypatch.setattr("fastsafe.engine.llm._PROMPT_TOKENS", {"cpu": 8})
+    monkeypatch.setattr("fastsafe.engine.lanes._PROMPT_TOKENS", {"cpu": 8})
 
     def make(**options: object) -> LLM:
         llm = LLM(checkpoint, adapters="mixed", **({"batch_size": 4} | options))
@@ -84,7 +84,7 @@ def test_rows_that_gave_way_draw_the_same(
     """Two pages of 64 tokens for two rows that need two each."""
     params = SamplingParams(max_tokens=8, ignore_eos=True, logprobs=True)
     many = [[i] * 60 for i in (5, 6)]
-    monkeypatch.setattr("fastsafe.engine.llm._PROMPT_TOKENS", {"cpu": 64})
+    monkeypatch.setattr("fastsafe.engine.lanes._PROMPT_TOKENS", {"cpu": 64})
     want = load(batch_size=2).generate(many, params)
     few_pages(monkeypatch, 3)
     assert load(batch_size=2).generate(many, params) == want
@@ -140,7 +140,7 @@ def test_a_shared_prefix_is_attended_to_together(
     load: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than a page of it, with adapters: as without sharing, and as alone."""
-    monkeypatch.setattr("fastsafe.engine.llm._PROMPT_TOKENS", {"cpu": 32})
+    monkeypatch.setattr("fastsafe.engine.lanes._PROMPT_TOKENS", {"cpu": 32})
     calls = 0
     merge = ops.merge_attention
 
