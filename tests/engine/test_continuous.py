@@ -123,7 +123,9 @@ def test_random_arrivals_in_few_pages_equal_one_row_at_a_time(
     with pytest.MonkeyPatch.context() as patch:
         few_pages(patch, data.draw(st.integers(8, 20)))
         llm._lanes._idle.clear()
-        patch.setattr("fastsafe.engine.lanes._PROMPT_TOKENS", {"cpu": data.draw(st.integers(1, 60))})
+        patch.setattr(
+            "fastsafe.engine.lanes._PROMPT_TOKENS", {"cpu": data.draw(st.integers(1, 60))}
+        )
         assert llm.generate(many, each, names) == alone
         stream = llm.stream(many, each, names)
         for _ in range(data.draw(st.integers(1, len(many)))):
