@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "batch.hpp"
-#include "cpu_ops.hpp"
+#include "decoder.hpp"
 #include "reader.hpp"
 #include "safetensors.hpp"
 
@@ -134,6 +134,76 @@ void bind_cpu(py::module_& m) {
   }, free);
 }
 
+using LinearArgs = std::tuple<Address, Address, cpu::Index, cpu::Index>;
+using PartArgs = std::tuple<cpu::Index, cpu::Index, cpu::Index, cpu::Index, Address>;
+
+struct Patches {  // what an adapter changes
+  std::vector<cpu::Patch> by_linear;
+};
+
+cpu::Layer layer_of(const std::vector<LinearArgs>& linears, const std::vector<Address>& norms,
+                    cpu::Index window, cpu::Index rotation) {
+  cpu::Layer layer{};
+  for (int i = 0; i < cpu::kNames; ++i) {
+    const auto& [weight, bias, out, in] = linears.at(i);
+    layer.linears[i] = {at(weight), at(bias), out, in};
+  }
+  const float** to[] = {&layer.attention_norm, &layer.attention_out_norm, &layer.mlp_norm,
+                        &layer.mlp_out_norm,   &layer.q_norm,             &layer.k_norm};
+  for (int i = 0; i < 6; ++i) *to[i] = at(norms.at(i));
+  layer.window = window;
+  layer.rotation = rotation;
+  return layer;
+}
+
+void bind_decoder(py::module_& m) {
+  using cpu::Index;
+  py::class_<Patches>(m, "Patches")
+      .def(py::init([](Index count) { return Patches{std::vector<cpu::Patch>(count)}; }))
+      .def("replace", [](Patches& p, Index i, Address weight) { p.by_linear.at(i).weight = at(weight); })
+      .def("add", [](Patches& p, Index i, Address a, Index rank, const std::vector<PartArgs>& parts) {
+        cpu::Patch& patch = p.by_linear.at(i);
+        patch.a = at(a);
+        patch.rank = rank;
+        for (const auto& [begin, end, first, last, b] : parts)
+          patch.parts.push_back({begin, end, first, last, at(b)});
+      });
+  py::class_<cpu::Layer>(m, "Layer").def(py::init(&layer_of));
+  py::class_<cpu::Decoder>(m, "Decoder")
+      .def(py::init([](Index vocab, Index hidden, Index heads, Index kv_heads, Index dim, float eps,
+                       float scale, float cap, float embedding_scale, float residual_scale,
+                       bool one_plus, bool gelu, bool norms_projection,
+                       const std::vector<cpu::Layer>& layers, Address embedding, Address final_norm) {
+        const cpu::Sizes sizes = {vocab, hidden, heads, kv_heads, dim, eps, scale, cap,
+                                  embedding_scale, residual_scale, one_plus, gelu, norms_projection};
+        return std::make_unique<cpu::Decoder>(sizes, layers, at(embedding), at(final_norm));
+      }))
+      .def("forward",
+           [](cpu::Decoder& decoder, Address out, Address token_ids, Index tokens, Address keep,
+              Index kept, const std::vector<std::tuple<const Patches*, Index, Index>>& segments,
+              const std::vector<std::tuple<Address, Address, Index, Index>>& rotations,
+              Address starts, Address positions, Address places, Address table, Index rows,
+              Index width, Address keys, Address values, Index key_page, Index value_page,
+              Index key_layer, Index value_layer) {
+             cpu::Step step{at<std::int64_t>(token_ids), tokens, at<std::int64_t>(keep), kept, {}, {},
+                            {}, at(keys), at(values), key_layer, value_layer};
+             for (const auto& [patches, end, kept_end] : segments)
+               step.segments.push_back({patches ? &patches->by_linear : nullptr, end, kept_end});
+             for (const auto& [cos, sin, row, columns] : rotations)
+               step.rotations.push_back({at(cos), at(sin), row, columns});
+             step.paged.starts = at<std::int64_t>(starts);
+             step.paged.positions = at<std::int64_t>(positions);
+             step.paged.places = at<std::int64_t>(places);
+             step.paged.table = at<std::int32_t>(table);
+             step.paged.rows = rows;
+             step.paged.width = width;
+             step.paged.key_page = key_page;
+             step.paged.value_page = value_page;
+             const py::gil_scoped_release release;
+             decoder.forward(at(out), step);
+           });
+}
+
 template <class T>
 py::array_t<T> array(const std::vector<T>& values) {
   return py::array_t<T>(static_cast<py::ssize_t>(values.size()), values.data());
@@ -225,5 +295,6 @@ PYBIND11_MODULE(_native, m) {
            py::arg("threads") = 0)
       .def("read_bytes", &read_bytes, py::arg("offset"), py::arg("bytes"));
   bind_cpu(m);
+  bind_decoder(m);
   bind_batch(m);
 }

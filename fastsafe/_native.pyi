@@ -145,6 +145,70 @@ def paged_attention(
 ) -> None:
     """Write keys and values to their pages and attend from every token over its row's context."""
 
+class Patches:
+    """What an adapter changes in ``count`` linears, by layer * 4 + (qkv, o, gate_up, down)."""
+
+    def __init__(self, count: int) -> None: ...
+    def replace(self, index: int, weight: int) -> None: ...
+    def add(
+        self, index: int, a: int, rank: int, parts: list[tuple[int, int, int, int, int]]
+    ) -> None:
+        """Parts: begin and end of the columns, first and last row of A, address of B."""
+
+class Layer:
+    """Addresses of a layer's weights."""
+
+    def __init__(
+        self, linears: list[tuple[int, int, int, int]], norms: list[int], window: int, rotation: int
+    ) -> None:
+        """Linears: weight, bias, out, in of each."""
+
+class Decoder:
+    """A decoder's forward pass over packed tokens in pages; see csrc/decoder.hpp."""
+
+    def __init__(
+        self,
+        vocab: int,
+        hidden: int,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        eps: float,
+        scale: float,
+        cap: float,
+        embedding_scale: float,
+        residual_scale: float,
+        one_plus: bool,
+        gelu: bool,
+        norms_projection: bool,
+        layers: list[Layer],
+        embedding: int,
+        final_norm: int,
+    ) -> None: ...
+    def forward(
+        self,
+        out: int,
+        token_ids: int,
+        tokens: int,
+        keep: int,
+        kept: int,
+        segments: list[tuple[Patches | None, int, int]],
+        rotations: list[tuple[int, int, int, int]],
+        starts: int,
+        positions: int,
+        places: int,
+        table: int,
+        rows: int,
+        width: int,
+        keys: int,
+        values: int,
+        key_page: int,
+        value_page: int,
+        key_layer: int,
+        value_layer: int,
+    ) -> None:
+        """Segments: patches, end, kept end. Rotations: cos, sin, stride of a row, columns."""
+
 # Rows of a batch that is computed step by step; see csrc/batch.hpp. Handles are numbers below the
 # most rows; a stamp is of one stay of a row in the batch.
 

@@ -8,7 +8,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from fastsafe.model.lora import BASE, AdapterBank
+from fastsafe.model.lora import BASE, AdapterBank, MergedWeights
+from fastsafe.model.native import Change, Span
 from fastsafe.model.transformer import Project, Transformer
 
 Mode = Literal["merged", "mixed"]
@@ -21,20 +22,20 @@ class Merged:
         self._bank = bank
         self._lock = threading.Lock()
         # by slot and the bank's version: another adapter may take the slot
-        self._copies: WeakValueDictionary[tuple[int, int], Project] = WeakValueDictionary()
+        self._copies: WeakValueDictionary[tuple[int, int], MergedWeights] = WeakValueDictionary()
 
-    def get(self, slot: int) -> Project | None:
-        """Projection of rows with this adapter; its weights live as long as somebody holds it."""
+    def get(self, slot: int) -> MergedWeights | None:
+        """Weights for rows with this adapter, which live as long as somebody holds them."""
         if slot == BASE:
             return None
         with self._lock:
             key = slot, self._bank.version
-            project = self._copies.get(key)
-            if project is None:
-                project = self._bank.merged(slot)
-                assert project is not None
-                self._copies[key] = project
-            return project
+            weights = self._copies.get(key)
+            if weights is None:
+                weights = self._bank.merged(slot)
+                assert weights is not None
+                self._copies[key] = weights
+            return weights
 
 
 class Projections:
@@ -76,6 +77,40 @@ class Projections:
             for i, (slot, end, kept) in enumerate(segments)
         ]
         return parts[0].project if last == 0 else _Parts(self._bank.model, parts)
+
+
+class Changes:
+    """Makes the spans of each step of one lane of a CPU; see ``Projections``."""
+
+    def __init__(self, bank: AdapterBank, merged: Merged | None) -> None:
+        self._bank = bank
+        self._merged = merged
+        # of the last step's adapters; merged weights are held, so that other lanes find them
+        self._held: dict[int, tuple[MergedWeights | None, Change | None]] = {}
+
+    def clear(self) -> None:
+        """Let go of merged weights."""
+        self._held = {}
+
+    def of(self, segments: Sequence[Sequence[int]], num_kept: int) -> list[Span]:
+        """Spans of packed rows that are sorted by adapter; see ``Projections.of``."""
+        self._held = {
+            slot: self._held[slot] if slot in self._held else self._make(slot)
+            for slot, _, _ in segments
+        }
+        spans = [Span(self._held[slot][1], end, kept) for slot, end, kept in segments]
+        spans[-1] = spans[-1]._replace(kept_end=num_kept)
+        return spans
+
+    def _make(self, slot: int) -> tuple[MergedWeights | None, Change | None]:
+        model = self._bank.model
+        if slot == BASE:
+            return None, None
+        if self._merged is None:
+            return None, Change(model, updates=self._bank.updates(slot))
+        merged = self._merged.get(slot)
+        assert merged is not None, "only the base has none"
+        return merged, Change(model, merged.weights)
 
 
 class _Part:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from fastsafe import _native
-from fastsafe.engine.adapters import Merged, Projections
-from fastsafe.engine.pages import NativeAttention, PageStore, page_tokens
+from fastsafe.engine.adapters import Changes, Merged, Projections
+from fastsafe.engine.pages import NativeAttention, PageStore, page_tokens, paged_of
 from fastsafe.engine.reading import Reader, padded
 from fastsafe.engine.scheduler import FinishReason, Row, Scheduler, Work
+from fastsafe.model import cpu
 from fastsafe.model.lora import AdapterBank
+from fastsafe.model.native import NativeDecoder
 
 OnEnd = Callable[[Row, FinishReason | None, object], None]
 
@@ -70,6 +72,8 @@ class Lane:
             min(turns, default=0),
         )
         self._projections = Projections(bank, merged)
+        self._changes = Changes(bank, merged)
+        self._decoder = NativeDecoder(model) if cpu.takes(model.embedding) else None
 
     @property
     def splits(self) -> bool:
@@ -105,6 +109,7 @@ class Lane:
         finally:
             scheduler.clear()
             self._projections.clear()
+            self._changes.clear()
 
     def back_off(self, scheduler: Scheduler, on_end: OnEnd) -> None:
         """Go on with half the rows after a step that memory did not suffice for."""
@@ -123,12 +128,18 @@ class Lane:
     def compute(self, plan: _native.Plan) -> Tensor:
         """Final states of the kept tokens of a step: [at least kept, E]."""
         self._store.copy(torch.from_numpy(plan.copies))
-        keep = padded(plan.keep)
+        token_ids, keep = torch.from_numpy(plan.token_ids), padded(plan.keep)
+        context_lens, segments = torch.from_numpy(plan.context_lens), plan.segments.tolist()
+        if self._decoder is not None:
+            paged, store = paged_of(self._store, plan), self._store
+            spans = self._changes.of(segments, len(keep))
+            pages = store.keys, store.values
+            return self._decoder.forward(token_ids, paged, *pages, spans, keep, context_lens)
         return self.model.forward(
-            torch.from_numpy(plan.token_ids),
+            token_ids,
             torch.from_numpy(plan.positions),
             NativeAttention(self._store, plan),
-            self._projections.of(plan.segments.tolist(), len(keep)),
+            self._projections.of(segments, len(keep)),
             keep,
-            torch.from_numpy(plan.context_lens),
+            context_lens,
         )

@@ -67,18 +67,23 @@ class PageStore:
                 pages.index_copy_(0, target, pages.index_select(0, source))
 
 
+def paged_of(store: PageStore, plan: _native.Plan) -> paged.Paged:
+    """Where the rows of a step lie in a CPU's pages."""
+    return paged.Paged(
+        torch.from_numpy(plan.starts),
+        torch.from_numpy(plan.positions),
+        torch.from_numpy(plan.places),
+        torch.from_numpy(plan.table),
+        store.num_pages,
+    )
+
+
 class NativeAttention:
-    """``Attend`` of one step on a CPU."""
+    """``Attend`` of one step on a CPU, for models that are not in fp32."""
 
     def __init__(self, store: PageStore, plan: _native.Plan) -> None:
         self._store = store
-        self._paged = paged.Paged(
-            torch.from_numpy(plan.starts),
-            torch.from_numpy(plan.positions),
-            torch.from_numpy(plan.places),
-            torch.from_numpy(plan.table),
-            store.num_pages,
-        )
+        self._paged = paged_of(store, plan)
 
     def __call__(
         self,

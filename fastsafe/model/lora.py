@@ -255,10 +255,10 @@ class AdapterBank:
             return None
         if self.model.device.type != "cpu" or INTERPRET:
             for slot in present:
-                self._fused(slot)  # an empty slot is an error
+                self.updates(slot)  # an empty slot is an error
             kept = None if kept_ids is None else kept_ids.tolist()
             return self._all_stacks().project(adapter_ids.tolist(), kept)
-        return _Mixed(self.model, adapter_ids, {i: self._fused(i) for i in present})
+        return _Mixed(self.model, adapter_ids, {i: self.updates(i) for i in present})
 
     def fixed(self, num_rows: int) -> FixedRows | None:
         """Projection for a GPU's steps of a fixed number of rows, of any adapters; see there.
@@ -276,11 +276,12 @@ class AdapterBank:
             self._stacks = AdapterStacks(self.model, [_updates(e) for e in self._adapters])
         return self._stacks
 
-    def merged(self, slot: int) -> Project | None:
+    def merged(self, slot: int) -> "MergedWeights | None":
         """Projection for a batch whose rows all have adapter ``slot``; copies the weights."""
-        return None if slot == BASE else _Merged(self.model, self._fused(slot))
+        return None if slot == BASE else MergedWeights(self.model, self.updates(slot))
 
-    def _fused(self, slot: int) -> Fused:
+    def updates(self, slot: int) -> Fused:
+        """Get what an adapter adds to each fused linear that it touches."""
         entry = self._adapters[slot] if 0 <= slot < len(self._adapters) else None
         if entry is None:
             raise AdapterError(f"adapter slot {slot} is empty; slots: {list(self.names)}")
@@ -342,7 +343,9 @@ class _Mixed:
         return y
 
 
-class _Merged:
+class MergedWeights:
+    """A ``Project`` of one adapter, merged into copies of the weights that it touches."""
+
     def __init__(self, model: Transformer, fused: Fused) -> None:
         self.model = model
         self.weights = {}

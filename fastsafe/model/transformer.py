@@ -114,6 +114,7 @@ class Transformer:
         embedding: [V, E].
         head: [V, E]; the same tensor as ``embedding`` when tied.
         layers: Fused weights of each layer.
+        embedding_scale: Factor of the embedding, rounded to ``dtype``.
         final_norm: [E].
         invariant: Products that take ``ops.matmul_invariant`` on a GPU: "qkv", "o", "gate_up",
             "down", "head". Empty until a check finds that the library's own do not treat all
@@ -128,7 +129,7 @@ class Transformer:
         self.dtype = self.embedding.dtype
         self._rotaries = [Rotary(r, self.device, self.dtype) for r in config.ropes]
         # Gemma rounds the factor to the weights' dtype, which moves it by 0.1 % in bf16
-        self._embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
+        self.embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
         self._activate = swiglu if config.activation == "silu" else geglu
 
     @classmethod
@@ -211,9 +212,7 @@ class Transformer:
             UsageError: ``context_lens`` is needed and missing.
         """
         config = self.config
-        if config.depends_on_length and context_lens is None:
-            context_lens = _whole_lengths(positions)
-        rotations = [rotary(positions, context_lens) for rotary in self._rotaries]
+        rotations = self.rotations(positions, context_lens)
         linear = self._project if project is None else project
         last = len(self.layers) - 1
         fused = None
@@ -226,8 +225,8 @@ class Transformer:
             return self._layer(i, h, x, rotation, attend, fused, linear, rows)
 
         h = F.embedding(token_ids, self.embedding)
-        if self._embedding_scale != 1.0:
-            h = h * self._embedding_scale
+        if self.embedding_scale != 1.0:
+            h = h * self.embedding_scale
         x: Tensor | None = None  # what is still to be added to h
         for i in range(len(self.layers)):
             if recompute:
@@ -318,6 +317,14 @@ class Transformer:
             h = torch.add(h, x, alpha=alpha)
             return h, h
         return add_rms_norm(x, h, norm, eps, one_plus, alpha)
+
+    def rotations(
+        self, positions: Tensor, context_lens: Tensor | None = None
+    ) -> list[tuple[Tensor, Tensor]]:
+        """Give cos and sin, each [N, 1, R], of every token for each of ``config.ropes``."""
+        if self.config.depends_on_length and context_lens is None:
+            context_lens = _whole_lengths(positions)
+        return [rotary(positions, context_lens) for rotary in self._rotaries]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Multiply by the head: hidden [M, E] -> [M, V] fp32, scaled and capped as configured."""

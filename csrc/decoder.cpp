@@ -1,0 +1,174 @@
+#include "decoder.hpp"
+
+#include <string>
+#include <utility>
+
+#include "reader.hpp"  // Error
+
+namespace fastsafe::cpu {
+
+namespace {
+
+enum Buffer { kHidden, kNormed, kWide, kMixed, kOut, kGated, kShrunk };
+
+void gather(float* to, const float* from, const std::int64_t* index, Index count, Index columns) {
+  for (Index i = 0; i < count; ++i)
+    std::memcpy(to + i * columns, from + index[i] * columns, columns * sizeof(float));
+}
+
+void expect_below(const std::int64_t* values, Index count, Index end, const char* name) {
+  for (Index i = 0; i < count; ++i)
+    if (values[i] < 0 || values[i] >= end)
+      throw Error("decoder: " + std::string(name) + " " + std::to_string(values[i]) +
+                  " is not in [0, " + std::to_string(end) + ")");
+}
+
+}  // namespace
+
+Decoder::Decoder(const Sizes& sizes, std::vector<Layer> layers, const float* embedding,
+                 const float* final_norm)
+    : sizes_(sizes),
+      layers_(std::move(layers)),
+      embedding_(embedding),
+      final_norm_(final_norm) {}
+
+float* Decoder::room(int buffer, Index count) { return aligned(buffers_[buffer], count); }
+
+void Decoder::multiply(float* y, const float* x, Index rows, std::size_t layer, Name name,
+                       const Step& step, bool kept) {
+  const Linear& base = layers_[layer].linears[name];
+  const Index in = base.in, out = base.out;
+  const auto patch_of = [&](const Segment& segment) -> const Patch* {
+    return segment.patches ? &(*segment.patches)[layer * kNames + name] : nullptr;
+  };
+  const auto weight_of = [&](const Segment& segment) {
+    const Patch* patch = patch_of(segment);
+    return patch && patch->weight ? patch->weight : base.weight;
+  };
+  const auto product = [&](Index begin, Index end, const float* weight) {
+    const Term term = {{x + begin * in, end - begin, in, in, 1}, {weight, out, in, in, 1}};
+    if (end > begin) linear(y + begin * out, out, false, &term, 1, base.bias, 1);
+  };
+  Index begin = 0, end = 0;  // of neighbours that share a weight
+  const float* weight = nullptr;
+  for (const Segment& segment : step.segments) {
+    if (weight_of(segment) != weight) {
+      product(begin, end, weight);
+      begin = end;
+      weight = weight_of(segment);
+    }
+    end = kept ? segment.kept_end : segment.end;
+  }
+  product(begin, rows, weight);
+  begin = 0;
+  for (const Segment& segment : step.segments) {
+    end = kept ? segment.kept_end : segment.end;
+    const Patch* patch = patch_of(segment);
+    if (patch && patch->rank && end > begin) {
+      const Index count = end - begin, rank = patch->rank;
+      float* shrunk = room(kShrunk, count * rank);
+      const Term down = {{x + begin * in, count, in, in, 1}, {patch->a, rank, in, in, 1}};
+      linear(shrunk, rank, false, &down, 1, nullptr, 1);
+      for (const Part& part : patch->parts) {
+        const Index r = part.last - part.first;
+        const Term up = {{shrunk + part.first, count, r, rank, 1},
+                         {part.b, part.end - part.begin, r, r, 1}};
+        linear(y + begin * out + part.begin, out, true, &up, 1, nullptr, 1);
+      }
+    }
+    begin = end;
+  }
+}
+
+void Decoder::attend(float* out, float* qkv, std::size_t layer, const Step& step) {
+  const Layer& own = layers_[layer];
+  const Sizes& s = sizes_;
+  const Index row = (s.heads + 2 * s.kv_heads) * s.dim, width = s.heads * s.dim;
+  if (own.q_norm) {
+    const auto norm_heads = [&](float* x, const float* weight, Index heads) {
+      const Index rows = s.norms_projection ? 1 : heads, columns = heads * s.dim / rows;
+      norm(x, nullptr, nullptr, x, nullptr, weight, rows, columns, 1.0f, s.eps, s.one_plus);
+    };
+    for (Index t = 0; t < step.tokens; ++t) {
+      norm_heads(qkv + t * row, own.q_norm, s.heads);
+      norm_heads(qkv + t * row + width, own.k_norm, s.kv_heads);
+    }
+  }
+  const Rotation& turn = step.rotations[own.rotation];
+  rope(qkv, row, qkv, row, turn.cos, turn.sin, turn.row, step.tokens, s.heads + s.kv_heads, s.dim,
+       turn.width, false);
+  Paged paged = step.paged;
+  paged.heads = s.heads;
+  paged.kv_heads = s.kv_heads;
+  paged.dim = s.dim;
+  paged.q_row = paged.kv_row = row;
+  paged.scale = s.scale;
+  paged.cap = s.cap;
+  paged.window = own.window;
+  const float* k = qkv + width;
+  paged_attention(out, step.keys + layer * step.key_layer, step.values + layer * step.value_layer,
+                  qkv, k, k + s.kv_heads * s.dim, paged);
+}
+
+void Decoder::enter(const float** y, float* h, const float* x, const float* weight, Index rows) {
+  const Index columns = sizes_.hidden;
+  *y = h;
+  if (weight) {
+    float* normed = room(kNormed, rows * columns);
+    norm(normed, h, nullptr, x ? x : h, x ? h : nullptr, weight, rows, columns,
+         sizes_.residual_scale, sizes_.eps, sizes_.one_plus);
+    *y = normed;
+  } else if (x) {
+    for (Index i = 0; i < rows * columns; ++i) h[i] += sizes_.residual_scale * x[i];
+  }
+}
+
+void Decoder::forward(float* out, const Step& step) {
+  const Sizes& s = sizes_;
+  expect_below(step.token_ids, step.tokens, s.vocab, "token id");
+  expect_below(step.keep, step.kept, step.tokens, "kept token");
+  Index rows = step.tokens;
+  float* h = room(kHidden, rows * s.hidden);
+  gather(h, embedding_, step.token_ids, rows, s.hidden);
+  if (s.embedding_scale != 1.0f)
+    for (Index i = 0; i < rows * s.hidden; ++i) h[i] *= s.embedding_scale;
+  const float *x = nullptr, *y;
+  for (std::size_t i = 0; i < layers_.size(); ++i) {
+    const Layer& layer = layers_[i];
+    const bool last = i + 1 == layers_.size();
+    const auto run = [&](Name name, Buffer buffer, const float* from, bool kept) {
+      float* to = room(buffer, rows * layer.linears[name].out);
+      multiply(to, from, rows, i, name, step, kept);
+      return to;
+    };
+    const auto norm_out = [&](float* z, const float* weight) {
+      if (weight)
+        norm(z, nullptr, nullptr, z, nullptr, weight, rows, s.hidden, 1.0f, s.eps, s.one_plus);
+      x = z;
+    };
+    enter(&y, h, x, layer.attention_norm, rows);
+    float* mixed = room(kMixed, rows * s.heads * s.dim);
+    attend(mixed, run(kQkv, kWide, y, false), i, step);
+    if (last) {  // what follows is computed for the kept tokens alone
+      float* kept_mixed = room(kWide, step.kept * s.heads * s.dim);
+      gather(kept_mixed, mixed, step.keep, step.kept, s.heads * s.dim);
+      float* kept_h = room(kNormed, step.kept * s.hidden);
+      gather(kept_h, h, step.keep, step.kept, s.hidden);
+      std::swap(buffers_[kHidden], buffers_[kNormed]);
+      mixed = kept_mixed;
+      h = kept_h;
+      rows = step.kept;
+    }
+    norm_out(run(kO, kOut, mixed, last), layer.attention_out_norm);
+    enter(&y, h, x, layer.mlp_norm, rows);
+    const Index inner = layer.linears[kDown].in;
+    const float* gate_up = run(kGateUp, kWide, y, last);
+    float* active = room(kGated, rows * inner);
+    gated(active, gate_up, rows, inner, s.gelu);
+    norm_out(run(kDown, kOut, active, last), layer.mlp_out_norm);
+  }
+  enter(&y, h, x, final_norm_, rows);
+  std::memcpy(out, y, rows * s.hidden * sizeof(float));
+}
+
+}  // namespace fastsafe::cpu
