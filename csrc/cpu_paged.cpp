@@ -104,6 +104,21 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
   }
 }
 
+// what a row that draws reads is rarely in cache, and too scattered for the CPU to foresee
+FASTSAFE_INLINE void fetch(const float* keys, const float* values, Index row, Index kv,
+                           const Paged& p) {
+  const Index end = p.positions[p.starts[row + 1] - 1] + 1, room = whole(p.dim);
+  const Index begin = p.window ? std::max<Index>(0, p.positions[p.starts[row]] - p.window + 1) : 0;
+  for (Index page = begin / kLanes; page * kLanes < end; ++page) {
+    const Index id = p.table[row * p.width + page];
+    const float* key = keys + id * p.key_page + kv * p.dim * kLanes;
+    const float* value = values + id * p.value_page + kv * kLanes * room;
+    for (Index i = 0; i < p.dim; ++i) __builtin_prefetch(key + i * kLanes);
+    const Index tokens = std::min(kLanes, end - page * kLanes);
+    for (Index i = 0; i < tokens * room; i += kLanes) __builtin_prefetch(value + i);
+  }
+}
+
 template <int R>
 FASTSAFE_INLINE void paged_attention_body(float* out, float* keys, float* values, const float* q,
                                           const float* k, const float* v, const Paged& p) {
@@ -113,7 +128,11 @@ FASTSAFE_INLINE void paged_attention_body(float* out, float* keys, float* values
   const Index group = p.heads / p.kv_heads;
   for (Index row = 0; row < p.rows; ++row) {
     const Index start = p.starts[row], pairs = (p.starts[row + 1] - start) * group;
-    for (Index kv = 0; kv < p.kv_heads; ++kv)
+    for (Index kv = 0; kv < p.kv_heads; ++kv) {
+      if (kv + 1 < p.kv_heads)
+        fetch(keys, values, row, kv + 1, p);
+      else if (row + 1 < p.rows)
+        fetch(keys, values, row + 1, 0, p);
       for (Index i = 0; i < pairs;) {
         const Index token = start + i / group, left = pairs - i;
         const Queries b = {p.table + row * p.width, kv,        p.positions[token], token,
@@ -129,6 +148,7 @@ FASTSAFE_INLINE void paged_attention_body(float* out, float* keys, float* values
           i += 1;
         }
       }
+    }
   }
 }
 

@@ -26,7 +26,7 @@ from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.lora import BASE, AdapterBank
-from fastsafe.model.transformer import Transformer
+from fastsafe.model.transformer import Project, Transformer
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -338,9 +338,11 @@ class LLM:
         with torch.inference_mode():
             tokens = torch.tensor(ids, device=self.model.device)
             positions = torch.arange(len(ids), device=self.model.device)
-            project = self.bank.merged(slot)
+            project: Project | None
             if self.adapters == "mixed":
                 project = self.bank.mixed(torch.full((len(ids),), slot))
+            else:
+                project = self.bank.merged(slot)
             hidden = self.model.forward(tokens, positions, PackedAttention([len(ids)]), project)
             return self.model.logits(hidden)
 

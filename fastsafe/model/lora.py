@@ -355,4 +355,5 @@ class MergedWeights:
             self.weights[layer, name] = weight
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
+        """Multiply by the merged weight; see ``Project``."""
         return self.model.linear(layer, name, x, self.weights.get((layer, name)))

@@ -5,9 +5,9 @@ bits; but Python does not run between them, and threads that compute do not wait
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastsafe import _native
@@ -158,7 +158,8 @@ class NativeDecoder:
             paged.positions.data_ptr(),
             paged.places.data_ptr(),
             paged.table.data_ptr(),
-            *paged.table.shape,
+            paged.table.shape[0],
+            paged.table.shape[1],
             keys[0].data_ptr(),
             values[0].data_ptr(),
             keys[0].stride(0),
@@ -186,6 +187,6 @@ def _distance(layers: Sequence[Tensor]) -> int:
         return 0
     starts = [x.data_ptr() // x.element_size() for x in layers]
     distance = starts[1] - starts[0]
-    is_even = all(b - a == distance for a, b in zip(starts, starts[1:], strict=False))
+    is_even = all(b - a == distance for a, b in pairwise(starts))
     cpu.expect(is_even, "NativeDecoder", *layers)
     return distance

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor
 
+from fastsafe.errors import UsageError
 from fastsafe.model.rope_config import RopeConfig
 
 _FIRST_TABLE = 512  # positions; tables double from here
@@ -137,3 +138,19 @@ def _yarn(config: RopeConfig, powers: Tensor) -> Tensor:
     ramp = ((torch.arange(dim // 2, dtype=torch.float32) - low) / span).clamp(0, 1)
     keep = 1 - ramp
     return (1.0 / (config.factor * powers)) * (1 - keep) + (1.0 / powers) * keep
+
+
+def whole_lengths(positions: Tensor) -> Tensor:
+    """Length of each row's sequence where the rows are whole sequences from position 0."""
+    starts = (positions == 0).nonzero()[:, 0]
+    ends = torch.cat((starts[1:], starts.new_tensor([len(positions)])))
+    lengths = (ends - starts).repeat_interleave(ends - starts)
+    whole = torch.arange(len(positions), device=positions.device)
+    if len(lengths) != len(positions) or not torch.equal(
+        whole - starts.repeat_interleave(ends - starts), positions
+    ):
+        raise UsageError(
+            "forward: context_lens is missing, expected [N], as this model's rotation depends on "
+            "the length of a sequence and the rows are not whole sequences from position 0"
+        )
+    return lengths

@@ -12,12 +12,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 import fastsafe_kernels as ops
-from fastsafe.errors import UsageError
 from fastsafe.model import layers
 from fastsafe.model import weights as w
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.layers import add_rms_norm, geglu, rms_norm, rope, softcap, swiglu
-from fastsafe.model.rope import Rotary
+from fastsafe.model.rope import Rotary, whole_lengths
 from fastsafe.model.weights import Source, Weights
 
 
@@ -323,7 +322,7 @@ class Transformer:
     ) -> list[tuple[Tensor, Tensor]]:
         """Give cos and sin, each [N, 1, R], of every token for each of ``config.ropes``."""
         if self.config.depends_on_length and context_lens is None:
-            context_lens = _whole_lengths(positions)
+            context_lens = whole_lengths(positions)
         return [rotary(positions, context_lens) for rotary in self._rotaries]
 
     def logits(self, hidden: Tensor) -> Tensor:
@@ -385,19 +384,3 @@ class Transformer:
 
     def _project(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         return self.linear(layer, name, x)
-
-
-def _whole_lengths(positions: Tensor) -> Tensor:
-    """Length of each row's sequence where the rows are whole sequences from position 0."""
-    starts = (positions == 0).nonzero()[:, 0]
-    ends = torch.cat((starts[1:], starts.new_tensor([len(positions)])))
-    lengths = (ends - starts).repeat_interleave(ends - starts)
-    whole = torch.arange(len(positions), device=positions.device)
-    if len(lengths) != len(positions) or not torch.equal(
-        whole - starts.repeat_interleave(ends - starts), positions
-    ):
-        raise UsageError(
-            "forward: context_lens is missing, expected [N], as this model's rotation depends on "
-            "the length of a sequence and the rows are not whole sequences from position 0"
-        )
-    return lengths
