@@ -12,7 +12,7 @@ from typing import Any
 from fastsafe.audit.choice import choose
 from fastsafe.audit.conditions import BASE
 from fastsafe.audit.instruments import early_stop_rows, filter_rows, guard_rows
-from fastsafe.audit.pooling import clustered, mitigation_of, summary
+from fastsafe.audit.pooling import clustered, mitigation_of, over_seeds, summary
 from fastsafe.audit.store import Store
 from fastsafe.audit.utility import utility_rows
 from fastsafe.safety.metrics import answered, paired_change, rate, refused
@@ -51,7 +51,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
     conditions = store.meta("conditions")
     judges: dict[str, str] = store.meta("judges")
     utility = utility_rows(store)
-    cells, over_refusal, by_judge = [], [], {}
+    cells, over_refusal, by_judge, seeds = [], [], {}, []
     twins: Verdicts = {}  # of the first judge that reads them
     for judge, identity in judges.items():
         harmful, benign = _verdicts(store, identity)
@@ -59,11 +59,13 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         doubted = store.incoherent(identity)
         rates = _rows(harmful, judge, answered, "answered", "answer_rate")
         cells += [row | _incoherent(row, doubted, "harmful") for row in rates]
+        seeds += over_seeds(conditions, harmful, judge, "harmful", answered)
         if judge in store.meta("harmful_only"):
             continue
         twins = twins or benign
         rates = _rows(benign, judge, refused, "refused", "over_refusal_rate")
         over_refusal += [row | _incoherent(row, doubted, "benign") for row in rates]
+        seeds += over_seeds(conditions, benign, judge, "benign", refused)
     first_judge = next(iter(judges.values()))
     verdicts = _verdicts(store, first_judge)[0], twins
     pooled = summary(conditions, *verdicts)
@@ -94,10 +96,12 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         "conditions": conditions,
         "cells": cells,
         "over_refusal": over_refusal,
+        "over_seeds": seeds,
         "utility": utility,
         "judge_agreement": _agreement(by_judge),
         "guards": guards,
         "filters": filter_rows(store),
+        "rewrites": store.meta("rewrites") or [],
         "early_stop": early_stop_rows(store, judges),
         "choice": choose(
             conditions, summary(conditions, *verdicts, mitigation_of), store.utilities()

@@ -1,20 +1,23 @@
 """The terminal table: conditions x formats, with over-refusal and utility beside it."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
     MUTE,
+    SEED_TABLES,
     Matrix,
     Row,
     arm,
+    interval,
     is_mute,
     label,
     mark,
     matrices,
+    over_seeds,
     percent,
     points,
     sign,
@@ -52,9 +55,34 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
         yield Text(_title(matrix), style="bold")
         yield _table(matrix, width)
         yield Text(_legend(matrix), style="dim")
+    for kind, title in SEED_TABLES.items():
+        for view, rows in over_seeds(results, kind).items():
+            yield Text(f"{title}, %, mean over training seeds, {view}", style="bold")
+            yield _seeds(rows)
     yield Text("")
     for sentence in sentences(results):
         yield Text(sentence)
+
+
+def _seeds(rows: Sequence[Row]) -> "RenderableType":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    formats = list(dict.fromkeys(row["format"] for row in rows))
+    for name in ("condition", *map(label, formats)):
+        table.add_column(name, overflow="fold")
+    cells = {(row["condition"], row["format"]): row for row in rows}
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        table.add_row(
+            condition,
+            *(
+                f"{percent(r['rate'])} ({interval(r)})"
+                for f in formats
+                if (r := cells[condition, f])
+            ),
+        )
+    return table
 
 
 def _title(matrix: Matrix) -> str:
