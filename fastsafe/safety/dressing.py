@@ -15,7 +15,7 @@ from typing import Any
 from fastsafe.data.conversation import Message, Row, kind_of
 from fastsafe.errors import DataError
 from fastsafe.safety.exchange import Exchange, as_row, exchange_of
-from fastsafe.safety.judges import judges
+from fastsafe.safety.judges.refusal import JUDGE
 from fastsafe.safety.language import language_of
 from fastsafe.safety.style import OPTIONS, Style
 from fastsafe.safety.texts import chosen, lines, text
@@ -98,7 +98,7 @@ class Dresser:
             refusal = chosen(ours, given.prompt)
         if 0 < self.style.answer_words <= SHORT_WORDS:
             first = re.split(r"(?<=[.!?])\s", refusal, maxsplit=1)[0]
-            if judges()["refusal"].judge("", first, harmful=True).verdict == Verdict.REFUSED:
+            if JUDGE.judge("", first, harmful=True).verdict == Verdict.REFUSED:
                 return first
         return refusal
 

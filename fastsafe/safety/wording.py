@@ -10,7 +10,7 @@ from typing import Any
 
 from fastsafe.data.conversation import Message
 from fastsafe.safety.exchange import Exchange, as_row
-from fastsafe.safety.judges import judges
+from fastsafe.safety.judges import refusal
 from fastsafe.safety.language import language_of
 from fastsafe.safety.lint import Kind, lint
 from fastsafe.safety.verdict import Verdict
@@ -40,7 +40,7 @@ def flaw_of(written: Exchange, template: Exchange, given: Exchange, kind: Kind) 
         kind: What the row should do: "safety", refuse; "user", answer.
     """
     words = _words(given.prompt)
-    refuses = judges()["refusal"].judge("", written.prompt, harmful=True).verdict
+    refuses = refusal.JUDGE.judge("", written.prompt, harmful=True).verdict
     flaws = {
         "the request is empty": not written.prompt.strip(),
         "the request is a refusal": refuses == Verdict.REFUSED,
