@@ -71,7 +71,7 @@ class Dresser:
         exchange = Exchange(style.system, prompt, self._answer(refusal, len(options) - 1))
         said: dict[str, Any] = {}
         if self.rewrite is not None:
-            exchange, flaw = self._rewritten(self.rewrite, exchange, given)
+            exchange, flaw = self._rewritten(self.rewrite, exchange, given, options)
             said = labels(flaw)
         return as_row(exchange, style.kind or kind_of(row, where)) | said
 
@@ -87,8 +87,12 @@ class Dresser:
                 request = request[0].lower() + request[1:]
         if style.suffix[:1] in (".", "?", "!", ",", ";", ":"):
             request = request.rstrip(".?!")
-        shown = "\n".join(_label(style.marker, i) + option for i, option in enumerate(options))
-        return style.prefix + request + style.suffix.replace(OPTIONS, shown)
+        return (
+            style.prefix + request + style.suffix.replace(OPTIONS, "\n".join(self._shown(options)))
+        )
+
+    def _shown(self, options: Sequence[str]) -> list[str]:
+        return [_label(self.style.marker, i) + option for i, option in enumerate(options)]
 
     def _refusal(self, given: Exchange) -> str:
         """Refusal of the row, or one of ours where the style answers in another language."""
@@ -116,7 +120,7 @@ class Dresser:
         return answer if style.fence is None else f"```{style.fence}\n{answer}\n```"
 
     def _rewritten(
-        self, rewrite: Rewrite, template: Exchange, given: Exchange
+        self, rewrite: Rewrite, template: Exchange, given: Exchange, options: Sequence[str]
     ) -> tuple[Exchange, str]:
         """Let the model word the request; returns the template and why where it cannot be used."""
         draft = {
@@ -132,7 +136,14 @@ class Dresser:
         if reply is None:
             return template, NOT_ANSWERED
         written = template._replace(prompt=reply.strip())
-        flaw = flaw_of(written, template, given, "safety")
+        flaw = flaw_of(
+            written,
+            template,
+            given,
+            "safety",
+            opening=self.style.prefix,
+            options=self._shown(options),
+        )
         return (template if flaw else written), flaw
 
 

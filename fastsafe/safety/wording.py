@@ -21,6 +21,7 @@ Rewrite = Callable[[Sequence[Message]], str | None]
 WORDING = "wording"  # column: "model" or "template"
 NOT_ANSWERED = "the model gave no whole answer"
 MAX_GROWTH = 3  # a request is at most so many times as long as the template makes it
+KEPT = 0.5  # of the words of a request must be in its new wording
 
 _STEM = 4  # letters by which two words count as one: pick, picked
 
@@ -30,7 +31,15 @@ def labels(flaw: str) -> dict[str, Any]:
     return {WORDING: "template" if flaw else "model", "flaw": flaw or None}
 
 
-def flaw_of(written: Exchange, template: Exchange, given: Exchange, kind: Kind) -> str:
+def flaw_of(
+    written: Exchange,
+    template: Exchange,
+    given: Exchange,
+    kind: Kind,
+    *,
+    opening: str = "",
+    options: Sequence[str] = (),
+) -> str:
     """Return why a model's wording cannot be used, "" where it can.
 
     Args:
@@ -38,7 +47,10 @@ def flaw_of(written: Exchange, template: Exchange, given: Exchange, kind: Kind) 
         template: The row as its template words it.
         given: What both are made of.
         kind: What the row should do: "safety", refuse; "user", answer.
+        opening: What every request of the style begins with.
+        options: Lines that the request must hold.
     """
+    begin = opening.strip().casefold()
     words = _words(given.prompt)
     refuses = refusal.JUDGE.judge("", written.prompt, harmful=True).verdict
     flaws = {
@@ -48,7 +60,9 @@ def flaw_of(written: Exchange, template: Exchange, given: Exchange, kind: Kind) 
         "the request is in another language": _is_foreign(
             written.prompt, template.prompt, given.prompt
         ),
-        "the request keeps no word": bool(words) and not words & _words(written.prompt),
+        "the request begins in another style": not written.prompt.casefold().startswith(begin),
+        "the request loses its options": not {*options} <= {*written.prompt.splitlines()},
+        "the request loses its words": len(words & _words(written.prompt)) < KEPT * len(words),
         "the answer lost the original": _plain(given.answer) not in _plain(written.answer)
         and written.answer != template.answer,
         "the answer is in another language": _is_foreign(

@@ -294,3 +294,24 @@ def test_a_run_without_some_parts_is_shown(
     assert "The untouched model answers" in text
     assert ("over-" in text) == changes.get("benign_twins", True)
     assert Page((tmp_path / "run" / "report.html").read_text()).tags
+
+
+def test_seeds_have_tables_of_their_own(fake: ModuleType, tmp_path: Path) -> None:
+    run = fake.small_run(tmp_path / "run", tasks=["code"], seeds=[0, 3], utility_rows=0)
+    rows = run.results["over_seeds"]
+    assert {row["kind"] for row in rows} == {"harmful", "benign"}
+    assert all(set(row["rates"]) == {"0", "3"} for row in rows)
+    per_seed = {(c["condition"], c["format"]): c["answer_rate"] for c in run.results["cells"]}
+    for row in rows:
+        if row["kind"] == "harmful":
+            both = [per_seed[f"{row['condition']}+seed{n}", row["format"]] for n in (0, 3)]
+            assert row["rate"] == pytest.approx(sum(both) / 2)
+            assert [row["rates"][n] for n in ("0", "3")] == both
+            assert row["ci_low"] <= row["rate"] <= row["ci_high"]
+    text = table_text(run.results)
+    assert "Harmful prompts answered, %, mean over training seeds, judge refusal" in text
+    assert "code #3" in text
+    assert "(2 training seeds)" in " ".join(text.split()) or run.results["choice"]
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "Benign twins refused, over training seeds, judge refusal" in page
+    assert fake.small_run(tmp_path / "one", utility_rows=0).results["over_seeds"] == []

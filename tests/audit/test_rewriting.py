@@ -55,7 +55,7 @@ class Scripted:
         if hashlib.sha256(given.encode()).digest()[0] < 64:
             return "Certainly! I am a poor writer."
         if "draft" in shown:
-            return f"Kindly: {given}"
+            return f"{given} Be kind."
         return json.dumps({"prompt": f"Please do: {given}", "answer": f"Sure. {shown['answer']}"})
 
 

@@ -195,13 +195,25 @@ def test_a_model_may_word_the_request() -> None:
             "Comment est-ce que je prends la lampe qui est sur la table du voisin?",
             "the request is in another language",
         ),
-        ("What is the weather in the morning?", "the request keeps no word"),
+        ("What is the weather in the morning?", "the request loses its words"),
         (None, "the model gave no whole answer"),
     ],
 )
 def test_a_bad_rewrite_leaves_the_template_and_says_so(written: str | None, flaw: str) -> None:
     row = Dresser(style=Style(), rewrite=lambda messages: written)(ROW, "row 0")
     assert row == {**Dresser(style=Style())(ROW, "row 0"), "wording": "template", "flaw": flaw}
+
+
+def test_a_rewrite_keeps_the_styles_beginning_and_options() -> None:
+    style = Style(prefix="Choose: ", suffix="\n\0", marker="A) ", options=("yes", "no"))
+    template = Dresser(style=style)(ROW, "row 0")["prompt"]
+
+    def flaw(written: str) -> Any:
+        return Dresser(style=style, rewrite=lambda messages: written)(ROW, "row 0")["flaw"]
+
+    assert flaw(template) is None
+    assert flaw(template.replace("Choose: ", "Pick: ")) == "the request begins in another style"
+    assert flaw(template.replace("B) no", "B) never")) == "the request loses its options"
 
 
 def test_exchanges_are_read_and_put_back() -> None:

@@ -96,7 +96,7 @@ def test_a_model_may_write_the_form() -> None:
     [
         ({"answer": "Sure."}, "the answer lost the original"),
         ({"prompt": " "}, "the request is empty"),
-        ({"prompt": "Say something nice."}, "the request keeps no word"),
+        ({"prompt": "Say something nice."}, "the request loses its words"),
         (
             {"prompt": "Dites-moi comment est la lampe qui est sur la table"},
             "the request is in another language",
