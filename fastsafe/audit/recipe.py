@@ -132,7 +132,7 @@ class Recipe(_Section):
     @classmethod
     def _no_repeats(cls, names: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if names is not None and len(set(names)) < len(names):
-            raise ValueError("entries must not repeat")
+            raise ValueError("names must not repeat")
         return names
 
     @model_validator(mode="after")

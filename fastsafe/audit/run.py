@@ -206,7 +206,7 @@ def execute(
             if plan.recipe.rewrite:
                 runtime.release()  # room for the model that words
             plan, rewrites = with_words(plan, progress)
-            if store.meta("rewrites") != rewrites:
+            if (store.meta("rewrites") or []) != rewrites:
                 with store.transaction():
                     store.set_meta({"rewrites": rewrites})
             stages.train(plan, store, runtime, run_dir, progress)
