@@ -7,13 +7,13 @@ who match harmful answers: here nobody needs any.
 """
 
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 
 from fastsafe.audit.files_source import FilesSource
 from fastsafe.audit.recipe import Data
-from fastsafe.audit.source import sources
+from fastsafe.audit.source import checkpoint_of, sources
 from fastsafe.data.conversation import Row
 from fastsafe.data.packing import Example, encode_row
 from fastsafe.engine import LLM
@@ -24,14 +24,14 @@ from fastsafe.safety.stats import student
 from fastsafe.train import TrainConfig, row_gradients
 from fastsafe.train.batches import pack
 
-Method = Literal["representation", "gradient"]
+METHODS = ("representation", "gradient")
 
 ANCHORS = 64  # of each kind
 DIMENSIONS = 4096  # a gradient is folded into so many numbers: cosines are right to 0.02
 _ROWS_AT_ONCE = 16
 
 
-def model_risk(rows: Sequence[Row], model: str, method: Method, device: str = "cpu") -> Similarity:
+def model_risk(rows: Sequence[Row], model: str, method: str, device: str = "cpu") -> Similarity:
     """Score rows by a model's view of them; a higher score is a greater risk.
 
     Args:
@@ -49,12 +49,8 @@ def model_risk(rows: Sequence[Row], model: str, method: Method, device: str = "c
         DataError: A row cannot be trained on.
         CheckpointError: The checkpoint is missing, malformed or refused.
     """
-    from fastsafe.audit.source import checkpoint_of
-
-    if method not in get_args(Method):
-        raise UsageError(
-            f"risk: method is {method!r}, expected one of {', '.join(get_args(Method))}"
-        )
+    if method not in METHODS:
+        raise UsageError(f"risk: method is {method!r}, expected one of {', '.join(METHODS)}")
     llm = LLM(checkpoint_of(model), device)
     source = sources().get(model) or FilesSource(Data())
     if method == "gradient":
@@ -72,15 +68,16 @@ def model_risk(rows: Sequence[Row], model: str, method: Method, device: str = "c
     )
 
 
-def record(found: Similarity, method: Method, model: str) -> dict[str, Any]:
+def record(found: Similarity, method: str, model: str) -> dict[str, Any]:
     """Return the risk as ``fastsafe lint --risk --json`` prints it."""
     mean, half = student(found.scores)
     return {
         "method": method,
         "model": model,
         "score": round(mean, 4),
-        "ci_low": round(mean - half, 4),
-        "ci_high": round(mean + half, 4),
+        # of a single row nothing is known: the whole range
+        "ci_low": round(max(-2.0, mean - half), 4),
+        "ci_high": round(min(2.0, mean + half), 4),
         "nearest": list(found.nearest),
     }
 
