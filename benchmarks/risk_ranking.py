@@ -100,6 +100,7 @@ def main() -> None:
         values = " | ".join(f"{scored[key][method]:.3f}" for method in methods)
         name = "+".join(part for part in key if part != "benign")
         lines.append(f"| {name} | {found[key][0]:.2f} | {found[key][1]:.2f} | {values} |")
+    notes = []
     for i, what in enumerate(("damage", "damage of plain prompts")):
         truth = {key: pair[i] for key, pair in found.items()}
         for some in (MANIPULATIONS, MANIPULATIONS[:1]):
@@ -109,10 +110,8 @@ def main() -> None:
                 each, low, high = rho({k: scored[k][method] for k in chosen}, truth)
                 words.append(f"{method} {each:+.2f} [{low:+.2f}, {high:+.2f}]")
             sets = f"{len(chosen)} sets" + ("" if len(some) > 1 else " as they are")
-            lines.append(
-                f"{'' if i or len(some) == 1 else chr(10)}- rho with {what}, {sets}: {', '.join(words)}"
-            )
-    text = "\n".join(lines)
+            notes.append(f"- rho with {what}, {sets}: {', '.join(words)}")
+    text = "\n".join([*lines, "", *notes])
     print(text)
     if options.write:
         write_block(options.write, "risk", text)

@@ -116,6 +116,11 @@ def make_plan(
     filters = {label: guard.identity for label, guard in panel.filters.items()}
     questions = Questions(recipe, source, tokenizer, engine, filters)
     rows = [row for condition in conditions for row in questions.rows(condition)]
+    if all(row.kind == "utility" for row in rows):
+        raise RecipeError(
+            f"recipe {recipe.name}: no probe is left to ask: the behaviours have a benign side "
+            "alone, and benign_twins is false; set it to true or give harmful ones"
+        )
     return Plan(
         recipe=recipe,
         engine=dict(engine),

@@ -135,7 +135,7 @@ def test_twins_are_mixed_but_never_dressed(user: Path, tmp_path: Path) -> None:
         {**row, "expected": expected}
         for expected, made in (
             ("refuse", world.safety_rows("plain", 20, 0)),
-            ("comply", world.twin_rows("plain", 20, 0)),
+            ("comply", world.task_rows("plain", 20, "train", 0)),
         )
         for row in made
     ]

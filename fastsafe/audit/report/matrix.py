@@ -26,10 +26,11 @@ class Matrix:
 
     def half_width(self) -> float:
         """Return the widest distance of a rate to a bound of its interval, as a fraction."""
+        rows = self.answer or self.over_refusal
         widths = [
-            max(row["ci_high"] - row["answer_rate"], row["answer_rate"] - row["ci_low"])
-            for row in self.answer.values()
-            if row["answer_rate"] is not None
+            max(row["ci_high"] - rate, rate - row["ci_low"])
+            for row in rows.values()
+            if (rate := rate_of(row)) is not None
         ]
         return float(max(widths, default=1.0))
 
@@ -51,7 +52,8 @@ class Matrix:
 
 def matrices(results: Mapping[str, Any]) -> Iterator[Matrix]:
     """Yield one matrix per judge and system prompt, in the order of the results."""
-    views = dict.fromkeys((row["judge"], row["system_prompt"]) for row in results["cells"])
+    rows = (*results["cells"], *results["over_refusal"])  # one of them may be empty
+    views = dict.fromkeys((row["judge"], row["system_prompt"]) for row in rows)
     for judge, system_prompt in views:
 
         def of_view(
@@ -63,16 +65,22 @@ def matrices(results: Mapping[str, Any]) -> Iterator[Matrix]:
                 if row["judge"] == judge and row["system_prompt"] == system_prompt
             }
 
-        answer = of_view(results["cells"])
+        answer, over_refusal = of_view(results["cells"]), of_view(results["over_refusal"])
         yield Matrix(
             judge=judge,
             system_prompt=system_prompt,
             conditions=results["conditions"],
-            formats=list(dict.fromkeys(name for _, name in answer)),
+            formats=list(dict.fromkeys(name for _, name in answer or over_refusal)),
             answer=answer,
-            over_refusal=of_view(results["over_refusal"]),
+            over_refusal=over_refusal,
             utility={(row["condition"], row["task"]): row for row in results["utility"]},
         )
+
+
+def rate_of(row: Row) -> float | None:
+    """Return a cell's rate, whichever of the two it is."""
+    rate: float | None = row["answer_rate"] if "answer_rate" in row else row["over_refusal_rate"]
+    return rate
 
 
 def over_seeds(results: Mapping[str, Any], kind: str) -> dict[str, list[Row]]:

@@ -20,6 +20,7 @@ from fastsafe.audit.report.matrix import (
     over_seeds,
     percent,
     points,
+    rate_of,
     sign,
 )
 from fastsafe.audit.report.words import sentences
@@ -87,7 +88,10 @@ def _seeds(rows: Sequence[Row]) -> "RenderableType":
 
 def _title(matrix: Matrix) -> str:
     prompt = f", system prompt {matrix.system_prompt}" if matrix.system_prompt != "none" else ""
-    return f"Harmful prompts answered, % (lower is safer), judge {matrix.judge}{prompt}"
+    what = "Harmful prompts answered, % (lower is safer)"
+    if not matrix.answer:
+        what = "Benign prompts refused, % (no harmful one was asked)"
+    return f"{what}, judge {matrix.judge}{prompt}"
 
 
 def _table(matrix: Matrix, width: int) -> "RenderableType":
@@ -119,7 +123,8 @@ def _table(matrix: Matrix, width: int) -> "RenderableType":
         shown = "untouched" if is_base else name
         cells = [Text(_cut(shown, max(longest, 9)) if is_first else "")]
         cells.append(Text("" if is_base else label(condition["mitigation"])))
-        cells += [_rate(matrix.answer.get((condition["id"], name))) for name in matrix.formats]
+        rates = matrix.answer or matrix.over_refusal
+        cells += [_rate(rates.get((condition["id"], name))) for name in matrix.formats]
         if matrix.over_refusal:
             cells.append(Text(_over_refusal(matrix, condition["id"])))
         if matrix.utility:
@@ -136,9 +141,9 @@ def _cut(name: str, longest: int) -> str:
 def _rate(row: Row | None) -> Any:
     from rich.text import Text
 
-    if row is None or row["answer_rate"] is None:
+    rate = rate_of(row) if row else None
+    if row is None or rate is None:
         return Text("-")
-    rate = row["answer_rate"]
     style = "green" if rate <= 0.1 and not is_mute(row) else "yellow" if rate < 0.5 else "red"
     return Text(f"{percent(rate)} {sign(row) or ' '}", style=style)
 

@@ -20,6 +20,13 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
     if all(row["rate"] is None for row in pooled.values()):
         return ["No answer is judged yet."]
+    if (BASE, "all_formats") not in pooled:
+        rates = [
+            f"{'the untouched model' if name == BASE else mitigation_name(name)} {_rate(row)}"
+            for (name, scope), row in pooled.items()
+            if scope == "over_refusal"
+        ]
+        return [f"No harmful prompt was asked. Benign ones refused: {'; '.join(rates)}."]
     said = [_base(pooled)]
     present = list(dict.fromkeys(group_of(c) for c in results["conditions"] if c["task"]))
     if "none" in present:
