@@ -76,7 +76,10 @@ def rho(
 
     def over(tasks: Sequence[str]) -> float:
         keys = [key for task in tasks for key in scores if key[0] == task]
-        return float(spearmanr([scores[k] for k in keys], [truth[k] for k in keys]).statistic)
+        values = [scores[key] for key in keys]
+        if len(set(values)) == 1:
+            return float("nan")  # nothing is ranked; the percentiles leave it out
+        return float(spearmanr(values, [truth[key] for key in keys]).statistic)
 
     rng = np.random.default_rng(0)
     draws = [over(rng.choice(TASKS, len(TASKS)).tolist()) for _ in range(DRAWS)]
