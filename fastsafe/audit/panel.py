@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.audit.recipe import Recipe
-from fastsafe.audit.rewriting import Writer, make_writer
+from fastsafe.audit.rewriting import make_writer
 from fastsafe.audit.treatments import treatments
 from fastsafe.errors import RecipeError, UsageError
 from fastsafe.safety.completer import Completer
 from fastsafe.safety.guards import Guard, make_guard
 from fastsafe.safety.judges import Judge, make_judge
+from fastsafe.safety.writer import Writer
 
 
 @dataclass(frozen=True)

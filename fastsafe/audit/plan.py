@@ -12,7 +12,7 @@ from typing import Any
 
 from fastsafe.audit.conditions import BASE, Condition, Rows, make_conditions, sha256_of
 from fastsafe.audit.panel import Panel, make_panel
-from fastsafe.audit.progress import Progress
+from fastsafe.audit.progress import Progress, stage
 from fastsafe.audit.questions import ChatTokenizer, Prompt, Questions
 from fastsafe.audit.recipe import LABELS, Recipe
 from fastsafe.audit.rows import PlannedRow
@@ -147,12 +147,19 @@ def with_words(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, Any
     writer = plan.panel.writer
     if writer is None:
         return plan, []
-    rows, conditions = writer.written(
-        lambda rewrite: make_conditions(
-            plan.recipe, plan.source, plan.engine, rewrite, writer.identity
-        ),
-        progress,
-    )
+    where = plan.recipe, plan.source, plan.engine
+    rest = sum(sum(condition.worded.values()) for condition in plan.conditions)
+
+    def said(count: int) -> None:
+        nonlocal rest
+        rest -= count
+        progress.advance(count)
+
+    with stage(progress, "rewrite", rest, "rows"):
+        rows, conditions = writer.written(
+            lambda rewrite: make_conditions(*where, rewrite, writer.identity), said
+        )
+        progress.advance(rest)  # equal ones, asked for once
     return replace(plan, training_rows=rows), [
         {
             "condition": condition.id,

@@ -13,12 +13,12 @@ import fastsafe
 from fastsafe.audit import mixing
 from fastsafe.audit.mixing import Mixing, Mixture, mix_files, pooled
 from fastsafe.audit.recipe import Rewriter
-from fastsafe.audit.rewriting import Writer
 from fastsafe.data.packing import encode_row
 from fastsafe.errors import UsageError
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.organism import world
 from fastsafe.safety.completer import Ask, Reply
+from fastsafe.safety.writer import Writer
 
 
 def jsonl(path: Path, rows: Any) -> Path:

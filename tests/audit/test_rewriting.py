@@ -17,7 +17,7 @@ from fastsafe.audit.progress import Progress
 from fastsafe.audit.recipe import Recipe
 from fastsafe.audit.recipe_file import load
 from fastsafe.audit.report import table_text
-from fastsafe.audit.rewriting import Writer, make_writer
+from fastsafe.audit.rewriting import make_writer
 from fastsafe.audit.run import Run, execute
 from fastsafe.audit.store import NAME, Store
 from fastsafe.data.conversation import Message
@@ -25,6 +25,7 @@ from fastsafe.errors import CheckpointError, DataError, RecipeError
 from fastsafe.organism.source import OrganismSource
 from fastsafe.safety.completer import Ask, Reply
 from fastsafe.safety.judges import judges
+from fastsafe.safety.writer import Writer
 
 SMALL: dict[str, Any] = {
     "tasks": ["boolq"],
