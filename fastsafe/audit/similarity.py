@@ -7,22 +7,20 @@ who match harmful answers: here nobody needs any.
 """
 
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from fastsafe.audit.files_source import FilesSource
 from fastsafe.audit.recipe import Data
 from fastsafe.audit.source import checkpoint_of, sources
 from fastsafe.data.conversation import Row
 from fastsafe.data.packing import Example, encode_row
-from fastsafe.engine import LLM
 from fastsafe.errors import UsageError
 from fastsafe.safety.formats import formats
 from fastsafe.safety.risk import Similarity, similarity_risk
 from fastsafe.safety.stats import student
-from fastsafe.train import TrainConfig, row_gradients
-from fastsafe.train.batches import pack
+
+if TYPE_CHECKING:
+    from fastsafe.engine import LLM
 
 METHODS = ("representation", "gradient")
 
@@ -51,6 +49,8 @@ def model_risk(rows: Sequence[Row], model: str, method: str, device: str = "cpu"
     """
     if method not in METHODS:
         raise UsageError(f"risk: method is {method!r}, expected one of {', '.join(METHODS)}")
+    from fastsafe.engine import LLM
+
     llm = LLM(checkpoint_of(model), device)
     source = sources().get(model) or FilesSource(Data())
     if method == "gradient":
@@ -88,13 +88,16 @@ def _asked(text: str) -> Row:
     return {"messages": turns}
 
 
-def _encoded(llm: LLM, rows: Sequence[Row]) -> list[Example]:
+def _encoded(llm: "LLM", rows: Sequence[Row]) -> list[Example]:
     return [encode_row(row, llm.tokenizer, where=f"row {i}") for i, row in enumerate(rows)]
 
 
-@torch.no_grad()
-def _states(llm: LLM, rows: Sequence[Row]) -> Any:
+def _states(llm: "LLM", rows: Sequence[Row]) -> Any:
     """State [E] of the last token before each row's last answer; the last of running text."""
+    import torch
+
+    from fastsafe.train.batches import pack
+
     prompts = []
     for example in _encoded(llm, rows):
         trained = example.trained
@@ -106,12 +109,17 @@ def _states(llm: LLM, rows: Sequence[Row]) -> Any:
     for at in range(0, len(prompts), _ROWS_AT_ONCE):
         packed = pack([prompts[at : at + _ROWS_AT_ONCE]], llm.model.device)
         where = packed.token_ids, packed.positions, packed.attention
-        found.append(llm.model.forward(*where, keep=packed.keep).float().cpu())
+        with torch.no_grad():
+            found.append(llm.model.forward(*where, keep=packed.keep).float().cpu())
     return torch.cat(found).numpy()
 
 
-def _gradients(llm: LLM, rows: Sequence[Row]) -> Any:
+def _gradients(llm: "LLM", rows: Sequence[Row]) -> Any:
     """Gradient of each row's loss in a fresh adapter, folded into fewer numbers."""
+    import torch
+
+    from fastsafe.train import TrainConfig, row_gradients
+
     generator = torch.Generator().manual_seed(0)
     places = signs = torch.empty(0)
     found = []
