@@ -198,7 +198,9 @@ def _detail(detail: ErrorDetails, whole: type[BaseModel]) -> str:
     if detail["type"] == "missing":
         return f"{path} is missing, expected a value"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{path} is {_short(detail['input'])}; {message[0].lower()}{message[1:]}"
+    said = f"{message[0].lower()}{message[1:]}"
+    # a rule about several keys names them itself
+    return f"{path} is {_short(detail['input'])}; {said}" if detail["loc"] else said
 
 
 def _fields(section: type[BaseModel], parents: Iterable[int | str]) -> tuple[str, ...]:
