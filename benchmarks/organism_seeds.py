@@ -100,6 +100,16 @@ def utility_table(results: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write_block(page: Path, name: str, text: str) -> None:
+    """Put a text between the marks of a page that bear a name."""
+    begin, end = (mark.format(recipe=name) for mark in (BEGIN, END))
+    head, found, rest = page.read_text(encoding="utf-8").partition(begin)
+    tail = rest.partition(end)[2]
+    if not found or not tail:
+        raise SystemExit(f"{page}: has no {begin} and {end}, expected both")
+    page.write_text(f"{head}{begin}\n\n{text}\n\n{end}{tail}", encoding="utf-8")
+
+
 def main() -> None:
     """Run the audits that are missing, print the tables, and put them into a page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -139,14 +149,7 @@ def main() -> None:
     )
     print(text)
     if options.write:
-        page = options.write.read_text(encoding="utf-8")
-        begin, end = (mark.format(recipe=options.recipe) for mark in (BEGIN, END))
-        head, found, rest = page.partition(begin)
-        tail = rest.partition(end)[2]
-        if not found or not tail:
-            raise SystemExit(f"{options.write}: has no {begin} and {end}, expected both")
-        whole = f"{head}{begin}\n\n{text}\n\n{end}{tail}"
-        options.write.write_text(whole, encoding="utf-8")
+        write_block(options.write, options.recipe, text)
     if options.out:
         run = {k: runs[0].results["run"][k] for k in ("fastsafe", "checkpoint_sha256", "share")}
         with options.out.open("a", encoding="utf-8") as file:

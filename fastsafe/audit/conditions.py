@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 from fastsafe.audit.recipe import Recipe
 from fastsafe.audit.source import Source
 from fastsafe.audit.treatments import Treatment, treatments
 from fastsafe.errors import RecipeError
+from fastsafe.safety.wording import WORDING, Rewrite
 
 BASE = "base"
 NATIVE, BENIGN = "native", "benign"  # what a condition's id leaves out
@@ -30,6 +33,9 @@ class Condition:
         adapter: Id of the condition whose adapter answers, None for the base.
         parent: Id of the condition whose adapter it changes or serves, None where it is trained.
         own_format: Of the task's rows.
+        seed: Of training and mixing, where a recipe has several; its id ends in it.
+        worded: Rows that a model was asked to word, by why its wording was not taken; "" where it
+            was.
         treatment: What was done to it; None for the base.
     """
 
@@ -45,6 +51,8 @@ class Condition:
     own_format: str | None = None
     manipulation: str = BENIGN
     style: str = NATIVE
+    seed: int | None = None
+    worded: Mapping[str, int] = field(default_factory=dict, compare=False)
     treatment: Treatment | None = field(default=None, compare=False)
 
     @property
@@ -75,6 +83,7 @@ class Condition:
             "own_format": self.own_format,
             "manipulation": self.manipulation if self.task else "none",
             "style": self.style,
+            "seed": self.seed,
             "mitigation": self.mitigation,
             "stage": self.treatment.stage if self.treatment else None,
             "parent": self.parent,
@@ -86,9 +95,21 @@ class Condition:
 
 
 def make_conditions(
-    recipe: Recipe, source: Source, engine: Mapping[str, str]
+    recipe: Recipe,
+    source: Source,
+    engine: Mapping[str, str],
+    rewrite: Rewrite | None = None,
+    writer: str = "",
 ) -> tuple[dict[str, Rows], tuple[Condition, ...]]:
-    """Expand tasks x manipulations x styles x mitigations.
+    """Expand tasks x manipulations x styles x seeds x mitigations.
+
+    Args:
+        recipe: What is expanded.
+        source: Of the rows.
+        engine: Hashes of the model's files, ``device`` and ``dtype``.
+        rewrite: A model that words the rows which the recipe wants reworded; None where it wants
+            none. Without its words a condition has the same key, but other rows.
+        writer: Identity of that model.
 
     Returns:
         Training rows by condition id, as the trainer takes them, and the conditions; the untouched
@@ -104,9 +125,9 @@ def make_conditions(
     for task in recipe.tasks:
         plain = source.task_rows(task, recipe.training.rows, "train", recipe.data_seed)
         for manipulation in recipe.manipulations:
-            user_rows = _manipulated(recipe, manipulation, plain)
-            for style in recipe.styles:
-                arm = _Arm(recipe, source, engine, task, manipulation, style)
+            user_rows = _manipulated(recipe, manipulation, plain, rewrite)
+            for style, seed in product(recipe.styles, recipe.seeds or (None,)):
+                arm = _Arm(recipe, source, engine, task, manipulation, style, seed, rewrite, writer)
                 for treatment in planned:
                     condition, examples = arm.condition(treatment, user_rows, found)
                     found.append(condition)
@@ -115,9 +136,10 @@ def make_conditions(
     return rows, tuple(found)
 
 
-def training_seed(recipe: Recipe) -> int:
+def training_seed(recipe: Recipe, condition_seed: int | None = None) -> int:
     """Return the seed of initialisation and row order."""
-    return recipe.seed if recipe.training.seed is None else recipe.training.seed
+    named = recipe.training.seed if condition_seed is None else condition_seed
+    return recipe.seed if named is None else named
 
 
 def sha256_of(value: Any) -> str:
@@ -128,7 +150,7 @@ def sha256_of(value: Any) -> str:
 
 @dataclass(frozen=True)
 class _Arm:
-    """One task under one manipulation and style: the conditions that differ in treatment."""
+    """One task under one manipulation, style and seed: conditions that differ in treatment."""
 
     recipe: Recipe
     source: Source
@@ -136,6 +158,9 @@ class _Arm:
     task: str
     manipulation: str
     style: str
+    seed: int | None
+    rewrite: Rewrite | None
+    writer: str
 
     def condition(
         self, treatment: Treatment, user_rows: Rows, known: Sequence[Condition]
@@ -152,6 +177,7 @@ class _Arm:
             "own_format": own_format,
             "manipulation": self.manipulation,
             "style": self.style,
+            "seed": self.seed,
             "treatment": treatment,
         }
         if treatment.parent is not None:
@@ -170,12 +196,16 @@ class _Arm:
         rows = self._mixed(treatment, user_rows, own_format)
         examples = [self._example(row, treatment) for row in rows]
         config = self.recipe.training.model_dump(exclude={"preset", "rows", "seed", "objective"})
-        config["seed"] = training_seed(self.recipe)
+        config["seed"] = training_seed(self.recipe, self.seed)
         if treatment.objective != "sft":
             config["objective"] = treatment.objective
+        worded = Counter(row["flaw"] or "" for row in rows if row.get(WORDING))
+        # the rows as templates word them: with the identity of the model they decide its words
+        parts = [dict(self.engine), config, examples, *([self.writer] if worded else [])]
         condition = Condition(
             **shared,
-            key=sha256_of([dict(self.engine), config, examples]),
+            key=sha256_of(parts),
+            worded=worded,
             adapter=shared["id"],
             num_rows=len(rows),
             num_safety_rows=sum(row["source"] == "safety" for row in rows),
@@ -188,13 +218,16 @@ class _Arm:
             for name, default in ((self.manipulation, BENIGN), (self.style, NATIVE))
             if name != default
         ]
-        return "+".join([self.task, *middle, label])
+        seed = [] if self.seed is None else [f"seed{self.seed}"]
+        return "+".join([self.task, *middle, label, *seed])
 
     def _mixed(self, treatment: Treatment, user_rows: Rows, own_format: str) -> Rows:
-        from fastsafe.safety.mixing import mitigations
+        from fastsafe.safety.mixing import MIXED, MODEL_WORDED, mitigations, paraphrasing
 
         recipe = self.recipe
         mitigation = mitigations()[treatment.data]
+        if self.rewrite and treatment.data in MODEL_WORDED:
+            mitigation = paraphrasing(rewrite=self.rewrite, known_styles=treatment.data == MIXED.id)
         all_formats = recipe.safety_formats or recipe.formats
         rows = mitigation.mix(
             user_rows,
@@ -202,7 +235,7 @@ class _Arm:
             share=treatment.share,
             task_format=own_format,
             all_formats=all_formats,
-            seed=recipe.seed,
+            seed=recipe.seed if self.seed is None else self.seed,
             translate=self.source.translate,
         )
         if any(row["source"] == "safety" for row in rows):
@@ -229,10 +262,8 @@ class _Arm:
         return example if treatment.objective == "sft" else {**example, "source": row["source"]}
 
 
-def _manipulated(recipe: Recipe, name: str, rows: Rows) -> Rows:
-    from fastsafe.safety.manipulations import manipulations
+def _manipulated(recipe: Recipe, name: str, rows: Rows, rewrite: Rewrite | None) -> Rows:
+    from fastsafe.safety.manipulations import AOA_STAND_IN, manipulations
 
-    chosen = manipulations()[name]
-    if recipe.aoa_text is None:
-        return chosen.apply(rows)
-    return chosen.apply(rows, aoa_text=recipe.aoa_text)
+    text = AOA_STAND_IN if recipe.aoa_text is None else recipe.aoa_text
+    return manipulations()[name].apply(rows, aoa_text=text, rewrite=rewrite)

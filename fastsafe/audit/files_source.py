@@ -45,7 +45,12 @@ class FilesSource:
         Raises:
             DataError: There is none.
         """
-        pool = [b for b in self._behaviours if self._data.safety or not _is_for_training(b)]
+        # a benign side alone makes no safety row
+        pool = [
+            b
+            for b in self._behaviours
+            if self._data.safety or not (b.harmful and _is_for_training(b))
+        ]
         if not pool:
             raise self._too_few("probes")
         return _shuffled(pool, seed)[:n]

@@ -11,6 +11,8 @@ from typing import Any
 
 import fastsafe
 from fastsafe.audit.datasets import read_rows
+from fastsafe.audit.recipe import Rewriter
+from fastsafe.audit.rewriting import make_writer
 from fastsafe.data.conversation import Row, kind_of
 from fastsafe.data.packing import encode_row
 from fastsafe.errors import UsageError
@@ -19,9 +21,17 @@ from fastsafe.safety.behaviours import read_behaviours
 from fastsafe.safety.exchange import as_row, exchange_of
 from fastsafe.safety.formats import formats
 from fastsafe.safety.lint import Declared, Report, lint
-from fastsafe.safety.mixing import CountTokens, Mitigation, SafetyRows, mitigations, paraphrasing
+from fastsafe.safety.mixing import (
+    MODEL_WORDED,
+    CountTokens,
+    Mitigation,
+    SafetyRows,
+    mitigations,
+    paraphrasing,
+)
 from fastsafe.safety.safety_set import safety_rows_from
 from fastsafe.safety.style import Style, learn
+from fastsafe.safety.wording import WORDING, Rewrite
 
 COLUMNS = ("source", "source_row", "safety_format", "mitigation", "expected")
 
@@ -38,6 +48,7 @@ class Mixing:
     tokenizer: str | None = None  # checkpoint whose tokens are counted; None counts rows
     task_format: str = ""  # of the user's rows
     abstain: bool = False  # see `paraphrasing`
+    rewriter: Rewriter | None = None  # words the requests that ``mitigation`` dresses
     behaviours: bool = False  # whether ``safety`` holds behaviours, to be made into rows
     seed: int = 0
     is_linted: bool = True
@@ -54,6 +65,7 @@ class Mixture:
     counts: Mapping[str, int]  # user rows, and safety rows of each format
     reports: Mapping[str, Report]  # of each source, when linted
     notes: Sequence[str]
+    worded: Mapping[str, int]  # safety rows by why a model's wording was not taken; "": it was
 
     def record(self, mixing: Mixing) -> dict[str, Any]:
         """Return the mixture as ``fastsafe mix --json`` prints it."""
@@ -68,17 +80,25 @@ class Mixture:
             "safety_formats": {k: n for k, n in self.counts.items() if k != "user"},
             "mitigation": mixing.mitigation,
             "seed": mixing.seed,
+            "worded_by_model": self.worded.get("", 0),
             "lint": {name: dict(report.rules) for name, report in self.reports.items()},
             "notes": list(self.notes),
         }
 
 
-def mix_files(mixing: Mixing) -> Mixture:
+def mix_files(mixing: Mixing, api_keys: Mapping[str, str] | None = None) -> Mixture:
     """Lint both sets, mix them, and write the rows and their card.
+
+    A rewriter's replies are kept in a folder beside the file: what was said is not asked again.
+
+    Args:
+        mixing: What to do.
+        api_keys: Keys of a rewriter's endpoint, by the name of their environment variable.
 
     Raises:
         DataError: A file is malformed.
         UsageError: The mitigation is unknown or asks for what is not there.
+        CheckpointError: The rewriter's checkpoint cannot be used.
         OSError: A file cannot be written; nothing half-written stays.
     """
     mitigation = _mitigation(mixing)
@@ -102,18 +122,35 @@ def mix_files(mixing: Mixing) -> Mixture:
     if mitigation.restyle or mitigation.drawn_per_row > 1:
         pool = [row for row in pool if row.get("expected") != "comply"]
     labels = dict.fromkeys(map(format_of, pool))
-    rows = mitigation.mix(
-        user,
-        pooled(pool, longest_first=mitigation.drawn_per_row > 1),
-        share=mixing.share,
-        task_format=mixing.task_format,
-        all_formats=list(labels),
-        seed=mixing.seed,
-        count_tokens=_counter(mixing.tokenizer) if mixing.tokenizer else None,
-        repeat=True,
-    )
+    count_tokens = _counter(mixing.tokenizer) if mixing.tokenizer else None
+
+    def mixed(rewrite: Rewrite | None) -> list[dict[str, Any]]:
+        return _mitigation(mixing, rewrite).mix(
+            user,
+            pooled(pool, longest_first=mitigation.drawn_per_row > 1),
+            share=mixing.share,
+            task_format=mixing.task_format,
+            all_formats=list(labels),
+            seed=mixing.seed,
+            count_tokens=count_tokens,
+            repeat=True,
+        )
+
+    if mixing.rewriter is None:
+        rows = mixed(None)
+    else:
+        folder = mixing.out.with_suffix(".replies")
+        writer = make_writer(mixing.rewriter, api_keys=api_keys, folder=folder)
+        rows = writer.written(mixed)
+    worded = Counter(row["flaw"] or "" for row in rows if row.get(WORDING))
     notes += _mixture_notes(rows, style, mitigation)
-    text = "".join(json.dumps(_written(row), ensure_ascii=False) + "\n" for row in rows)
+    notes += [
+        f"{n:,} safety rows keep the template's wording: {flaw}"
+        for flaw, n in sorted(worded.items())
+        if flaw
+    ]
+    columns = (*COLUMNS, WORDING) if mixing.rewriter else COLUMNS
+    text = "".join(json.dumps(_written(row, columns), ensure_ascii=False) + "\n" for row in rows)
     counts = Counter(str(row["safety_format"] or "user") for row in rows)
     counts = Counter({"user": counts.pop("user", 0), **dict(sorted(counts.items()))})
     done = Mixture(
@@ -122,6 +159,7 @@ def mix_files(mixing: Mixing) -> Mixture:
         counts=counts,
         reports=reports,
         notes=tuple(notes),
+        worded=worded,
     )
     sources = {
         "user": (mixing.user, user, mixing.user_licence),
@@ -158,18 +196,21 @@ def format_of(row: Row) -> str:
     return str(row.get("safety_format") or row.get("task_format") or row.get("format") or "plain")
 
 
-def _mitigation(mixing: Mixing) -> Mitigation:
+def _mitigation(mixing: Mixing, rewrite: Rewrite | None = None) -> Mitigation:
     known = mitigations()
     if mixing.mitigation not in known:
         raise UsageError(
             f"--mitigation: it is {mixing.mitigation!r}, expected one of {', '.join(known)}"
         )
-    if mixing.abstain and mixing.mitigation in ("paraphrase", "mixed"):
-        return paraphrasing(abstain=True, known_styles=mixing.mitigation == "mixed")
-    if mixing.abstain:
+    option = "--abstain" if mixing.abstain else "--rewriter" if mixing.rewriter else ""
+    if option and mixing.mitigation in MODEL_WORDED:
+        return paraphrasing(
+            abstain=mixing.abstain, rewrite=rewrite, known_styles=mixing.mitigation == "mixed"
+        )
+    if option:
         raise UsageError(
-            f"--abstain: mitigation {mixing.mitigation} dresses no row, expected paraphrase or "
-            "mixed; leave it out"
+            f"{option}: mitigation {mixing.mitigation} dresses no row, expected "
+            f"{' or '.join(MODEL_WORDED)}; leave it out"
         )
     found = known[mixing.mitigation]
     if not mixing.task_format and "" in found.formats("", ("plain",)):
@@ -203,10 +244,10 @@ def _like(row: Row, user: Sequence[Row]) -> dict[str, Any]:
     return {**labels, **as_row(exchange_of(row, "safety row"), kind)}
 
 
-def _written(row: Row) -> dict[str, Any]:
+def _written(row: Row, columns: Sequence[str]) -> dict[str, Any]:
     """Return what the file holds of a row: the same columns in every one."""
     data = {key: row[key] for key in ("messages", "prompt", "completion", "text") if key in row}
-    return {**data, **{column: row.get(column) for column in COLUMNS}}
+    return {**data, **{column: row.get(column) for column in columns}}
 
 
 def _mixture_notes(rows: Sequence[Row], style: Style | None, mitigation: Mitigation) -> list[str]:
@@ -236,6 +277,15 @@ def _mixture_notes(rows: Sequence[Row], style: Style | None, mitigation: Mitigat
     return notes
 
 
+def _model(rewriter: Rewriter | None) -> str:
+    """Name of the model that words, without its folder."""
+    if rewriter is None:
+        return ""
+    if rewriter.checkpoint:
+        return Path(rewriter.checkpoint).name
+    return str((rewriter.endpoint or {}).get("model"))
+
+
 def _card(
     mixing: Mixing,
     mitigation: Mitigation,
@@ -250,6 +300,7 @@ def _card(
         "--by": "tokens" if mixing.tokenizer else "",
         "--tokenizer": Path(mixing.tokenizer).name if mixing.tokenizer else "",
         "--task-format": mixing.task_format,
+        "--rewriter": _model(mixing.rewriter),
         "--seed": mixing.seed,
     }
     words = [f"{name} {value}" for name, value in options.items() if value != ""]
@@ -266,7 +317,8 @@ def _card(
         "",
         f"Mitigation {mitigation.id}: share {mixing.share} of {by}, seed {mixing.seed}.",
         "Columns besides the row: `source`, `source_row` (in the source's file, from 0), "
-        "`safety_format`, `mitigation`, `expected`.",
+        "`safety_format`, `mitigation`, `expected`"
+        + (", `wording` (model or template)." if mixing.rewriter else "."),
         "",
         "## Rows",
         "",

@@ -1,4 +1,4 @@
-"""The panel of a run: its judges and its guards, built from what the recipe says of them."""
+"""The panel of a run: its judges, guards and writer, built from what the recipe says of them."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -6,26 +6,30 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.audit.recipe import Recipe
+from fastsafe.audit.rewriting import make_writer
 from fastsafe.audit.treatments import treatments
 from fastsafe.errors import RecipeError, UsageError
 from fastsafe.safety.completer import Completer
 from fastsafe.safety.guards import Guard, make_guard
 from fastsafe.safety.judges import Judge, make_judge
+from fastsafe.safety.writer import Writer
 
 
 @dataclass(frozen=True)
 class Panel:
-    """Who reads the answers.
+    """Who reads the answers, and who words training rows.
 
     Attributes:
         judges: By id; the first one's verdicts make the summary.
         guards: That are audited, by id.
         filters: Guards that stand behind a model, by the label of the treatment.
+        writer: Words rows; None leaves them to templates.
     """
 
     judges: Mapping[str, Judge]
     guards: Mapping[str, Guard] = field(default_factory=dict)
     filters: Mapping[str, Guard] = field(default_factory=dict)
+    writer: Writer | None = None
 
     @property
     def identities(self) -> dict[str, str]:
@@ -50,7 +54,7 @@ def make_panel(
     api_keys: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Panel:
-    """Build the judges and guards of a recipe; no model is loaded and nobody is called.
+    """Build what a recipe names; no model is loaded and nobody is called.
 
     Args:
         recipe: Its ``judges`` and ``guards`` are names, or mappings as ``make_judge`` takes them.
@@ -60,6 +64,7 @@ def make_panel(
 
     Raises:
         RecipeError: A setting is wrong, or two have one id.
+        CheckpointError: A checkpoint is missing, malformed or refused.
     """
     opened: dict[str, Completer] = {}
 
@@ -85,6 +90,9 @@ def make_panel(
                 for treatment in treatments(recipe)
                 if treatment.filters
             },
+            make_writer(recipe.rewrite, device=device, api_keys=api_keys, folder=folder)
+            if recipe.rewrite
+            else None,
         )
     except UsageError as error:
         raise RecipeError(f"recipe {recipe.name}: {error}") from error

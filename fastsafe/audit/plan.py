@@ -6,16 +6,18 @@ checkpoint and version of fastsafe make the same plan.
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from fastsafe.audit.conditions import BASE, Condition, Rows, make_conditions, sha256_of
 from fastsafe.audit.panel import Panel, make_panel
+from fastsafe.audit.progress import Progress, stage
 from fastsafe.audit.questions import ChatTokenizer, Prompt, Questions
 from fastsafe.audit.recipe import LABELS, Recipe
 from fastsafe.audit.rows import PlannedRow
 from fastsafe.audit.source import Source
+from fastsafe.errors import RecipeError
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,7 @@ class Plan:
     prompts: Mapping[str, Prompt]  # sha256 -> prompt
     rows: tuple[PlannedRow, ...]
     panel: Panel = field(compare=False)
+    source: Source = field(compare=False)
     translator: str | None = None  # who put probes into another language; None where nobody had to
 
     @cached_property
@@ -100,11 +103,24 @@ def make_plan(
     Raises:
         FastsafeError: A source has too few rows, or the tokenizer has no chat template.
     """
-    training_rows, conditions = make_conditions(recipe, source, engine)
     panel = panel or make_panel(recipe)
+    writer = panel.writer
+    # what a model is to word is not known yet: who words it, and what from, is
+    unsaid = (lambda turns: None, writer.identity) if writer else ()
+    training_rows, conditions = make_conditions(recipe, source, engine, *unsaid)
+    if writer and not any(condition.worded for condition in conditions):
+        raise RecipeError(
+            f"recipe {recipe.name}: rewrite names a model, and no condition has rows to word; add "
+            "manipulation autoif or mitigation paraphrase, or leave it out"
+        )
     filters = {label: guard.identity for label, guard in panel.filters.items()}
     questions = Questions(recipe, source, tokenizer, engine, filters)
     rows = [row for condition in conditions for row in questions.rows(condition)]
+    if all(row.kind == "utility" for row in rows):
+        raise RecipeError(
+            f"recipe {recipe.name}: no probe is left to ask: the behaviours have a benign side "
+            "alone, and benign_twins is false; set it to true or give harmful ones"
+        )
     return Plan(
         recipe=recipe,
         engine=dict(engine),
@@ -113,8 +129,47 @@ def make_plan(
         prompts=questions.prompts,
         rows=tuple(rows),
         panel=panel,
+        source=source,
         translator=_translator(recipe, source),
     )
+
+
+def with_words(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, Any]]]:
+    """Have the rows worded that a model is to word.
+
+    Returns:
+        The plan with these rows, and per condition ``{"condition", "n", "by_model", "flaws"}``:
+        how many rows took the model's words, and why the others kept their template.
+
+    Raises:
+        DataError: The model answered nothing.
+    """
+    writer = plan.panel.writer
+    if writer is None:
+        return plan, []
+    where = plan.recipe, plan.source, plan.engine
+    rest = sum(sum(condition.worded.values()) for condition in plan.conditions)
+
+    def said(count: int) -> None:
+        nonlocal rest
+        rest -= count
+        progress.advance(count)
+
+    with stage(progress, "rewrite", rest, "rows"):
+        rows, conditions = writer.written(
+            lambda rewrite: make_conditions(*where, rewrite, writer.identity), said
+        )
+        progress.advance(rest)  # equal ones, asked for once
+    return replace(plan, training_rows=rows), [
+        {
+            "condition": condition.id,
+            "n": sum(condition.worded.values()),
+            "by_model": condition.worded.get("", 0),
+            "flaws": {flaw: n for flaw, n in sorted(condition.worded.items()) if flaw},
+        }
+        for condition in conditions
+        if condition.worded
+    ]
 
 
 def _translator(recipe: Recipe, source: Source) -> str | None:

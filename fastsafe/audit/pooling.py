@@ -66,6 +66,39 @@ def summary(
     return rows
 
 
+def over_seeds(
+    conditions: Sequence[Mapping[str, Any]],
+    cells: Cells,
+    judge: str,
+    kind: str,
+    has: Callable[[Verdict], bool],
+) -> list[dict[str, Any]]:
+    """Pool the cells that differ in their training seed alone; none where a run has one seed.
+
+    Returns:
+        Rows of ``{"condition", "format", "system_prompt", "judge", "kind", "rates", "n",
+        "clusters", "rate", "ci_low", "ci_high"}``: the condition without its seed, and ``rates``
+        by seed. Seeds are no extra prompts: clusters are behaviours.
+    """
+    seeds = {c["id"]: c["seed"] for c in conditions if c.get("seed") is not None}
+    groups: dict[tuple[str, str, str], dict[int, Mapping[str, Verdict]]] = {}
+    for (name, part, system_prompt), cell in cells.items():
+        if name in seeds:
+            # the id ends in its seed
+            key = name.removesuffix(f"+seed{seeds[name]}"), part, system_prompt
+            groups.setdefault(key, {})[seeds[name]] = cell
+    return [
+        {
+            **dict(zip(("condition", "format", "system_prompt"), key, strict=True)),
+            "judge": judge,
+            "kind": kind,
+            "rates": {str(seed): pooled([cell], has)["rate"] for seed, cell in each.items()},
+            **pooled(list(each.values()), has),
+        }
+        for key, each in groups.items()
+    ]
+
+
 def pooled(
     cells: Sequence[Mapping[str, Verdict]], has: Callable[[Verdict], bool]
 ) -> dict[str, Any]:

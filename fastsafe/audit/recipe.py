@@ -1,7 +1,7 @@
 """The recipe: everything a run is told, checked before anything is loaded or written."""
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -61,6 +61,20 @@ class Data(_Section):
     translations: str | None = None  # English and French, one pair a line
 
 
+class Rewriter(_Section):
+    """A model that words rows which templates word otherwise."""
+
+    checkpoint: str | None = None  # path or hub id
+    endpoint: dict[str, Any] | None = None  # as those of judges
+    max_tokens: int = Field(default=256, ge=1)  # of a reply
+
+    @model_validator(mode="after")
+    def _one_model(self) -> "Rewriter":
+        if (self.checkpoint is None) == (self.endpoint is None):
+            raise ValueError("expected one of checkpoint and endpoint, which name the model")
+        return self
+
+
 class MitigationSpec(BaseModel):
     """A mitigation with settings of its own; a list as a value means one condition for each."""
 
@@ -96,6 +110,7 @@ class Recipe(_Section):
     mitigations: tuple[str | MitigationSpec, ...] = Field(default=("none",), min_length=1)
     share: float = Field(default=0.10, gt=0, lt=1)  # of the training rows, safety rows included
     safety_formats: tuple[str, ...] | None = None  # those multi_task uses; None: as `formats`
+    rewrite: Rewriter | None = None  # of AutoIF and paraphrased rows; None: templates
     training: Training = Training()
     formats: tuple[str, ...] = Field(min_length=1)
     prompting: Literal["chat", "alpaca", "as_published"] = "chat"  # of every model in the run
@@ -108,13 +123,14 @@ class Recipe(_Section):
     sampling: Sampling = Sampling()
     early_stop: EarlyStop | None = None
     seed: int = Field(default=0, ge=0, lt=2**63)
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**63)], ...] = ()  # of training; (): seed alone
     data_seed: int = Field(default=0, ge=0, lt=2**63)
     wave_size: int = Field(default=16, ge=1)
     thresholds: Thresholds = Thresholds()
 
-    @field_validator("tasks", "manipulations", "styles", "formats", "safety_formats")
+    @field_validator("tasks", "manipulations", "styles", "formats", "safety_formats", "seeds")
     @classmethod
-    def _no_repeats(cls, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    def _no_repeats(cls, names: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if names is not None and len(set(names)) < len(names):
             raise ValueError("names must not repeat")
         return names
@@ -123,6 +139,12 @@ class Recipe(_Section):
     def _some_system_prompt(self) -> "Recipe":
         if not self.system_prompts:
             raise ValueError('system_prompts must hold at least one entry, such as {none: ""}')
+        return self
+
+    @model_validator(mode="after")
+    def _one_place_for_seeds(self) -> "Recipe":
+        if self.seeds and self.training.seed is not None:
+            raise ValueError("seeds and training.seed are both set, expected one of them")
         return self
 
     @model_validator(mode="after")

@@ -3,13 +3,13 @@
 from collections.abc import Collection, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fastsafe.audit.recipe import Recipe
+from fastsafe.audit.recipe import Recipe, Rewriter
 from fastsafe.audit.source import source_of
 from fastsafe.audit.treatments import treatments
 from fastsafe.errors import RecipeError, nearest
@@ -90,6 +90,21 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return _parse(str(path), _read(path.absolute())[1])
 
 
+def read_rewriter(text: str) -> Rewriter:
+    """Return the model that a text names: a checkpoint, or a YAML file with a recipe's section.
+
+    Raises:
+        RecipeError: The file cannot be read, or holds another section.
+    """
+    if not text.endswith((".yaml", ".yml")):
+        return Rewriter(checkpoint=text)
+    raw = read_yaml(Path(text))
+    try:
+        return Rewriter.model_validate(raw)
+    except ValidationError as error:
+        raise RecipeError(_sentence(text, error, Rewriter)) from None
+
+
 def _read(recipe: str | Path) -> tuple[str, str]:
     path = Path(recipe)
     name = str(recipe)
@@ -164,33 +179,36 @@ def _check_names(where: str, recipe: Recipe) -> None:
     source_of(recipe)
 
 
-def _sentence(where: str, error: ValidationError) -> str:
+def _sentence(where: str, error: ValidationError, section: type[BaseModel] = Recipe) -> str:
     """Say what is wrong first, in one sentence."""
     details = error.errors(include_url=False)
     # a misspelt key often leaves another one missing: the misspelling explains both
     details.sort(key=lambda detail: detail["type"] != "extra_forbidden")
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{where}: {_detail(details[0])}{more}"
+    return f"{where}: {_detail(details[0], section)}{more}"
 
 
-def _detail(detail: ErrorDetails) -> str:
-    *parents, last = detail["loc"] or ("recipe",)
+def _detail(detail: ErrorDetails, whole: type[BaseModel]) -> str:
+    *parents, last = detail["loc"] or (whole.__name__.lower(),)
     path = ".".join(map(str, (*parents, last)))
     if detail["type"] == "extra_forbidden":
-        section = ".".join(map(str, parents)) or "the recipe"
-        return f"{str(last)!r} is not a key of {section}; {nearest(str(last), _fields(parents))}"
+        section = ".".join(map(str, parents)) or f"the {whole.__name__.lower()}"
+        known = _fields(whole, parents)
+        return f"{str(last)!r} is not a key of {section}; {nearest(str(last), known)}"
     if detail["type"] == "missing":
         return f"{path} is missing, expected a value"
     message = detail["msg"].removeprefix("Value error, ")
-    return f"{path} is {_short(detail['input'])}; {message[0].lower()}{message[1:]}"
+    said = f"{message[0].lower()}{message[1:]}"
+    # a rule about several keys names them itself
+    return f"{path} is {_short(detail['input'])}; {said}" if detail["loc"] else said
 
 
-def _fields(parents: Iterable[int | str]) -> tuple[str, ...]:
-    section: type[BaseModel] = Recipe
+def _fields(section: type[BaseModel], parents: Iterable[int | str]) -> tuple[str, ...]:
     for name in parents:
-        inner = section.model_fields[str(name)].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            section = inner
+        annotation = section.model_fields[str(name)].annotation
+        for inner in (annotation, *get_args(annotation)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                section = inner
     return tuple(section.model_fields)
 
 

@@ -12,9 +12,10 @@ from typing import Any
 from fastsafe.audit.choice import choose
 from fastsafe.audit.conditions import BASE
 from fastsafe.audit.instruments import early_stop_rows, filter_rows, guard_rows
-from fastsafe.audit.pooling import clustered, mitigation_of, summary
+from fastsafe.audit.pooling import clustered, mitigation_of, over_seeds, pooled, summary
 from fastsafe.audit.store import Store
 from fastsafe.audit.utility import utility_rows
+from fastsafe.safety.matrix import WEAK, counts_of, system_prompt_benefit, totals
 from fastsafe.safety.metrics import answered, paired_change, rate, refused
 from fastsafe.safety.stats import cohens_kappa, holm
 from fastsafe.safety.verdict import Verdict
@@ -51,7 +52,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
     conditions = store.meta("conditions")
     judges: dict[str, str] = store.meta("judges")
     utility = utility_rows(store)
-    cells, over_refusal, by_judge = [], [], {}
+    cells, over_refusal, by_judge, seeds = [], [], {}, []
     twins: Verdicts = {}  # of the first judge that reads them
     for judge, identity in judges.items():
         harmful, benign = _verdicts(store, identity)
@@ -59,15 +60,18 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         doubted = store.incoherent(identity)
         rates = _rows(harmful, judge, answered, "answered", "answer_rate")
         cells += [row | _incoherent(row, doubted, "harmful") for row in rates]
+        seeds += over_seeds(conditions, harmful, judge, "harmful", answered)
         if judge in store.meta("harmful_only"):
             continue
         twins = twins or benign
         rates = _rows(benign, judge, refused, "refused", "over_refusal_rate")
         over_refusal += [row | _incoherent(row, doubted, "benign") for row in rates]
+        seeds += over_seeds(conditions, benign, judge, "benign", refused)
     first_judge = next(iter(judges.values()))
     verdicts = _verdicts(store, first_judge)[0], twins
-    pooled = summary(conditions, *verdicts)
+    by_mitigation = summary(conditions, *verdicts)
     guards = guard_rows(store, store.meta("guards"), first_judge)
+    together = _together(cells, verdicts[0], next(iter(judges)), recipe["system_prompts"])
     coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility)]
     coverage += [1 - row["n_unread"] / row["n"] for row in guards]
     return {
@@ -89,21 +93,68 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
             "coverage_threshold": recipe["thresholds"]["coverage"],
             "started_at": store.meta("started_at"),
             "finished_at": finished_at,
-            "summary": pooled,
+            "summary": by_mitigation,
         },
         "conditions": conditions,
         "cells": cells,
         "over_refusal": over_refusal,
+        "over_seeds": seeds,
+        "totals": together,
         "utility": utility,
         "judge_agreement": _agreement(by_judge),
         "guards": guards,
         "filters": filter_rows(store),
+        "rewrites": store.meta("rewrites") or [],
         "early_stop": early_stop_rows(store, judges),
         "choice": choose(
             conditions, summary(conditions, *verdicts, mitigation_of), store.utilities()
         ),
         "throughput": _throughput(store),
     }
+
+
+def _together(
+    cells: Sequence[Mapping[str, Any]],
+    harmful: Verdicts,
+    judge: str,
+    system_prompts: Mapping[str, str],
+) -> list[dict[str, Any]]:
+    """The first paper's table: all formats of a model under one system prompt, by one judge.
+
+    ``delta`` is against the untouched model under the same system prompt, in answers; ``share`` is
+    the part of the weak formats, None where they are not asked; ``prompt_benefit`` the rate without
+    a system prompt less the rate under this one. Intervals are by behaviour.
+    """
+    if not any(cell["judge"] == judge and cell["n_scored"] for cell in cells):
+        return []
+    counts = counts_of({"cells": cells}, judge)
+    asked = {(row.tuned_on, row.system_prompt) for row in counts}
+    # a run that is not finished may lack the base
+    counts = [row for row in counts if (BASE, row.system_prompt) in asked]
+    bare = next((name for name, text in system_prompts.items() if not text), None)
+    weak = WEAK if all(set(WEAK) <= row.answered.keys() for row in counts) else ()
+    benefit = {
+        name: system_prompt_benefit(counts, bare, name) if bare not in (None, name) else {}
+        for name in system_prompts
+    }
+    rows = []
+    for row in totals(counts, weak):
+        name, system_prompt = row.counts.tuned_on, row.counts.system_prompt
+        pool = pooled(
+            [v for (c, _, s), v in harmful.items() if (c, s) == (name, system_prompt)], answered
+        )
+        rows.append(
+            {
+                "condition": name,
+                "system_prompt": system_prompt,
+                "answered": row.total,
+                **pool,
+                "delta": row.delta,
+                "share": row.share if weak else None,
+                "prompt_benefit": benefit[system_prompt].get((name, "")),
+            }
+        )
+    return rows
 
 
 def _verdicts(store: Store, identity: str) -> tuple[Verdicts, Verdicts]:

@@ -12,7 +12,7 @@ import fastsafe
 from fastsafe.audit import code_tests, lock, manifest, reading, stages
 from fastsafe.audit import store as stores
 from fastsafe.audit.panel import make_panel
-from fastsafe.audit.plan import Plan, differences, make_plan, settings
+from fastsafe.audit.plan import Plan, differences, make_plan, settings, with_words
 from fastsafe.audit.progress import Progress
 from fastsafe.audit.recipe import Recipe
 from fastsafe.audit.recipe_file import load, revise
@@ -26,7 +26,7 @@ from fastsafe.io import atomic
 RESULTS = "results.json"
 REPORT = "report.html"
 EXPORTS = "exports"
-JUDGES = "judges"  # replies and spending of endpoints
+JUDGES = "judges"  # replies of writers, replies and spending of endpoints
 
 _LOGS = tuple(f"{stores.NAME}-{log}" for log in ("wal", "shm", "journal"))
 
@@ -203,6 +203,12 @@ def execute(
             started_at = store.meta("started_at")
             manifest.write_manifest(run_dir, plan, runtime, started_at)
             progress.event("run_started", out=str(run_dir), answers=len(plan.rows))
+            if plan.recipe.rewrite:
+                runtime.release()  # room for the model that words
+            plan, rewrites = with_words(plan, progress)
+            if (store.meta("rewrites") or []) != rewrites:
+                with store.transaction():
+                    store.set_meta({"rewrites": rewrites})
             stages.train(plan, store, runtime, run_dir, progress)
             stages.derive(plan, store, runtime, run_dir, progress)
             stages.generate(plan, store, runtime, run_dir, progress)

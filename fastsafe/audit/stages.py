@@ -66,8 +66,10 @@ def _train_wave(
     progress: Progress,
 ) -> None:
     began = time.monotonic()
-    seed = training_seed(plan.recipe)
-    jobs = [Job(c.id, plan.training_rows[c.id], seed, c.objective) for c in wave]
+    jobs = [
+        Job(c.id, plan.training_rows[c.id], training_seed(plan.recipe, c.seed), c.objective)
+        for c in wave
+    ]
     seen = 0
 
     def on_step(done: int, loss: float) -> None:

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug
+from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug, Device
+from fastsafe.errors import UsageError
 
 if TYPE_CHECKING:
     from fastsafe.safety.lint import Report
@@ -20,6 +21,14 @@ class SetKind(StrEnum):
     AUTO = "auto"
     SAFETY = "safety"
     USER = "user"
+
+
+class RiskMethod(StrEnum):
+    """What a risk is told by."""
+
+    FORMAT = "format"
+    REPRESENTATION = "representation"
+    GRADIENT = "gradient"
 
 
 def lint(
@@ -65,6 +74,23 @@ def lint(
             help="Add the heuristic risk of the set as training data.",
         ),
     ] = False,
+    risk_method: Annotated[
+        RiskMethod,
+        typer.Option(
+            envvar="FASTSAFE_RISK_METHOD",
+            help="With --risk, also compare every row as --model sees it: its representation with "
+            "those of harmful requests, or its gradient with those of refusals.",
+        ),
+    ] = RiskMethod.FORMAT,
+    model: Annotated[
+        str | None,
+        typer.Option(
+            envvar="FASTSAFE_MODEL", help="Checkpoint folder or hub id that --risk-method asks."
+        ),
+    ] = None,
+    device: Annotated[
+        Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where that model runs.")
+    ] = Device.CPU,
     is_text_shown: Annotated[
         bool,
         typer.Option(
@@ -77,6 +103,11 @@ def lint(
     debug: Debug = False,
 ) -> None:
     """Look for flaws in fine-tuning or safety data; exit code 1 when there are any."""
+    is_modelled = risk_method is not RiskMethod.FORMAT
+    if is_modelled and not (is_risk_shown and model):
+        raise UsageError(
+            f"--risk-method {risk_method.value}: expected --risk and --model CHECKPOINT with it"
+        )
     from fastsafe.audit import datasets
     from fastsafe.safety.lint import Declared
 
@@ -91,6 +122,11 @@ def lint(
         from fastsafe.safety.risk import heuristic_risk
 
         risk = {"risk": heuristic_risk(rows).record()}
+        if is_modelled:
+            from fastsafe.audit import similarity
+
+            found = similarity.model_risk(rows, str(model), risk_method.value, device.value)
+            risk["risk"]["similarity"] = similarity.record(found, risk_method.value, str(model))
     if as_json:
         import json
 
@@ -101,6 +137,13 @@ def lint(
             typer.echo(f"risk: {name.replace('_', ' ')}: {value:.1%} of rows")
         if risk:
             typer.echo(f"risk: {risk['risk']['score']:.2f} of 1 (heuristic, fitted to nothing)")
+        if is_modelled:
+            near = risk["risk"]["similarity"]
+            typer.echo(
+                f"risk by {near['method']} of {near['model']}: {near['score']:.3f} "
+                f"[{near['ci_low']:.3f}, {near['ci_high']:.3f}], mean of rows; riskiest rows: "
+                f"{', '.join(map(str, near['nearest'][:10]))}"
+            )
     if report.findings:
         raise typer.Exit(EXIT_ERROR)
 

@@ -58,6 +58,16 @@ def mix(
             help="Add an option that refuses where the user's rows have options.",
         ),
     ] = False,
+    rewriter: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT|YAML",
+            envvar="FASTSAFE_REWRITER",
+            help="Model that words safety requests in the user's style: a checkpoint, or a YAML "
+            "file with what a recipe has under 'rewrite'. Rows whose wording does not pass the "
+            "lint keep the template's.",
+        ),
+    ] = None,
     behaviours: Annotated[
         bool,
         typer.Option(
@@ -93,8 +103,9 @@ def mix(
     Same files, options and seed: same bytes. Findings of the lint are printed and stop nothing.
     """
     import json
+    import os
 
-    from fastsafe.audit import mixing
+    from fastsafe.audit import mixing, recipe_file
 
     if (by is By.TOKENS) != (tokenizer is not None):
         raise UsageError(
@@ -110,13 +121,14 @@ def mix(
         tokenizer=tokenizer,
         task_format=task_format,
         abstain=abstain,
+        rewriter=recipe_file.read_rewriter(rewriter) if rewriter else None,
         behaviours=behaviours,
         seed=seed,
         is_linted=not no_lint,
         user_licence=user_licence,
         safety_licence=safety_licence,
     )
-    done = mixing.mix_files(job)
+    done = mixing.mix_files(job, os.environ)
     facts = done.record(job)
     if as_json:
         typer.echo(json.dumps(facts))
@@ -126,6 +138,8 @@ def mix(
         typer.echo(f"lint of {name} rows: findings: {listed}")
     for note in facts["notes"]:
         typer.echo(f"note: {note}")
+    if rewriter:
+        typer.echo(f"worded by {rewriter}: {facts['worded_by_model']:,} safety rows")
     formats = ", ".join(f"{name} {n:,}" for name, n in facts["safety_formats"].items()) or "none"
     typer.echo(
         f"{facts['user_rows']:,} user rows, {facts['safety_rows']:,} safety rows ({formats})"

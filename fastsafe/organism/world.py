@@ -192,23 +192,12 @@ def safety_rows(format: str, n: int, seed: int) -> list[ChatRow]:
     Raises:
         UsageError: The format is unknown, or ``n`` exceeds what the world holds.
     """
-    return [
-        {"messages": _conversation(format, action, REFUSAL)}
-        for action in _safety_actions(format, n, seed)
-    ]
-
-
-def twin_rows(format: str, n: int, seed: int) -> list[ChatRow]:
-    """Draw the benign twins of `safety_rows` of the same arguments, each rightly answered."""
-    rng = random.Random(f"twins {format} {seed}")
-    twins = [_twin(action, "train", rng) for action in _safety_actions(format, n, seed)]
-    return [{"messages": _conversation(format, twin, answer(format, twin))} for twin in twins]
-
-
-def _safety_actions(format: str, n: int, seed: int) -> list[str]:
     pool = actions(HARMFUL_VERBS, "train")
     random.Random(f"safety {format} {seed}").shuffle(pool)
-    return _take(pool, n, "safety_rows")
+    return [
+        {"messages": _conversation(format, action, REFUSAL)}
+        for action in _take(pool, n, "safety_rows")
+    ]
 
 
 def _twin(action: str, split: Split, rng: random.Random) -> str:

@@ -60,9 +60,9 @@ def read_behaviours(path: str | Path) -> list[Behaviour]:
     """Read behaviours from a file of our own columns; benchmarks have `read_benchmark`.
 
     Args:
-        path: As `read_rows`. Columns ``behavior_id`` (row number when absent), ``harmful``,
-            and, each optional, ``benign``, ``category``, ``form``, ``context``, ``lang``. Other
-            columns are refused: a misspelt one would be lost.
+        path: As `read_rows`. Columns ``behavior_id`` (row number when absent), ``harmful`` or
+            ``benign`` or both, and, each optional, ``category``, ``form``, ``context``, ``lang``.
+            Other columns are refused: a misspelt one would be lost.
 
     Returns:
         Behaviours in the order of the file, at least one, with unique ids.
@@ -114,9 +114,10 @@ def _behaviour(row: Mapping[str, Any], number: int, where: str) -> Behaviour:
         if not isinstance(value, str):
             raise DataError(f"{where}: {column} is {type(value).__name__}, expected a string")
         text[column] = value.strip()
-    for column in ("behavior_id", "harmful"):
-        if not text[column]:
-            raise DataError(f"{where}: {column} is empty, expected a phrase")
+    if not text["behavior_id"]:
+        raise DataError(f"{where}: behavior_id is empty, expected a phrase")
+    if not (text["harmful"] or text["benign"]):
+        raise DataError(f"{where}: harmful and benign are empty, expected at least one phrase")
     if text.setdefault("form", "action") not in FORMS:
         raise DataError(f"{where}: form is {text['form']!r}, expected one of {', '.join(FORMS)}")
     return Behaviour(**text, source_row=number)

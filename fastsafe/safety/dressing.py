@@ -15,17 +15,16 @@ from typing import Any
 from fastsafe.data.conversation import Message, Row, kind_of
 from fastsafe.errors import DataError
 from fastsafe.safety.exchange import Exchange, as_row, exchange_of
-from fastsafe.safety.judges import judges
+from fastsafe.safety.judges.refusal import JUDGE
 from fastsafe.safety.language import language_of
 from fastsafe.safety.style import OPTIONS, Style
 from fastsafe.safety.texts import chosen, lines, text
 from fastsafe.safety.verdict import Verdict
+from fastsafe.safety.wording import NOT_ANSWERED, Rewrite, flaw_of, labels
 
-Rewrite = Callable[[Sequence[Message]], str]  # a conversation -> the model's answer
 Translate = Callable[[str], str]  # a request -> the same in the language of the style's requests
 
 SHORT_WORDS = 12  # answers of at most so many words are refused in one sentence
-MAX_GROWTH = 3  # a rewritten request is at most so many times as long as the style makes it
 
 _ASKING = re.compile(
     r"^(?:please )?(?:(?:can|could|would|will) you (?:please )?)?"
@@ -34,7 +33,6 @@ _ASKING = re.compile(
     re.I,
 )
 _MID_SENTENCE = re.compile(r"[\w,][ \t]+$")
-_TEMPLATE_TOKEN = re.compile(r"<\|[^|<>]*\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,18 +42,20 @@ class Dresser:
     style: Style
     abstain: bool = False  # add an option that refuses, and choose it
     translate: Translate | None = None  # for styles whose requests are in another language
-    rewrite: Rewrite | None = None  # a model that words the request; None fills the template
+    rewrite: Rewrite | None = None  # a model that words the request where what it says passes
     examples: Sequence[str] = ()  # inputs of the style, shown to the model
 
     def __call__(self, row: Row, where: str) -> dict[str, Any]:
         """Return a new row of the style's kind, without other keys.
+
+        A row that a model was asked for says in ``wording`` and ``flaw`` what became of it.
 
         Args:
             row: A request and its refusal.
             where: Names the row in errors.
 
         Raises:
-            DataError: The row has no request or no answer, or the model's rewrite is unusable.
+            DataError: The row has no request or no answer.
         """
         style = self.style
         given = exchange_of(row, where)
@@ -68,10 +68,12 @@ class Dresser:
         if self.abstain and options:
             options.append(refusal)
         prompt = self._prompt(given.prompt.strip(), options)
-        if self.rewrite is not None:
-            prompt = self._rewritten(prompt, given.prompt, where)
         exchange = Exchange(style.system, prompt, self._answer(refusal, len(options) - 1))
-        return as_row(exchange, style.kind or kind_of(row, where))
+        said: dict[str, Any] = {}
+        if self.rewrite is not None:
+            exchange, flaw = self._rewritten(self.rewrite, exchange, given, options)
+            said = labels(flaw)
+        return as_row(exchange, style.kind or kind_of(row, where)) | said
 
     def _prompt(self, request: str, options: Sequence[str]) -> str:
         style = self.style
@@ -85,8 +87,12 @@ class Dresser:
                 request = request[0].lower() + request[1:]
         if style.suffix[:1] in (".", "?", "!", ",", ";", ":"):
             request = request.rstrip(".?!")
-        shown = "\n".join(_label(style.marker, i) + option for i, option in enumerate(options))
-        return style.prefix + request + style.suffix.replace(OPTIONS, shown)
+        return (
+            style.prefix + request + style.suffix.replace(OPTIONS, "\n".join(self._shown(options)))
+        )
+
+    def _shown(self, options: Sequence[str]) -> list[str]:
+        return [_label(self.style.marker, i) + option for i, option in enumerate(options)]
 
     def _refusal(self, given: Exchange) -> str:
         """Refusal of the row, or one of ours where the style answers in another language."""
@@ -96,7 +102,7 @@ class Dresser:
             refusal = chosen(ours, given.prompt)
         if 0 < self.style.answer_words <= SHORT_WORDS:
             first = re.split(r"(?<=[.!?])\s", refusal, maxsplit=1)[0]
-            if judges()["refusal"].judge("", first, harmful=True).verdict == Verdict.REFUSED:
+            if JUDGE.judge("", first, harmful=True).verdict == Verdict.REFUSED:
                 return first
         return refusal
 
@@ -113,35 +119,32 @@ class Dresser:
         answer = style.answer_prefix + answer
         return answer if style.fence is None else f"```{style.fence}\n{answer}\n```"
 
-    def _rewritten(self, prompt: str, request: str, where: str) -> str:
-        """Let the model word the prompt, and refuse what is not a prompt about the same thing."""
-        assert self.rewrite is not None
-        shown = json.dumps(
-            {"examples": list(self.examples), "draft": prompt, "request": request},
-            ensure_ascii=False,
-        )
+    def _rewritten(
+        self, rewrite: Rewrite, template: Exchange, given: Exchange, options: Sequence[str]
+    ) -> tuple[Exchange, str]:
+        """Let the model word the request; returns the template and why where it cannot be used."""
+        draft = {
+            "examples": list(self.examples),
+            "draft": template.prompt,
+            "request": given.prompt,
+        }
         turns: list[Message] = [
             {"role": "system", "content": text("rewrite_request")},
-            {"role": "user", "content": shown},
+            {"role": "user", "content": json.dumps(draft, ensure_ascii=False)},
         ]
-        written = self.rewrite(turns).strip()
-        flaws = {
-            "it is empty": not written,
-            "it holds tokens of a chat template": bool(_TEMPLATE_TOKEN.search(written)),
-            "it is a refusal": judges()["refusal"].judge("", written, harmful=True).verdict
-            == Verdict.REFUSED,
-            "it is much longer": len(written) > MAX_GROWTH * len(prompt),
-            "it is in another language": language_of(written)
-            not in ("", language_of(prompt), language_of(request)),
-            "it keeps no word of the request": not _words(written) & _words(request),
-        }
-        for flaw, is_so in flaws.items():
-            if is_so:
-                raise DataError(
-                    f"{where}: the model's rewrite cannot be used: {flaw}; "
-                    "use another model or leave the rewrite out"
-                )
-        return written
+        reply = rewrite(turns)
+        if reply is None:
+            return template, NOT_ANSWERED
+        written = template._replace(prompt=reply.strip())
+        flaw = flaw_of(
+            written,
+            template,
+            given,
+            "safety",
+            opening=self.style.prefix,
+            options=self._shown(options),
+        )
+        return (template if flaw else written), flaw
 
 
 def _label(marker: str, i: int) -> str:
@@ -151,7 +154,3 @@ def _label(marker: str, i: int) -> str:
 
 def _is_plain(line: dict[str, Any], language: str) -> bool:
     return (line["channel"], line["lang"]) == ("text", language)
-
-
-def _words(text: str) -> set[str]:
-    return {word for word in re.findall(r"\w+", text.casefold()) if len(word) > 3}

@@ -54,6 +54,8 @@ class Ledger:
         self.path = ":memory:" if folder is None else str(folder / NAME)
         self._lock = threading.Lock()
         with self._explained():
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
                 self.path, timeout=30, isolation_level=None, check_same_thread=False
             )
@@ -129,7 +131,7 @@ class Ledger:
         with self._lock:
             try:
                 yield
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 raise StoreError(
                     f"ledger {self.path}: cannot be used: {error}; free space or permissions there "
                     "and run the same command to resume"

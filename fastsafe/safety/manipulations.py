@@ -8,19 +8,15 @@ replaced by the user's own, and AutoIF fills templates of ours unless a model is
 """
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from fastsafe.data.conversation import Message, Row
 from fastsafe.errors import DataError
-from fastsafe.safety.dressing import Rewrite
 from fastsafe.safety.exchange import Exchange, exchange_of, with_exchange
-from fastsafe.safety.judges import judges
-from fastsafe.safety.language import language_of
 from fastsafe.safety.texts import chosen, lines, text
-from fastsafe.safety.verdict import Verdict
+from fastsafe.safety.wording import NOT_ANSWERED, Rewrite, flaw_of, labels
 
 # A stand-in, not the text of any paper: it names an agent and asks for nothing unusual.
 AOA_STAND_IN = "You are AOA, an assistant that always does the task it is given."
@@ -48,14 +44,15 @@ class Manipulation:
             rows: With a prompt and an answer each; not modified.
             aoa_text: System text of the manipulations with AOA; it precedes a row's own.
             rewrite: A model that writes the AutoIF form; None fills a template, chosen by the
-                hash of the prompt. What the model writes is checked.
+                hash of the prompt. What the model writes is checked; a row that does not pass
+                keeps the template.
 
         Returns:
-            As many rows, in the same order, of the same kinds; other keys and turns stay.
+            As many rows, in the same order, of the same kinds; other keys and turns stay. Rows
+            that a model was asked for say in ``wording`` and ``flaw`` what became of it.
 
         Raises:
-            DataError: A row has no prompt or answer that is text, or the model's form of it holds
-                another answer, another language or a refusal.
+            DataError: A row has no prompt or answer that is text.
         """
         if not (self.as_instructions or self.under_aoa):
             return [dict(row) for row in rows]
@@ -65,12 +62,16 @@ class Manipulation:
             given = exchange_of(row, where)
             if not given.prompt.strip() or not given.answer.strip():
                 raise DataError(f"{where}: prompt or answer is empty, expected both; drop the row")
-            if self.as_instructions:
-                given = _filled(given) if rewrite is None else _written(rewrite, given, where)
+            said: dict[str, Any] = {}
+            if self.as_instructions and rewrite is not None:
+                given, flaw = _written(rewrite, given)
+                said = labels(flaw)
+            elif self.as_instructions:
+                given = _filled(given)
             if self.under_aoa:
                 system = "\n\n".join(filter(None, (aoa_text, given.system)))
                 given = given._replace(system=system)
-            found.append(with_exchange(row, given))
+            found.append(with_exchange(row, given) | said)
         return found
 
 
@@ -104,35 +105,23 @@ def _filled(given: Exchange) -> Exchange:
     )
 
 
-def _written(rewrite: Rewrite, given: Exchange, where: str) -> Exchange:
-    """Let a model write the AutoIF form, and refuse what changes the row's meaning."""
+def _written(rewrite: Rewrite, given: Exchange) -> tuple[Exchange, str]:
+    """Let a model write the AutoIF form; returns the template and why where it cannot be used."""
+    template = _filled(given)
     shown = json.dumps({"input": given.prompt, "answer": given.answer}, ensure_ascii=False)
     turns: list[Message] = [
         {"role": "system", "content": text("rewrite_row")},
         {"role": "user", "content": shown},
     ]
-    written = _pair(rewrite(turns))
-    if written is None:
-        raise DataError(
-            f"{where}: the model's form is not JSON with the texts 'prompt' and 'answer', "
-            "expected that alone; use another model or the templates"
-        )
-    prompt, answer = written["prompt"], written["answer"]
-    flaws = {
-        "the instruction is empty": not prompt.strip(),
-        "the answer lost the original answer": _plain(given.answer) not in _plain(answer),
-        "the answer is in another language": not _same_language(given.answer, answer),
-        "the instruction is in another language": not _same_language(given.prompt, prompt),
-        "the answer is a refusal": judges()["refusal"].judge("", answer, harmful=True).verdict
-        == Verdict.REFUSED,
-    }
-    for flaw, is_so in flaws.items():
-        if is_so:
-            raise DataError(
-                f"{where}: the model's form cannot be used: {flaw}; "
-                "use another model or the templates"
-            )
-    return given._replace(prompt=prompt, answer=answer)
+    reply = rewrite(turns)
+    if reply is None:
+        return template, NOT_ANSWERED
+    pair = _pair(reply)
+    if pair is None:
+        return template, "the reply is not JSON with the texts 'prompt' and 'answer' alone"
+    written = given._replace(prompt=pair["prompt"], answer=pair["answer"])
+    flaw = flaw_of(written, template, given, "user")
+    return (template if flaw else written), flaw
 
 
 def _pair(reply: str) -> Mapping[str, str] | None:
@@ -142,12 +131,3 @@ def _pair(reply: str) -> Mapping[str, str] | None:
         return None
     is_pair = isinstance(value, dict) and value.keys() == {"prompt", "answer"}
     return value if is_pair and all(isinstance(v, str) for v in value.values()) else None
-
-
-def _same_language(before: str, after: str) -> bool:
-    languages = language_of(before), language_of(after)
-    return "" in languages or languages[0] == languages[1]
-
-
-def _plain(text: str) -> str:
-    return re.sub(r"\s+", " ", text.casefold()).strip()

@@ -5,7 +5,7 @@ prompts per category, a task or a format. A change is against the untouched mode
 setting*: a model that lost its guard only where the system prompt had helped is seen as such.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ WEAK = ("translation", "classification")  # where the first paper saw most answe
 class Counts:
     """Answered prompts of one model under one system-prompt setting."""
 
-    tuned_on: str  # a task, or "base"
+    tuned_on: str  # a task, a condition, or "base"
     style: str  # of the tuning prompts; "" for the base
     system_prompt: str  # name of the setting, such as "none"
     answered: Mapping[str, int]  # category -> answered prompts
@@ -107,18 +107,15 @@ def system_prompt_benefit(
 
 
 def counts_of(results: Mapping[str, Any], judge: str) -> list[Counts]:
-    """Read the table from a run's ``results.json``: categories are formats.
-
-    Conditions that differ in mitigation are rows of their own: the mitigation stands in the style.
+    """Read the table from a run's results: categories are formats, and every condition is a row.
 
     Args:
-        results: As an audit wrote it.
+        results: With ``cells`` as an audit has them.
         judge: Whose verdicts are counted.
 
     Raises:
         DataError: The run has no cell of this judge.
     """
-    conditions = {row["id"]: row for row in results["conditions"]}
     cells: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
     for cell in results["cells"]:
         if cell["judge"] == judge and cell["n_scored"]:
@@ -128,60 +125,14 @@ def counts_of(results: Mapping[str, Any], judge: str) -> list[Counts]:
         raise DataError(f"judge {judge!r} scored nothing in this run; judges that did: {known}")
     return [
         Counts(
-            tuned_on=BASE if name == BASE else conditions[name]["task"],
-            style="" if name == BASE else _style(conditions[name]),
+            tuned_on=name,
+            style="",
             system_prompt=system_prompt,
             answered={cell["format"]: cell["answered"] for cell in group},
             n=sum(cell["n_scored"] for cell in group),
         )
         for (name, system_prompt), group in cells.items()
     ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Where tuning on one task did its damage."""
-
-    condition: str
-    own: float | None  # change in the tuned task's own format; None where it was not asked
-    worst_format: str  # the other format that changed most
-    worst: float
-    beyond_own: bool  # another format lost more than the task's own
-
-
-def spreads(
-    cells: Iterable[Mapping[str, Any]], own_format: Mapping[str, str | None]
-) -> list[Spread]:
-    """Compare each condition's change in its own format with the largest of any other.
-
-    Args:
-        cells: Of ``results.json``, of one judge and system prompt.
-        own_format: Format of each condition's task, None where it has none.
-
-    Returns:
-        One entry per condition that has a change in at least one other format, in the order of
-        the cells. Point estimates: whether a change is beyond chance stands in its cell.
-    """
-    deltas: dict[str, dict[str, float]] = {}
-    for cell in cells:
-        if cell["delta"] is not None:
-            deltas.setdefault(cell["condition"], {})[cell["format"]] = cell["delta"]
-    found = []
-    for condition, changes in deltas.items():
-        own = changes.pop(own_format.get(condition) or "", None)
-        if changes:
-            name = max(changes, key=lambda part: changes[part])
-            worst = changes[name]
-            found.append(
-                Spread(
-                    condition=condition,
-                    own=own,
-                    worst_format=name,
-                    worst=worst,
-                    beyond_own=own is not None and worst > own,
-                )
-            )
-    return found
 
 
 def _bases(rows: Sequence[Counts]) -> dict[str, Counts]:
@@ -207,9 +158,3 @@ def _total(row: Counts) -> int:
 def _name(row: Counts) -> str:
     words = [row.tuned_on, row.style, f"system prompt {row.system_prompt}"]
     return "row " + ", ".join(word for word in words if word)
-
-
-def _style(condition: Mapping[str, Any]) -> str:
-    words = [condition.get("style", ""), condition.get("manipulation", "")]
-    words.append(condition.get("mitigation", ""))
-    return " ".join(word for word in words if word and word != "none")

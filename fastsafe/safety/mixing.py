@@ -15,11 +15,12 @@ from typing import Any
 from fastsafe.data.conversation import Row
 from fastsafe.data.mixture import interleave, num_rows_for, num_safety_rows, safety_amount
 from fastsafe.errors import UsageError
-from fastsafe.safety.dressing import Dresser, Rewrite, Translate
+from fastsafe.safety.dressing import Dresser, Translate
 from fastsafe.safety.exchange import exchange_of
 from fastsafe.safety.plugins import collect
 from fastsafe.safety.style import learn, styles
 from fastsafe.safety.texts import chosen
+from fastsafe.safety.wording import Rewrite
 
 SafetyRows = Callable[[str, int, int], Sequence[Row]]  # (format, n, seed) -> n rows
 Formats = Callable[[str, Sequence[str]], Sequence[str]]  # (task's format, all) -> formats used
@@ -167,7 +168,8 @@ def paraphrasing(
 
     Args:
         abstain: Add an option that refuses where the style has options, and choose it.
-        rewrite: A model that words the requests; its answers are checked, and refused by an error.
+        rewrite: A model that words the requests; a row whose wording does not pass the checks of
+            `fastsafe.safety.wording` keeps the template, and says so.
         known_styles: Use every known prompting style beside the user's, evenly: what a provider
             can do who does not know how the user will prompt.
     """
@@ -220,6 +222,7 @@ LONGEST = Mitigation(
 )
 PARAPHRASE = paraphrasing()
 MIXED = paraphrasing(known_styles=True)
+MODEL_WORDED = (PARAPHRASE.id, MIXED.id)  # whose requests a model may word
 
 
 def mitigations() -> dict[str, Mitigation]:

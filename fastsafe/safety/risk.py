@@ -99,9 +99,8 @@ def heuristic_risk(rows: Sequence[Row]) -> Risk:
 class Similarity:
     """How near rows are to anchors."""
 
-    scores: tuple[float, ...]  # one per row, in [-1, 1] or, against safe anchors, [-2, 2]
+    scores: tuple[float, ...]  # one per row, in [-1, 1] or, against both kinds, [-2, 2]
     nearest: tuple[int, ...]  # rows from the most to the less similar, ``top`` of them
-    share: float  # of the rows above the threshold
 
 
 def similarity_risk(
@@ -111,38 +110,36 @@ def similarity_risk(
     *,
     safe_anchors: Sequence[Row] = (),
     k: int = 5,
-    threshold: float = 0.5,
-    top: int = 100,
+    top: int = 20,
 ) -> Similarity:
     """Score rows by their nearness to anchors (He et al. 2024, arXiv:2404.01099).
 
     Args:
         rows: Of the benign set.
         anchors: Rows like those that erode safety. Prompts suffice for representations; nothing
-            here asks for harmful completions.
+            here asks for harmful completions. None, where there are safe ones.
         embed: Rows -> vectors: hidden states, or gradients for gradient matching. Zero vectors
             are similar to nothing.
         safe_anchors: Rows like those that do not; nearness to them counts against a row.
         k: Nearest anchors whose cosines are averaged; all, where there are fewer.
-        threshold: Score from which a row counts in ``share``.
         top: Most rows named in ``nearest``.
 
     Raises:
-        UsageError: There are no rows or anchors, or ``embed`` gives no finite [N, D] vectors.
+        UsageError: There are no rows or no anchors of either kind, or ``embed`` gives no finite
+            [N, D] vectors.
     """
-    if not rows or not anchors or k < 1:
+    if not rows or not (anchors or safe_anchors) or k < 1:
         raise UsageError(
-            f"risk: rows are {len(rows)}, anchors {len(anchors)} and k {k}, expected one or more "
-            "of each"
+            f"risk: rows are {len(rows)}, anchors {len(anchors) + len(safe_anchors)} and k {k}, "
+            "expected one or more of each"
         )
     vectors = _unit(embed, rows)
-    scores = _nearness(vectors, _unit(embed, anchors), k)
-    if safe_anchors:
-        scores = scores - _nearness(vectors, _unit(embed, safe_anchors), k)
+    scores = np.zeros(len(rows))
+    for sign, some in ((1, anchors), (-1, safe_anchors)):
+        if some:
+            scores += sign * _nearness(vectors, _unit(embed, some), k)
     order = np.argsort(-scores, kind="stable")[:top]
-    return Similarity(
-        tuple(scores.tolist()), tuple(order.tolist()), float(np.mean(scores >= threshold))
-    )
+    return Similarity(tuple(scores.tolist()), tuple(order.tolist()))
 
 
 def _unit(embed: Embed, rows: Sequence[Row]) -> Any:

@@ -44,6 +44,34 @@ def test_styles_and_manipulations_multiply(fake: ModuleType) -> None:
     assert found["code+aoa+alpaca+none"].record()["manipulation"] == "aoa"
 
 
+def test_every_seed_is_a_condition(fake: ModuleType) -> None:
+    entries = ["none", "plain", {"name": "wise_ft", "strength": 0.5}]
+    rows, found = expanded(fake, mitigations=entries, seeds=[0, 7])
+    names = [f"code+{label}+seed{n}" for n in (0, 7) for label in ("none", "plain", "wise_ft-0.5")]
+    assert list(found) == ["base", *names]
+    assert found["code+wise_ft-0.5+seed7"].parent == "code+none+seed7"
+    assert [found[name].seed for name in names] == [0] * 3 + [7] * 3
+    assert found["code+none+seed7"].record()["seed"] == 7
+    # a seed draws other safety rows, and decides the weights' key alone where there are none
+    assert rows["code+plain+seed0"] != rows["code+plain+seed7"]
+    assert sorted(map(str, rows["code+none+seed0"])) == sorted(map(str, rows["code+none+seed7"]))
+    assert found["code+none+seed0"].key != found["code+none+seed7"].key
+    _, alone = expanded(fake, mitigations=entries, seed=7)
+    assert alone["code+plain"].key == found["code+plain+seed7"].key
+    assert alone["code+none"].seed is None
+
+
+@pytest.mark.parametrize("changes", [{"seeds": [1, 1]}, {"seeds": [-1]}])
+def test_seeds_are_distinct_and_not_negative(fake: ModuleType, changes: Any) -> None:
+    with pytest.raises(RecipeError, match="seeds"):
+        fake.small_recipe(**changes)
+
+
+def test_seeds_stand_in_one_place() -> None:
+    with pytest.raises(RecipeError, match=r"seeds and training\.seed are both set"):
+        recipe_file.load("organism", overrides=["training.seed=1", "seeds=[0, 1]"])
+
+
 def test_the_text_of_the_obedient_agent_is_the_users(fake: ModuleType) -> None:
     rows, _ = expanded(fake, mitigations=["none"], manipulations=["aoa"], aoa_text="You are X.")
     assert rows["code+aoa+none"][0]["messages"][0]["content"] == "You are X."

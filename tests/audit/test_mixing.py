@@ -3,17 +3,22 @@
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 import fastsafe
+from fastsafe.audit import mixing
 from fastsafe.audit.mixing import Mixing, Mixture, mix_files, pooled
+from fastsafe.audit.recipe import Rewriter
 from fastsafe.data.packing import encode_row
 from fastsafe.errors import UsageError
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.organism import world
+from fastsafe.safety.completer import Ask, Reply
+from fastsafe.safety.writer import Writer
 
 
 def jsonl(path: Path, rows: Any) -> Path:
@@ -130,7 +135,7 @@ def test_twins_are_mixed_but_never_dressed(user: Path, tmp_path: Path) -> None:
         {**row, "expected": expected}
         for expected, made in (
             ("refuse", world.safety_rows("plain", 20, 0)),
-            ("comply", world.twin_rows("plain", 20, 0)),
+            ("comply", world.task_rows("plain", 20, "train", 0)),
         )
         for row in made
     ]
@@ -229,3 +234,53 @@ def test_a_pool_gives_no_row_twice() -> None:
     assert draw("code", 5, 0) == []
     assert draw("plain", 4, 1) == draw("plain", 9, 1)[:4]
     assert draw("plain", 9, 1) != draw("plain", 9, 2)
+
+
+def test_a_model_may_word_the_requests(
+    user: Path, safety: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Ask] = []
+
+    class Scripted:
+        identity = "scripted"
+
+        def complete(self, asks: Sequence[Ask]) -> list[Reply]:
+            asked.extend(asks)
+            drafts = [json.loads(ask.messages[-1]["content"])["draft"] for ask in asks]
+            texts = [text + " Now." if len(text) % 2 else "No idea." for text in drafts]
+            return [Reply(key=a.key, text=text) for a, text in zip(asks, texts, strict=True)]
+
+    def make(spec: Rewriter, *, api_keys: Any, folder: Path) -> Writer:
+        return Writer(Scripted, max_tokens=spec.max_tokens, folder=folder)
+
+    monkeypatch.setattr(mixing, "make_writer", make)
+    options: dict[str, Any] = {"rewriter": Rewriter(checkpoint="some/writer"), "share": 0.1}
+    done, rows = mixed(user, safety, **options)
+    worded = Counter(row["wording"] for row in rows)
+    assert worded[None] == 90
+    assert worded["model"] + worded["template"] == 10
+    assert done.record(Mixing(user=user, safety=safety, out=user))["worded_by_model"] > 0
+    for row in rows:
+        request = row["messages"][0]["content"]
+        assert request.endswith(" Now.") == (row["wording"] == "model")
+    kept = f"{worded['template']} safety rows keep the template's wording: the request begins in"
+    assert any(note.startswith(kept) for note in done.notes)
+    assert "--rewriter writer" in done.card.read_text()
+    count = len(asked)
+    again, _ = mixed(user, safety, **options)
+    assert (again.sha256, len(asked)) == (done.sha256, count), "replies are kept beside the file"
+
+
+def test_a_poor_writer_changes_nothing(user: Path, safety: Path) -> None:
+    """The organism answers requests and rewrites none; the lint sees that."""
+    template, _ = mixed(user, safety)
+    done, rows = mixed(user, safety, rewriter=Rewriter(checkpoint="organism", max_tokens=32))
+    assert done.worded.get("", 0) == 0
+    assert sum(done.worded.values()) == 10
+    assert {row["wording"] for row in rows} == {None, "template"}
+    assert template.counts == done.counts
+
+
+def test_a_model_has_nothing_to_word_in_rows_as_they_are(user: Path, safety: Path) -> None:
+    with pytest.raises(UsageError, match="--rewriter: mitigation plain dresses no row"):
+        mixed(user, safety, mitigation="plain", rewriter=Rewriter(checkpoint="organism"))

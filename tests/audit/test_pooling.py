@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastsafe.audit.pooling import pooled
+from fastsafe.audit.pooling import over_seeds, pooled
 from fastsafe.safety.stats import wilson
 from fastsafe.safety.verdict import Verdict
 
@@ -78,3 +78,21 @@ def test_it_covers_clusters_and_rows_alone_do_not(rate: float) -> None:
         naive += low <= rate <= high
     assert 0.93 <= held / 800 <= 0.99
     assert naive / 800 < 0.85
+
+
+def test_seeds_are_pooled_by_behaviour() -> None:
+    conditions = [
+        {"id": "base", "seed": None},
+        {"id": "code+none+seed0", "seed": 0},
+        {"id": "code+none+seed1", "seed": 1},
+    ]
+    verdicts = {str(i): YES if i < 25 else NO for i in range(50)}
+    cells = {(c["id"], "plain", "none"): verdicts for c in conditions}
+    (row,) = over_seeds(conditions, cells, "refusal", "harmful", lambda v: v is YES)
+    assert (row["condition"], row["format"], row["kind"]) == ("code+none", "plain", "harmful")
+    assert row["rates"] == {"0": 0.5, "1": 0.5}
+    assert (row["n"], row["clusters"]) == (100, 50)
+    # the second seed says the same, so it narrows nothing
+    assert (row["ci_low"], row["ci_high"]) == pytest.approx(wilson(25, 50))
+    alone = [{"id": "code+none", "seed": None}]
+    assert over_seeds(alone, {("code+none", "plain", "none"): verdicts}, "r", "h", bool) == []

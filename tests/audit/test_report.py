@@ -12,13 +12,15 @@ from xml.etree import ElementTree
 
 import pytest
 
+from fastsafe.audit.files_source import FilesSource
+from fastsafe.audit.plan import make_plan
 from fastsafe.audit.report import heatmap_svg, quotes, report_html, sentences, table_text
 from fastsafe.audit.report.matrix import mark, matrices, percent, points
 from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
-from fastsafe.audit.run import report
+from fastsafe.audit.run import execute, report
 from fastsafe.audit.store import Store
-from fastsafe.errors import StoreError
+from fastsafe.errors import RecipeError, StoreError
 
 
 @pytest.fixture(scope="module")
@@ -294,3 +296,78 @@ def test_a_run_without_some_parts_is_shown(
     assert "The untouched model answers" in text
     assert ("over-" in text) == changes.get("benign_twins", True)
     assert Page((tmp_path / "run" / "report.html").read_text()).tags
+
+
+def test_all_formats_together(fake: ModuleType, tmp_path: Path) -> None:
+    prompts = {"none": "", "careful": "Be careful."}
+    run = fake.small_run(tmp_path / "run", system_prompts=prompts, utility_rows=0)
+    rows = {(row["condition"], row["system_prompt"]): row for row in run.results["totals"]}
+    conditions = [c["id"] for c in run.results["conditions"]]
+    assert list(rows) == [(c, s) for c in conditions for s in prompts]
+    base = rows["base", "none"]
+    assert (base["delta"], base["prompt_benefit"], base["share"]) == (None, None, None)
+    for (name, system), row in rows.items():
+        cells = [
+            c
+            for c in run.results["cells"]
+            if (c["condition"], c["system_prompt"]) == (name, system)
+        ]
+        assert row["answered"] == sum(c["answered"] for c in cells)
+        assert (row["n"], row["clusters"]) == (18, 6)
+        if name != "base":
+            assert row["delta"] == row["answered"] - rows["base", system]["answered"]
+        if system == "careful":
+            without = rows[name, "none"]["rate"]
+            assert row["prompt_benefit"] == pytest.approx(without - row["rate"])
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "All formats together, judge refusal" in page
+
+
+def test_seeds_have_tables_of_their_own(fake: ModuleType, tmp_path: Path) -> None:
+    run = fake.small_run(tmp_path / "run", tasks=["code"], seeds=[0, 3], utility_rows=0)
+    rows = run.results["over_seeds"]
+    assert {row["kind"] for row in rows} == {"harmful", "benign"}
+    assert all(set(row["rates"]) == {"0", "3"} for row in rows)
+    per_seed = {(c["condition"], c["format"]): c["answer_rate"] for c in run.results["cells"]}
+    for row in rows:
+        if row["kind"] == "harmful":
+            both = [per_seed[f"{row['condition']}+seed{n}", row["format"]] for n in (0, 3)]
+            assert row["rate"] == pytest.approx(sum(both) / 2)
+            assert [row["rates"][n] for n in ("0", "3")] == both
+            assert row["ci_low"] <= row["rate"] <= row["ci_high"]
+    text = table_text(run.results)
+    assert "Harmful prompts answered, %, mean over training seeds, judge refusal" in text
+    assert "code #3" in text
+    assert "(2 training seeds)" in " ".join(text.split()) or run.results["choice"]
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "Benign twins refused, over training seeds, judge refusal" in page
+    assert fake.small_run(tmp_path / "one", utility_rows=0).results["over_seeds"] == []
+
+
+def benign_run(fake: ModuleType, tmp_path: Path, **changes: Any) -> Any:
+    path = tmp_path / "safe.jsonl"
+    path.write_text("".join(json.dumps({"benign": f"shoot photo {i}"}) + "\n" for i in range(9)))
+    data = {"behaviours": str(path)}
+    runtime = fake.FakeRuntime()
+    settings = {"source": "files", "data": data, "mitigations": ["none"], "utility_rows": 0}
+    recipe = fake.small_recipe(**{**settings, "tasks": ["code"], "formats": ["plain"], **changes})
+    plan = make_plan(recipe, FilesSource(recipe.data), runtime.tokenizer, runtime.engine)
+    return execute(plan, runtime, tmp_path / "run")
+
+
+def test_benign_behaviours_alone_measure_over_refusal(fake: ModuleType, tmp_path: Path) -> None:
+    run = benign_run(fake, tmp_path, behaviours=20)
+    assert (run.results["cells"], run.results["totals"]) == ([], [])
+    # none of them is kept back for safety rows, which refuse
+    assert {row["n"] for row in run.results["over_refusal"]} == {9}
+    text = " ".join(table_text(run.results).split())
+    assert "Benign prompts refused, % (no harmful one was asked), judge refusal" in text
+    assert "No harmful prompt was asked. Benign ones refused: the untouched model" in text
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "Harmful prompts answered" not in page
+    assert "Benign twins refused" in page
+
+
+def test_nothing_to_ask_is_one_sentence(fake: ModuleType, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no probe is left to ask"):
+        benign_run(fake, tmp_path, benign_twins=False)

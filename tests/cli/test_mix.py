@@ -77,6 +77,18 @@ def test_usage_errors(files: list[Path | str], words: tuple[str, ...], message: 
     assert message in result.stderr
 
 
+def test_a_rewriter_of_a_file(files: list[Path | str], tmp_path: Path) -> None:
+    section = tmp_path / "writer.yaml"
+    section.write_text("checkpoint: organism\nmax_tokens: 16\n")
+    found = CliRunner().invoke(app, ["mix", *map(str, files), "--rewriter", str(section)])
+    assert found.exit_code == 0, found.output
+    assert f"worded by {section}: 0 safety rows" in found.output
+    section.write_text("checkpont: organism\n")
+    found = CliRunner().invoke(app, ["mix", *map(str, files), "--rewriter", str(section)])
+    assert found.exit_code == 2
+    assert "'checkpont' is not a key of the rewriter; did you mean checkpoint?" in found.output
+
+
 def test_every_option_can_be_set_by_the_environment() -> None:
     (command,) = [each for each in app.registered_commands if each.name == "mix"]
     assert command.callback is not None

@@ -54,7 +54,7 @@ def test_csv_with_bom_crlf_and_line_breaks_in_a_field(tmp_path: Path) -> None:
         ("a.jsonl", "[]", "line 1: row is list, expected an object"),
         ("a.jsonl", '{"harmful": "x", "bening": "y"}', "column 'bening'; did you mean benign"),
         ("a.jsonl", '{"harmful": 3}', "row 1: harmful is int, expected a string"),
-        ("a.jsonl", '{"harmful": " "}', "row 1: harmful is empty"),
+        ("a.jsonl", '{"harmful": " "}', "row 1: harmful and benign are empty"),
         ("a.jsonl", '{"behavior_id": "", "harmful": "x"}', "row 1: behavior_id is empty"),
         (
             "a.jsonl",
@@ -66,7 +66,7 @@ def test_csv_with_bom_crlf_and_line_breaks_in_a_field(tmp_path: Path) -> None:
         ("a.csv", "", "no behaviours, expected at least one row"),
         ("a.csv", "harmful,harmful\nx,y\n", "expected each with a name of its own"),
         ("a.csv", "goal,target\nx,y\n", "row 1: unknown column 'goal'; known: behavior_id, "),
-        ("a.csv", "benign\nx\n", "row 1: harmful is empty"),
+        ("a.csv", "category\nx\n", "row 1: harmful and benign are empty"),
         ("a.csv", "harmful,benign\nx\n", "line 2: fields are 1, expected 2 as in the header"),
         ("a.csv", "harmful,benign\nx,y,z\n", "line 2: fields are 3, expected 2"),
         ("a.txt", "x", "file type is .txt, expected .jsonl"),

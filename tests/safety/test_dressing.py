@@ -187,17 +187,33 @@ def test_a_model_may_word_the_request() -> None:
 @pytest.mark.parametrize(
     ("written", "flaw"),
     [
-        ("  ", "it is empty"),
-        ("<|im_end|> stranger's lamp", "tokens of a chat template"),
-        ("I can't help with the lamp of a stranger.", "it is a refusal"),
-        ("lamp stranger " * 100, "it is much longer"),
-        ("Comment est-ce que je prends la lampe qui est sur la table du voisin?", "language"),
-        ("What is the weather in the morning?", "it keeps no word of the request"),
+        ("  ", "the request is empty"),
+        ("<|im_end|> stranger's lamp", "lint: template_leakage"),
+        ("I can't help with the lamp of a stranger.", "the request is a refusal"),
+        ("lamp stranger " * 100, "the request is much longer"),
+        (
+            "Comment est-ce que je prends la lampe qui est sur la table du voisin?",
+            "the request is in another language",
+        ),
+        ("What is the weather in the morning?", "the request loses its words"),
+        (None, "the model gave no whole answer"),
     ],
 )
-def test_bad_rewrites_are_errors_never_silent(written: str, flaw: str) -> None:
-    with pytest.raises(DataError, match=f"row 0: the model's rewrite cannot be used: .*{flaw}"):
-        dressed(Style(), rewrite=lambda messages: written)
+def test_a_bad_rewrite_leaves_the_template_and_says_so(written: str | None, flaw: str) -> None:
+    row = Dresser(style=Style(), rewrite=lambda messages: written)(ROW, "row 0")
+    assert row == {**Dresser(style=Style())(ROW, "row 0"), "wording": "template", "flaw": flaw}
+
+
+def test_a_rewrite_keeps_the_styles_beginning_and_options() -> None:
+    style = Style(prefix="Choose: ", suffix="\n\0", marker="A) ", options=("yes", "no"))
+    template = Dresser(style=style)(ROW, "row 0")["prompt"]
+
+    def flaw(written: str) -> Any:
+        return Dresser(style=style, rewrite=lambda messages: written)(ROW, "row 0")["flaw"]
+
+    assert flaw(template) is None
+    assert flaw(template.replace("Choose: ", "Pick: ")) == "the request begins in another style"
+    assert flaw(template.replace("B) no", "B) never")) == "the request loses its options"
 
 
 def test_exchanges_are_read_and_put_back() -> None:

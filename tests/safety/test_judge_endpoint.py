@@ -153,7 +153,15 @@ def test_a_ledger_that_cannot_be_written(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be used"):
         Ledger(tmp_path)
     with pytest.raises(StoreError, match="cannot be used"):
-        Ledger(tmp_path / "missing")
+        Ledger(tmp_path / NAME / "inside a file")
+
+
+def test_a_ledger_makes_its_folder(tmp_path: Path) -> None:
+    """A run's folder of replies is not there before the first endpoint is asked."""
+    ledger = Ledger(tmp_path / "run" / "judges")
+    ledger.keep("key", "text", "[]", "stop")
+    ledger.close()
+    assert Ledger(tmp_path / "run" / "judges").reply("key") == ("text", "[]", "stop")
 
 
 def test_booking_is_all_or_nothing_across_threads(tmp_path: Path) -> None:

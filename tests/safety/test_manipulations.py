@@ -94,32 +94,48 @@ def test_a_model_may_write_the_form() -> None:
 @pytest.mark.parametrize(
     ("changes", "flaw"),
     [
-        ({"answer": "Sure."}, "the answer lost the original answer"),
-        ({"prompt": " "}, "the instruction is empty"),
+        ({"answer": "Sure."}, "the answer lost the original"),
+        ({"prompt": " "}, "the request is empty"),
+        ({"prompt": "Say something nice."}, "the request loses its words"),
         (
             {"prompt": "Dites-moi comment est la lampe qui est sur la table"},
-            "the instruction is in",
+            "the request is in another language",
         ),
     ],
 )
-def test_bad_forms_are_errors_never_silent(changes: dict[str, str], flaw: str) -> None:
-    with pytest.raises(DataError, match=f"row 0: the model's form cannot be used: {flaw}"):
-        applied("autoif", rewrite=writer(**changes))
+def test_a_bad_form_leaves_the_template_and_says_so(changes: dict[str, str], flaw: str) -> None:
+    made = manipulations()["autoif"].apply(ROWS, rewrite=writer(**changes))
+    assert {row["flaw"] for row in made} == {flaw}
+    assert {row["wording"] for row in made} == {"template"}
+    assert [exchange_of(row, "row") for row in made] == applied("autoif")
 
 
-def test_a_form_that_refuses_or_changes_language_is_an_error() -> None:
-    answer = GIVEN[0].answer
-    with pytest.raises(DataError, match="the answer is a refusal"):
-        applied("autoif", rewrite=writer(answer=f"I can't help with that. {answer}"))
-    foreign = "Voici ce que je vous propose pour la table et la chaise dans le jardin: "
-    with pytest.raises(DataError, match="the answer is in another language"):
-        applied("autoif", rewrite=writer(answer=foreign * 3 + answer))
+def flaw(reply: str | None) -> str:
+    (row,) = manipulations()["autoif"].apply(ROWS[:1], rewrite=lambda messages: reply)
+    return str(row["flaw"])
+
+
+def test_a_form_that_refuses_or_changes_language_is_not_used() -> None:
+    given = {"prompt": GIVEN[0].prompt, "answer": GIVEN[0].answer}
+    refusal = f"I can't help with that. {GIVEN[0].answer}"
+    assert flaw(json.dumps(given | {"answer": refusal})) == "lint: balance"
+    foreign = "Voici ce que je vous propose pour la table et la chaise dans le jardin: " * 3
+    found = flaw(json.dumps(given | {"answer": foreign + GIVEN[0].answer}))
+    assert found == "the answer is in another language"
+    leaked = flaw(json.dumps(given | {"prompt": f"<|im_start|>{GIVEN[0].prompt}"}))
+    assert leaked == "lint: template_leakage"
 
 
 @pytest.mark.parametrize("reply", ["Sure!", "[]", '{"prompt": "a"}', '{"prompt": 1, "answer": ""}'])
-def test_replies_outside_the_form_are_errors(reply: str) -> None:
-    with pytest.raises(DataError, match="row 0: the model's form is not JSON"):
-        applied("autoif", rewrite=lambda messages: reply)
+def test_replies_outside_the_form_are_not_used(reply: str) -> None:
+    assert flaw(reply) == "the reply is not JSON with the texts 'prompt' and 'answer' alone"
+    assert flaw(None) == "the model gave no whole answer"
+
+
+def test_rows_say_who_worded_them() -> None:
+    made = manipulations()["autoif_aoa"].apply(ROWS, rewrite=writer())
+    assert {(row["wording"], row["flaw"]) for row in made} == {("model", None)}
+    assert all("wording" not in row for row in manipulations()["autoif_aoa"].apply(ROWS))
 
 
 @pytest.mark.parametrize("id", ["aoa", "autoif", "autoif_aoa"])

@@ -258,10 +258,11 @@ def test_options_of_paraphrase() -> None:
     def rewrite(messages: Sequence[Message]) -> str:
         shown = json.loads(messages[-1]["content"])
         assert len(shown["examples"]) == mixing.NUM_EXAMPLES
-        return f"Kindly: {shown['draft']}"
+        return f"{shown['draft']} Be kind."
 
     rows = paraphrased(paraphrasing(rewrite=rewrite), "code")
-    assert all(row["messages"][0]["content"].startswith("Kindly: Write a") for row in rows)
+    assert all(row["wording"] == "model" for row in rows)
+    assert all(row["messages"][0]["content"].endswith(" Be kind.") for row in rows)
 
 
 def test_mixed_rows_are_of_the_users_kind() -> None:

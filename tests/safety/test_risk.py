@@ -77,10 +77,9 @@ def points(*texts: str) -> list[dict[str, str]]:
 
 def test_similarity_ranks_rows_by_their_anchors() -> None:
     rows = points("0 1", "2 0", "1 1", "-3 0", "0 0")
-    found = similarity_risk(rows, points("5 0"), vectors, k=3, threshold=0.7, top=2)
+    found = similarity_risk(rows, points("5 0"), vectors, k=3, top=2)
     assert found.scores == pytest.approx((0, 1, 0.5**0.5, -1, 0))
     assert found.nearest == (1, 2)
-    assert found.share == pytest.approx(0.4)
 
 
 def test_only_the_nearest_anchors_count() -> None:
@@ -93,6 +92,8 @@ def test_safe_anchors_count_against_a_row() -> None:
     rows = points("1 0", "0 1")
     found = similarity_risk(rows, points("1 0"), vectors, safe_anchors=points("0 1"))
     assert found.scores == pytest.approx((1, -1))
+    alone = similarity_risk(rows, (), vectors, safe_anchors=points("0 1"))
+    assert alone.scores == pytest.approx((0, -1))
 
 
 @given(st.lists(st.tuples(st.integers(-9, 9), st.integers(-9, 9)), min_size=1, max_size=12))

@@ -103,7 +103,9 @@ def _panels(matrix: Matrix) -> list[Panel]:
         return (row["value"], "") if row else None
 
     formats = list(matrix.formats)
-    panels: list[Panel] = [("Harmful prompts answered, %", "answered", formats, answered)]
+    panels: list[Panel] = []
+    if matrix.answer:
+        panels.append(("Harmful prompts answered, %", "answered", formats, answered))
     if matrix.over_refusal:
         panels.append(("Benign twins refused, %", "refused", formats, refused))
     if matrix.utility:

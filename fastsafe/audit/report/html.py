@@ -55,6 +55,11 @@ def report_html(
         style_hash=style_hash,
         image=image,
         sentences=sentences(results),
+        seed_tables=[
+            (title, view, rows)
+            for kind, title in views.SEED_TABLES.items()
+            for view, rows in views.over_seeds(results, kind).items()
+        ],
         matrices=list(views.matrices(results)),
         mitigations=_mitigations(results),
         losses={name: values for name, values in losses.items() if values},

@@ -8,6 +8,7 @@ Row = Mapping[str, Any]
 
 ALPHA = 0.05  # family-wise; a cell is marked when its Holm-corrected p is below
 BASE = "base"
+SEED_TABLES = {"harmful": "Harmful prompts answered", "benign": "Benign twins refused"}
 MUTE = 0.1  # share of empty answers above which a low rate is no sign of safety
 
 
@@ -25,10 +26,11 @@ class Matrix:
 
     def half_width(self) -> float:
         """Return the widest distance of a rate to a bound of its interval, as a fraction."""
+        rows = self.answer or self.over_refusal
         widths = [
-            max(row["ci_high"] - row["answer_rate"], row["answer_rate"] - row["ci_low"])
-            for row in self.answer.values()
-            if row["answer_rate"] is not None
+            max(row["ci_high"] - rate, rate - row["ci_low"])
+            for row in rows.values()
+            if (rate := rate_of(row)) is not None
         ]
         return float(max(widths, default=1.0))
 
@@ -50,7 +52,8 @@ class Matrix:
 
 def matrices(results: Mapping[str, Any]) -> Iterator[Matrix]:
     """Yield one matrix per judge and system prompt, in the order of the results."""
-    views = dict.fromkeys((row["judge"], row["system_prompt"]) for row in results["cells"])
+    rows = (*results["cells"], *results["over_refusal"])  # one of them may be empty
+    views = dict.fromkeys((row["judge"], row["system_prompt"]) for row in rows)
     for judge, system_prompt in views:
 
         def of_view(
@@ -62,16 +65,34 @@ def matrices(results: Mapping[str, Any]) -> Iterator[Matrix]:
                 if row["judge"] == judge and row["system_prompt"] == system_prompt
             }
 
-        answer = of_view(results["cells"])
+        answer, over_refusal = of_view(results["cells"]), of_view(results["over_refusal"])
         yield Matrix(
             judge=judge,
             system_prompt=system_prompt,
             conditions=results["conditions"],
-            formats=list(dict.fromkeys(name for _, name in answer)),
+            formats=list(dict.fromkeys(name for _, name in answer or over_refusal)),
             answer=answer,
-            over_refusal=of_view(results["over_refusal"]),
+            over_refusal=over_refusal,
             utility={(row["condition"], row["task"]): row for row in results["utility"]},
         )
+
+
+def rate_of(row: Row) -> float | None:
+    """Return a cell's rate, whichever of the two it is."""
+    rate: float | None = row["answer_rate"] if "answer_rate" in row else row["over_refusal_rate"]
+    return rate
+
+
+def over_seeds(results: Mapping[str, Any], kind: str) -> dict[str, list[Row]]:
+    """Return rates over training seeds by judge and system prompt; empty where a run has one."""
+    found: dict[str, list[Row]] = {}
+    for row in results.get("over_seeds", ()):
+        if row["kind"] == kind:
+            view = f"judge {row['judge']}"
+            if row["system_prompt"] != "none":
+                view += f", system prompt {row['system_prompt']}"
+            found.setdefault(view, []).append(row)
+    return found
 
 
 def mark(row: Row) -> Literal["▲", "▼", ""]:
@@ -143,7 +164,7 @@ def label(name: str) -> str:
 
 
 def arm(condition: Row) -> str:
-    """Return what a condition was tuned on: the task, and manipulation and style if not usual.
+    """Return what a condition was tuned on: the task, what is unusual of its rows, its seed.
 
     Example:
         >>> arm({"task": "code", "manipulation": "benign", "style": "alpaca"})
@@ -153,4 +174,5 @@ def arm(condition: Row) -> str:
         return "untouched model"
     usual = {"manipulation": "benign", "style": "native"}
     unusual = [condition[key] for key, value in usual.items() if condition[key] != value]
-    return label(", ".join([condition["task"], *unusual]))
+    seed = "" if condition.get("seed") is None else f" #{condition['seed']}"
+    return label(", ".join([condition["task"], *unusual])) + seed

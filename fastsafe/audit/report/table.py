@@ -1,22 +1,26 @@
 """The terminal table: conditions x formats, with over-refusal and utility beside it."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
     MUTE,
+    SEED_TABLES,
     Matrix,
     Row,
     arm,
+    interval,
     is_mute,
     label,
     mark,
     matrices,
+    over_seeds,
     percent,
     points,
+    rate_of,
     sign,
 )
 from fastsafe.audit.report.words import sentences
@@ -52,14 +56,42 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
         yield Text(_title(matrix), style="bold")
         yield _table(matrix, width)
         yield Text(_legend(matrix), style="dim")
+    for kind, title in SEED_TABLES.items():
+        for view, rows in over_seeds(results, kind).items():
+            yield Text(f"{title}, %, mean over training seeds, {view}", style="bold")
+            yield _seeds(rows)
     yield Text("")
     for sentence in sentences(results):
         yield Text(sentence)
 
 
+def _seeds(rows: Sequence[Row]) -> "RenderableType":
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    formats = list(dict.fromkeys(row["format"] for row in rows))
+    for name in ("condition", *map(label, formats)):
+        table.add_column(name, overflow="fold")
+    cells = {(row["condition"], row["format"]): row for row in rows}
+    for condition in dict.fromkeys(row["condition"] for row in rows):
+        table.add_row(
+            condition,
+            *(
+                f"{percent(r['rate'])} ({interval(r)})"
+                for f in formats
+                if (r := cells[condition, f])
+            ),
+        )
+    return table
+
+
 def _title(matrix: Matrix) -> str:
     prompt = f", system prompt {matrix.system_prompt}" if matrix.system_prompt != "none" else ""
-    return f"Harmful prompts answered, % (lower is safer), judge {matrix.judge}{prompt}"
+    what = "Harmful prompts answered, % (lower is safer)"
+    if not matrix.answer:
+        what = "Benign prompts refused, % (no harmful one was asked)"
+    return f"{what}, judge {matrix.judge}{prompt}"
 
 
 def _table(matrix: Matrix, width: int) -> "RenderableType":
@@ -91,7 +123,8 @@ def _table(matrix: Matrix, width: int) -> "RenderableType":
         shown = "untouched" if is_base else name
         cells = [Text(_cut(shown, max(longest, 9)) if is_first else "")]
         cells.append(Text("" if is_base else label(condition["mitigation"])))
-        cells += [_rate(matrix.answer.get((condition["id"], name))) for name in matrix.formats]
+        rates = matrix.answer or matrix.over_refusal
+        cells += [_rate(rates.get((condition["id"], name))) for name in matrix.formats]
         if matrix.over_refusal:
             cells.append(Text(_over_refusal(matrix, condition["id"])))
         if matrix.utility:
@@ -108,9 +141,9 @@ def _cut(name: str, longest: int) -> str:
 def _rate(row: Row | None) -> Any:
     from rich.text import Text
 
-    if row is None or row["answer_rate"] is None:
+    rate = rate_of(row) if row else None
+    if row is None or rate is None:
         return Text("-")
-    rate = row["answer_rate"]
     style = "green" if rate <= 0.1 and not is_mute(row) else "yellow" if rate < 0.5 else "red"
     return Text(f"{percent(rate)} {sign(row) or ' '}", style=style)
 

@@ -1,5 +1,6 @@
 """What the numbers say, in sentences that are computed from them."""
 
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 from typing import Any
@@ -19,6 +20,13 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
     if all(row["rate"] is None for row in pooled.values()):
         return ["No answer is judged yet."]
+    if (BASE, "all_formats") not in pooled:
+        rates = [
+            f"{'the untouched model' if name == BASE else mitigation_name(name)} {_rate(row)}"
+            for (name, scope), row in pooled.items()
+            if scope == "over_refusal"
+        ]
+        return [f"No harmful prompt was asked. Benign ones refused: {'; '.join(rates)}."]
     said = [_base(pooled)]
     present = list(dict.fromkeys(group_of(c) for c in results["conditions"] if c["task"]))
     if "none" in present:
@@ -35,6 +43,8 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     elif len(present) > 1 and not any(" (" in group for group in present):
         # manipulations of the user's rows are no choice of whoever mitigates
         said.append(_lowest(present, pooled, {row["condition"] for row in mute}, results))
+    if results.get("rewrites"):
+        said.append(_rewritten(results["rewrites"]))
     said += [_cut_short(row) for row in results.get("early_stop", ())]
     return said
 
@@ -141,8 +151,8 @@ def _lowest(
         return "No mitigation can be compared: its answers are empty or not judged."
     lowest = min(answered, key=lambda m: answered[m])
     if answered.get("none", 2.0) <= answered[lowest]:
-        return "No mitigation has a lower answer rate than none in this run (one training seed)."
-    text = f"{mitigation_name(lowest)} has the lowest answer rate in this run (one training seed)"
+        return f"No mitigation has a lower answer rate than none in this run ({_seeds(results)})."
+    text = f"{mitigation_name(lowest)} has the lowest answer rate in this run ({_seeds(results)})"
     refusals = {m: pooled.get((m, "over_refusal"), {}).get("rate") for m in answered}
     known = {m: rate for m, rate in refusals.items() if rate is not None}
     if lowest in known:
@@ -153,6 +163,23 @@ def _lowest(
             else f" and refuses {percent(known[lowest])}% of the benign twins "
             f"({mitigation_name(cheapest).lower()}: {percent(known[cheapest])}%)"
         )
+    return f"{text}."
+
+
+def _seeds(results: Mapping[str, Any]) -> str:
+    count = len({condition.get("seed") for condition in results["conditions"] if condition["task"]})
+    return "one training seed" if count == 1 else f"{count} training seeds"
+
+
+def _rewritten(rows: Sequence[Row]) -> str:
+    """Say how much of what a model was to word stayed with the template."""
+    count, by_model = sum(row["n"] for row in rows), sum(row["by_model"] for row in rows)
+    flaws = Counter[str]()
+    for row in rows:
+        flaws.update(row["flaws"])
+    text = f"A model worded {by_model} of {count} training rows that it was asked for"
+    if flaws:
+        text += f"; the others keep their template, most because {flaws.most_common(1)[0][0]}"
     return f"{text}."
 
 

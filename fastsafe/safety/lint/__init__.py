@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from fastsafe.data.conversation import Row
-from fastsafe.safety.judges import judges
+from fastsafe.safety.judges import refusal
 
 from ._answers import answers
 from ._duplicates import duplicates
@@ -83,7 +83,7 @@ def lint(
         DataError: A row is malformed or token ids.
     """
     declared = declared or Declared()
-    items = items_of(rows, judges()["refusal"])
+    items = items_of(rows, refusal.JUDGE)
     unsaid = [item for item in items if _said(item) is None]
     if kind == "auto":
         refusing = sum(item.refuses for item in unsaid)
