@@ -86,9 +86,15 @@ class Condition:
 
 
 def make_conditions(
-    recipe: Recipe, source: Source, engine: Mapping[str, str]
+    recipe: Recipe, source: Source, engine: Mapping[str, str], early_stop: str | None = None
 ) -> tuple[dict[str, Rows], tuple[Condition, ...]]:
     """Expand tasks x manipulations x styles x mitigations.
+
+    Args:
+        recipe: Checked recipe.
+        source: Of rows.
+        engine: What weights depend on beside rows and options.
+        early_stop: Hash of what may end a training before its last step, None without it.
 
     Returns:
         Training rows by condition id, as the trainer takes them, and the conditions; the untouched
@@ -106,7 +112,7 @@ def make_conditions(
         for manipulation in recipe.manipulations:
             user_rows = _manipulated(recipe, manipulation, plain)
             for style in recipe.styles:
-                arm = _Arm(recipe, source, engine, task, manipulation, style)
+                arm = _Arm(recipe, source, engine, early_stop, task, manipulation, style)
                 for treatment in planned:
                     condition, examples = arm.condition(treatment, user_rows, found)
                     found.append(condition)
@@ -133,6 +139,7 @@ class _Arm:
     recipe: Recipe
     source: Source
     engine: Mapping[str, str]
+    early_stop: str | None
     task: str
     manipulation: str
     style: str
@@ -148,7 +155,7 @@ class _Arm:
             "id": self._id(treatment.label),
             "task": self.task,
             "mitigation": treatment.label,
-            "preset": self.recipe.training.preset,
+            "preset": self.recipe.training.label,
             "own_format": own_format,
             "manipulation": self.manipulation,
             "style": self.style,
@@ -169,8 +176,11 @@ class _Arm:
             return condition, ()
         rows = self._mixed(treatment, user_rows, own_format)
         examples = [self._example(row, treatment) for row in rows]
-        config = self.recipe.training.model_dump(exclude={"preset", "rows", "seed", "objective"})
-        config["seed"] = training_seed(self.recipe)
+        config = self.recipe.training.options() | {"seed": training_seed(self.recipe)}
+        if config["method"] == "lora":
+            del config["method"]  # adapters had their keys before there was another one
+        if self.early_stop:
+            config["early_stop"] = self.early_stop
         if treatment.objective != "sft":
             config["objective"] = treatment.objective
         condition = Condition(

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from fastsafe.audit.conditions import BASE, Condition, Rows, make_conditions, sha256_of
+from fastsafe.audit.drift import Watch
 from fastsafe.audit.panel import Panel, make_panel
 from fastsafe.audit.questions import ChatTokenizer, Prompt, Questions
 from fastsafe.audit.recipe import LABELS, Recipe
@@ -29,6 +30,7 @@ class Plan:
     prompts: Mapping[str, Prompt]  # sha256 -> prompt
     rows: tuple[PlannedRow, ...]
     panel: Panel = field(compare=False)
+    watch: Watch | None = None  # what is read while models are trained
     translator: str | None = None  # who put probes into another language; None where nobody had to
 
     @cached_property
@@ -40,7 +42,8 @@ class Plan:
     def identity(self) -> str:
         """Hash of everything that decides an answer or its score; equal ones may share a run."""
         rows = [list(vars(row).values()) for row in self.rows]
-        return sha256_of([dict(self.engine), [c.key for c in self.conditions], rows])
+        watched = [self.watch.sha256] if self.watch else []
+        return sha256_of([dict(self.engine), [c.key for c in self.conditions], rows, *watched])
 
     @property
     def templates(self) -> Mapping[str, str]:
@@ -100,10 +103,12 @@ def make_plan(
     Raises:
         FastsafeError: A source has too few rows, or the tokenizer has no chat template.
     """
-    training_rows, conditions = make_conditions(recipe, source, engine)
     panel = panel or make_panel(recipe)
     filters = {label: guard.identity for label, guard in panel.filters.items()}
     questions = Questions(recipe, source, tokenizer, engine, filters)
+    watch = _watch(recipe, questions)
+    early_stop = watch.sha256 if watch and watch.settings.stop_above else None
+    training_rows, conditions = make_conditions(recipe, source, engine, early_stop)
     rows = [row for condition in conditions for row in questions.rows(condition)]
     return Plan(
         recipe=recipe,
@@ -113,8 +118,17 @@ def make_plan(
         prompts=questions.prompts,
         rows=tuple(rows),
         panel=panel,
+        watch=watch,
         translator=_translator(recipe, source),
     )
+
+
+def _watch(recipe: Recipe, questions: Questions) -> Watch | None:
+    if recipe.drift is None:
+        return None
+    prompts = questions.harmful(recipe.drift.probes)
+    formats = tuple(name for name, _ in prompts)
+    return Watch(recipe.drift, formats, tuple(token_ids for _, token_ids in prompts))
 
 
 def _translator(recipe: Recipe, source: Source) -> str | None:
