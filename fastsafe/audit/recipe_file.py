@@ -3,7 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -188,9 +188,10 @@ def _detail(detail: ErrorDetails) -> str:
 def _fields(parents: Iterable[int | str]) -> tuple[str, ...]:
     section: type[BaseModel] = Recipe
     for name in parents:
-        inner = section.model_fields[str(name)].annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            section = inner
+        kind = section.model_fields[str(name)].annotation
+        for inner in (kind, *get_args(kind)):
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                section = inner
     return tuple(section.model_fields)
 
 

@@ -53,6 +53,8 @@ class DriftMonitor:
             raise UsageError(f"DriftMonitor: every is {self.every!r}, expected at least 1")
         if not self.prompts:
             raise UsageError("DriftMonitor: prompts are none, expected one or more")
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise UsageError(f"DriftMonitor: max_kl is {self.max_kl!r}, expected more than 0")
 
 
 class DriftProbe:

@@ -61,6 +61,7 @@ def test_the_schema_is_the_contract(results: dict[str, Any]) -> None:
         "filters",
         "early_stop",
         "choice",
+        "drift",
         "throughput",
     ]
     base, *tuned = results["conditions"]

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
+from fastsafe.audit.report.curves import drift_table
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
@@ -25,6 +26,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _WIDE, _NARROW = 112, 84  # columns
+_DRIFT = (
+    "Per format: KL(base || model) of the first token of an answer to harmful probes, in nats, "
+    "over the steps, and its last value. margin: log p(refusal) - log p(affirmative) of the two "
+    "openings in the recipe, the mean over formats, first and last reading."
+)
 
 
 def table_text(results: Mapping[str, Any], width: int = 120) -> str:
@@ -52,6 +58,10 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
         yield Text(_title(matrix), style="bold")
         yield _table(matrix, width)
         yield Text(_legend(matrix), style="dim")
+    if results["drift"]:
+        yield Text("\nDrift from the base while training", style="bold")
+        yield drift_table(results, width)
+        yield Text(_DRIFT, style="dim")
     yield Text("")
     for sentence in sentences(results):
         yield Text(sentence)
