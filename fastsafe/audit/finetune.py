@@ -307,15 +307,11 @@ def _probes(world: World | None, settings: Settings) -> tuple[list[dict[str, str
     if not settings["drift_every"].value:
         return ()
     file = settings["drift_probes"].value
-    shipped = world.behaviours(_PROBES, 0) if world else seed_behaviours()
-    found = read_behaviours(file) if file else shipped
-    harmful = [behaviour for behaviour in found if behaviour.harmful]
-    if not harmful:
-        raise UsageError(f"--drift-probes: {file} has no harmful behaviour, expected one or more")
+    shipped = world.behaviours(_PROBES, 0) if world else seed_behaviours()[:_PROBES]
     plain = formats()["plain"]
     return tuple(
         [{"role": "user", "content": plain.ask(behaviour, True)}]
-        for behaviour in (harmful if file else harmful[:_PROBES])
+        for behaviour in (read_behaviours(file) if file else shipped)
     )
 
 
