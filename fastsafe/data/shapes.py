@@ -73,11 +73,10 @@ def _joined(value: Any) -> Any:
     """Make one text of the parts that a content may have; one with an image is left as it is."""
     if not isinstance(value, list | tuple) or not value:
         return value
-    texts = [
-        part.get("text") if isinstance(part, Mapping) and part.get("type") == "text" else None
-        for part in value
-    ]
-    return "".join(texts) if all(isinstance(text, str) for text in texts) else value
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in value]
+    texts = [part["text"] for part in value if isinstance(part, Mapping) and "text" in part]
+    is_text = set(kinds) == {"text"} and len(texts) == len(value)
+    return "".join(texts) if is_text and all(isinstance(t, str) for t in texts) else value
 
 
 def _alpaca(raw: Raw, where: str) -> dict[str, Any]:
