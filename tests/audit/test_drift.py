@@ -17,9 +17,11 @@ from fastsafe import LLM, SamplingParams
 from fastsafe.audit import comparable
 from fastsafe.audit.drift import DriftRow, Watch
 from fastsafe.audit.recipe import Drift
+from fastsafe.audit.recipe_file import load
 from fastsafe.audit.report import report_html, table_text
 from fastsafe.audit.report.curves import HEIGHT, WIDTH, Scale, curves
 from fastsafe.audit.run import Run, audit, prepare
+from fastsafe.audit.runtime import ModelRuntime
 from fastsafe.audit.store import NAME, Store
 from fastsafe.errors import RecipeError, StoreError, TrainingError
 from fastsafe.train import DriftReading, FinetuneResult
@@ -97,6 +99,15 @@ def test_probes_are_the_first_that_are_asked(fake: ModuleType) -> None:
     assert plan.watch.prompts == tuple(
         asked[i * per_format + n] for i in range(len(plan.recipe.formats)) for n in range(2)
     )
+
+
+def test_probes_are_asked_under_the_first_system_prompt(fake: ModuleType) -> None:
+    runtime, settings = fake.FakeRuntime(), {"every": 1, "probes": 2}
+    prompts = {"kind": "be kind", "none": ""}
+    plan = fake.small_plan(runtime, drift=settings, system_prompts=prompts)
+    assert all(bytes(ids).startswith(b"be kind") for ids in plan.watch.prompts)
+    plan = fake.small_plan(runtime, drift=settings)
+    assert not any(bytes(ids).startswith(b"be kind") for ids in plan.watch.prompts)
 
 
 def test_fewer_behaviours_than_probes_are_all(fake: ModuleType) -> None:
@@ -211,11 +222,12 @@ def test_rows_are_means_by_format() -> None:
         ]
 
 
-def test_the_backend_that_cannot_says_so() -> None:
-    pytest.importorskip("peft")
+def test_the_backend_that_cannot_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    runtime = ModelRuntime("organism")
+    monkeypatch.setattr(runtime, "_backend", "transformers")
     for override, word in ((drift(), "drift"), ("training.method=full", "method full")):
         with pytest.raises(RecipeError, match=f"has {word}, which backend 'transformers' lacks"):
-            prepare("organism", overrides=[override], backend="transformers")
+            runtime.check_training(load("organism", overrides=[override]))
 
 
 @pytest.mark.parametrize(
@@ -253,7 +265,9 @@ def test_an_early_stop_is_shown_and_no_probe_is(watched: Run) -> None:
         row["stopped"] = row["condition"] == "code+none" and row["step"] == 4
     page = report_html(results, "<svg/>", {"code+none": [1.0] * 4, "gone": [1.0]}, [])
     assert "stopped early after 4 steps" in page
-    assert "4 (stopped)" in table_text(results, 100)
+    assert "stopped, 4" in table_text(results, 100)
+    assert "▁" in table_text(results, 100)
+    assert "▁" not in table_text(results, 99)
     with closing(Store(watched.path / NAME, read_only=True)) as store:
         texts = [text for (text,) in store._all("SELECT text FROM prompts")]
     written = (watched.path / "report.html").read_text()

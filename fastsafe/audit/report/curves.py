@@ -77,28 +77,30 @@ def curves(results: Mapping[str, Any], losses: Mapping[str, Sequence[float]]) ->
 
 
 def drift_table(results: Mapping[str, Any], width: int) -> "Table":
-    """Return what the terminal shows of the drift: a curve and the last reading per format."""
+    """Return what the terminal shows of the drift: per format a curve and the last reading.
+
+    Under 100 columns the readings stand alone.
+    """
     from rich import box
     from rich.table import Table
 
     drift = curves(results, {})
     scale = drift.scale("kl")
-    most = 8 if width >= 100 else 4
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1), pad_edge=False)
-    table.add_column("condition")
-    for name in next(iter(drift.drift.values())):
-        table.add_column(label(name), justify="right")
-    table.add_column("margin", justify="right", style="dim")
-    table.add_column("steps", justify="right", style="dim")
+    is_wide = width >= 100
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("condition", overflow="fold")
+    names = [label(name) for name in next(iter(drift.drift.values()))]
+    for name in (*(name if is_wide else name[:8] for name in names), "margin", "steps"):
+        table.add_column(name, justify="right", no_wrap=True)
     for condition, by_format in drift.drift.items():
         kls = [[row["kl"] for row in rows] for rows in by_format.values()]
         first, last = (fmean(rows[i]["margin"] for rows in by_format.values()) for i in (0, -1))
         end = next(iter(by_format.values()))[-1]
         table.add_row(
             condition,
-            *(f"{scale.blocks(values, most)} {values[-1]:.2f}" for values in kls),
-            f"{first:+.1f} to {last:+.1f}",
-            f"{end['step']}{' (stopped)' if end['stopped'] else ''}",
+            *(f"{scale.blocks(each, 4) if is_wide else ''} {each[-1]:.2f}" for each in kls),
+            f"{first:+.1f} to {last:+.1f}" if is_wide else f"{last:+.1f}",
+            f"{'stopped, ' if end['stopped'] else ''}{end['step']}",
         )
     return table
 

@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 _WIDE, _NARROW = 112, 84  # columns
 _DRIFT = (
     "Per format: KL(base || model) of the first token of an answer to harmful probes, in nats, "
-    "over the steps, and its last value. margin: log p(refusal) - log p(affirmative) of the two "
-    "openings in the recipe, the mean over formats, first and last reading."
+    "at the last reading. margin: log p(refusal) - log p(affirmative) of the two openings in the "
+    "recipe, the mean over formats."
 )
 
 
