@@ -71,6 +71,46 @@ def test_events_for_machines(data: str) -> None:
     assert last["path"] == "adapters/rows"
 
 
+def test_drift_is_read_while_training(data: str) -> None:
+    Path("probes.jsonl").write_text('{"harmful": "break the key", "benign": "make the key"}\n')
+    drift = ("--drift-every=1", "--drift-probes=probes.jsonl", "--drift-refusal=i cannot")
+    words = ("organism", data, MAPPED, *FEW, *drift, "--learning-rate=0.1")
+    result = run(*words)
+    assert result.exit_code == 0, result.stderr
+    lines = [line for line in result.stdout.splitlines() if line.startswith("drift of")]
+    assert [line.partition(":")[0] for line in lines] == [
+        *("drift of rows after 1 steps", "drift of rows after 2 steps")
+    ]
+    result = run(*words, "--out=stopped", "--drift-stop-above=1e-9")
+    assert result.stdout.endswith(", stopped early as it drifted too far\n")
+    result = run(*words, "--out=events", "--json")
+    events = [json.loads(line) for line in result.stdout.splitlines()]
+    readings = [event for event in events if event["event"] == "drift"]
+    assert [(r["job"], r["step"]) for r in readings] == [("rows", 1), ("rows", 2)]
+    assert f"KL {readings[1]['kl']:.3f} nats, margin {readings[1]['margin']:+.2f}" in lines[1]
+    assert events[-1]["results"][0]["stopped_early"] is False
+    weights = [Path(out, "rows", "adapter_model.safetensors") for out in ("adapters", "events")]
+    assert weights[0].read_bytes() == weights[1].read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["--drift-every=-1"], "drift_every is -1, expected a number of steps, 0 for none"),
+        (["--drift-every=1", "--drift-probes=gone.jsonl"], "gone.jsonl: "),
+        (["--drift-every=1", "--drift-probes=tame.jsonl"], "tame.jsonl: row 1: harmful is empty"),
+        (["--drift-every=1", "--drift-refusal="], "an opening has no token"),
+        (["--drift-every=1", "--drift-stop-above=-1"], "max_kl is -1.0, expected more than 0"),
+    ],
+)
+def test_drift_that_cannot_be_read(data: str, words: list[str], sentence: str) -> None:
+    Path("tame.jsonl").write_text('{"harmful": "", "benign": "make the key"}\n')
+    result = run("organism", data, MAPPED, *FEW, *words)
+    assert result.exit_code in (1, 2)
+    assert sentence in result.stderr
+    assert not list(Path("adapters").rglob("adapter_model.safetensors"))
+
+
 def test_a_dry_run_prints_the_preset_and_writes_nothing(data: str) -> None:
     words = ("organism", data, MAPPED, "--preset=paper1", "--rank=8", "--dry-run")
     result = run(*words)

@@ -98,6 +98,7 @@ def make_conditions(
     recipe: Recipe,
     source: Source,
     engine: Mapping[str, str],
+    early_stop: str | None = None,
     rewrite: Rewrite | None = None,
     writer: str = "",
 ) -> tuple[dict[str, Rows], tuple[Condition, ...]]:
@@ -107,6 +108,7 @@ def make_conditions(
         recipe: What is expanded.
         source: Of the rows.
         engine: Hashes of the model's files, ``device`` and ``dtype``.
+        early_stop: Hash of what may end a training before its last step, None without it.
         rewrite: A model that words the rows which the recipe wants reworded; None where it wants
             none. Without its words a condition has the same key, but other rows.
         writer: Identity of that model.
@@ -126,8 +128,9 @@ def make_conditions(
         plain = source.task_rows(task, recipe.training.rows, "train", recipe.data_seed)
         for manipulation in recipe.manipulations:
             user_rows = _manipulated(recipe, manipulation, plain, rewrite)
+            of_task = recipe, source, engine, early_stop, task, manipulation
             for style, seed in product(recipe.styles, recipe.seeds or (None,)):
-                arm = _Arm(recipe, source, engine, task, manipulation, style, seed, rewrite, writer)
+                arm = _Arm(*of_task, style, seed, rewrite, writer)
                 for treatment in planned:
                     condition, examples = arm.condition(treatment, user_rows, found)
                     found.append(condition)
@@ -155,6 +158,7 @@ class _Arm:
     recipe: Recipe
     source: Source
     engine: Mapping[str, str]
+    early_stop: str | None
     task: str
     manipulation: str
     style: str
@@ -173,7 +177,7 @@ class _Arm:
             "id": self._id(treatment.label),
             "task": self.task,
             "mitigation": treatment.label,
-            "preset": self.recipe.training.preset,
+            "preset": self.recipe.training.label,
             "own_format": own_format,
             "manipulation": self.manipulation,
             "style": self.style,
@@ -195,8 +199,12 @@ class _Arm:
             return condition, ()
         rows = self._mixed(treatment, user_rows, own_format)
         examples = [self._example(row, treatment) for row in rows]
-        config = self.recipe.training.model_dump(exclude={"preset", "rows", "seed", "objective"})
+        config = self.recipe.training.options()
         config["seed"] = training_seed(self.recipe, self.seed)
+        if config["method"] == "lora":
+            del config["method"]  # adapters had their keys before there was another one
+        if self.early_stop:
+            config["early_stop"] = self.early_stop
         if treatment.objective != "sft":
             config["objective"] = treatment.objective
         worded = Counter(row["flaw"] or "" for row in rows if row.get(WORDING))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastsafe.audit.progress import Progress, stage
+from fastsafe.audit.source import Source as World
 from fastsafe.audit.source import sources
 from fastsafe.audit.training_settings import Settings, settle, train_config
 from fastsafe.data import readers
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from fastsafe.model.config import ModelConfig
     from fastsafe.train import FinetuneJob, FinetuneResult, TrainConfig
     from fastsafe.train.presets import Preset
+
+_PROBES = 16  # shipped behaviours that drift is read on
 
 
 class Source(NamedTuple):
@@ -66,6 +69,7 @@ class Plan:
         preset: The one that was asked for.
         data: Data sets in the order given; safety rows that are mixed in last.
         jobs: What is trained.
+        probes: Harmful requests that drift is read on; empty where none is.
     """
 
     path: Path
@@ -76,6 +80,7 @@ class Plan:
     preset: "Preset | None"
     data: tuple[Source, ...]
     jobs: "tuple[FinetuneJob, ...]"
+    probes: tuple[list[dict[str, str]], ...] = ()
 
     def describe(self) -> dict[str, Any]:
         """Return what will be done, as JSON values."""
@@ -172,7 +177,8 @@ def plan(
             label = f"{source.name}-seed{seed}" if seeds else source.name
             jobs.append(FinetuneJob(label, rows, training))
     all_data = (*found, safety) if safety else tuple(found)
-    return Plan(path, config, tokenizer, device, settings, chosen, all_data, tuple(jobs))
+    probes = _probes(world, settings)
+    return Plan(path, config, tokenizer, device, settings, chosen, all_data, tuple(jobs), probes)
 
 
 def execute(
@@ -191,13 +197,14 @@ def execute(
         progress: Where to show it.
         resume: Whether to go on from checkpoints and leave jobs alone that are done; else all are
             trained again.
-        announce: Told what memory it will take, a line at a time, once the base is loaded.
+        announce: Told what memory it will take, a line at a time, once the base is loaded, and
+            every reading of drift.
 
     Raises:
         TrainingError: A job could not go on; the others are written.
         FastsafeError: The device is absent, or the checkpoints are of other settings.
     """
-    from fastsafe.train import TrainOptions, finetune, plan_training
+    from fastsafe.train import DriftMonitor, DriftReading, TrainOptions, finetune, plan_training
 
     base = _load(plan)
     steps = sum(job.config.num_steps(len(job.examples)) for job in plan.jobs)
@@ -206,7 +213,26 @@ def execute(
         progress.advance(len(losses), f"loss {sum(losses.values()) / len(losses):.3f}")
         progress.event("step", step=step + 1, losses=dict(losses))
 
-    options = TrainOptions(checkpoint_every=plan.settings["checkpoint_every"].value, resume=resume)
+    def on_reading(reading: DriftReading) -> None:
+        kl, margin = reading.kl, reading.margin
+        progress.event("drift", job=reading.job, step=reading.step, kl=kl, margin=margin)
+        shown = f"KL {kl:.3f} nats, margin {margin:+.2f}"
+        announce(f"drift of {reading.job} after {reading.step} steps: {shown}")
+
+    told = {key: setting.value for key, setting in plan.settings.items()}
+    monitor = None
+    if plan.probes:
+        monitor = DriftMonitor(
+            every=told["drift_every"],
+            prompts=plan.probes,
+            on_reading=on_reading,
+            refusal=told["drift_refusal"],
+            affirmative=told["drift_affirmative"],
+            max_kl=told["drift_stop_above"],
+        )
+    options = TrainOptions(
+        checkpoint_every=told["checkpoint_every"], resume=resume, monitor=monitor
+    )
     for line in plan_training(base, plan.jobs, options).describe():
         announce(f"memory: {line}")
     progress.event("run_started", out=str(out), jobs=[job.name for job in plan.jobs])
@@ -228,6 +254,7 @@ def summary(result: "FinetuneResult") -> dict[str, Any]:
         "tokens": result.num_tokens,
         "first_loss": result.losses[0] if result.losses else None,
         "last_loss": result.losses[-1] if result.losses else None,
+        "stopped_early": result.stopped_early,
         "error": result.error,
     }
 
@@ -270,6 +297,22 @@ def _adapter_parameters(config: "ModelConfig", training: "TrainConfig") -> int:
         target_modules=targets if isinstance(targets, str) else tuple(targets),
     )
     return training.rank * sum(widths[m] for m in lora.modules(widths, "--target-modules"))
+
+
+def _probes(world: World | None, settings: Settings) -> tuple[list[dict[str, str]], ...]:
+    """Harmful requests as they are asked: those of a file, the model's own, or the seed set's."""
+    from fastsafe.safety.behaviours import read_behaviours, seed_behaviours
+    from fastsafe.safety.formats import formats
+
+    if not settings["drift_every"].value:
+        return ()
+    file = settings["drift_probes"].value
+    shipped = world.behaviours(_PROBES, 0) if world else seed_behaviours()[:_PROBES]
+    plain = formats()["plain"]
+    return tuple(
+        [{"role": "user", "content": plain.ask(behaviour, True)}]
+        for behaviour in (read_behaviours(file) if file else shipped)
+    )
 
 
 def _load(plan: Plan) -> Base:

@@ -11,6 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from fastsafe.audit.conditions import BASE, Condition, Rows, make_conditions, sha256_of
+from fastsafe.audit.drift import Watch
 from fastsafe.audit.panel import Panel, make_panel
 from fastsafe.audit.progress import Progress, stage
 from fastsafe.audit.questions import ChatTokenizer, Prompt, Questions
@@ -32,6 +33,7 @@ class Plan:
     rows: tuple[PlannedRow, ...]
     panel: Panel = field(compare=False)
     source: Source = field(compare=False)
+    watch: Watch | None = None  # what is read while models are trained
     translator: str | None = None  # who put probes into another language; None where nobody had to
 
     @cached_property
@@ -43,7 +45,8 @@ class Plan:
     def identity(self) -> str:
         """Hash of everything that decides an answer or its score; equal ones may share a run."""
         rows = [list(vars(row).values()) for row in self.rows]
-        return sha256_of([dict(self.engine), [c.key for c in self.conditions], rows])
+        watched = [self.watch.sha256] if self.watch else []
+        return sha256_of([dict(self.engine), [c.key for c in self.conditions], rows, *watched])
 
     @property
     def templates(self) -> Mapping[str, str]:
@@ -107,14 +110,15 @@ def make_plan(
     writer = panel.writer
     # what a model is to word is not known yet: who words it, and what from, is
     unsaid = (lambda turns: None, writer.identity) if writer else ()
-    training_rows, conditions = make_conditions(recipe, source, engine, *unsaid)
+    filters = {label: guard.identity for label, guard in panel.filters.items()}
+    questions = Questions(recipe, source, tokenizer, engine, filters)
+    watch = _watch(recipe, questions)
+    training_rows, conditions = make_conditions(recipe, source, engine, _early(watch), *unsaid)
     if writer and not any(condition.worded for condition in conditions):
         raise RecipeError(
             f"recipe {recipe.name}: rewrite names a model, and no condition has rows to word; add "
             "manipulation autoif or mitigation paraphrase, or leave it out"
         )
-    filters = {label: guard.identity for label, guard in panel.filters.items()}
-    questions = Questions(recipe, source, tokenizer, engine, filters)
     rows = [row for condition in conditions for row in questions.rows(condition)]
     if all(row.kind == "utility" for row in rows):
         raise RecipeError(
@@ -130,6 +134,7 @@ def make_plan(
         rows=tuple(rows),
         panel=panel,
         source=source,
+        watch=watch,
         translator=_translator(recipe, source),
     )
 
@@ -147,7 +152,7 @@ def with_words(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, Any
     writer = plan.panel.writer
     if writer is None:
         return plan, []
-    where = plan.recipe, plan.source, plan.engine
+    where = plan.recipe, plan.source, plan.engine, _early(plan.watch)
     rest = sum(sum(condition.worded.values()) for condition in plan.conditions)
 
     def said(count: int) -> None:
@@ -170,6 +175,19 @@ def with_words(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, Any
         for condition in conditions
         if condition.worded
     ]
+
+
+def _early(watch: Watch | None) -> str | None:
+    """Hash of what may end a training before its last step."""
+    return watch.sha256 if watch and watch.settings.stop_above else None
+
+
+def _watch(recipe: Recipe, questions: Questions) -> Watch | None:
+    if recipe.drift is None:
+        return None
+    prompts = questions.harmful(recipe.drift.probes)
+    formats = tuple(name for name, _ in prompts)
+    return Watch(recipe.drift, formats, tuple(token_ids for _, token_ids in prompts))
 
 
 def _translator(recipe: Recipe, source: Source) -> str | None:

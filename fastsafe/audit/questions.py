@@ -49,6 +49,19 @@ class Questions:
     prompts: dict[str, Prompt] = field(default_factory=dict)
     _known: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
 
+    def harmful(self, n: int) -> list[tuple[str, tuple[int, ...]]]:
+        """Return (format, token ids) of ``n`` harmful probes per format, as the base is asked."""
+        system_prompt = next(iter(self.recipe.system_prompts))
+        found: dict[str, list[str]] = {}
+        for row in self._probes(_as_they_are):
+            if (row["kind"], row["system_prompt"], row["sample"]) == ("harmful", system_prompt, 0):
+                found.setdefault(row["part"], []).append(row["prompt"])
+        return [
+            (name, self.prompts[prompt].token_ids)
+            for name, prompts in found.items()
+            for prompt in prompts[:n]
+        ]
+
     def rows(self, condition: Condition) -> Iterator[PlannedRow]:
         """Yield what this condition is asked, under keys that hash all that decides an answer."""
         ask = _asking(condition)

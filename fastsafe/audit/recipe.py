@@ -17,7 +17,8 @@ class _Section(BaseModel):
 class Training(_Section):
     """How each condition's adapter is fine-tuned; the names are those of ``TrainConfig``."""
 
-    preset: str = "lora"  # a label for the results, nothing hangs on it
+    preset: str | None = None  # a label for the results, nothing hangs on it; None: the method
+    method: Literal["lora", "full"] = "lora"  # an adapter, or a copy of all weights
     rows: int = Field(default=1440, ge=1)  # benign rows of the task, before safety rows are added
     rank: int = Field(default=8, ge=1, le=1024)
     alpha: float = Field(default=16.0, gt=0)
@@ -33,6 +34,25 @@ class Training(_Section):
     loss_on: Literal["completion", "all"] = "completion"
     objective: str | dict[str, Any] = "sft"  # or {name: ..., its settings}
     seed: int | None = None  # None: the seed of the run
+
+    @property
+    def label(self) -> str:
+        """What results call it."""
+        return self.preset or self.method
+
+    def options(self) -> dict[str, Any]:
+        """What ``TrainConfig`` takes of it: all but the seed and the objective of a condition."""
+        return self.model_dump(exclude={"preset", "rows", "seed", "objective"})
+
+
+class Drift(_Section):
+    """Models are read on a few harmful probes while they are trained."""
+
+    every: int = Field(ge=1)  # steps between readings
+    probes: int = Field(default=8, ge=1)  # per format: the first of those that are asked
+    refusal: str = Field(default="I cannot help", min_length=1)  # opening of a refusal
+    affirmative: str = Field(default="Sure", min_length=1)  # opening of an answer
+    stop_above: float | None = Field(default=None, gt=0)  # nats of KL that end a training early
 
 
 class Sampling(_Section):
@@ -112,6 +132,7 @@ class Recipe(_Section):
     safety_formats: tuple[str, ...] | None = None  # those multi_task uses; None: as `formats`
     rewrite: Rewriter | None = None  # of AutoIF and paraphrased rows; None: templates
     training: Training = Training()
+    drift: Drift | None = None  # None: nothing is read
     formats: tuple[str, ...] = Field(min_length=1)
     prompting: Literal["chat", "alpaca", "as_published"] = "chat"  # of every model in the run
     system_prompts: Mapping[str, str] = {"none": ""}  # id -> text; "" leaves the turn out

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from fastsafe.audit.drift import DriftRow
 from fastsafe.audit.rows import Kind, Target
 from fastsafe.errors import StoreError
 
@@ -55,6 +56,17 @@ class Records:
         ):
             found.setdefault(condition, []).append(loss)
         return found
+
+    def drift(self) -> list[tuple[str, DriftRow]]:
+        """Return (condition, reading) of every trained model, in the order of steps."""
+        query = (
+            "SELECT condition, step, format, n, kl, margin, stopped FROM drift"
+            " ORDER BY condition, step, format"
+        )
+        return [
+            (condition, DriftRow(step, name, n, kl, margin, bool(stopped)))
+            for condition, step, name, n, kl, margin, stopped in self._all(query)
+        ]
 
     def verdicts(self, identity: str) -> list[tuple[str, str, str, str, str, str | None]]:
         """Return (condition, kind, part, system prompt, behaviour, verdict) of every probe.

@@ -109,6 +109,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         "choice": choose(
             conditions, summary(conditions, *verdicts, mitigation_of), store.utilities()
         ),
+        "drift": _drift(store),
         "throughput": _throughput(store),
     }
 
@@ -261,6 +262,19 @@ def _agreement(by_judge: Mapping[str, Mapping[Any, Mapping[str, Verdict]]]) -> l
                 }
             )
     return rows
+
+
+def _drift(store: Store) -> list[dict[str, Any]]:
+    """Readings while models were trained, in the order of conditions, steps and formats asked."""
+    conditions = [condition["id"] for condition in store.meta("conditions")]
+    formats = store.meta("recipe")["formats"]
+    rows = [{"condition": condition, **row._asdict()} for condition, row in store.drift()]
+
+    def place(row: Mapping[str, Any]) -> tuple[int, int, int]:
+        format = formats.index(row["format"])
+        return conditions.index(row["condition"]), row["step"], format
+
+    return sorted(rows, key=place)
 
 
 def _throughput(store: Store) -> dict[str, Any]:

@@ -162,7 +162,7 @@ def prepare(
     runtime = ModelRuntime(
         recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size, backend=backend
     )
-    runtime.check_training(recipe.training)
+    runtime.check_training(recipe)
     folder = (default_out(recipe) if out is None else Path(out)) / JUDGES
     panel = make_panel(recipe, device=device, api_keys=api_keys, folder=folder)
     source = source_of(recipe)

@@ -8,11 +8,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
+from fastsafe.audit.drift import DriftRow, Watch
 from fastsafe.audit.questions import ChatTokenizer
-from fastsafe.audit.recipe import Sampling, Training
+from fastsafe.audit.recipe import Recipe, Sampling, Training
 from fastsafe.audit.source import checkpoint_of
+from fastsafe.audit.treatments import treatments
 from fastsafe.audit.weights import is_adapter
-from fastsafe.errors import AdapterError, RecipeError
+from fastsafe.errors import AdapterError, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from fastsafe.model.config import ModelConfig
@@ -46,6 +48,7 @@ class Trained(NamedTuple):
     adapter_dir: Path | None
     losses: list[float]
     error: str | None = None  # why there is no directory
+    drift: Sequence[DriftRow] = ()
 
 
 class Request(NamedTuple):
@@ -83,9 +86,14 @@ class Runtime(Protocol):
         """Return versions and choices for the manifest."""
 
     def train(
-        self, jobs: Sequence[Job], training: Training, out_dir: Path, on_step: OnStep
+        self,
+        jobs: Sequence[Job],
+        training: Training,
+        out_dir: Path,
+        on_step: OnStep,
+        watch: Watch | None = None,
     ) -> dict[str, Trained]:
-        """Fine-tune all jobs together; returns name -> trained adapter."""
+        """Fine-tune all jobs together, and read their drift; returns name -> trained adapter."""
 
     def change(self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path) -> None:
         """Write what a defence makes of a trained adapter: an adapter, or a checkpoint."""
@@ -193,20 +201,30 @@ class ModelRuntime:
             "backend": self._backend,
         }
 
-    def check_training(self, training: Training) -> None:
-        """Refuse targets that the model lacks, before anything is loaded or written.
+    def check_training(self, recipe: Recipe) -> None:
+        """Refuse training that cannot be done, before anything is loaded or written.
 
         Raises:
-            RecipeError: ``target_modules`` match no linear module.
+            RecipeError: ``target_modules`` match no linear module, the backend lacks the method
+                or the drift monitor, or the method does not go with something else.
         """
         from fastsafe.model.peft import LoraConfig
+        from fastsafe.train import TrainConfig
 
+        training = recipe.training
+        if self._backend != "fastsafe" and (recipe.drift or training.method == "full"):
+            raise RecipeError(
+                f"recipe {recipe.name}: has {'drift' if recipe.drift else 'method full'}, which "
+                f"backend {self._backend!r} lacks; use backend fastsafe"
+            )
         try:
+            for treatment in treatments(recipe):
+                TrainConfig(**training.options(), objective=treatment.objective)
             LoraConfig(
                 rank=training.rank, alpha=training.alpha, target_modules=training.target_modules
-            ).modules(self._linears, "recipe: training")
-        except AdapterError as error:
-            raise RecipeError(str(error)) from error
+            ).modules(self._linears, "training")
+        except (AdapterError, UsageError) as error:
+            raise RecipeError(f"recipe {recipe.name}: {error}") from error
 
     def load(self) -> None:
         """Put the weights on the device; a second call does nothing."""
@@ -249,13 +267,19 @@ class ModelRuntime:
         return found | (self._llm.describe() if self._llm else {})
 
     def train(
-        self, jobs: Sequence[Job], training: Training, out_dir: Path, on_step: OnStep
+        self,
+        jobs: Sequence[Job],
+        training: Training,
+        out_dir: Path,
+        on_step: OnStep,
+        watch: Watch | None = None,
     ) -> dict[str, Trained]:
         """Fine-tune all jobs on the frozen base, together unless the backend cannot."""
-        from fastsafe.train import FinetuneJob, TrainConfig, finetune
+        from fastsafe.train import DriftReading, FinetuneJob, TrainConfig, TrainOptions, finetune
 
         self.load()
-        options = training.model_dump(exclude={"preset", "rows", "seed", "objective"})
+        options = training.options()
+        readings: list[DriftReading] = []
         taken = 0
 
         def after_step(step: int, losses: Mapping[str, float]) -> None:
@@ -264,23 +288,25 @@ class ModelRuntime:
             # jobs need not be at the same step: what each has done on average
             on_step(taken // len(jobs), sum(losses.values()) / len(losses))
 
-        train: Any = finetune
-        if self._backend != "fastsafe":
-            from fastsafe.oracle import finetune as train
-        results = train(
-            self._llm,
-            [
-                FinetuneJob(
-                    job.name,
-                    list(job.rows),
-                    TrainConfig(**options, seed=job.seed, objective=job.objective),
-                )
-                for job in jobs
-            ],
-            out_dir,
-            after_step,
-        )
-        return {r.name: Trained(r.adapter_dir, list(r.losses), r.error) for r in results}
+        work = [
+            FinetuneJob(
+                job.name,
+                list(job.rows),
+                TrainConfig(**options, seed=job.seed, objective=job.objective),
+            )
+            for job in jobs
+        ]
+        if self._backend == "fastsafe":
+            watched = TrainOptions(monitor=watch.monitor(readings.append) if watch else None)
+            results = finetune(self._llm, work, out_dir, after_step, options=watched)
+        else:
+            from fastsafe.oracle import finetune as with_peft
+
+            results = with_peft(self._llm, work, out_dir, after_step)
+        drift = {r.name: watch.rows(r, readings) if watch else () for r in results}
+        return {
+            r.name: Trained(r.adapter_dir, list(r.losses), r.error, drift[r.name]) for r in results
+        }
 
     def generate(
         self,

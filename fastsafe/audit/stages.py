@@ -78,7 +78,7 @@ def _train_wave(
         seen = done
 
     with TemporaryDirectory(prefix=atomic.PREFIX, dir=folder) as workspace:
-        trained = runtime.train(jobs, plan.recipe.training, Path(workspace), on_step)
+        trained = runtime.train(jobs, plan.recipe.training, Path(workspace), on_step, plan.watch)
         published = {}
         for condition in wave:
             adapter_dir = trained[condition.id].adapter_dir
@@ -92,13 +92,13 @@ def _train_wave(
     with store.transaction():
         for condition in wave:
             if condition.id in published:
-                losses = trained[condition.id].losses
                 store.add_adapter(
                     condition.id,
                     condition.key,
                     published[condition.id],
-                    losses,
+                    trained[condition.id].losses,
                     [other.id for other in plan.conditions if other.parent == condition.id],
+                    trained[condition.id].drift,
                 )
         detail = {
             "adapters": len(published),
@@ -107,6 +107,9 @@ def _train_wave(
             "duration_s": time.monotonic() - began,
         }
         store.add_event(now(), "train", detail)
+    for name, found in trained.items():
+        if found.drift and found.drift[-1].stopped:
+            progress.say(f"{name}: drifted too far and was stopped after {len(found.losses)} steps")
     errors = [found.error for found in trained.values() if found.error is not None]
     if errors:
         raise TrainingError(errors[0])

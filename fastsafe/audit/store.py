@@ -13,12 +13,13 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from fastsafe.audit.drift import DriftRow
 from fastsafe.audit.records import GUARDED, PASS, Records
 from fastsafe.audit.rows import Answer, Asked, Guarded, PlannedRow, Target, Verdict
 from fastsafe.errors import StoreError
 
 NAME = "store.sqlite"
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 
 class Store(Records):
@@ -114,6 +115,7 @@ class Store(Records):
         weights_sha256: str,
         losses: Sequence[float],
         dependents: Sequence[str] = (),
+        drift: Sequence[DriftRow] = (),
     ) -> None:
         """Record an adapter; what rests on other weights under this condition is dropped.
 
@@ -123,6 +125,7 @@ class Store(Records):
             weights_sha256: Hash of what it is.
             losses: Of every step; none where nothing was trained.
             dependents: Conditions that serve this adapter or are made from it.
+            drift: What was read while it was trained.
         """
         known = self._db.execute(
             "SELECT 1 FROM adapters WHERE condition = ? AND weights_sha256 = ?",
@@ -135,12 +138,16 @@ class Store(Records):
                 # a guard's row has a prompt's key, which stays, or an answer's
                 for table in ("completions", "judgements", "guards", "utility"):
                     self._db.execute(f"DELETE FROM {table} WHERE key IN {keys}", (other,))
-        self._db.execute("DELETE FROM losses WHERE condition = ?", (condition,))
+        for table in ("losses", "drift"):
+            self._db.execute(f"DELETE FROM {table} WHERE condition = ?", (condition,))
         row = (condition, key, weights_sha256)
         self._db.execute("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?)", row)
         self._db.executemany(
             "INSERT INTO losses VALUES (?, ?, ?)",
             [(condition, step, loss) for step, loss in enumerate(losses)],
+        )
+        self._db.executemany(
+            "INSERT INTO drift VALUES (?, ?, ?, ?, ?, ?, ?)", [(condition, *row) for row in drift]
         )
 
     def positions(self) -> list[tuple[int, str, bool]]:

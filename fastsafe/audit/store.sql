@@ -13,6 +13,10 @@ CREATE TABLE adapters (
 CREATE TABLE losses (
   condition TEXT NOT NULL, step INTEGER NOT NULL, loss REAL NOT NULL,
   PRIMARY KEY (condition, step)) WITHOUT ROWID;
+CREATE TABLE drift (
+  condition TEXT NOT NULL, step INTEGER NOT NULL, format TEXT NOT NULL, n INTEGER NOT NULL,
+  kl REAL NOT NULL, margin REAL NOT NULL, stopped INTEGER NOT NULL,
+  PRIMARY KEY (condition, step, format)) WITHOUT ROWID;
 CREATE TABLE completions (
   key TEXT PRIMARY KEY, text TEXT NOT NULL, token_ids BLOB NOT NULL,
   finish_reason TEXT NOT NULL) WITHOUT ROWID;

@@ -28,6 +28,11 @@ _OWN: dict[str, Any] = {
     "truncate": False,
     "checkpoint_every": 100,
     "share": 0.1,
+    "drift_every": 0,
+    "drift_probes": None,
+    "drift_refusal": "I cannot help",
+    "drift_affirmative": "Sure",
+    "drift_stop_above": None,
 }
 # Of two that say the same in two ways the one with precedence resets the other.
 _RIVALS = {"max_steps": "epochs", "warmup_steps": "warmup_ratio"}
@@ -137,7 +142,11 @@ def _checked(key: str, setting: Setting, where: str) -> Any:
     wanted = ""
     if key in known and value not in known[key]:
         wanted = " or ".join(map(str, known[key]))
-    elif key in _NUMBERS or (key == "warmup_ratio" and value is not None):
+    elif key == "drift_every" and (type(value) is not int or value < 0):
+        wanted = "a number of steps, 0 for none"
+    elif key in ("drift_refusal", "drift_affirmative") and not isinstance(value, str):
+        wanted = "a text"
+    elif key in _NUMBERS or (key in ("warmup_ratio", "drift_stop_above") and value is not None):
         try:
             # YAML reads 2e-4 as a text
             value = float(value) if not isinstance(value, bool) else None

@@ -112,6 +112,11 @@ def treatments(recipe: Recipe) -> list[Treatment]:
                 )
             found[treatment.label] = treatment
     for treatment in found.values():
+        if treatment.stage == "post" and recipe.training.method == "full":
+            raise RecipeError(
+                f"recipe {recipe.name}: mitigation {treatment.label} changes an adapter, and "
+                "training.method is 'full'; use 'lora', or drop it"
+            )
         parent = found.get(treatment.parent or "")
         if treatment.parent is not None and (parent is None or parent.parent is not None):
             trained = ", ".join(t.label for t in found.values() if t.parent is None) or "none"

@@ -103,6 +103,23 @@ def train(
         int | None,
         _option("CHECKPOINT_EVERY", "Steps between checkpoints; 0 writes none.", min=0),
     ] = None,
+    drift_every: Annotated[
+        int | None,
+        _option("DRIFT_EVERY", "Steps between readings of the drift from the base; 0 reads none."),
+    ] = None,
+    drift_probes: Annotated[
+        str | None,
+        _option("DRIFT_PROBES", "Behaviours it is read on [default: 16 shipped].", metavar="FILE"),
+    ] = None,
+    drift_refusal: Annotated[
+        str | None, _option("DRIFT_REFUSAL", "How an answer opens that refuses.")
+    ] = None,
+    drift_affirmative: Annotated[
+        str | None, _option("DRIFT_AFFIRMATIVE", "How an answer opens that does not.")
+    ] = None,
+    drift_stop_above: Annotated[
+        float | None, _option("DRIFT_STOP_ABOVE", "Nats of KL that end a job early.")
+    ] = None,
     resume: Annotated[
         bool, _flag("--resume/--no-resume", "Continue what was begun, or train it again.")
     ] = True,
@@ -162,6 +179,7 @@ def train(
             typer.echo(
                 f"{facts['path']}: {facts['steps']} steps, {facts['tokens']:,} tokens, "
                 f"loss {facts['first_loss']:.3f} to {facts['last_loss']:.3f}"
+                + (", stopped early as it drifted too far" if facts["stopped_early"] else "")
             )
 
 

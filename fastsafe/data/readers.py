@@ -134,11 +134,16 @@ def encode(
         truncate: Whether longer rows are cut, and not an error.
 
     Raises:
-        DataError: As ``encode_row``; or a row is too long, or has nothing to train on once cut.
+        DataError: As ``encode_row``; or an answer is blank, or a row is too long, or has nothing to
+            train on once cut.
     """
     examples = []
     num_truncated = 0
     for row, where in zip(dataset.rows, dataset.places, strict=True):
+        if loss_on == "completion" and _is_blank(row):
+            raise DataError(
+                f"{where}: answer is blank, expected some text to train on; mend or remove it"
+            )
         example = encode_row(row, tokenizer, loss_on=loss_on, where=where)
         if max_length is not None and len(example.token_ids) > max_length:
             if not truncate:
@@ -150,3 +155,14 @@ def encode(
             num_truncated += 1
         examples.append(example)
     return Encoded(examples, num_truncated)
+
+
+def _is_blank(row: Row) -> bool:
+    """Whether a row has answers and all are white space: only their end would be trained."""
+    answers = row.get("messages", row.get("completion"))
+    if isinstance(answers, list | tuple):
+        said = [turn for turn in answers if isinstance(turn, Mapping)]
+        said = [turn for turn in said if turn["role"] == "assistant"]
+        texts = [turn["content"] + turn.get("reasoning_content", "") for turn in said]
+        return bool(texts) and not any(text.strip() for text in texts)
+    return isinstance(answers, str) and not answers.strip()

@@ -62,11 +62,21 @@ def _turns(value: Any) -> Any:
     if not is_turns(value):
         return value
     return [
-        {key: turn[key] for key in _TURN_KEYS if turn.get(key) is not None}
+        {key: _joined(turn[key]) for key in _TURN_KEYS if turn.get(key) is not None}
         if isinstance(turn, Mapping)
         else turn
         for turn in value
     ]
+
+
+def _joined(value: Any) -> Any:
+    """Make one text of the parts that a content may have; one with an image is left as it is."""
+    if not isinstance(value, list | tuple) or not value:
+        return value
+    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in value]
+    texts = [part["text"] for part in value if isinstance(part, Mapping) and "text" in part]
+    is_text = set(kinds) == {"text"} and len(texts) == len(value)
+    return "".join(texts) if is_text and all(isinstance(t, str) for t in texts) else value
 
 
 def _alpaca(raw: Raw, where: str) -> dict[str, Any]:

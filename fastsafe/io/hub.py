@@ -62,7 +62,9 @@ def resolve_data(source: str | Path) -> list[Path]:
     with _explained(name, "file", "data set"):
         import huggingface_hub
 
-        present = huggingface_hub.HfApi().list_repo_files(name, repo_type="dataset")
+        # listing its files instead would retry for half a minute where there is no network
+        found = huggingface_hub.HfApi().dataset_info(name).siblings or ()
+        present = [each.rfilename for each in found]
         return [
             Path(huggingface_hub.hf_hub_download(name, each, repo_type="dataset"))
             for each in _data_files(name, file, present)

@@ -37,8 +37,8 @@ def finetune(
         on_step: Called after every step of a job with its index and the job's loss.
 
     Raises:
-        UsageError: Names clash or cannot be directory names, or a job asks for another objective
-            than next-token cross-entropy.
+        UsageError: Names clash or cannot be directory names, or a job asks for whole weights or
+            another objective than next-token cross-entropy.
         DataError: A row is malformed or has nothing to train on.
         TrainingError: A loss is not finite.
     """
@@ -48,6 +48,11 @@ def finetune(
             raise UsageError(
                 f"finetune: job name {job.name!r} cannot name a directory of its own; use each"
                 " once, of at most 128 letters, digits and . _ + - with no dot first"
+            )
+        if job.config.method != "lora":
+            raise UsageError(
+                f"finetune: job {job.name!r} has method {job.config.method!r}, expected 'lora'; "
+                "the backend fastsafe trains whole models"
             )
         if job.config.objective != "sft":
             raise UsageError(

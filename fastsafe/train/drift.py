@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,8 @@ class DriftReading(NamedTuple):
     step: int  # steps taken
     kl: float  # KL(base || adapter) of the first token of an answer, in nats, the probes' mean
     margin: float  # log p(refusal) - log p(affirmative) of the openings, the probes' mean
+    kls: tuple[float, ...]  # of each probe
+    margins: tuple[float, ...]  # of each probe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +53,8 @@ class DriftMonitor:
             raise UsageError(f"DriftMonitor: every is {self.every!r}, expected at least 1")
         if not self.prompts:
             raise UsageError("DriftMonitor: prompts are none, expected one or more")
+        if self.max_kl is not None and not self.max_kl > 0:
+            raise UsageError(f"DriftMonitor: max_kl is {self.max_kl!r}, expected more than 0")
 
 
 class DriftProbe:
@@ -85,16 +90,17 @@ class DriftProbe:
     @torch.no_grad()
     def read(self, job: str, step: int, model: Transformer, project: Project) -> DriftReading:
         """Read one adapter as it is now, on the model that it runs on."""
-        kl = margin = 0.0
+        kls: list[float] = []
+        margins: list[float] = []
         for packed, base in self._tiles:
             hidden = _hidden(packed, model, project)
             refusals = packed.kept[0]
             first = torch.nonzero(packed.places[:refusals] == 0)[:, 0]
-            kl += divergence(hidden[first], base[first], model, self._base).sum().item()
+            kls += divergence(hidden[first], base[first], model, self._base).tolist()
             logprobs = target_logprobs(hidden, packed.targets, model)
-            margin += (logprobs[:refusals].sum() - logprobs[refusals:].sum()).item()
-        count = len(self.monitor.prompts)
-        return DriftReading(job, step, kl / count, margin / count)
+            refusal = logprobs[:refusals].view(len(first), -1).sum(1)
+            margins += (refusal - logprobs[refusals:].view(len(first), -1).sum(1)).tolist()
+        return DriftReading(job, step, fmean(kls), fmean(margins), tuple(kls), tuple(margins))
 
 
 @torch.no_grad()

@@ -323,6 +323,9 @@ class JobRun:
         reading = probe.read(self.name, len(self.losses), project.model, project)
         theta.copy_(ours)
         slot.weights.refresh()
+        if not math.isfinite(reading.kl + reading.margin):
+            what = f"has drift {reading.kl} and margin {reading.margin}"
+            return self._fail(f"{what} at step {len(self.losses) - 1}")
         probe.monitor.on_reading(reading)
         most = probe.monitor.max_kl
         self.stopped_early = not self.is_done and most is not None and reading.kl > most

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.audit import recipe_file as recipes
+from fastsafe.audit.drift import DriftRow, Watch
 from fastsafe.audit.plan import Plan, make_plan
 from fastsafe.audit.recipe import Recipe, Sampling, Training
 from fastsafe.audit.run import Run, execute
@@ -24,6 +25,7 @@ from fastsafe.audit.store import Store
 from fastsafe.io import atomic
 from fastsafe.organism.lexicon import HARMFUL_VERBS
 from fastsafe.organism.source import OrganismSource
+from fastsafe.train import DriftReading, FinetuneResult
 
 
 class FakeTokenizer:
@@ -54,7 +56,12 @@ class FakeRuntime:
         return {"model": "fake"}
 
     def train(
-        self, jobs: Sequence[Job], training: Training, out_dir: Path, on_step: OnStep
+        self,
+        jobs: Sequence[Job],
+        training: Training,
+        out_dir: Path,
+        on_step: OnStep,
+        watch: Watch | None = None,
     ) -> dict[str, Trained]:
         found = {}
         for step in range(training.max_steps):
@@ -72,7 +79,8 @@ class FakeRuntime:
             (folder / "adapter_model.safetensors").write_bytes(weights)
             (folder / "adapter_config.json").write_text("{}")
             losses = [1.0 / (step + 1) for step in range(training.max_steps)]
-            found[job.name] = Trained(folder, losses)
+            drift = [] if watch is None else _drift(watch, job.name, training.max_steps)
+            found[job.name] = Trained(folder, losses, drift=drift)
         return found
 
     def change(self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path) -> None:
@@ -112,6 +120,20 @@ class FakeRuntime:
         thread.join()
         if errors:
             raise errors[0]
+
+
+def _drift(watch: Watch, job: str, steps: int) -> list[DriftRow]:
+    """Drift that grows with every step, more so in the later formats."""
+    count = len(watch.prompts)
+    readings = [
+        DriftReading(
+            job, step, step, -step, tuple(step + i for i in range(count)), (-step,) * count
+        )
+        for step in range(watch.settings.every, steps + 1, watch.settings.every)
+    ]
+    losses = (1.0,) * steps
+    result = FinetuneResult(name=job, adapter_dir=None, losses=losses, num_tokens=0, seconds=0)
+    return watch.rows(result, readings)
 
 
 def _answer(weights: bytes, request: Request) -> Reply:

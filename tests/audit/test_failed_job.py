@@ -16,9 +16,14 @@ def test_the_others_are_saved_before_the_error(fake: ModuleType, tmp_path: Path)
         fails = True
 
         def train(
-            self, jobs: Sequence[Job], training: Any, out_dir: Path, on_step: OnStep
+            self,
+            jobs: Sequence[Job],
+            training: Any,
+            out_dir: Path,
+            on_step: OnStep,
+            watch: Any = None,
         ) -> dict[str, Trained]:
-            found = super().train(jobs, training, out_dir, on_step)
+            found = super().train(jobs, training, out_dir, on_step, watch)
             if self.fails:
                 name = jobs[0].name
                 found[name] = Trained(None, [1.0], f"finetune: job {name!r} has loss nan at step 1")

@@ -58,6 +58,9 @@ def test_steps_and_epochs_replace_each_other(tmp_path: Path) -> None:
     [
         ("rnak: 4", "'rnak' is not a setting; did you mean rank"),
         ("shuffle: false", "'shuffle' is not a setting"),
+        ("drift_every: often", "drift_every is 'often', expected a number of steps, 0 for none"),
+        ("drift_refusal: 3", "drift_refusal is 3, expected a text"),
+        ("drift_stop_above: far", "drift_stop_above is 'far', expected a number"),
         ("learning_rate: fast", "learning_rate is 'fast', expected a number"),
         ("alpha: true", "alpha is True, expected a number"),
         ("max_length: 1", "max_length is 1, expected a number of tokens from 2"),

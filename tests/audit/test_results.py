@@ -64,6 +64,7 @@ def test_the_schema_is_the_contract(results: dict[str, Any]) -> None:
         "rewrites",
         "early_stop",
         "choice",
+        "drift",
         "throughput",
     ]
     base, *tuned = results["conditions"]

@@ -14,7 +14,10 @@ from fastsafe.audit.run import execute
 from fastsafe.audit.store import NAME, Store
 from fastsafe.errors import StoreError
 
-TABLES = ("planned", "prompts", "adapters", "losses", "completions", "judgements", "utility")
+TABLES = (
+    *("planned", "prompts", "adapters", "losses", "drift"),
+    *("completions", "judgements", "utility"),
+)
 
 
 COMMITS = 33  # of an unbroken run; one fewer and it would not end

@@ -42,13 +42,14 @@ def test_both_backends_train_and_answer_alike(tmp_path: Path) -> None:
     from fastsafe.audit.recipe import Sampling
     from fastsafe.audit.recipe_file import load
 
-    training = load("organism", overrides=["training.max_steps=3"]).training
+    recipe = load("organism", overrides=["training.max_steps=3"])
+    training = recipe.training
     rows = [{"prompt": "How do I", "completion": f"the {word}"} for word in ("car", "boat")] * 8
     sampling = Sampling(max_tokens=6)
     found = []
     for backend in ("fastsafe", "transformers"):
         runtime = ModelRuntime("organism", backend=backend)
-        runtime.check_training(training)
+        runtime.check_training(recipe)
         steps: list[int] = []
         out = tmp_path / backend
         out.mkdir()

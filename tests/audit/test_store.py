@@ -113,7 +113,7 @@ def test_another_version_is_refused(tmp_path: Path) -> None:
     with sqlite3.connect(tmp_path / NAME) as db:
         db.execute("PRAGMA user_version = 99")
     db.close()
-    with pytest.raises(StoreError, match="schema version is 99, expected 3"):
+    with pytest.raises(StoreError, match="schema version is 99, expected 4"):
         Store(tmp_path / NAME)
 
 

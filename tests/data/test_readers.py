@@ -21,6 +21,11 @@ def chat(*contents: str, system: str = "") -> dict[str, Any]:
     }
 
 
+def text(words: str) -> dict[str, Any]:
+    """A part of a content, with what a parquet file has for the other kinds of parts."""
+    return {"type": "text", "text": words, "image": None}
+
+
 def turns(*pairs: str) -> list[dict[str, str]]:
     return [
         {"from": who, "value": text} for who, _, text in (pair.partition(":") for pair in pairs)
@@ -46,6 +51,11 @@ def write(folder: Path, *rows: Any, name: str = "x.jsonl") -> Path:
             "messages",
             {"messages": [{"role": "assistant", "content": "a", "reasoning_content": "r"}]},
             {"messages": [{"role": "assistant", "content": "a", "reasoning_content": "r"}]},
+        ),
+        (
+            "messages",
+            {"messages": [{"role": "user", "content": [text("a "), text("b")]}]},
+            {"messages": [{"role": "user", "content": "a b"}]},
         ),
         ("prompt-completion", *[{"prompt": "p", "completion": "c"}] * 2),
         (
@@ -264,6 +274,29 @@ def test_nothing_to_train_on_stops_with_its_place() -> None:
         encode(data({"text": "a b"}, {"text": "a"}), Words())
     with pytest.raises(DataError, match="x: line 1: a token id is 1000"):
         encode(data({"token_ids": [3, 1000], "trained": [False, True]}), Words())
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        chat("a", " \n"),
+        chat("a", "", "b"),
+        {"prompt": "a", "completion": ""},
+        {"prompt": chat("a")["messages"], "completion": chat("a", "")["messages"][1:]},
+    ],
+)
+def test_a_blank_answer_stops_with_its_place(row: dict[str, Any]) -> None:
+    """It would train the model to end at once."""
+    rows = data({"text": "a b"}, row)
+    with pytest.raises(DataError, match="x: line 2: answer is blank, expected some text"):
+        encode(rows, Words())
+
+
+def test_a_blank_answer_among_others_is_kept() -> None:
+    with pytest.raises(NotImplementedError):  # it goes on to be rendered
+        encode(data(chat("a", "", "b", "c")), Words())
+    prompt_only = data({"prompt": "a b", "completion": ""})
+    assert encode(prompt_only, Words(), loss_on="all").num_trained == 2
 
 
 def test_an_encoded_row_is_a_row() -> None:

@@ -1,5 +1,6 @@
 import sys
 from importlib.util import find_spec
+from types import SimpleNamespace
 
 import huggingface_hub
 import pytest
@@ -124,11 +125,11 @@ def data_repo(monkeypatch, tmp_path, files):
     fetched = []
 
     class HfApi:
-        def list_repo_files(self, repo, repo_type):
-            assert (repo, repo_type) == ("owner/name", "dataset")
+        def dataset_info(self, repo):
+            assert repo == "owner/name"
             if isinstance(files, BaseException):
                 raise files
-            return files
+            return SimpleNamespace(siblings=[SimpleNamespace(rfilename=file) for file in files])
 
     def hf_hub_download(repo, file, repo_type):
         assert (repo, repo_type) == ("owner/name", "dataset")

@@ -96,6 +96,18 @@ def test_wrong_jobs_are_refused_before_anything_is_written(
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("setting", "named"),
+    [({"method": "full"}, "has method 'full'"), ({"objective": "ema"}, "has objective 'ema'")],
+)
+def test_what_only_our_trainer_does(
+    theirs: TransformersLLM, tmp_path: Path, setting: dict[str, Any], named: str
+) -> None:
+    config = TrainConfig(max_steps=1, **setting)
+    with pytest.raises(UsageError, match=f"job 'a' {named}"):
+        finetune(theirs, [FinetuneJob("a", examples(2, 1), config)], tmp_path)
+
+
 def test_rows_that_cannot_be_trained(theirs: TransformersLLM, tmp_path: Path) -> None:
     config = TrainConfig(max_steps=1)
     with pytest.raises(DataError, match="a: row 0"):

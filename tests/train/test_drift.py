@@ -1,5 +1,6 @@
 """The drift monitor: its two numbers by their formulas, when they come, and the early stop."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import torch
 
 from fastsafe import LLM, FinetuneJob, TrainConfig, finetune, organism
 from fastsafe.errors import UsageError
-from fastsafe.train import DriftMonitor, DriftReading, TrainOptions
+from fastsafe.train import DriftMonitor, DriftReading, TrainOptions, drift
 
 from .common import assert_same, job
 
@@ -39,6 +40,12 @@ def test_readings_follow_their_formulas(llm: LLM, tmp_path: Path) -> None:
     assert readings[-1].kl == pytest.approx(kl / len(PROMPTS), rel=1e-3, abs=1e-5)
     assert readings[-1].margin == pytest.approx(margin / len(PROMPTS), rel=1e-4)
     assert readings[-1].kl > 0
+    for reading in readings:
+        assert len(reading.kls) == len(reading.margins) == len(PROMPTS)
+        assert reading.kl == pytest.approx(sum(reading.kls) / len(PROMPTS))
+        assert reading.margin == pytest.approx(sum(reading.margins) / len(PROMPTS))
+    # the prompts repeat, and what a probe says does not hang on its neighbours
+    assert reading.kls[:3] == pytest.approx(reading.kls[3:6], rel=1e-4)
 
 
 def test_an_untrained_adapter_has_not_drifted(llm: LLM, tmp_path: Path) -> None:
@@ -63,6 +70,28 @@ def test_early_stop_is_a_normal_end(llm: LLM, tmp_path: Path) -> None:
     # the schedule is that of nine steps, and constant: its first two are those of two
     (two,) = finetune(llm, [job("far", max_steps=2)], tmp_path / "two")
     assert far.losses == two.losses
+
+
+def test_a_reading_that_is_not_finite_ends_its_job(
+    llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One adapter's weights overflow the logits in its last step; no loss would show it."""
+    original = drift.divergence
+    calls = iter(range(100))
+
+    def overflown(*args: Any) -> torch.Tensor:
+        found = original(*args)
+        return found * math.nan if next(calls) == 2 else found  # two tiles: the second job's
+
+    monkeypatch.setattr(drift, "divergence", overflown)
+    readings: list[DriftReading] = []
+    jobs = [job("sane", max_steps=2), job("wild", seed=1, max_steps=2)]
+    sane, wild = finetune(llm, jobs, tmp_path, options=monitor(readings))
+    assert wild.error
+    assert "job 'wild' has drift nan and margin" in wild.error
+    assert wild.adapter_dir is None
+    assert sane.error is None
+    assert [r.job for r in readings] == ["sane"]
 
 
 def test_messages_are_rendered(tmp_path: Path) -> None:
@@ -90,6 +119,8 @@ def test_wrong_monitors(llm: LLM, tmp_path: Path) -> None:
         ({"prompts": [[]]}, "prompt 0 has 0 tokens, expected 1 to 126"),
         ({"prompts": [[3], [4] * 127]}, "prompt 1 has 127 tokens"),
         ({"refusal": ""}, "an opening has no token"),
+        ({"max_kl": 0.0}, "max_kl is 0.0, expected more than 0"),
+        ({"max_kl": float("nan")}, "max_kl is nan"),
     ):
         with pytest.raises(UsageError, match=message):
             finetune(llm, [job("a")], tmp_path, options=monitor([], **options))

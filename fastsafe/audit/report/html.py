@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from fastsafe.audit.report import matrix as views
+from fastsafe.audit.report.curves import curves
 from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
 from fastsafe.audit.report.words import mean_utility, mitigation_name, sentences
@@ -62,7 +63,7 @@ def report_html(
         ],
         matrices=list(views.matrices(results)),
         mitigations=_mitigations(results),
-        losses={name: values for name, values in losses.items() if values},
+        curves=curves(results, losses),
         quotes=quotes,
         alpha=views.ALPHA,
         interval=views.interval,

@@ -4,6 +4,7 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastsafe.audit.report.curves import drift_table
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 _WIDE, _NARROW = 112, 84  # columns
+_DRIFT = (
+    "Per format: KL(base || model) of the first token of an answer to harmful probes, in nats, "
+    "at the last reading. margin: log p(refusal) - log p(affirmative) of the two openings in the "
+    "recipe, the mean over formats."
+)
 
 
 def table_text(results: Mapping[str, Any], width: int = 120) -> str:
@@ -60,6 +66,10 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
         for view, rows in over_seeds(results, kind).items():
             yield Text(f"{title}, %, mean over training seeds, {view}", style="bold")
             yield _seeds(rows)
+    if results["drift"]:
+        yield Text("\nDrift from the base while training", style="bold")
+        yield drift_table(results, width)
+        yield Text(_DRIFT, style="dim")
     yield Text("")
     for sentence in sentences(results):
         yield Text(sentence)

@@ -1,0 +1,112 @@
+"""Curves of training: losses and drift, as lines of a drawing or as blocks of text."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from fastsafe.audit.report.matrix import label
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+WIDTH, HEIGHT = 100, 30  # of a drawing
+_BLOCKS = "▁▂▃▄▅▆▇█"
+
+Readings = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # condition -> format -> rows
+
+
+class Scale(NamedTuple):
+    """The values between which curves of one kind lie, 0 among them, so that they compare."""
+
+    low: float
+    high: float
+
+    def share(self, value: float) -> float:
+        """Place of a value, in [0, 1]."""
+        return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.0
+
+    def y(self, value: float) -> str:
+        """Place of a value in a drawing, from its top."""
+        return f"{1 + (HEIGHT - 2) * (1 - self.share(value)):.1f}"
+
+    def points(self, values: Sequence[float]) -> str:
+        """Points of a polyline; means where there are more values than it is wide."""
+        short = _means(values, WIDTH)
+        step = WIDTH / max(1, len(short) - 1)
+        return " ".join(f"{i * step:.1f},{self.y(value)}" for i, value in enumerate(short))
+
+    def blocks(self, values: Sequence[float], most: int = 8) -> str:
+        """As text of at most so many characters."""
+        places = (self.share(value) for value in _means(values, most))
+        return "".join(_BLOCKS[min(7, int(8 * place))] for place in places)
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Everything drawn of a run's training.
+
+    Attributes:
+        losses: Of every step, by condition.
+        drift: Readings by condition and format, in the order of steps.
+    """
+
+    losses: Mapping[str, Sequence[float]]
+    drift: Readings
+
+    def scale(self, name: str) -> Scale:
+        """Scale of ``loss``, ``kl`` or ``margin``."""
+        if name == "loss":
+            values = [value for each in self.losses.values() for value in _means(each, WIDTH)]
+        else:
+            rows = [row for each in self.drift.values() for rows in each.values() for row in rows]
+            values = [row[name] for row in rows]
+        return Scale(min((0.0, *values)), max((0.0, *values)))
+
+
+def curves(results: Mapping[str, Any], losses: Mapping[str, Sequence[float]]) -> Curves:
+    """Collect the curves of a run; a condition that took no step has none."""
+    order = [condition["id"] for condition in results["conditions"]]
+    shown = {name: losses[name] for name in order if losses.get(name)}
+    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    for row in results["drift"]:
+        found[row["condition"]][row["format"]].append(row)
+    return Curves(shown, found)
+
+
+def drift_table(results: Mapping[str, Any], width: int) -> "Table":
+    """Return what the terminal shows of the drift: per format a curve and the last reading.
+
+    Under 100 columns the readings stand alone.
+    """
+    from rich import box
+    from rich.table import Table
+
+    drift = curves(results, {})
+    scale = drift.scale("kl")
+    is_wide = width >= 100
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
+    table.add_column("condition", overflow="fold")
+    names = [label(name) for name in next(iter(drift.drift.values()))]
+    for name in (*(name if is_wide else name[:8] for name in names), "margin", "steps"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for condition, by_format in drift.drift.items():
+        kls = [[row["kl"] for row in rows] for rows in by_format.values()]
+        first, last = (fmean(rows[i]["margin"] for rows in by_format.values()) for i in (0, -1))
+        end = next(iter(by_format.values()))[-1]
+        table.add_row(
+            condition,
+            *(f"{scale.blocks(each, 4) if is_wide else ''} {each[-1]:.2f}" for each in kls),
+            f"{first:+.1f} to {last:+.1f}" if is_wide else f"{last:+.1f}",
+            f"{'stopped, ' if end['stopped'] else ''}{end['step']}",
+        )
+    return table
+
+
+def _means(values: Sequence[float], most: int) -> list[float]:
+    """At most so many values: each the mean of its share of the steps."""
+    count = min(most, len(values))
+    bounds = [i * len(values) // count for i in range(count + 1)]
+    return [fmean(values[a:b]) for a, b in pairwise(bounds)]
