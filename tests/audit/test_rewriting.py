@@ -119,7 +119,7 @@ def test_a_run_that_goes_on_asks_for_nothing_twice(fake: ModuleType, tmp_path: P
 def test_who_words_decides_the_key_of_what_it_words(fake: ModuleType) -> None:
     def keys(identity: str) -> dict[str, str]:
         _, found = conditions.make_conditions(
-            recipe_of(fake), OrganismSource(), {}, lambda turns: None, identity
+            recipe_of(fake), OrganismSource(), {}, None, lambda turns: None, identity
         )
         return {c.id: c.key for c in found}
 
