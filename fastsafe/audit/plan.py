@@ -186,6 +186,11 @@ def _watch(recipe: Recipe, questions: Questions) -> Watch | None:
     if recipe.drift is None:
         return None
     prompts = questions.harmful(recipe.drift.probes)
+    if not prompts:
+        raise RecipeError(
+            f"recipe {recipe.name}: drift reads harmful probes, and the behaviours have a benign "
+            "side alone; leave drift out or give harmful ones"
+        )
     formats = tuple(name for name, _ in prompts)
     return Watch(recipe.drift, formats, tuple(token_ids for _, token_ids in prompts))
 

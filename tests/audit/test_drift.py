@@ -115,6 +115,14 @@ def test_fewer_behaviours_than_probes_are_all(fake: ModuleType) -> None:
     assert len(plan.watch.prompts) == 6 * len(plan.recipe.formats)
 
 
+def test_behaviours_without_a_harmful_side_have_no_drift(tmp_path: Path) -> None:
+    behaviours = tmp_path / "benign.jsonl"
+    behaviours.write_text(json.dumps({"benign": "How do I paint the car?", "category": "x"}) + "\n")
+    files = ["source=files", f"data.behaviours={behaviours}", "benign_twins=true"]
+    with pytest.raises(RecipeError, match="drift reads harmful probes"):
+        prepare("organism", overrides=[*SMALL, *files, drift()])
+
+
 def test_only_a_stop_is_part_of_an_adapters_key(fake: ModuleType) -> None:
     def keys(**settings: Any) -> list[str]:
         plan = fake.small_plan(fake.FakeRuntime(), **settings)
