@@ -74,6 +74,7 @@ class NativeDecoder:
 
     def __init__(self, model: Transformer) -> None:
         self.model = model
+        self._held = model.parameters()  # that the layers point to
         config = model.config
         layers = []
         for i, layer in enumerate(model.layers):
