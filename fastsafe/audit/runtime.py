@@ -12,7 +12,7 @@ from fastsafe.audit.questions import ChatTokenizer
 from fastsafe.audit.recipe import Sampling, Training
 from fastsafe.audit.source import checkpoint_of
 from fastsafe.audit.weights import is_adapter
-from fastsafe.errors import AdapterError, RecipeError
+from fastsafe.errors import AdapterError, RecipeError, UsageError
 
 if TYPE_CHECKING:
     from fastsafe.model.config import ModelConfig
@@ -116,6 +116,7 @@ class ModelRuntime:
         backend: str = "fastsafe",
         adapters: str | None = None,
         strict: bool = True,
+        quantize: str | None = None,
     ) -> None:
         """Check the checkpoint's files; nothing is loaded to the device.
 
@@ -127,9 +128,10 @@ class ModelRuntime:
             backend: ``"fastsafe"``, or ``"transformers"`` for architectures that it does not know.
             adapters: How fastsafe applies them, ``"merged"`` or ``"mixed"``; it chooses when None.
             strict: Whether fastsafe gives a row the same bits in any batch.
+            quantize: ``"nf4"`` has fastsafe hold the base in 4 bits, for training and answers.
 
         Raises:
-            UsageError: The backend is not installed.
+            UsageError: The backend is not installed, or cannot quantize.
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: Its tokenizer or chat template is.
         """
@@ -142,12 +144,17 @@ class ModelRuntime:
         if backend == "fastsafe":
             self._linears = self._own_linears()
             self._tokenizer = Tokenizer.load(self.path)
+        elif quantize:
+            raise UsageError(
+                f"quantize: it is {quantize!r} with the backend {backend}, expected none; use the"
+                " backend fastsafe"
+            )
         else:
             from fastsafe.oracle.loading import linear_modules, load_tokenizer
 
             self._linears = linear_modules(self.path)
             self._tokenizer = load_tokenizer(self.path)
-        self._options: dict[str, Any] = {"adapters": adapters}
+        self._options: dict[str, Any] = {"adapters": adapters, "quantize": quantize}
         if not strict:
             self._options["strict"] = False
         self._device = device
@@ -191,6 +198,8 @@ class ModelRuntime:
             "device": self._device.partition(":")[0],
             "dtype": self._dtype,
             "backend": self._backend,
+            # left out where there is none: what was answered before keeps its identity
+            **({"quantize": quantize} if (quantize := self._options["quantize"]) else {}),
         }
 
     def check_training(self, training: Training) -> None:

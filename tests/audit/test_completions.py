@@ -178,6 +178,7 @@ BAD = [
     ('{"prompt": 3}', "prompt is 3"),
     ('{"messages": [{"role": "x", "content": "a"}]}', "messages[0] has role"),
     ('{"prompt": "a", "adapter": "y"}', "adapter 'y' is unknown"),
+    ('{"prompt": "a", "adapter": ["x"]}', "adapter ['x'] is unknown"),
     ('{"prompt": "a", "id": null}', "id is None"),
     ('{"prompt": "a", "id": "1"}', "id '1' is that of line 1"),
 ]
@@ -199,6 +200,20 @@ def test_a_prompt_that_is_too_long_is_named(folder: Path) -> None:
     write("long.jsonl", [{"prompt": "the car"}, {"prompt": "the car " * 400}])
     result = run("organism", "long.jsonl", "--out", "out.jsonl")
     assert "long.jsonl: line 2: the prompt is 8" in sentence(result)
+    write("odd.jsonl", [{"prompt": "the car"}, {"prompt": "\ud800"}])
+    result = run("organism", "odd.jsonl", "--out", "other.jsonl")
+    assert "odd.jsonl: line 2: " in sentence(result)
+
+
+def test_what_is_no_file_is_refused(folder: Path) -> None:
+    """A pipe cannot be read twice, and a device has no end."""
+    os.mkfifo("pipe")
+    result = run("organism", "pipe", "--out", "out.jsonl")
+    assert "pipe: is no regular file, expected JSONL that can be read twice" in sentence(result)
+    for out in ("pipe", ".", "/dev/full"):
+        result = run("organism", str(write("p.jsonl", ROWS[:1])), "--out", out)
+        assert f"{out}: is no regular file, expected a JSONL file to write" in sentence(result)
+    assert sorted(path.name for path in folder.iterdir()) == ["p.jsonl", "pipe"]
 
 
 @pytest.mark.parametrize(
