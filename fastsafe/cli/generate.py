@@ -159,6 +159,9 @@ def generate(
         done = completions.complete(
             runtime.llm, asked, answers, params, progress=shown, is_stopping=drain.is_asked
         )
+        if drain.is_asked():
+            # though the last row ended in time: who stops a script expects it to stop
+            raise KeyboardInterrupt
     shown.event("generated", **vars(done))
     if not as_json:
         typer.echo(f"{asked.count} completions in {out}")
