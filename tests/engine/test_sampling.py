@@ -104,6 +104,12 @@ def test_wrong_parameters(options: dict[str, Any], message: str) -> None:
         SamplingParams(**options)
 
 
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-37, 1e-30, 1e-12])
+def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
+    logits = torch.tensor([-40.0, 39.999, 40.0, 3.0])
+    assert set(draw(logits, 20, temperature=temperature).tolist()) == {2}
+
+
 def test_whole_numbers_are_settings_too() -> None:
     params = SamplingParams(temperature=1, top_p=1, min_p=0)
     rows = RowParams.stack([params], torch.device("cpu"))
