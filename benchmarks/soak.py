@@ -1,10 +1,17 @@
-"""Does memory stay flat, and speed, over many prompts? The path of ``fastsafe generate``.
+"""Do memory and speed stay flat over many prompts, and does Ctrl-C lose nothing?
+
+The path of ``fastsafe generate``.
 
     python benchmarks/soak.py [--rows 100000] [--adapters 4] [--out rows.jsonl]
 
 The organism answers prompts from one JSONL file into another. Every tenth of the rows prints the
 rate over that tenth and the memory at its end. The JSON row says how both changed from the second
 tenth to the last; the first pays for what is allocated once.
+
+Then the command itself answers a fifth of the rows in a process of its own, is interrupted when it
+has answered something, and is run again. The JSON row has its exit code, which is to be 130, how
+long it took to drain, and how many answers differ from those above, which is to be none; the exit
+code is 1 where one of them is not.
 """
 
 import argparse
@@ -12,8 +19,13 @@ import importlib.util
 import json
 import os
 import random
+import signal
+import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +34,7 @@ from fastsafe.audit.completions import Prompts, complete, identity_of, open_answ
 from fastsafe.audit.progress import Progress
 from fastsafe.audit.runtime import ModelRuntime
 
+MAX_TOKENS = 24
 WORDS = ("car", "boat", "house", "garden", "letter", "song", "cake", "lamp")
 
 
@@ -58,6 +71,44 @@ def write_prompts(path: Path, rows: int, names: list[str | None]) -> None:
             file.write(json.dumps({"messages": [turn], "adapter": dice.choice(names)}) + "\n")
 
 
+def read(path: Path) -> dict[str, str]:
+    """Id -> answer; every line is whole, and no id is there twice."""
+    rows = [json.loads(line) for line in path.open()]
+    assert len({row["id"] for row in rows}) == len(rows), f"{path} has a row twice"
+    return {row["id"]: json.dumps(row) for row in rows}
+
+
+def interrupt(folder: Path, paths: Mapping[str, Path], rows: int) -> dict[str, Any]:
+    """Interrupt the command over the first ``rows`` prompts, run it again, and compare."""
+    with (folder / "prompts.jsonl").open() as whole, (folder / "few.jsonl").open("w") as few:
+        few.writelines(islice(whole, rows))
+    out = folder / "resumed.jsonl"
+    call = "import sys; from fastsafe.cli import main; sys.argv[0] = 'fastsafe'; main()"
+    words: Sequence[str | Path] = [
+        *(sys.executable, "-c", call, "generate", "organism", folder / "few.jsonl"),
+        *("--out", out, "--max-tokens", str(MAX_TOKENS)),
+        *(word for name, path in paths.items() for word in ("--adapter", f"{name}={path}")),
+    ]
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while process.poll() is None and not (out.exists() and out.stat().st_size):
+        time.sleep(0.01)
+    began = time.perf_counter()
+    process.send_signal(signal.SIGINT)
+    exit_code, seconds = process.wait(), time.perf_counter() - began
+    kept = read(out)
+    subprocess.run(words, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    resumed, unbroken = read(out), read(folder / "out.jsonl")
+    return {
+        "interrupt_exit_code": exit_code,
+        "interrupt_drain_s": seconds,
+        "interrupt_rows_kept": len(kept),
+        "interrupt_rows": len(resumed),
+        "interrupt_differing": sum(
+            resumed.get(str(i + 1)) != unbroken[str(i + 1)] for i in range(rows)
+        ),
+    }
+
+
 def facts() -> dict[str, Any]:
     """What the numbers depend on; from audit_cpu.py by its path."""
     spec = importlib.util.spec_from_file_location(
@@ -78,6 +129,8 @@ def main() -> None:
     parser.add_argument("--adapters", type=int, default=4)
     parser.add_argument("--out", type=Path, help="append the JSON row to this file")
     options = parser.parse_args()
+    if options.rows < 10:
+        parser.error(f"--rows: it is {options.rows}, expected at least 10")
     runtime = ModelRuntime("organism")
     runtime.load()
     with tempfile.TemporaryDirectory() as name:
@@ -91,12 +144,13 @@ def main() -> None:
         runtime.use(paths)
         write_prompts(folder / "prompts.jsonl", options.rows, [None, *paths])
         prompts = Prompts(folder / "prompts.jsonl", paths)
-        params = SamplingParams(max_tokens=24)
+        params = SamplingParams(max_tokens=MAX_TOKENS)
         watch = Watch(max(1, options.rows // 10))
         identity = identity_of(runtime, paths, params, strict=True)
         with open_answers(folder / "out.jsonl", identity, runtime.facts()) as answers:
             done = complete(runtime.llm, prompts, answers, params, progress=watch)
-        written = sum(1 for _ in (folder / "out.jsonl").open())
+        written = len(read(folder / "out.jsonl"))
+        ended = interrupt(folder, paths, options.rows // 5)
     times = [
         now - before for (before, _), (now, _) in zip(watch.marks, watch.marks[1:], strict=False)
     ]
@@ -115,12 +169,18 @@ def main() -> None:
         "rss_mb_by_tenth": memory[1:],
         "rss_growth_mb": memory[-1] - memory[2],
         "slowdown": times[-1] / times[1],
+        **ended,
     }
     line = json.dumps(row)
     print(line)
     if options.out:
         with options.out.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
+    lost = options.rows - written + ended["interrupt_differing"]
+    if lost or ended["interrupt_exit_code"] != 130:
+        sys.exit(
+            f"soak: {lost} rows differ, exit code {ended['interrupt_exit_code']}, expected 130"
+        )
 
 
 if __name__ == "__main__":

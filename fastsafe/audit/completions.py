@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from fastsafe.audit.progress import Progress, stage
 from fastsafe.audit.runtime import ModelRuntime
 from fastsafe.data.conversation import kind_of
-from fastsafe.errors import DataError, FastsafeError, StoreError, nearest
+from fastsafe.errors import DataError, FastsafeError, StoreError, TokenizerError, nearest
 from fastsafe.io import atomic
 from fastsafe.io.json_file import read_object
 
@@ -61,10 +61,16 @@ class Prompts:
         count: Number of rows.
 
     Raises:
-        DataError: A line is malformed, names an unknown adapter, or has the id of another.
+        DataError: It is no regular file, or a line is malformed, names an unknown adapter, or has
+            the id of another.
     """
 
     def __init__(self, path: Path, adapters: Collection[str]) -> None:
+        if path.exists() and not path.is_file():
+            raise DataError(
+                f"{path}: is no regular file, expected JSONL that can be read twice; write it to a"
+                " file"
+            )
         self.path = path
         self._adapters = adapters
         first: dict[str, int] = {}
@@ -101,7 +107,7 @@ class Prompts:
         elif not isinstance(prompt, str) or not prompt:
             raise DataError(f"{where}: prompt is {prompt!r:.40}, expected a text")
         adapter, own_id = row.get("adapter"), row.get("id", str(number))
-        if adapter is not None and adapter not in self._adapters:
+        if adapter is not None and not (isinstance(adapter, str) and adapter in self._adapters):
             known = ", ".join(self._adapters) or "none"
             raise DataError(
                 f"{where}: adapter {adapter!r:.60} is unknown, expected one given by --adapter:"
@@ -155,6 +161,8 @@ def open_answers(
     Raises:
         StoreError: The file is in use, of another identity, damaged, or cannot be written.
     """
+    if path.exists() and not path.is_file():
+        raise StoreError(f"{path}: is no regular file, expected a JSONL file to write; name one")
     manifest = path.with_name(path.name + ".manifest.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -338,10 +346,13 @@ def _answer(
     most = getattr(llm.model.config, "max_position_embeddings", None)
     encoded = []
     for row in rows:
-        if row.messages is not None:
-            ids = llm.tokenizer.encode_chat(list(row.messages))
-        else:
-            ids = llm.tokenizer.encode(row.prompt)
+        try:
+            if row.messages is not None:
+                ids = llm.tokenizer.encode_chat(list(row.messages))
+            else:
+                ids = llm.tokenizer.encode(row.prompt)
+        except TokenizerError as error:
+            raise DataError(f"{where}: line {row.line}: {error}") from error
         if not ids or (most is not None and len(ids) >= most):
             raise DataError(
                 f"{where}: line {row.line}: the prompt is {len(ids)} tokens, expected 1 to"

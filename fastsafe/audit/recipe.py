@@ -123,6 +123,7 @@ class Recipe(_Section):
     source: str = "auto"  # the source named as the model is, else "files"
     data: Data = Data()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    quantize: Literal["nf4"] | None = None  # every checkpoint of the run, for training and answers
     tasks: tuple[str, ...] = Field(min_length=1)
     manipulations: tuple[str, ...] = Field(default=("benign",), min_length=1)
     aoa_text: str | None = None  # system text of the obedient agent; None: a neutral stand-in

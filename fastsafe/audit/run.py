@@ -160,7 +160,12 @@ def prepare(
         recipe = load(recipe, overrides=overrides, changes=changes)
     recipe = recipe.limited(limit)
     runtime = ModelRuntime(
-        recipe.model, device=device, dtype=recipe.dtype, batch_size=batch_size, backend=backend
+        recipe.model,
+        device=device,
+        dtype=recipe.dtype,
+        quantize=recipe.quantize,
+        batch_size=batch_size,
+        backend=backend,
     )
     runtime.check_training(recipe)
     folder = (default_out(recipe) if out is None else Path(out)) / JUDGES

@@ -124,6 +124,7 @@ class ModelRuntime:
         backend: str = "fastsafe",
         adapters: str | None = None,
         strict: bool = True,
+        quantize: str | None = None,
     ) -> None:
         """Check the checkpoint's files; nothing is loaded to the device.
 
@@ -135,9 +136,10 @@ class ModelRuntime:
             backend: ``"fastsafe"``, or ``"transformers"`` for architectures that it does not know.
             adapters: How fastsafe applies them, ``"merged"`` or ``"mixed"``; it chooses when None.
             strict: Whether fastsafe gives a row the same bits in any batch.
+            quantize: ``"nf4"`` has fastsafe hold the base in 4 bits, for training and answers.
 
         Raises:
-            UsageError: The backend is not installed.
+            UsageError: The backend is not installed, or cannot quantize.
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: Its tokenizer or chat template is.
         """
@@ -150,12 +152,17 @@ class ModelRuntime:
         if backend == "fastsafe":
             self._linears = self._own_linears()
             self._tokenizer = Tokenizer.load(self.path)
+        elif quantize:
+            raise UsageError(
+                f"quantize: it is {quantize!r} with the backend {backend}, expected none; use the"
+                " backend fastsafe"
+            )
         else:
             from fastsafe.oracle.loading import linear_modules, load_tokenizer
 
             self._linears = linear_modules(self.path)
             self._tokenizer = load_tokenizer(self.path)
-        self._options: dict[str, Any] = {"adapters": adapters}
+        self._options: dict[str, Any] = {"adapters": adapters, "quantize": quantize}
         if not strict:
             self._options["strict"] = False
         self._device = device
@@ -199,6 +206,8 @@ class ModelRuntime:
             "device": self._device.partition(":")[0],
             "dtype": self._dtype,
             "backend": self._backend,
+            # left out where there is none: what was answered before keeps its identity
+            **({"quantize": quantize} if (quantize := self._options["quantize"]) else {}),
         }
 
     def check_training(self, recipe: Recipe) -> None:

@@ -89,7 +89,8 @@ class SpotCheck:
         return self._compare(self._ask(self._runtime(str(path)), {}))
 
     def _runtime(self, model: str) -> ModelRuntime:
-        return ModelRuntime(model, dtype=self._recipe.dtype, **self._options)
+        recipe = self._recipe
+        return ModelRuntime(model, dtype=recipe.dtype, quantize=recipe.quantize, **self._options)
 
     def _ask(self, runtime: ModelRuntime, adapters: Mapping[str, Path]) -> Verdicts:
         name = next(iter(adapters), None)

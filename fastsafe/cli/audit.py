@@ -1,7 +1,6 @@
 """``fastsafe audit`` and ``fastsafe report``: a whole run, and its report again."""
 
 import os
-import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -16,6 +15,7 @@ from fastsafe.cli.options import (
     ShowCompletions,
     batch_size_of,
     fail,
+    parted,
     shown,
 )
 
@@ -48,7 +48,9 @@ def audit(
         typer.Option(
             "--set",
             metavar="A.B=C",
-            help="Override a key of the recipe [env var: FASTSAFE_SET, parted by ';'].",
+            envvar="FASTSAFE_SET",
+            callback=parted,
+            help="Override a key of the recipe; any number, in the variable parted by ';'.",
         ),
     ] = None,
     limit: Annotated[
@@ -111,7 +113,7 @@ def audit(
     plan, runtime = run.prepare(
         recipe,
         model=model,
-        overrides=overrides or _settings(os.environ.get("FASTSAFE_SET", "")),
+        overrides=[word.strip() for word in overrides or ()],
         limit=limit,
         seed=seed,
         device=device.value,
@@ -148,11 +150,6 @@ def report(
     if as_json:
         typer.echo(manifest.to_json(done.results), nl=False)
     _finish(done, as_json, how_to_finish="finish it by fastsafe audit")
-
-
-def _settings(text: str) -> list[str]:
-    """Part the settings of an environment variable; their values may hold spaces."""
-    return [part.strip() for part in re.split(r"[\n;]", text) if part.strip()]
 
 
 def _finish(

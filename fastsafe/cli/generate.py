@@ -17,7 +17,9 @@ from fastsafe.cli.options import (
     Debug,
     Device,
     Dtype,
+    Quantize,
     batch_size_of,
+    parted,
 )
 from fastsafe.errors import UsageError
 
@@ -47,7 +49,12 @@ def generate(
     ],
     adapter: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="PEFT directory that rows may name; any number."),
+        typer.Option(
+            metavar="NAME=PATH",
+            envvar="FASTSAFE_ADAPTER",
+            callback=parted,
+            help="PEFT directory that rows may name; any number, in the variable parted by ';'.",
+        ),
     ] = None,
     backend: Annotated[
         Backend,
@@ -78,7 +85,12 @@ def generate(
     min_p: Annotated[float, typer.Option(min=0, max=1, envvar="FASTSAFE_MIN_P")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, envvar="FASTSAFE_SEED", help="Of sampling.")] = 0,
     stop: Annotated[
-        list[str] | None, typer.Option(help="Text that ends a completion; any number.")
+        list[str] | None,
+        typer.Option(
+            envvar="FASTSAFE_STOP",
+            callback=parted,
+            help="Text that ends a completion; any number, in the variable parted by ';'.",
+        ),
     ] = None,
     logprobs: Annotated[
         bool, typer.Option("--logprobs", envvar="FASTSAFE_LOGPROBS", help="Of each token.")
@@ -95,6 +107,10 @@ def generate(
     dtype: Annotated[
         Dtype, typer.Option(envvar="FASTSAFE_DTYPE", help="Of weights and activations.")
     ] = Dtype.FLOAT32,
+    quantize: Annotated[
+        Quantize | None,
+        typer.Option(envvar="FASTSAFE_QUANTIZE", help="nf4 holds the base in 4 bits."),
+    ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -133,6 +149,7 @@ def generate(
         backend=backend.value,
         adapters=None if adapters is Applied.AUTO else adapters.value,
         strict=not fast,
+        quantize=quantize.value if quantize else None,
     )
     runtime.load()
     runtime.use(paths)
@@ -142,6 +159,9 @@ def generate(
         done = completions.complete(
             runtime.llm, asked, answers, params, progress=shown, is_stopping=drain.is_asked
         )
+        if drain.is_asked():
+            # though the last row ended in time: who stops a script expects it to stop
+            raise KeyboardInterrupt
     shown.event("generated", **vars(done))
     if not as_json:
         typer.echo(f"{asked.count} completions in {out}")
@@ -188,7 +208,7 @@ def _adapter_paths(words: list[str]) -> dict[str, Path]:
     """Read the values of --adapter."""
     found: dict[str, Path] = {}
     for word in words:
-        name, equals, path = word.partition("=")
+        name, equals, path = word.strip().partition("=")
         if not (name and equals and path):
             raise UsageError(f"--adapter: it is {word!r}, expected NAME=PATH")
         if name in found:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug, Device
+from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug, Device, parted
 from fastsafe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def lint(
         list[Path] | None,
         typer.Option(
             envvar="FASTSAFE_PROBES",
-            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line.",
+            callback=parted,
+            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line; any "
+            "number, in the variable parted by ';'.",
         ),
     ] = None,
     task_format: Annotated[

@@ -1,5 +1,7 @@
 """What the commands share: options with one meaning everywhere, and how they end and print."""
 
+import os
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from typing import Annotated, Any, Literal, NoReturn
@@ -26,6 +28,12 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+class Quantize(StrEnum):
+    """How the base is held."""
+
+    NF4 = "nf4"
+
+
 class Backend(StrEnum):
     """What computes."""
 
@@ -47,6 +55,20 @@ ShowCompletions = Annotated[
         help="Quote prompts and completions in report.html instead of redacting them.",
     ),
 ]
+
+
+def parted(ctx: typer.Context, param: typer.CallbackParam, values: Any) -> Any:
+    """Part the values of a repeatable option from the environment at ';' and line ends.
+
+    typer parts texts at spaces, which they may hold.
+    """
+    source = ctx.get_parameter_source(str(param.name))
+    if not values or source is None or source.name != "ENVIRONMENT":
+        return values
+    kind = type(values[0])
+    return [
+        kind(part) for part in re.split(r"[\n;]", os.environ[str(param.envvar)]) if part.strip()
+    ]
 
 
 def fail(message: str, exit_code: int) -> NoReturn:

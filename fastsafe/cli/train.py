@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fastsafe.cli.options import AsJson, Debug, Device, shown
+from fastsafe.cli.options import AsJson, Debug, Device, parted, shown
 from fastsafe.errors import UsageError
 
 if TYPE_CHECKING:
@@ -89,8 +89,9 @@ def train(
             "--map",
             metavar="WHAT=KEY",
             envvar="FASTSAFE_MAP",
+            callback=parted,
             help="What the columns are: user and assistant (and system), prompt and completion, "
-            "messages, or text.",
+            "messages, or text; any number, in the variable parted by ';'.",
         ),
     ] = None,
     device: Annotated[Device, _option("DEVICE", "Where the model runs.")] = Device.CPU,

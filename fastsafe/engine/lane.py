@@ -10,9 +10,8 @@ from fastsafe.engine.adapters import Changes, Merged, Projections
 from fastsafe.engine.pages import NativeAttention, PageStore, page_tokens, paged_of
 from fastsafe.engine.reading import Reader, padded
 from fastsafe.engine.scheduler import FinishReason, Row, Scheduler, Work
-from fastsafe.model import cpu
 from fastsafe.model.lora import AdapterBank
-from fastsafe.model.native import NativeDecoder
+from fastsafe.model.native import NativeDecoder, takes
 
 OnEnd = Callable[[Row, FinishReason | None, object], None]
 
@@ -73,7 +72,7 @@ class Lane:
         )
         self._projections = Projections(bank, merged)
         self._changes = Changes(bank, merged)
-        self._decoder = NativeDecoder(model) if cpu.takes(model.embedding) else None
+        self._decoder = NativeDecoder(model) if takes(model) else None
 
     @property
     def splits(self) -> bool:

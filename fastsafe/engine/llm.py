@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.data.conversation import Message
+from fastsafe.engine import options
 from fastsafe.engine.adapters import Merged
 from fastsafe.engine.device import DeviceLane
 from fastsafe.engine.lane import Lane
@@ -24,11 +25,10 @@ from fastsafe.errors import UsageError
 from fastsafe.io import hub
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
+from fastsafe.model import nf4
 from fastsafe.model.attention import PackedAttention
-from fastsafe.model.lora import BASE, AdapterBank
+from fastsafe.model.lora import BASE, AdapterBank, Hold
 from fastsafe.model.transformer import Project, Transformer
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 class LLM:
@@ -57,6 +57,7 @@ class LLM:
         batch_size: int | Literal["auto"] = "auto",
         strict: bool = True,
         prefix_cache: bool = True,
+        quantize: Literal["nf4"] | None = None,
     ) -> None:
         """Load a checkpoint directory or a hub id.
 
@@ -72,27 +73,23 @@ class LLM:
             strict: Whether a row's bits are its own on a GPU, too, by steps of one shape; False
                 shrinks them to the rows that run. A CPU always keeps the promise.
             prefix_cache: Whether rows with equal beginnings share what was computed of them.
+            quantize: "nf4" holds the base in 4 bits as ``fastsafe train --quantize nf4`` does, and
+                multiplies by the dequantized weights; slower, in less memory.
 
         Raises:
-            UsageError: The device or dtype is unknown or absent.
+            UsageError: An option is none of those above, or the device is absent.
             CheckpointError: The checkpoint is missing or malformed.
             TokenizerError: The tokenizer is missing or malformed.
         """
-        if dtype not in _DTYPES:
-            raise UsageError(f"LLM: dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
-        if device not in ("cpu", "cuda") and not device.startswith("cuda:"):
-            raise UsageError(f"LLM: device is {device!r}, expected 'cpu' or 'cuda'")
-        if device != "cpu" and not torch.cuda.is_available():
-            raise UsageError(
-                f"LLM: device is {device!r}, but torch finds no CUDA device; use 'cpu'"
-            )
-        if batch_size != "auto" and batch_size < 1:
-            raise UsageError(f"LLM: batch_size is {batch_size}, expected at least 1 or 'auto'")
+        options.check(device, dtype, batch_size)
         if adapters not in (None, "merged", "mixed"):
             raise UsageError(f"LLM: adapters is {adapters!r}, expected 'merged' or 'mixed'")
+        if quantize not in (None, "nf4"):
+            raise UsageError(f"LLM: quantize is {quantize!r}, expected 'nf4' or None")
         self.path = hub.resolve(str(path))
         checkpoint = Checkpoint(self.path)
-        self.model = Transformer.load(checkpoint, device=device, dtype=_DTYPES[dtype])
+        load = nf4.load if quantize else Transformer.load
+        self.model: Transformer = load(checkpoint, device=device, dtype=options.DTYPES[dtype])
         self.tokenizer = Tokenizer.load(self.path)
         self.tokenizer.check_vocab(self.model.config.vocab_size)
         self.bank = AdapterBank(self.model)
@@ -101,7 +98,8 @@ class LLM:
         self._plan: MemoryPlan | None = None  # of the lanes made last
         self._strict = strict
         self._prefix_cache = prefix_cache
-        self._prompts = Prompts(self.tokenizer, self.model.config, self.bank)
+        positions = self.model.config.max_position_embeddings
+        self._prompts = Prompts(self.tokenizer, positions, self.bank.slot)
         self._lanes = LanePool()
         self._merged = Merged(self.bank)
         self.adapters = adapters or "mixed"
@@ -115,6 +113,7 @@ class LLM:
         return {
             "device": str(self.model.device),
             "dtype": str(self.model.dtype).removeprefix("torch."),
+            "quantize": "nf4" if isinstance(self.model, nf4.NF4Transformer) else None,
             "adapters": self.adapters,
             "adapters_why": self._why,
             "batch_size": self.batch_size,
@@ -134,7 +133,11 @@ class LLM:
         self.bank.load(path, name)
 
     def unload_adapter(self, name: str) -> None:
-        """Forget an adapter."""
+        """Forget an adapter.
+
+        Raises:
+            AdapterError: It is not loaded, or a stream that has not ended asks it.
+        """
         self.bank.remove(name)
 
     def generate(
@@ -182,10 +185,20 @@ class LLM:
         Nothing runs before the first is asked for. Closing the iterator cancels the rest. See
         ``generate``.
         """
-        rows = self._prompts.to_complete(prompts, params, adapters)
-        return self._complete(rows)
+        rows = [
+            Row(
+                index=each.index,
+                slot=each.place,
+                tokens=tuple(each.tokens),
+                limit=each.limit,
+                params=each.params,
+                has_stop_text=self._prompts.stop_check(each.params),
+            )
+            for each in self._prompts.asked(prompts, params, adapters)
+        ]
+        return self._complete(rows, self.bank.hold(row.slot for row in rows))
 
-    def _complete(self, rows: list[Row]) -> Generator[tuple[int, Completion]]:
+    def _complete(self, rows: list[Row], hold: Hold) -> Generator[tuple[int, Completion]]:
         each = [row.params for row in rows if row.params]
         ends = [
             frozenset(() if p.ignore_eos else self.tokenizer.eos_ids) | set(p.stop_token_ids)
@@ -197,10 +210,12 @@ class LLM:
         def reader(lane: Lane) -> Reader:
             return Drawing(self.model, params, lane.max_rows, wants_logprobs)
 
-        for row, reason, found in self._run(rows, reader):
-            tokens, logprobs = found or (row.tokens, ())
-            drawn = tokens[len(row.tokens) :]
-            yield row.index, self._prompts.completion(row, reason or "error", drawn, logprobs)
+        with hold:
+            for row, reason, found in self._run(rows, reader):
+                tokens, logprobs = found or (row.tokens, ())
+                drawn = tokens[len(row.tokens) :]
+                given = row.params, len(row.tokens), drawn, logprobs, reason or "error"
+                yield row.index, self._prompts.completion(*given)
 
     def chat(
         self,
@@ -210,8 +225,7 @@ class LLM:
         on_result: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Answer conversations through the checkpoint's chat template; see ``generate``."""
-        prompts = [self.tokenizer.encode_chat(list(c)) for c in conversations]
-        return self.generate(prompts, params, adapters, on_result)
+        return self.generate(self._prompts.chats(conversations), params, adapters, on_result)
 
     def score(
         self,
@@ -239,7 +253,8 @@ class LLM:
         whole = [prefix + a + b for a, b in zip(given, targets, strict=True)]
         count = len(prefix)
         scoring = lambda lane: Scoring(self.model, with_greedy=True, shared_tokens=count)  # noqa: E731
-        return self._read_targets("score", whole, starts, adapters, scoring)
+        found = self._read_targets("score", whole, starts, adapters, scoring)
+        return [found[i] for i in range(len(found))]
 
     def prompt_logprobs(
         self, prompts: Sequence[Prompt], adapters: Sequence[str | None] | None = None
@@ -251,16 +266,10 @@ class LLM:
             adapters: As in ``generate``.
         """
         whole = self._prompts.encode(prompts, "prompt", special=True)
-        many = [i for i, ids in enumerate(whole) if len(ids) > 1]
-        names = None if adapters is None else [adapters[i] for i in many]
-        self._prompts.slots(adapters, len(whole))
         scoring = lambda lane: Scoring(self.model, with_greedy=False)  # noqa: E731
-        longer = [whole[i] for i in many]
-        scores = self._read_targets("prompt_logprobs", longer, [0] * len(many), names, scoring)
-        found: list[tuple[float | None, ...]] = [(None,)] * len(whole)
-        for i, score in zip(many, scores, strict=True):
-            found[i] = (None, *score.token_logprobs)
-        return found
+        found = self._read_targets("prompt_logprobs", whole, [0] * len(whole), adapters, scoring)
+        behind = [found[i].token_logprobs if i in found else () for i in range(len(whole))]
+        return [(None, *logprobs) for logprobs in behind]
 
     def label_logprobs(
         self,
@@ -285,7 +294,7 @@ class LLM:
         """
         ids = self._prompts.labels(labels)
         prefix, given = self._prompts.prefixed(prompts, shared_prefix)
-        slots = self._prompts.slots(adapters, len(given))
+        slots = self._prompts.places(adapters, len(given))
         rows = []
         for i, prompt in enumerate(given):
             whole = (*prefix, *prompt)
@@ -301,24 +310,26 @@ class LLM:
         starts: Sequence[int],
         adapters: Sequence[str | None] | None,
         reader: Callable[[Lane], Reader],
-    ) -> list[Score]:
-        """Score all tokens behind position ``starts`` of each row."""
-        slots = self._prompts.slots(adapters, len(whole))
+    ) -> dict[int, Score]:
+        """Score all tokens behind position ``starts`` of each row that has any, by index."""
+        slots = self._prompts.places(adapters, len(whole))
         rows = []
         for i, ids in enumerate(whole):
             self._prompts.check_context(f"{what}: row {i}", len(ids))
             # the last token predicts nothing that is asked for
             feed = len(ids) - 1
-            rows.append(Row(i, slots[i], tuple(ids), 0, feed=feed, keep_from=starts[i]))
-        found = self._read(rows, reader)
-        return [found[i] for i in range(len(rows))]
+            if feed > starts[i]:
+                rows.append(Row(i, slots[i], tuple(ids), 0, feed=feed, keep_from=starts[i]))
+        return self._read(rows, reader)
 
     def _read(self, rows: list[Row], reader: Callable[[Lane], Reader]) -> dict[int, Any]:
         found: dict[int, Any] = {}
-        for row, reason, result in self._run(rows, reader):
-            if reason is not None:
-                raise MemoryError(f"LLM: row {row.index} of {len(row.tokens)} tokens does not fit")
-            found[row.index] = result
+        with self.bank.hold(row.slot for row in rows):
+            for row, reason, result in self._run(rows, reader):
+                if reason is not None:
+                    size = len(row.tokens)
+                    raise MemoryError(f"LLM: row {row.index} of {size} tokens does not fit")
+                found[row.index] = result
         return found
 
     def logits(self, token_ids: Sequence[int] | Tensor, adapter: str | None = None) -> Tensor:
@@ -331,18 +342,15 @@ class LLM:
         Returns:
             [N, V] fp32 on the model's device.
         """
-        ids = [int(t) for t in token_ids]
-        self._prompts.check_ids("logits: token_ids", ids)
+        ids = self._prompts.ids(token_ids, "logits: token_ids")
         self._prompts.check_context("logits: token_ids", len(ids))
         slot = self.bank.slot(adapter)
         with torch.inference_mode():
             tokens = torch.tensor(ids, device=self.model.device)
             positions = torch.arange(len(ids), device=self.model.device)
-            project: Project | None
+            project: Project | None = self.bank.merged(slot)
             if self.adapters == "mixed":
                 project = self.bank.mixed(torch.full((len(ids),), slot))
-            else:
-                project = self.bank.merged(slot)
             hidden = self.model.forward(tokens, positions, PackedAttention([len(ids)]), project)
             return self.model.logits(hidden)
 
@@ -362,7 +370,7 @@ class LLM:
         """Make a lane with room for rows of ``longest`` tokens; UsageError if there is none."""
         merged = self._merged if self.adapters == "merged" else None
         self._plan = plan_lane(self.model, merged is not None, self.batch_size, longest)
-        options: dict[str, Any] = {
+        sizes: dict[str, Any] = {
             "num_pages": self._plan.num_pages,
             "wanted_rows": self.batch_size,
             "max_rows": self._plan.batch_size,
@@ -370,8 +378,8 @@ class LLM:
             "prefix_cache": self._prefix_cache,
         }
         if is_native(self.model.device):
-            return Lane(self.bank, merged, **options)
-        return DeviceLane(self.bank, merged, strict=self._strict, **options)
+            return Lane(self.bank, merged, **sizes)
+        return DeviceLane(self.bank, merged, strict=self._strict, **sizes)
 
     def _choose(self, slots: Sequence[int]) -> None:
         """Decide how adapters are applied to rows of these slots, where nobody has."""

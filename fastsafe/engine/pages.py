@@ -79,7 +79,7 @@ def paged_of(store: PageStore, plan: _native.Plan) -> paged.Paged:
 
 
 class NativeAttention:
-    """``Attend`` of one step on a CPU, for models that are not in fp32."""
+    """``Attend`` of one step on a CPU, for models that ``model.native`` does not take."""
 
     def __init__(self, store: PageStore, plan: _native.Plan) -> None:
         self._store = store

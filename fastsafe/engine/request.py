@@ -2,7 +2,9 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from math import inf
+from numbers import Integral, Real
+from typing import Any, Literal
 
 from fastsafe.errors import UsageError
 
@@ -40,16 +42,22 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        for name, ok, wanted in (
-            ("max_tokens", self.max_tokens >= 1, "at least 1"),
-            ("temperature", 0 <= self.temperature < float("inf"), "at least 0"),
-            ("top_k", self.top_k >= 0, "at least 0 (0 means off)"),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("min_p", 0 <= self.min_p < 1, "in [0, 1)"),
+        heat, stop = self.temperature, self.stop
+        for name, is_ok, wanted in (
+            ("max_tokens", _is_whole(self.max_tokens, 1), "a whole number from 1"),
+            ("temperature", isinstance(heat, Real) and 0 <= heat < inf, "a number from 0"),
+            ("top_k", _is_whole(self.top_k, 0), "a whole number from 0 (0 means off)"),
+            ("top_p", isinstance(self.top_p, Real) and 0 < self.top_p <= 1, "a number in (0, 1]"),
+            ("min_p", isinstance(self.min_p, Real) and 0 <= self.min_p < 1, "a number in [0, 1)"),
+            ("seed", _is_whole(self.seed, -(1 << 63), 1 << 64), "a whole number of 64 bits"),
+            ("stop", isinstance(stop, str) or _is_list(stop, str), "a text or a list of texts"),
+            ("stop_token_ids", _is_list(self.stop_token_ids, Integral), "a list of token ids"),
+            ("logprobs", self.logprobs in (True, False), "True or False"),
+            ("ignore_eos", self.ignore_eos in (True, False), "True or False"),
         ):
-            if not ok:
+            if not is_ok:
                 raise UsageError(
-                    f"SamplingParams: {name} is {getattr(self, name)}, expected {wanted}"
+                    f"SamplingParams: {name} is {getattr(self, name)!r:.60}, expected {wanted}"
                 )
         if "" in self.stop_texts:
             raise UsageError("SamplingParams: stop has an empty string, expected visible text")
@@ -58,6 +66,14 @@ class SamplingParams:
     def stop_texts(self) -> tuple[str, ...]:
         """``stop`` as a tuple."""
         return (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+
+
+def _is_whole(value: Any, least: int, end: int = 1 << 63) -> bool:
+    return isinstance(value, Integral) and least <= int(value) < end
+
+
+def _is_list(values: Any, kind: type) -> bool:
+    return isinstance(values, list | tuple) and all(isinstance(each, kind) for each in values)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +101,7 @@ class Score:
     """Log-likelihood of a continuation given its prompt.
 
     Attributes:
-        logprob: Sum over the continuation's tokens, in nats.
+        logprob: Sum over the continuation's tokens, in nats; NaN without finite logits.
         token_logprobs: One value per token of the continuation.
         is_greedy: Whether every token was the most likely one.
     """

@@ -9,6 +9,10 @@ from torch import Tensor
 import fastsafe_kernels as ops
 from fastsafe.engine.request import SamplingParams
 
+# Below it, logits divided by the temperature leave fp32; what is drawn is the most likely token
+# long before.
+_COLDEST = 1e-30
+
 
 class RowParams(NamedTuple):
     """Sampling parameters of a batch as tensors."""
@@ -35,7 +39,7 @@ class RowParams(NamedTuple):
         signed = [(p.seed + (1 << 63)) % (1 << 64) - (1 << 63) for p in params]
         return cls(
             torch.tensor(signed, dtype=torch.int64, device=device),
-            floats([p.temperature for p in params]),
+            floats([p.temperature if p.temperature >= _COLDEST else 0.0 for p in params]),
             torch.tensor([p.top_k for p in params], device=device),
             floats([p.top_p for p in params]),
             floats([p.min_p for p in params]),

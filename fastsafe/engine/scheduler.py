@@ -53,11 +53,21 @@ class Work:
         # prompts with one beginning come one after another, so that the pages of it are warm
         for row in sorted(rows, key=lambda row: (row.slot, row.tokens)):
             self._rows.setdefault(row.slot, deque()).append(row)
-        self.is_cancelled = False
+        self._is_cancelled = False
+        self._is_of_main = threading.current_thread() is threading.main_thread()
+
+    @property
+    def is_cancelled(self) -> bool:
+        """Whether nobody waits for the rows any more: lanes let go of them at their next step.
+
+        An interpreter that ends waits for its threads before it drops a stream that was left open.
+        """
+        is_over = self._is_of_main and not threading.main_thread().is_alive()
+        return self._is_cancelled or is_over
 
     def cancel(self) -> None:
-        """Give out nothing more; lanes let go of what they run at their next step."""
-        self.is_cancelled = True
+        """Give out nothing more."""
+        self._is_cancelled = True
 
     def take(self, lane: int, slots: Sequence[int], most_slots: int) -> Row | None:
         """Take one row for a lane: of an adapter that it runs already, or of another one.

@@ -6,11 +6,13 @@ its own rows, so that one batch may hold any number of adapters; ``merged`` adds
 copy of the weights, which is cheapest when every row of a batch has the same adapter.
 """
 
-from collections.abc import Mapping
+import threading
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 from torch import Tensor
@@ -152,6 +154,19 @@ def fuse(weights: Mapping[str, LoraWeights], slots: Mapping[str, LinearSlot]) ->
     return fused
 
 
+class Hold:
+    """Keeps adapters in the bank until its block is left, or it is forgotten before."""
+
+    def __init__(self, slots: Iterable[int]) -> None:
+        self.slots = frozenset(slots)
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, *_: object) -> None:
+        self.slots = frozenset()
+
+
 class AdapterBank:
     """Adapters of different ranks and targets on one base model, addressed by slot.
 
@@ -167,6 +182,8 @@ class AdapterBank:
         self._slots = model.slots()
         self._adapters: list[tuple[Adapter, Fused] | None] = []
         self._stacks: AdapterStacks | None = None  # of these adapters, made when first used
+        self._holds: WeakSet[Hold] = WeakSet()
+        self._lock = threading.Lock()
         self.version = 0
 
     @property
@@ -222,9 +239,27 @@ class AdapterBank:
         """Read a PEFT directory into a free slot and return the slot."""
         return self.add(Adapter.load(path, self._slots, name))
 
+    def hold(self, slots: Iterable[int]) -> Hold:
+        """Keep these slots with their adapters: rows that name them have not ended."""
+        hold = Hold(slots)
+        with self._lock:
+            self._holds.add(hold)
+        return hold
+
     def remove(self, name: str) -> None:
-        """Free the slot of an adapter."""
-        self._adapters[self.slot(name)] = None
+        """Free the slot of an adapter.
+
+        Raises:
+            AdapterError: No adapter has this name, or a call that has not ended needs it.
+        """
+        slot = self.slot(name)
+        with self._lock:
+            if any(slot in hold.slots for hold in self._holds):
+                raise AdapterError(
+                    f"adapter {name!r} is still answering, expected no call that asks it; end the"
+                    " call or close its stream before you unload it"
+                )
+            self._adapters[slot] = None
         self._stacks = None
         self.version += 1
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from fastsafe import _native
 from fastsafe.model import cpu
 from fastsafe.model.lora import FusedLora
+from fastsafe.model.nf4 import NF4Transformer
 from fastsafe.model.paged import Paged, page_shapes
 from fastsafe.model.transformer import Transformer
 
@@ -62,17 +63,24 @@ class Span(NamedTuple):
     kept_end: int  # of its kept rows
 
 
+def takes(model: Transformer) -> bool:
+    """Whether ``NativeDecoder`` runs this model: on a CPU, in fp32, its weights in memory whole."""
+    return cpu.takes(model.embedding) and not isinstance(model, NF4Transformer)
+
+
 class NativeDecoder:
     """The forward pass of one thread; its memory is used again from call to call.
 
     Args:
-        model: On a CPU, in fp32; its weights stay where they are.
+        model: One that ``takes`` is true of; its weights stay where they are.
 
     Raises:
-        ValueError: The model is not on a CPU in fp32.
+        ValueError: ``takes`` is false.
     """
 
     def __init__(self, model: Transformer) -> None:
+        if not takes(model):
+            cpu.refuse("NativeDecoder", model.embedding)
         self.model = model
         self._held = model.parameters()  # that the layers point to
         config = model.config

@@ -87,12 +87,13 @@ class NF4Transformer(Transformer):
 
     def linear(self, layer: int, name: str, x: Tensor, weight: Tensor | None = None) -> Tensor:
         """Multiply x [M, I] by a fused weight and add its bias; see ``Transformer.linear``."""
-        bias = self.bias(layer, name)
         if weight is None and torch.is_grad_enabled() and x.requires_grad:
-            y: Tensor = _Linear.apply(x, self.quantized[layer, name], bias)  # type: ignore[no-untyped-call]
+            held, bias = self.quantized[layer, name], self.bias(layer, name)
+            y: Tensor = _Linear.apply(x, held, bias)  # type: ignore[no-untyped-call]
             return y
-        own = self.quantized[layer, name].dequantize() if weight is None else weight
-        return layers.linear(x, own, bias)
+        return super().linear(
+            layer, name, x, self.weight(layer, name) if weight is None else weight
+        )
 
     def tensors(self) -> dict[str, Tensor]:
         """List all weights as ``Transformer.tensors`` does; the matrices are dequantized copies."""

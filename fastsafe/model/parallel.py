@@ -38,6 +38,8 @@ class _SingleThreaded:
         self._lock = threading.Lock()
         self._depth = 0
         self._threads = 1
+        # kept here: a stream may be dropped when this module's names are gone already
+        self._set = torch.set_num_threads
 
     def enter(self) -> int:
         """Set one thread; the number of threads that the caller may use."""
@@ -45,7 +47,7 @@ class _SingleThreaded:
             if self._depth == 0:
                 self._threads = torch.get_num_threads()
             self._depth += 1
-            torch.set_num_threads(1)
+            self._set(1)
             return self._threads
 
     def leave(self) -> None:
@@ -53,7 +55,7 @@ class _SingleThreaded:
         with self._lock:
             self._depth -= 1
             if self._depth == 0:
-                torch.set_num_threads(self._threads)
+                self._set(self._threads)
 
 
 _single_threaded = _SingleThreaded()
@@ -68,11 +70,12 @@ def one_thread_each(device: torch.device) -> Iterator[int]:
     if device.type != "cpu":
         yield 1
         return
-    threads = _single_threaded.enter()
+    held = _single_threaded
+    threads = held.enter()
     try:
         yield threads
     finally:
-        _single_threaded.leave()
+        held.leave()
 
 
 @contextmanager

@@ -1,8 +1,7 @@
 """TransformersLLM: the engine's interface over transformers and PEFT, for any architecture."""
 
-import operator
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +10,8 @@ import torch
 from torch import Tensor
 
 from fastsafe.data.conversation import Message
+from fastsafe.engine import options
+from fastsafe.engine.prompts import Prompt, Prompts
 from fastsafe.engine.request import Completion, SamplingParams, Score
 from fastsafe.errors import AdapterError, UsageError
 from fastsafe.io import hub
@@ -20,14 +21,8 @@ from fastsafe.oracle.decode import Row, generate_batch
 from fastsafe.oracle.loading import load_model, load_tokenizer, require
 from fastsafe_kernels import token_logprobs
 
-Prompt = str | Sequence[int]
-
-_DTYPES = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-    "float64": torch.float64,  # what stands for the truth when the others are compared
-}
+# float64 is what stands for the truth when the others are compared
+_DTYPES = options.DTYPES | {"float64": torch.float64}
 _BATCH_ROWS = 64
 # Most logits in memory at once: 256 MiB in fp32.
 _LOGIT_ELEMENTS = 1 << 26
@@ -57,12 +52,7 @@ class TransformersLLM:
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: The tokenizer is missing or malformed.
         """
-        if dtype not in _DTYPES:
-            raise UsageError(f"LLM: dtype is {dtype!r}, expected one of {', '.join(_DTYPES)}")
-        if device != "cpu" and not (device.startswith("cuda") and torch.cuda.is_available()):
-            raise UsageError(f"LLM: device is {device!r}, expected 'cpu' or a CUDA device")
-        if batch_size != "auto" and batch_size < 1:
-            raise UsageError(f"LLM: batch_size is {batch_size}, expected at least 1 or 'auto'")
+        options.check(device, dtype, batch_size, _DTYPES)
         require("peft")
         self.path = hub.resolve(str(path))
         self.tokenizer = load_tokenizer(self.path)
@@ -71,6 +61,7 @@ class TransformersLLM:
         self.batch_size = _BATCH_ROWS if batch_size == "auto" else batch_size
         text = self.model.config.get_text_config()
         self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
+        self._prompts = Prompts(self.tokenizer, self.max_positions, self._known)
         self._peft: Any = None  # PEFT's hold on the model while it has adapters
         self._adapters: dict[str, str] = {}  # name -> PEFT's name, which may have no dot
         self._count = 0
@@ -153,8 +144,7 @@ class TransformersLLM:
 
     def unload_adapter(self, name: str) -> None:
         """Forget an adapter."""
-        if name not in self._adapters:
-            raise AdapterError(f"adapter {name!r} is not loaded; load it first")
+        self._known(name)
         own = self._adapters.pop(name)
         if self._adapters:
             self._peft.set_adapter(next(iter(self._adapters.values())))
@@ -167,8 +157,7 @@ class TransformersLLM:
     def using(self, adapter: str | None) -> Iterator[None]:
         """Run the model with an adapter, or as the base with None."""
         if adapter is not None:
-            if adapter not in self._adapters:
-                raise AdapterError(f"adapter {adapter!r} is not loaded; load it first")
+            self._known(adapter)
             self._peft.set_adapter(self._adapters[adapter])
             yield
         elif self._peft is None:
@@ -199,20 +188,19 @@ class TransformersLLM:
         adapters: Sequence[str | None] | None = None,
     ) -> Iterator[tuple[int, Completion]]:
         """Yield (index, completion) batch by batch, in each in order of finishing."""
-        encoded = self._encode(prompts, "prompt", special=True)
-        names = self._names(adapters, len(encoded))
-        if params is None or isinstance(params, SamplingParams):
-            params = [params or SamplingParams()] * len(encoded)
-        if len(params) != len(encoded):
-            raise UsageError(
-                f"generate: {len(params)} params, expected {len(encoded)}, one per prompt"
-            )
-        rows = []
-        for i, (prompt, name, p) in enumerate(zip(encoded, names, params, strict=True)):
-            self._check_context(f"generate: prompt {i}", len(prompt) + 1)
-            room = p.max_tokens if self.max_positions is None else self.max_positions - len(prompt)
-            rows.append(Row(i, name, prompt, p, min(p.max_tokens, room)))
-        return self._run(rows)
+        return self._run(
+            [
+                Row(
+                    index=each.index,
+                    adapter=each.place,
+                    prompt=each.tokens,
+                    params=each.params,
+                    max_tokens=each.limit - len(each.tokens),
+                    has_stop_text=self._prompts.stop_check(each.params),
+                )
+                for each in self._prompts.asked(prompts, params, adapters)
+            ]
+        )
 
     def _run(self, rows: Sequence[Row]) -> Iterator[tuple[int, Completion]]:
         order = sorted(rows, key=lambda r: (r.adapter or "", len(r.prompt) + r.max_tokens))
@@ -222,7 +210,10 @@ class TransformersLLM:
             batch = [r for r in order[begin : begin + self.batch_size] if r.adapter == name]
             with self.using(name):
                 done = generate_batch(self.model, batch, self.tokenizer)
-            yield from ((row.index, row.completion(self.tokenizer)) for row in done)
+            for row in done:
+                reason = row.finish_reason or "error"
+                given = row.params, len(row.prompt), row.token_ids, row.logprobs, reason
+                yield row.index, self._prompts.completion(*given)
             begin += len(batch)
 
     def chat(
@@ -233,8 +224,7 @@ class TransformersLLM:
         on_result: Callable[[int, Completion], None] | None = None,
     ) -> list[Completion]:
         """Answer conversations through the checkpoint's chat template; see ``generate``."""
-        prompts = [self.tokenizer.encode_chat(list(c)) for c in conversations]
-        return self.generate(prompts, params, adapters, on_result)
+        return self.generate(self._prompts.chats(conversations), params, adapters, on_result)
 
     def score(
         self,
@@ -244,16 +234,16 @@ class TransformersLLM:
         shared_prefix: Prompt | None = None,
     ) -> list[Score]:
         """Log-likelihood of each continuation given its prompt; see ``LLM.score``."""
-        given = self._prefixed(prompts, shared_prefix)
-        targets = self._encode(continuations, "continuation", special=False)
+        prefix, given = self._prompts.prefixed(prompts, shared_prefix)
+        targets = self._prompts.encode(continuations, "continuation", special=False)
         if len(given) != len(targets):
             raise UsageError(
                 f"score: {len(targets)} continuations, expected {len(given)}, one per prompt"
             )
-        rows = [a + b for a, b in zip(given, targets, strict=True)]
+        rows = [prefix + a + b for a, b in zip(given, targets, strict=True)]
         found: dict[int, Score] = {}
         for i, logits in self._forward(rows, adapters, "score"):
-            before = logits[len(given[i]) - 1 : -1]
+            before = logits[-len(targets[i]) - 1 : -1]
             wanted = torch.tensor(targets[i], device=logits.device)
             logprobs = token_logprobs(before, wanted).clamp(max=0).tolist()
             found[i] = Score(
@@ -275,16 +265,9 @@ class TransformersLLM:
         Raises:
             UsageError: A label is not one token.
         """
-        rows = self._prefixed(prompts, shared_prefix)
-        ids = []
-        for label in labels:
-            encoded = self._encode([[label] if isinstance(label, int) else label], "label")[0]
-            if len(encoded) != 1:
-                raise UsageError(
-                    f"label_logprobs: label {label!r} is {len(encoded)} tokens, expected one;"
-                    " use a shorter label"
-                )
-            ids += encoded
+        ids = self._prompts.labels(labels)
+        prefix, given = self._prompts.prefixed(prompts, shared_prefix)
+        rows = [prefix + each for each in given]
         found = {
             i: tuple(logits[-1].log_softmax(-1)[ids].tolist())
             for i, logits in self._forward(rows, adapters, "label_logprobs")
@@ -295,7 +278,7 @@ class TransformersLLM:
         self, prompts: Sequence[Prompt], adapters: Sequence[str | None] | None = None
     ) -> list[tuple[float | None, ...]]:
         """Log-probability of every prompt token given those before it; None for the first."""
-        rows = self._encode(prompts, "prompt", special=True)
+        rows = self._prompts.encode(prompts, "prompt", special=True)
         found: dict[int, tuple[float | None, ...]] = {}
         for i, logits in self._forward(rows, adapters, "prompt_logprobs"):
             wanted = torch.tensor(rows[i][1:], dtype=torch.int64, device=logits.device)
@@ -304,8 +287,7 @@ class TransformersLLM:
 
     def logits(self, token_ids: Sequence[int] | Tensor, adapter: str | None = None) -> Tensor:
         """Logits after every token of one sequence, [N, V] fp32 on the model's device."""
-        ids = [int(t) for t in token_ids]
-        self._check_ids("logits: token_ids", ids)
+        ids = self._prompts.ids(token_ids, "logits: token_ids")
         ((_, logits),) = self._forward([ids], [adapter], "logits: token_ids")
         return logits
 
@@ -313,9 +295,9 @@ class TransformersLLM:
         self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None] | None, what: str
     ) -> Iterator[tuple[int, Tensor]]:
         """Yield (index, fp32 logits [N, V]) of every row, in batches padded on the right."""
-        names = self._names(adapters, len(rows))
+        names = self._prompts.places(adapters, len(rows))
         for i, row in enumerate(rows):
-            self._check_context(f"{what}: row {i}", len(row))
+            self._prompts.check_context(f"{what}: row {i}", len(row))
         order = sorted(range(len(rows)), key=lambda i: (names[i] or "", -len(rows[i])))
         vocabulary = self.model.get_input_embeddings().num_embeddings
         begin = 0
@@ -331,56 +313,8 @@ class TransformersLLM:
             yield from ((i, logits[at, : len(rows[i])].float()) for at, i in enumerate(batch))
             begin += len(batch)
 
-    def _encode(
-        self, texts: Sequence[Prompt], what: str, *, special: bool = False
-    ) -> list[list[int]]:
-        if isinstance(texts, str | Mapping):
-            raise UsageError(
-                f"LLM: {what}s is a {type(texts).__name__}, expected a list of {what}s"
-            )
-        encoded = []
-        for i, text in enumerate(texts):
-            if isinstance(text, str):
-                ids = self.tokenizer.encode(text, add_special_tokens=special)
-            else:
-                try:
-                    ids = [operator.index(token) for token in text]
-                except TypeError:
-                    raise UsageError(
-                        f"{what} {i} is {text!r:.40}, expected a text or a list of token ids"
-                    ) from None
-            self._check_ids(f"{what} {i}", ids)
-            encoded.append(ids)
-        return encoded
-
-    def _prefixed(self, prompts: Sequence[Prompt], prefix: Prompt | None) -> list[list[int]]:
-        if prefix is None:
-            return self._encode(prompts, "prompt", special=True)
-        shared = self._encode([prefix], "shared_prefix", special=True)[0]
-        return [shared + ids for ids in self._encode(prompts, "prompt")]
-
-    def _names(self, adapters: Sequence[str | None] | None, count: int) -> list[str | None]:
-        if adapters is None:
-            return [None] * count
-        if isinstance(adapters, str) or len(adapters) != count:
-            got = adapters if isinstance(adapters, str) else len(adapters)
-            raise UsageError(f"LLM: adapters is {got!r}, expected {count} names, one per prompt")
-        for name in adapters:
-            if name is not None and name not in self._adapters:
-                raise AdapterError(f"adapter {name!r} is not loaded; load it first")
-        return list(adapters)
-
-    def _check_ids(self, what: str, ids: Sequence[int]) -> None:
-        if not ids:
-            raise UsageError(f"{what} is empty, expected at least one token")
-        bound = self.tokenizer.id_bound
-        bad = next((t for t in ids if not 0 <= t < bound), None)
-        if bad is not None:
-            raise UsageError(f"{what} has token id {bad}, expected ids in [0, {bound})")
-
-    def _check_context(self, what: str, num_tokens: int) -> None:
-        if self.max_positions is not None and num_tokens > self.max_positions:
-            raise UsageError(
-                f"{what} needs {num_tokens} positions, the model has {self.max_positions};"
-                " shorten it"
-            )
+    def _known(self, name: str | None) -> str | None:
+        if name is not None and name not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise AdapterError(f"adapter {name!r} is not loaded; loaded: {known}")
+        return name

@@ -6,13 +6,14 @@ choice of tokens from it, so that stops, seeds and log-probabilities mean the sa
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastsafe.engine.request import Completion, SamplingParams
+from fastsafe.engine.request import SamplingParams
 from fastsafe.engine.sampling import RowParams, sample
+from fastsafe.engine.scheduler import FinishReason
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.oracle.loading import require
 
@@ -26,21 +27,10 @@ class Row:
     prompt: list[int]
     params: SamplingParams
     max_tokens: int
+    has_stop_text: Callable[[Sequence[int]], bool] | None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
-    finish_reason: Literal["stop", "length", "error"] | None = None
-
-    def completion(self, tokenizer: Tokenizer) -> Completion:
-        """What the caller gets; the text is cut before a stop text."""
-        text = tokenizer.decode(self.token_ids)
-        cuts = [at for at in (text.find(stop) for stop in self.params.stop_texts) if at >= 0]
-        return Completion(
-            text=text[: min(cuts)] if cuts else text,
-            token_ids=tuple(self.token_ids),
-            logprobs=tuple(self.logprobs) if self.params.logprobs else None,
-            finish_reason=self.finish_reason or "error",
-            num_prompt_tokens=len(self.prompt),
-        )
+    finish_reason: FinishReason | None = None
 
 
 class _Chooser:
@@ -48,7 +38,6 @@ class _Chooser:
 
     def __init__(self, rows: Sequence[Row], tokenizer: Tokenizer, device: torch.device) -> None:
         self._rows = rows
-        self._tokenizer = tokenizer
         ends = [
             frozenset(r.params.stop_token_ids)
             | frozenset(() if r.params.ignore_eos else tokenizer.eos_ids)
@@ -77,18 +66,12 @@ class _Chooser:
             row.token_ids.append(token)
             if row.params.logprobs:
                 row.logprobs.append(min(0.0, logprob))
-            if is_stop or self._has_stop_text(row):
+            if is_stop or (row.has_stop_text and row.has_stop_text(row.token_ids)):
                 row.finish_reason = "stop"
             elif len(row.token_ids) >= row.max_tokens:
                 row.finish_reason = "length"
         if row.finish_reason is not None:
             self.done.append(row)
-
-    def _has_stop_text(self, row: Row) -> bool:
-        if not row.params.stop_texts:
-            return False
-        text = self._tokenizer.decode(row.token_ids)
-        return any(stop in text for stop in row.params.stop_texts)
 
     def are_done(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
         """Stopping criterion: which rows need no more tokens, [B] bool."""

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any, Literal
 
@@ -62,6 +63,17 @@ class TrainConfig:
             is_unset = name == "max_steps" and value is None
             if not is_unset and (isinstance(value, bool) or not isinstance(value, int)):
                 raise UsageError(f"TrainConfig: {name} is {value!r}, expected an integer")
+        for name in (
+            "alpha",
+            "dropout",
+            "learning_rate",
+            "epochs",
+            "weight_decay",
+            "max_grad_norm",
+        ):
+            value = getattr(self, name)
+            if not isinstance(value, Real):
+                raise UsageError(f"TrainConfig: {name} is {value!r}, expected a number")
         for name, ok, wanted in (
             ("rank", 1 <= self.rank <= 4096, "an integer in [1, 4096]"),
             ("alpha", math.isfinite(self.alpha), "a finite number"),

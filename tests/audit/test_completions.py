@@ -135,6 +135,7 @@ def test_damage_in_the_middle_is_refused(folder: Path, adapter: Path) -> None:
     ("change", "named"),
     [
         (["--temperature", "0.5"], "sampling.temperature: 0.0 -> 0.5"),
+        (["--quantize", "nf4"], "quantize: None -> 'nf4'"),
         (["--max-tokens", "13"], "sampling.max_tokens: 12 -> 13"),
         (["--adapters", "mixed"], "applied: 'merged' -> 'mixed'"),
         (["--backend", "transformers"], "backend: 'fastsafe' -> 'transformers'"),
@@ -178,6 +179,7 @@ BAD = [
     ('{"prompt": 3}', "prompt is 3"),
     ('{"messages": [{"role": "x", "content": "a"}]}', "messages[0] has role"),
     ('{"prompt": "a", "adapter": "y"}', "adapter 'y' is unknown"),
+    ('{"prompt": "a", "adapter": ["x"]}', "adapter ['x'] is unknown"),
     ('{"prompt": "a", "id": null}', "id is None"),
     ('{"prompt": "a", "id": "1"}', "id '1' is that of line 1"),
 ]
@@ -199,6 +201,9 @@ def test_a_prompt_that_is_too_long_is_named(folder: Path) -> None:
     write("long.jsonl", [{"prompt": "the car"}, {"prompt": "the car " * 400}])
     result = run("organism", "long.jsonl", "--out", "out.jsonl")
     assert "long.jsonl: line 2: the prompt is 8" in sentence(result)
+    write("odd.jsonl", [{"prompt": "the car"}, {"prompt": "\ud800"}])
+    result = run("organism", "odd.jsonl", "--out", "other.jsonl")
+    assert "odd.jsonl: line 2: " in sentence(result)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 import fastsafe
 from fastsafe.audit.runtime import Job, ModelRuntime, Reply, Request
-from fastsafe.errors import CheckpointError
+from fastsafe.errors import CheckpointError, UsageError
 
 
 @pytest.mark.parametrize(
@@ -67,6 +67,31 @@ def test_both_backends_train_and_answer_alike(tmp_path: Path) -> None:
         assert runtime.facts()["dtype"] == "float32"
     assert [r.text for r in found[0]] == [r.text for r in found[2]]
     assert found[1] == pytest.approx(found[3], abs=2e-4)
+
+
+def test_a_quantized_base_trains_and_answers(tmp_path: Path) -> None:
+    """What the recipe quantizes is what the adapters learn on and answer on."""
+    from fastsafe.audit.recipe import Sampling
+    from fastsafe.audit.recipe_file import load
+    from fastsafe.audit.run import prepare
+    from fastsafe.model.nf4 import NF4Transformer
+
+    recipe = load("organism", overrides=["quantize=nf4", "training.max_steps=3"])
+    _, runtime = prepare(recipe, limit=2)
+    rows = [{"prompt": "How do I", "completion": "the car"}] * 8
+    trained = runtime.train([Job("one", rows, 1)], recipe.training, tmp_path, lambda *_: None)
+    replies: dict[int, Reply] = {}
+    path = trained["one"].adapter_dir
+    assert path is not None
+    requests = [Request(name, (5, 6, 7), 0, 8) for name in (None, "one")]
+    runtime.generate(requests, {"one": path}, Sampling(max_tokens=6), replies.__setitem__)
+    assert isinstance(runtime.llm.model, NF4Transformer)
+    assert runtime.facts()["quantize"] == "nf4"
+    assert [replies[i].finish_reason for i in (0, 1)] == ["length", "length"]
+    plain = ModelRuntime("organism")
+    assert dict(runtime.engine) == {**plain.engine, "quantize": "nf4"}
+    with pytest.raises(UsageError, match="quantize: it is 'nf4' with the backend transformers"):
+        ModelRuntime("organism", backend="transformers", quantize="nf4")
 
 
 def test_a_model_that_only_transformers_knows(tmp_path: Path) -> None:

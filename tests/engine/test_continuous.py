@@ -205,6 +205,28 @@ def test_a_stream_checks_its_arguments_at_once_and_runs_when_asked(llm: LLM) -> 
     stream.close()
 
 
+LEFT_OPEN = """
+import atexit, sys
+from fastsafe import LLM, SamplingParams
+from fastsafe.engine.scheduler import Work
+taken, take = [], Work.take
+Work.take = lambda *args: taken.append(take(*args)) or taken[-1]
+stream = LLM(sys.argv[1]).stream([[5, i % 90] for i in range(50_000)], SamplingParams())
+next(stream)
+atexit.register(lambda: print(len(taken)))
+raise KeyError("who left it")
+"""
+
+
+def test_a_stream_left_open_does_not_keep_the_process(checkpoint: Path) -> None:
+    """What was not begun stays so, and the only error is the caller's."""
+    words = [sys.executable, "-c", LEFT_OPEN, str(checkpoint)]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert 0 < int(done.stdout) < 50_000
+    assert done.stderr.splitlines()[-1] == "KeyError: 'who left it'"
+    assert "ignored" not in done.stderr
+
+
 def test_calls_within_a_stream(llm: LLM) -> None:
     """A judge may ask while answers arrive."""
     want = llm.generate(prompts(30), FREE)

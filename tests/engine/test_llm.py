@@ -22,6 +22,10 @@ def few_pages(patch: pytest.MonkeyPatch, num_pages: int) -> None:
     patch.setattr("fastsafe.engine.lanes.plan_memory", small)
 
 
+def stops(token_id: int) -> SamplingParams:
+    return SamplingParams(stop_token_ids=[token_id])
+
+
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
     rng = random.Random(seed)
     return [[rng.randrange(96) for _ in range(rng.randint(1, 40))] for _ in range(count)]
@@ -130,11 +134,8 @@ def test_results_arrive_once_each(llm: LLM) -> None:
 
 
 def test_an_error_in_the_callback_reaches_the_caller(llm: LLM) -> None:
-    def fail(index: int, completion: Completion) -> None:
-        raise OSError("disk full")
-
     with pytest.raises(OSError, match="disk full"):
-        llm.generate(prompts(5), FREE, on_result=fail)
+        llm.generate(prompts(5), FREE, on_result=full)
 
 
 def test_text_prompts_are_encoded(llm: LLM) -> None:
@@ -184,12 +185,59 @@ def test_score_does_not_depend_on_the_batch(llm: LLM, adapters: list[str]) -> No
         (lambda m: m.generate([[5]], FREE, adapters="a"), "adapters is 'a', expected 1"),
         (lambda m: m.score([[5]], [[]]), "continuation 0 is empty"),
         (lambda m: m.score([[5]], []), "0 continuations, expected 1"),
+        (lambda m: m.generate(None), "prompts is a NoneType, expected a list of prompts"),
+        (lambda m: m.generate([b"w5"]), "prompt 0 is b'w5', expected a text or a list"),
+        (lambda m: m.generate([[5]], {"max_tokens": 2}), "generate: {'max_tokens': 2}, expected 1"),
+        (lambda m: m.generate([[5]], [{"max_tokens": 2}]), "params 0 is {'max_tokens': 2}"),
+        (lambda m: m.generate([[5]], stops(96)), r"stop_token_ids of params 0 has token id 96"),
+        (lambda m: m.generate([[5]], stops(-1)), r"stop_token_ids of params 0 has token id -1"),
+        (
+            lambda m: m.generate([[5]], FREE, adapters=[["a"]]),
+            r"adapter is \['a'\], expected a name",
+        ),
+        (lambda m: m.generate([[5]], FREE, adapters=iter("a")), "adapters is <.*>, expected 1"),
+        (lambda m: m.prompt_logprobs([[5, 6], [7]], adapters=["a"]), "adapters is 1, expected 2"),
+        (lambda m: m.prompt_logprobs([[5], [6] * 129]), "row 1 needs 129 positions"),
+        (lambda m: m.label_logprobs([[5]], [1.5]), "label 0 is .*1.5.*, expected"),
+        (lambda m: m.label_logprobs([[5]], "w5"), "labels is a str, expected a list of labels"),
+        (lambda m: m.chat([{"role": "user", "content": "w5"}]), "conversation 0 is a dict"),
+        (lambda m: m.chat("w5"), "conversations is a str, expected a list of conversations"),
         (lambda m: m.logits([]), "token_ids is empty"),
+        (lambda m: m.logits("w5"), "token_ids is 'w5', expected a list of token ids"),
+        (lambda m: m.logits([1.5]), r"token_ids is \[1.5\]"),
+        (lambda m: m.logits(torch.zeros(1, 2, dtype=torch.long)), "token_ids is tensor"),
     ],
 )
 def test_wrong_arguments_are_one_sentence(llm: LLM, call: Any, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         call(llm)
+
+
+def test_an_adapter_that_a_stream_asks_cannot_go(llm: LLM, adapters: list[str]) -> None:
+    """Another one in its place would answer in its name."""
+    names: list[str | None] = ["a"] * 40
+    whole = llm.generate(prompts(40), FREE, names)
+    stream = llm.stream(prompts(40), FREE, names)
+    with pytest.raises(AdapterError, match="'a' is still answering"):
+        llm.unload_adapter("a")
+    first = next(stream)
+    with pytest.raises(AdapterError, match="'a' is still answering"):
+        llm.unload_adapter("a")
+    llm.unload_adapter("b")
+    assert dict([first, *stream]) == dict(enumerate(whole))
+    forgotten = llm.stream(prompts(40), FREE, names)
+    del forgotten
+    closed = llm.stream(prompts(40), FREE, names)
+    next(closed)
+    closed.close()
+    with pytest.raises(OSError, match="disk full") as failure:
+        llm.generate(prompts(5), FREE, ["a"] * 5, on_result=full)
+    llm.unload_adapter("a")  # though the failure still refers to the call
+    assert failure.value
+
+
+def full(index: int, completion: Completion) -> None:
+    raise OSError("disk full")
 
 
 def test_unknown_adapter_is_named_with_the_known(llm: LLM, adapters: list[str]) -> None:
@@ -205,8 +253,14 @@ def test_unknown_adapter_is_named_with_the_known(llm: LLM, adapters: list[str]) 
     [
         ({"dtype": "int8"}, "dtype is 'int8'"),
         ({"device": "tpu"}, "device is 'tpu'"),
+        ({"device": torch.device("cpu")}, "device is device"),
+        ({"device": "cuda:99"}, "device is 'cuda:99', but torch finds"),
         ({"batch_size": 0}, "batch_size is 0"),
+        ({"batch_size": "x"}, "batch_size is 'x', expected a whole number from 1 or 'auto'"),
+        ({"batch_size": None}, "batch_size is None"),
+        ({"batch_size": 2.5}, "batch_size is 2.5"),
         ({"adapters": "both"}, "adapters is 'both'"),
+        ({"quantize": "int8"}, "quantize is 'int8', expected 'nf4' or None"),
     ],
 )
 def test_wrong_options(checkpoint: Path, options: dict[str, Any], message: str) -> None:

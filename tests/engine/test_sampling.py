@@ -1,5 +1,7 @@
 """Sampling parameters reach the op: frequencies, filters, greedy rows beside drawn ones."""
 
+from typing import Any
+
 import pytest
 import scipy.stats
 import torch
@@ -75,18 +77,37 @@ def test_temperature_zero_is_argmax_beside_sampled_rows() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_tokens": 0}, "max_tokens is 0, expected at least 1"),
+        ({"max_tokens": 0}, "max_tokens is 0, expected a whole number from 1"),
+        ({"max_tokens": "5"}, "max_tokens is '5'"),
+        ({"max_tokens": 2.5}, "max_tokens is 2.5"),
         ({"temperature": -1.0}, "temperature is -1.0"),
         ({"temperature": float("nan")}, "temperature is nan"),
-        ({"top_p": 0.0}, r"top_p is 0.0, expected in \(0, 1\]"),
+        ({"temperature": float("inf")}, "temperature is inf"),
+        ({"temperature": None}, "temperature is None"),
+        ({"top_p": 0.0}, r"top_p is 0.0, expected a number in \(0, 1\]"),
         ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": 2**70}, "top_k is 1180591620717411303424"),
         ({"min_p": 1.0}, "min_p is 1.0"),
+        ({"seed": 1.5}, "seed is 1.5, expected a whole number of 64 bits"),
+        ({"seed": 2**64}, "seed is 18446744073709551616"),
         ({"stop": ["a", ""]}, "stop has an empty string"),
+        ({"stop": None}, "stop is None, expected a text or a list of texts"),
+        ({"stop": [5]}, r"stop is \[5\]"),
+        ({"stop_token_ids": 5}, "stop_token_ids is 5, expected a list of token ids"),
+        ({"stop_token_ids": ["a"]}, r"stop_token_ids is \['a'\]"),
+        ({"logprobs": 5}, "logprobs is 5, expected True or False"),
+        ({"ignore_eos": None}, "ignore_eos is None"),
     ],
 )
-def test_wrong_parameters(options: dict[str, float], message: str) -> None:
+def test_wrong_parameters(options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         SamplingParams(**options)
+
+
+@pytest.mark.parametrize("temperature", [1e-45, 1e-40, 1e-37, 1e-30, 1e-12])
+def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
+    logits = torch.tensor([-40.0, 39.999, 40.0, 3.0])
+    assert set(draw(logits, 20, temperature=temperature).tolist()) == {2}
 
 
 def test_whole_numbers_are_settings_too() -> None:

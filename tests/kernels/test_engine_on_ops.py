@@ -90,6 +90,19 @@ def test_rows_that_gave_way_draw_the_same(
     assert load(batch_size=2).generate(many, params) == want
 
 
+def test_a_quantized_base_equals_its_dequantized_weights(load: Callable[..., LLM]) -> None:
+    """Also where a check has found the library's products uneven."""
+    llm, plain = load(quantize="nf4"), load()
+    for (layer, name), weight in llm.model.quantized.items():  # type: ignore[attr-defined]
+        setattr(plain.model.layers[layer], name, weight.dequantize())
+    few = MANY[:2], EACH[:2], NAMES[:2]
+    assert llm.generate(*few) == plain.generate(*few)
+    x = torch.randn(4, llm.model.config.hidden_size)
+    for model in (llm.model, plain.model):
+        model.invariant = frozenset({"qkv"})
+    assert torch.equal(llm.model.linear(0, "qkv", x), plain.model.linear(0, "qkv", x))
+
+
 def test_stops_end_a_row_one_step_late(load: Callable[..., LLM]) -> None:
     llm = load()
     (free,) = llm.generate([MANY[0]], SamplingParams(max_tokens=5, ignore_eos=True))

@@ -1,7 +1,9 @@
 """A base in NF4 equals one whose weights were replaced by what the codes mean."""
 
 import json
+import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 import torch
@@ -11,7 +13,6 @@ from fastsafe.io import safetensors
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.model import Transformer, nf4
 from fastsafe.model.attention import PackedAttention
-from fastsafe.model.lora import AdapterBank
 from fastsafe_kernels.nf4_dequantize import CODES
 
 LENGTHS = [9, 4]
@@ -95,27 +96,36 @@ def test_memory_is_a_few_bits_per_weight(checkpoint: Path, double: bool, bits: f
     assert all(t.numel() == 0 for layer in model.layers for t in (layer.qkv, layer.o, layer.down))
 
 
-def test_adapters_are_applied_and_trained_on_it(checkpoint: Path, tmp_path: Path) -> None:
-    from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
+@pytest.mark.parametrize("mode", ["merged", "mixed"])
+def test_the_engine_answers_and_trains_on_it(
+    checkpoint: Path, tmp_path: Path, mode: Literal["merged", "mixed"]
+) -> None:
+    """The same bits as a checkpoint on disk that holds the dequantized weights."""
+    from fastsafe import LLM, FinetuneJob, SamplingParams, TrainConfig, finetune
 
-    llm = LLM(checkpoint)
-    plain = LLM(checkpoint)
-    quantized = nf4.load(Checkpoint(checkpoint))
-    llm.model, plain.model = quantized, replaced(checkpoint, quantized)
+    llm = LLM(checkpoint, adapters=mode, quantize="nf4")
+    whole = tmp_path / "whole"
+    shutil.copytree(checkpoint, whole)
+    tensors = {name: t.contiguous() for name, t in llm.model.tensors().items()}
+    safetensors.write(whole / "model.safetensors", tensors)
+    plain = LLM(whole, adapters=mode)
+    assert (llm.describe()["quantize"], plain.describe()["quantize"]) == ("nf4", None)
     rows = [{"prompt": [1, 2, 3 + i], "completion": [4, 5 + i]} for i in range(6)]
     job = FinetuneJob("a", rows, TrainConfig(max_steps=4, batch_size=3, learning_rate=1e-2))
-    losses = []
+    results = [finetune(each, [job], tmp_path / str(i))[0] for i, each in enumerate((llm, plain))]
+    assert results[0].losses == pytest.approx(results[1].losses, rel=1e-5)
+    assert results[0].losses[-1] < results[0].losses[0]
+    prompts = [[5 + i, 7, 9] for i in range(24)]
+    params = SamplingParams(max_tokens=12, ignore_eos=True, logprobs=True)
+    names = ["a", None] * 12
     for each in (llm, plain):
-        each.bank = AdapterBank(each.model)
-        (result,) = finetune(each, [job], tmp_path / str(len(losses)))
-        losses.append(result.losses)
-        each.load_adapter(result.adapter_dir, "a")
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    assert losses[0][-1] < losses[0][0]
-    for mode in ("merged", "mixed"):
-        llm.adapters = plain.adapters = mode  # type: ignore[assignment]
-        expected = plain.logits([1, 2, 3], "a")
-        assert torch.allclose(llm.logits([1, 2, 3], "a"), expected, rtol=1e-3, atol=1e-3)
+        each.load_adapter(results[0].adapter_dir, "a")
+    answers = llm.generate(prompts, params, names)
+    assert answers == plain.generate(prompts, params, names)
+    assert answers != LLM(checkpoint).generate(prompts, params)
+    assert answers[4:5] == llm.generate(prompts[4:5], params, names[4:5])
+    assert llm.score(prompts, prompts, names) == plain.score(prompts, prompts, names)
+    assert torch.equal(llm.logits([1, 2, 3], "a"), plain.logits([1, 2, 3], "a"))
 
 
 def test_weights_that_do_not_divide_are_refused(checkpoint: Path, tmp_path: Path) -> None:

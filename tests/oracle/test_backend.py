@@ -103,7 +103,7 @@ def test_logprobs_of_labels_and_prompts(theirs: TransformersLLM) -> None:
     assert [s.logprob for s in theirs.score(PROMPTS, targets, shared_prefix="w8 w9")] == (
         pytest.approx([s.logprob for s in theirs.score(whole, targets)], abs=1e-5)
     )
-    with pytest.raises(UsageError, match="label 'w1 w2' is 2 tokens"):
+    with pytest.raises(UsageError, match="label 0 is 'w1 w2', which is 2 tokens"):
         theirs.label_logprobs([[1]], ["w1 w2"])
 
 
@@ -178,6 +178,10 @@ def test_an_unknown_architecture_with_an_old_tokenizer(gpt2: Path, tmp_path: Pat
         (lambda llm: llm.generate([[1]], adapters=[None] * 2), UsageError, "adapters is 2"),
         (lambda llm: llm.generate([[1]], adapters=["no"]), AdapterError, "'no' is not loaded"),
         (lambda llm: llm.generate([[1] * 128]), UsageError, "needs 129 positions"),
+        (lambda llm: llm.generate([[1]], {}), UsageError, "expected 1 SamplingParams"),
+        (lambda llm: llm.chat([{"role": "user"}]), UsageError, "conversation 0 is a dict"),
+        (lambda llm: llm.label_logprobs([[1]], []), UsageError, "labels is empty"),
+        (lambda llm: llm.unload_adapter("no"), AdapterError, "'no' is not loaded; loaded: none"),
         (lambda llm: llm.score([[1]], []), UsageError, "0 continuations"),
         (lambda llm: llm.logits([1] * 129), UsageError, "needs 129 positions"),
         (lambda llm: llm.chat([[{"role": "user", "content": "w1"}]]), TokenizerError, "template"),

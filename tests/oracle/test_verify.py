@@ -1,6 +1,7 @@
 """fastsafe verify: equal checkpoints are called equal, and each kind of difference is seen."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,18 @@ def test_nan_logits_are_a_difference(checkpoint: Path, monkeypatch: pytest.Monke
     logits = LLM.logits
     monkeypatch.setattr(LLM, "logits", lambda *args: logits(*args) * float("nan"))
     assert not verify(checkpoint, num_prompts=2).is_equal
+
+
+def test_weights_without_finite_logits_are_said(checkpoint: Path, tmp_path: Path) -> None:
+    from fastsafe.io import safetensors
+
+    path = tmp_path / "nan"
+    shutil.copytree(checkpoint, path)
+    tensors = safetensors.read(path / "model.safetensors")
+    tensors["model.norm.weight"][3] = float("nan")
+    safetensors.write(path / "model.safetensors", tensors)
+    found = verify(path, num_prompts=2)
+    assert "logits: those of transformers are not finite; look at the weights" in found.differences
 
 
 def test_wrong_tokens_are_a_difference(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:

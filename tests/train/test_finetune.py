@@ -152,6 +152,7 @@ def test_wrong_jobs_are_one_sentence(
         ({"rank": "8"}, "rank is '8', expected an integer"),
         ({"max_steps": 2.5}, "max_steps is 2.5, expected an integer"),
         ({"learning_rate": 1e38}, r"learning_rate is 1e\+38, expected in \[0, 10\]"),
+        ({"learning_rate": "1e-3"}, "learning_rate is '1e-3', expected a number"),
         ({"learning_rate": float("nan")}, "learning_rate is nan"),
         ({"schedule": "step"}, "schedule is 'step'"),
         ({"dropout": 1.0}, "dropout is 1.0"),
