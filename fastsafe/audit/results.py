@@ -11,7 +11,14 @@ from typing import Any
 
 from fastsafe.audit.choice import choose
 from fastsafe.audit.conditions import BASE
-from fastsafe.audit.instruments import early_stop_rows, filter_rows, guard_rows
+from fastsafe.audit.instruments import (
+    bands,
+    calibration_rows,
+    early_stop_rows,
+    filter_rows,
+    guard_rows,
+    wording_rows,
+)
 from fastsafe.audit.pooling import clustered, mitigation_of, summary
 from fastsafe.audit.store import Store
 from fastsafe.audit.utility import utility_rows
@@ -45,12 +52,15 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
 
     Args:
         store: Of the run.
-        finished_at: When the last stage ended, None while rows are missing.
+        finished_at: When the last stage ended. It is the run's only where every cell is covered:
+            one whose judge was away is not finished.
     """
     recipe = store.meta("recipe")
     conditions = store.meta("conditions")
     judges: dict[str, str] = store.meta("judges")
     utility = utility_rows(store)
+    wordings = wording_rows(store)
+    moved = bands(wordings)
     cells, over_refusal, by_judge = [], [], {}
     twins: Verdicts = {}  # of the first judge that reads them
     for judge, identity in judges.items():
@@ -58,7 +68,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         by_judge[judge] = harmful | {("twin", *cell): v for cell, v in benign.items()}
         doubted = store.incoherent(identity)
         rates = _rows(harmful, judge, answered, "answered", "answer_rate")
-        cells += [row | _incoherent(row, doubted, "harmful") for row in rates]
+        cells += [row | _incoherent(row, doubted, "harmful") | _band(row, moved) for row in rates]
         if judge in store.meta("harmful_only"):
             continue
         twins = twins or benign
@@ -68,8 +78,9 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
     verdicts = _verdicts(store, first_judge)[0], twins
     pooled = summary(conditions, *verdicts)
     guards = guard_rows(store, store.meta("guards"), first_judge)
-    coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility)]
-    coverage += [1 - row["n_unread"] / row["n"] for row in guards]
+    shares = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility, *wordings)]
+    shares += [1 - row["n_unread"] / row["n"] for row in guards]
+    coverage, threshold = min(shares, default=0.0), recipe["thresholds"]["coverage"]
     return {
         "schema": SCHEMA,
         "run": {
@@ -85,10 +96,10 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
             "translator": store.meta("translator"),
             "templates": store.meta("templates"),
             "share": recipe["share"],
-            "coverage": min(coverage, default=0.0),
-            "coverage_threshold": recipe["thresholds"]["coverage"],
+            "coverage": coverage,
+            "coverage_threshold": threshold,
             "started_at": store.meta("started_at"),
-            "finished_at": finished_at,
+            "finished_at": finished_at if coverage >= threshold else None,
             "summary": pooled,
         },
         "conditions": conditions,
@@ -96,6 +107,8 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         "over_refusal": over_refusal,
         "utility": utility,
         "judge_agreement": _agreement(by_judge),
+        "judge_calibration": calibration_rows(store),
+        "judge_wordings": wordings,
         "guards": guards,
         "filters": filter_rows(store),
         "early_stop": early_stop_rows(store, judges),
@@ -154,6 +167,15 @@ def _incoherent(
     """How many of a cell's answers are no coherent text: neither a refusal nor of any use."""
     cell = row["condition"], kind, row["format"], row["system_prompt"]
     return {"incoherent": doubted.get(cell, 0)}
+
+
+def _band(
+    row: Mapping[str, Any], moved: Mapping[tuple[str, ...], tuple[float, float]]
+) -> dict[str, float | None]:
+    """Lowest and highest rate of a cell over wordings of its judge, None where it has one."""
+    cell = row["judge"], row["condition"], row["format"], row["system_prompt"]
+    low, high = moved.get(cell, (None, None))
+    return {"band_low": low, "band_high": high}
 
 
 def _change(

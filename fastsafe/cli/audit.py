@@ -111,7 +111,7 @@ def audit(
     plan, runtime = run.prepare(
         recipe,
         model=model,
-        overrides=overrides or _settings(os.environ.get("FASTSAFE_SET", "")),
+        overrides=overrides or settings_of(os.environ.get("FASTSAFE_SET", "")),
         limit=limit,
         seed=seed,
         device=device.value,
@@ -132,7 +132,7 @@ def audit(
         allow_code_exec=allow_code_exec,
         progress=progress.for_terminal(as_json=as_json),
     )
-    _finish(done, as_json)
+    finish(done, as_json)
 
 
 def report(
@@ -147,17 +147,18 @@ def report(
     done = run.report(run_dir, show_completions=show_completions)
     if as_json:
         typer.echo(manifest.to_json(done.results), nl=False)
-    _finish(done, as_json, how_to_finish="finish it by fastsafe audit")
+    finish(done, as_json, how_to_finish="finish it by fastsafe audit")
 
 
-def _settings(text: str) -> list[str]:
+def settings_of(text: str) -> list[str]:
     """Part the settings of an environment variable; their values may hold spaces."""
     return [part.strip() for part in re.split(r"[\n;]", text) if part.strip()]
 
 
-def _finish(
+def finish(
     run: "Run", as_json: bool, how_to_finish: str = "run the same command to finish"
 ) -> None:
+    """Show a run, and exit by its coverage."""
     if not as_json:
         from rich.console import Console
 
