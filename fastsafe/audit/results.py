@@ -76,7 +76,8 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         over_refusal += [row | _incoherent(row, doubted, "benign") for row in rates]
     first_judge = next(iter(judges.values()))
     verdicts = _verdicts(store, first_judge)[0], twins
-    pooled = summary(conditions, *verdicts)
+    utilities = store.utilities()
+    pooled = summary(conditions, *verdicts, utilities)
     guards = guard_rows(store, store.meta("guards"), first_judge)
     shares = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility, *wordings)]
     shares += [1 - row["n_unread"] / row["n"] for row in guards]
@@ -112,9 +113,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         "guards": guards,
         "filters": filter_rows(store),
         "early_stop": early_stop_rows(store, judges),
-        "choice": choose(
-            conditions, summary(conditions, *verdicts, mitigation_of), store.utilities()
-        ),
+        "choice": choose(summary(conditions, *verdicts, utilities, mitigation_of)),
         "throughput": _throughput(store),
     }
 

@@ -5,7 +5,7 @@ prompts per category, a task or a format. A change is against the untouched mode
 setting*: a model that lost its guard only where the system prompt had helped is seen as such.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,52 +136,6 @@ def counts_of(results: Mapping[str, Any], judge: str) -> list[Counts]:
         )
         for (name, system_prompt), group in cells.items()
     ]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Spread:
-    """Where tuning on one task did its damage."""
-
-    condition: str
-    own: float | None  # change in the tuned task's own format; None where it was not asked
-    worst_format: str  # the other format that changed most
-    worst: float
-    beyond_own: bool  # another format lost more than the task's own
-
-
-def spreads(
-    cells: Iterable[Mapping[str, Any]], own_format: Mapping[str, str | None]
-) -> list[Spread]:
-    """Compare each condition's change in its own format with the largest of any other.
-
-    Args:
-        cells: Of ``results.json``, of one judge and system prompt.
-        own_format: Format of each condition's task, None where it has none.
-
-    Returns:
-        One entry per condition that has a change in at least one other format, in the order of
-        the cells. Point estimates: whether a change is beyond chance stands in its cell.
-    """
-    deltas: dict[str, dict[str, float]] = {}
-    for cell in cells:
-        if cell["delta"] is not None:
-            deltas.setdefault(cell["condition"], {})[cell["format"]] = cell["delta"]
-    found = []
-    for condition, changes in deltas.items():
-        own = changes.pop(own_format.get(condition) or "", None)
-        if changes:
-            name = max(changes, key=lambda part: changes[part])
-            worst = changes[name]
-            found.append(
-                Spread(
-                    condition=condition,
-                    own=own,
-                    worst_format=name,
-                    worst=worst,
-                    beyond_own=own is not None and worst > own,
-                )
-            )
-    return found
 
 
 def _bases(rows: Sequence[Counts]) -> dict[str, Counts]:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fastsafe.errors import DataError
-from fastsafe.safety.matrix import Counts, counts_of, spreads, system_prompt_benefit, totals
+from fastsafe.safety.matrix import Counts, counts_of, system_prompt_benefit, totals
 from fastsafe.safety.stats import wilson
 
 GEMMA = [
@@ -116,17 +116,3 @@ def test_a_run_becomes_the_table() -> None:
     assert [row.delta for row in found] == [None, 26, None]
     with pytest.raises(DataError, match=r"judge 'mute' scored nothing .* mute, other, refusal"):
         counts_of(RESULTS, "mute")
-
-
-def test_damage_beyond_the_tuned_format_is_named() -> None:
-    own = {"code+none": "code", "code+plain": "code", "base": None}
-    first, second = spreads(RESULTS["cells"], own)
-    assert (first.condition, first.own, first.worst_format, first.worst) == (
-        "code+none",
-        0.55,
-        "plain",
-        0.75,
-    )
-    assert (first.beyond_own, second.beyond_own) == (True, False)
-    (alone,) = spreads([cell("x", "plain", 3, delta=0.1)], {"x": "code"})
-    assert (alone.own, alone.beyond_own) == (None, False)
