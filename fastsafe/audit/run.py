@@ -10,6 +10,7 @@ from typing import Any, Literal
 import fastsafe
 from fastsafe.audit import code_tests, lock, manifest, reading, stages
 from fastsafe.audit import store as stores
+from fastsafe.audit.catalogue import foresight
 from fastsafe.audit.panel import Panel, make_panel
 from fastsafe.audit.plan import Plan, differences, families, make_plan, settings
 from fastsafe.audit.progress import Progress
@@ -206,6 +207,8 @@ def execute(
             started_at = store.meta("started_at")
             manifest.write_manifest(run_dir, plan, runtime, started_at)
             progress.event("run_started", out=str(run_dir), answers=len(plan.rows))
+            for sentence in foresight(plan).values():
+                progress.say(sentence)
             stages.train(plan, store, runtime, run_dir, progress)
             stages.derive(plan, store, runtime, run_dir, progress)
             stages.generate(plan, store, runtime, run_dir, progress)
@@ -249,7 +252,8 @@ def judge(
     with lock.exclusive(run_dir), explained(run_dir), closing(Store(path)) as store:
         old = Recipe.model_validate(store.meta("recipe"))
         taken = load(recipe) if recipe is not None else old
-        new = revise(old, overrides=overrides, changes={k: getattr(taken, k) for k in OF_JUDGES})
+        taken = revise(old, changes={key: getattr(taken, key) for key in OF_JUDGES})
+        new = revise(taken, overrides=overrides)
         if old.model_dump(exclude=OF_JUDGES) != new.model_dump(exclude=OF_JUDGES):
             raise RecipeError(
                 f"run {run_dir}: only {', '.join(sorted(OF_JUDGES))} can be set anew; "

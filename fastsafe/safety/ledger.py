@@ -46,7 +46,7 @@ class Ledger:
     """Replies and spending; safe to share among threads, and among processes through a file."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Open ``judge.sqlite`` in ``folder``; None keeps everything in memory.
+        """Open ``judge.sqlite`` in ``folder``, made where missing; None keeps all in memory.
 
         Raises:
             StoreError: The file cannot be opened or written.
@@ -54,6 +54,8 @@ class Ledger:
         self.path = ":memory:" if folder is None else str(folder / NAME)
         self._lock = threading.Lock()
         with self._explained():
+            if folder is not None:
+                folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
                 self.path, timeout=30, isolation_level=None, check_same_thread=False
             )
@@ -129,7 +131,7 @@ class Ledger:
         with self._lock:
             try:
                 yield
-            except sqlite3.Error as error:
+            except (sqlite3.Error, OSError) as error:
                 raise StoreError(
                     f"ledger {self.path}: cannot be used: {error}; free space or permissions there "
                     "and run the same command to resume"
