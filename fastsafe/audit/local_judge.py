@@ -84,7 +84,8 @@ class CheckpointCompleter:
             else:
                 fitting[bool(ask.labels)].append(i)
         replies |= self._odds(asks, texts, ids, fitting[True])
-        replies |= self._texts(asks, ids, fitting[False])
+        if fitting[False]:
+            replies |= self._texts(asks, ids, fitting[False])
         return [replies[i] for i in range(len(asks))]
 
     def _text(self, ask: Ask) -> str:
