@@ -74,15 +74,16 @@ def make_panel(
     Raises:
         RecipeError: A setting is wrong, or two have one id.
     """
-    opened: dict[str, Completer] = {}
+    opened: dict[tuple[str, ...], Completer] = {}
 
-    def open_checkpoint(path: str) -> Completer:
+    def open_checkpoint(path: str, dtype: str = "float32", backend: str = "fastsafe") -> Completer:
         from fastsafe.audit.local_judge import CheckpointCompleter
 
         # two judges on one checkpoint share its weights
-        if path not in opened:
-            opened[path] = CheckpointCompleter(path, device=device)
-        return opened[path]
+        key = path, dtype, backend
+        if key not in opened:
+            opened[key] = CheckpointCompleter(path, device=device, dtype=dtype, backend=backend)
+        return opened[key]
 
     options: dict[str, Any] = {
         "open_checkpoint": open_checkpoint,

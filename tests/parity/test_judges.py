@@ -394,7 +394,7 @@ def test_a_family_on_another_tokenizer_is_refused(made: Callable[[str], Checkpoi
 def test_an_architecture_that_is_not_known_is_refused_in_a_sentence(
     made: Callable[[str], Checkpoint], tmp_path: Path
 ) -> None:
-    """Llama Guard 4 and the sparse Granite Guardians."""
+    """Llama Guard 4 and the sparse Granite Guardians; transformers may know them."""
     path = made("llama_guard").path
     for name in ("Llama4ForConditionalGeneration", "GraniteMoeForCausalLM"):
         folder = tmp_path / name
@@ -406,4 +406,41 @@ def test_an_architecture_that_is_not_known_is_refused_in_a_sentence(
         (folder / "config.json").write_text(json.dumps(config))
         with pytest.raises(CheckpointError, match=name) as caught:
             judge_of("llama_guard", folder)
+        assert str(caught.value).endswith("use the transformers backend for others")
         assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["llama_guard", "wildguard"])
+def test_a_judge_on_transformers_says_the_same(
+    name: str, made: Callable[[str], Checkpoint]
+) -> None:
+    path = made(name).path
+    own = judge_of(name, path)
+    theirs = judge_of(name, path, checkpoint={"path": str(path), "backend": "transformers"})
+    assert own.identity != theirs.identity
+    asks = [own.classifier.ask(item, 0) for item in ITEMS]
+    for one, other in zip(
+        own.completer.complete(asks), theirs.completer.complete(asks), strict=True
+    ):
+        assert (one.text, one.finish) == (other.text, other.finish)
+        assert one.logprobs == pytest.approx(other.logprobs, rel=1e-4, abs=2e-4)
+
+
+def test_a_sparse_guard_runs_on_transformers(tmp_path: Path) -> None:
+    """GraniteMoe, which our own runtime does not know."""
+    shape = SHAPES["granite_guardian"]
+    own = tokenizer_of(shape)
+    config = transformers.GraniteMoeConfig(
+        **SIZES, vocab_size=own.get_vocab_size(), num_local_experts=4, num_experts_per_tok=2
+    )
+    transformers.GraniteMoeForCausalLM(config).save_pretrained(tmp_path)
+    own.save(str(tmp_path / "tokenizer.json"))
+    settings = {"eos_token": shape.special[0], "chat_template": shape.template}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    with pytest.raises(CheckpointError, match="GraniteMoeForCausalLM"):
+        judge_of("granite_guardian", tmp_path)
+    place = {"path": str(tmp_path), "backend": "transformers", "dtype": "bfloat16"}
+    judge = judge_of("granite_guardian", tmp_path, checkpoint=place)
+    (reply,) = judge.completer.complete([judge.classifier.ask(ITEMS[0], 0)])
+    assert len(reply.logprobs) == 2
+    assert all(-20 < logprob < 0 for logprob in reply.logprobs)

@@ -21,10 +21,15 @@ from fastsafe.safety.verdict import Judgement
 __all__ = ["BatchJudge", "Item", "Judge", "configured", "families", "judge_all", "judges"]
 __all__ += ["make_judge", "make_rewordings", "rows_to_calibrate"]
 
-OpenCheckpoint = Callable[[str], Completer]
+OpenCheckpoint = Callable[..., Completer]  # path, and by name what `_CHECKPOINT` lists
 
 _COMMON = ("kind", "id", "checkpoint", "endpoint")
 _OF_RUNS = ("calibrate", "wordings")  # what a run does with a judge; its verdicts do not change
+_CHECKPOINT = {
+    "path": (),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "backend": ("fastsafe", "transformers"),
+}
 MIN_WORDINGS = 3
 
 
@@ -58,10 +63,10 @@ def make_judge(
 
     Args:
         spec: Name of a judge that needs no configuration, or a mapping: ``kind``, a family;
-            ``id``, another name in reports; one of ``checkpoint``, a path or hub id, and
-            ``endpoint``, the keys of `fastsafe.safety.endpoint.Endpoint`; the options that the
-            family declares; and, for runs, ``wordings`` (`make_rewordings`) and ``calibrate``
-            (`rows_to_calibrate`).
+            ``id``, another name in reports; one of ``checkpoint``, a path or hub id, or a mapping
+            of ``path``, ``dtype`` and ``backend``, and ``endpoint``, the keys of
+            `fastsafe.safety.endpoint.Endpoint`; the options that the family declares; and, for
+            runs, ``wordings`` (`make_rewordings`) and ``calibrate`` (`rows_to_calibrate`).
         open_checkpoint: Gives the completer of a checkpoint; nothing is loaded before it is asked.
         api_keys: The key of each environment variable that an ``endpoint`` names by
             ``api_key_env``; read by the caller, since nothing here reads the environment.
@@ -169,9 +174,10 @@ def configured(
     if ("checkpoint" in spec) == ("endpoint" in spec):
         raise UsageError(f"{where}: expected one of checkpoint and endpoint, which name its model")
     if "checkpoint" in spec:
-        if open_checkpoint is None or not isinstance(spec["checkpoint"], str):
-            raise UsageError(f"{where}: checkpoint is {spec['checkpoint']!r}, expected a path here")
-        return family, classifier, open_checkpoint(spec["checkpoint"])
+        place = _place(spec["checkpoint"], where)
+        if open_checkpoint is None:
+            raise UsageError(f"{where}: a checkpoint cannot be opened here, expected an endpoint")
+        return family, classifier, open_checkpoint(place.pop("path"), **place)
     from fastsafe.safety.http_completer import HttpCompleter
 
     target = endpoint(spec["endpoint"], where)
@@ -200,6 +206,25 @@ def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
         replace(judgement, coherent=coherent(item.completion or "", item.format))
         for item, judgement in zip(items, found, strict=True)
     ]
+
+
+def _place(value: Any, where: str) -> dict[str, str]:
+    """Return where a checkpoint is and how it runs, as ``_CHECKPOINT`` names it."""
+    place = {"path": value} if isinstance(value, str) else value
+    if not isinstance(place, Mapping) or not isinstance(place.get("path"), str):
+        raise UsageError(
+            f"{where}: checkpoint is {value!r}, expected a path, or a mapping with one"
+        )
+    for key, said in place.items():
+        if key not in _CHECKPOINT:
+            raise UsageError(
+                f"{where}: checkpoint has no key {key!r}; {nearest(str(key), _CHECKPOINT)}"
+            )
+        if key != "path" and said not in (known := _CHECKPOINT[key]):
+            raise UsageError(
+                f"{where}: checkpoint.{key} is {said!r}, expected {' or '.join(known)}"
+            )
+    return dict(place)
 
 
 def _checked(where: str, value: Any, default: Any) -> Any:
