@@ -426,21 +426,42 @@ def test_a_judge_on_transformers_says_the_same(
         assert one.logprobs == pytest.approx(other.logprobs, rel=1e-4, abs=2e-4)
 
 
-def test_a_sparse_guard_runs_on_transformers(tmp_path: Path) -> None:
-    """GraniteMoe, which our own runtime does not know."""
-    shape = SHAPES["granite_guardian"]
+def sparse(name: str, vocabulary: int) -> Any:
+    """A model of an architecture that our own runtime does not know."""
+    if name == "GraniteMoeForCausalLM":
+        config = transformers.GraniteMoeConfig(
+            **SIZES, vocab_size=vocabulary, num_local_experts=4, num_experts_per_tok=2
+        )
+        return transformers.GraniteMoeForCausalLM(config)
+    text = SIZES | {"vocab_size": vocabulary, "intermediate_size_mlp": 96, "head_dim": 16}
+    text |= {"num_local_experts": 2, "bos_token_id": 0, "eos_token_id": 1}
+    vision = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision |= {"intermediate_size": 64, "vision_output_dim": 32, "image_size": 28, "patch_size": 14}
+    vision |= {"projector_input_dim": 32, "projector_output_dim": 32}
+    config = transformers.Llama4Config(text_config=text, vision_config=vision)
+    return transformers.Llama4ForConditionalGeneration(config)
+
+
+@pytest.mark.parametrize(
+    ("family", "name"),
+    [
+        ("granite_guardian", "GraniteMoeForCausalLM"),
+        ("llama_guard", "Llama4ForConditionalGeneration"),
+    ],
+)
+def test_a_sparse_guard_runs_on_transformers(family: str, name: str, tmp_path: Path) -> None:
+    shape = SHAPES[family]
     own = tokenizer_of(shape)
-    config = transformers.GraniteMoeConfig(
-        **SIZES, vocab_size=own.get_vocab_size(), num_local_experts=4, num_experts_per_tok=2
-    )
-    transformers.GraniteMoeForCausalLM(config).save_pretrained(tmp_path)
+    sparse(name, own.get_vocab_size()).save_pretrained(tmp_path)
     own.save(str(tmp_path / "tokenizer.json"))
-    settings = {"eos_token": shape.special[0], "chat_template": shape.template}
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
-    with pytest.raises(CheckpointError, match="GraniteMoeForCausalLM"):
-        judge_of("granite_guardian", tmp_path)
+    settings = {"bos_token": shape.special[0], "eos_token": shape.special[-1]}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(settings | {"chat_template": shape.template})
+    )
+    with pytest.raises(CheckpointError, match=name):
+        judge_of(family, tmp_path)
     place = {"path": str(tmp_path), "backend": "transformers", "dtype": "bfloat16"}
-    judge = judge_of("granite_guardian", tmp_path, checkpoint=place)
+    judge = judge_of(family, tmp_path, checkpoint=place)
     (reply,) = judge.completer.complete([judge.classifier.ask(ITEMS[0], 0)])
     assert len(reply.logprobs) == 2
     assert all(-20 < logprob < 0 for logprob in reply.logprobs)

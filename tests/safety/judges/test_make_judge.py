@@ -50,7 +50,10 @@ def test_every_family_can_be_made_on_a_checkpoint_and_an_endpoint(kind: str, scr
         ({"kind": "harmbench", "checkpoint": "a", "endpoint": ENDPOINT}, "expected one of"),
         ({"kind": "harmbench", "checkpoint": "a"}, "cannot be opened here, expected an endpoint"),
         ({"kind": "harmbench", "checkpoint": 3}, "checkpoint is 3, expected a path"),
-        ({"kind": "harmbench", "checkpoint": {"dtype": "float16"}}, "expected a path, or {path"),
+        (
+            {"kind": "harmbench", "checkpoint": {"dtype": "float16"}},
+            "expected a path, or a mapping with one",
+        ),
         (
             {"kind": "harmbench", "checkpoint": {"path": "a", "dtyp": "float16"}},
             "no key 'dtyp'; did you mean dtype",
