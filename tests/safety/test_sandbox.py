@@ -6,6 +6,7 @@ import shutil
 import time
 from itertools import combinations
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -15,6 +16,7 @@ from fastsafe.safety.sandbox import (
     Outcome,
     Trial,
     _bwrap,
+    _inside,
     _run,
     check_sandbox,
     pass_at_k,
@@ -313,6 +315,50 @@ def test_no_network_and_no_more_privileges() -> None:
         "[-1, 'refused', 'refused', 'refused', 'refused', 'refused', 'refused']",
         "[-1, 'refused', 'refused', 'refused', 'refused', None, 'refused']",
     )
+
+
+@needs_bwrap
+def test_the_kernel_refuses_what_no_code_under_test_needs() -> None:
+    seen = told(
+        "import ctypes, errno, os, socket, threading\n"
+        "libc = ctypes.CDLL(None, use_errno=True)\n"
+        "x86 = os.uname().machine == 'x86_64'\n"
+        "numbers = [101, 272, 308, 321, 250] if x86 else [117, 97, 268, 280, 219]\n"
+        "found = []\n"
+        "for n in (*numbers, 425, 428):\n"
+        "    libc.syscall(n, 0, 0, 0, 0, 0, 0)\n"
+        "    found.append(ctypes.get_errno() == errno.EPERM)\n"
+        "clone = 56 if x86 else 220\n"
+        "found.append(libc.syscall(clone, 0x10000000 | 17, 0, 0, 0, 0) == -1)\n"
+        "libc.syscall(435, 0, 0)\n"
+        "found.append(ctypes.get_errno() == errno.ENOSYS)\n"
+        "try: socket.socket(); found.append(False)\n"
+        "except PermissionError: found.append(True)\n"
+        "thread = threading.Thread(target=found.append, args=(True,))\n"
+        "thread.start()\n"
+        "thread.join()\n"
+        "pid = os.fork()\n"
+        "if pid == 0: os._exit(libc.syscall(numbers[1], 0x10000000) + 8)\n"
+        "found.append(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7)\n"
+        "return found"
+    )
+    assert seen == str([True] * 12)
+
+
+def test_a_machine_whose_calls_are_not_known_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "uname", lambda: SimpleNamespace(machine="abacus"))
+    with pytest.raises(OSError, match="no filter of system calls for abacus"):
+        _inside.refuse_calls()
+
+
+@needs_bwrap
+def test_many_processes_that_each_take_all_they_may_meet_the_product() -> None:
+    body = (
+        "import os, time\nn = 0\ntry:\n    while True:\n        if os.fork() == 0:\n"
+        "            kept = bytearray(2**26)\n            time.sleep(60)\n        n += 1\n"
+        "except (OSError, MemoryError):\n    pass\nreturn n"
+    )
+    assert int(told(body, Limits(cpu_seconds=2, wall_seconds=10, processes=6))) < 6
 
 
 @needs_bwrap
