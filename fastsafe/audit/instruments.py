@@ -1,7 +1,8 @@
 """What a run says of its own instruments: guards and judges per format, answers cut short."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 from fastsafe.audit.pooling import clustered
@@ -182,16 +183,19 @@ def wording_rows(store: Records) -> list[dict[str, Any]]:
     return found
 
 
-def bands(wordings: Sequence[Mapping[str, Any]]) -> dict[tuple[str, ...], tuple[float, float]]:
-    """Return (lowest, highest) answer rate over wordings by judge, condition, format and system
-    prompt; a cell that one of them could not score has none.
+def bands(wordings: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Return what gives a cell its lowest and highest answer rate over the wordings of its judge.
+
+    Both are None where the judge has one wording, or one of them could score nothing.
     """
-    cells: dict[tuple[str, ...], list[float | None]] = {}
+    cells: dict[tuple[str, ...], list[Any]] = {}
+    place = itemgetter("judge", "condition", "format", "system_prompt")
     for row in wordings:
-        key = tuple(row[name] for name in ("judge", "condition", "format", "system_prompt"))
-        cells.setdefault(key, []).append(row["answer_rate"])
-    return {
-        key: (min(rates), max(rates))
-        for key, found in cells.items()
-        if len(rates := [r for r in found if r is not None]) == len(found)
-    }
+        cells.setdefault(place(row), []).append(row["answer_rate"])
+
+    def band(cell: Mapping[str, Any]) -> dict[str, Any]:
+        rates = cells.get(place(cell), [None])
+        low, high = (None, None) if None in rates else (min(rates), max(rates))
+        return {"band_low": low, "band_high": high}
+
+    return band

@@ -90,35 +90,30 @@ def _change(
         for arm, own in ((before, cells.get((BASE, *cell[1:]), {})), (after, verdicts)):
             arm |= {(*cell, i): float(has(v)) if v.is_scored else None for i, v in own.items()}
     if all(cell[0] == BASE for cell in picked):
-        return _changed(0, None, None, None)
+        before = after = {}
     # a run that is not finished has rows in one arm alone
     found = pooled_change(before, after, lambda key: key[-1], unpaired="drop")
-    bounds = (found.ci_low, found.ci_high) if found.n_pairs else (None, None)
-    return _changed(found.n_pairs, found.delta, *bounds)
+    return _changed(found.n_pairs, (found.delta, found.ci_low, found.ci_high))
 
 
-def _changed(n: int, *change: float | None) -> dict[str, float | int | None]:
+def _changed(n: int, change: tuple[float | None, ...]) -> dict[str, float | int | None]:
     names = ("delta", "delta_ci_low", "delta_ci_high")
-    return {"n_pairs": n, **dict(zip(names, change, strict=True))}
+    return {"n_pairs": n, **(dict(zip(names, change, strict=True)) if n else dict.fromkeys(names))}
 
 
 def _utility(own: Sequence[Utility], base: Sequence[Utility]) -> dict[str, Any]:
     """Mean over test rows; several models that answer one are no more evidence."""
-    values, before = _per_row(own), _per_row(base)
-    if not values:
-        none = {"n": 0, "clusters": 0, "rate": None, "ci_low": 0.0, "ci_high": 1.0}
-        return none | _changed(0, None, None, None)
+    values = _per_row(own)
     low, high = mean_interval(list(values.values()))
+    before = {} if own[0][0] == BASE else _per_row(base)
     pairs = pair(before, values, unpaired="drop")
-    has_change = pairs.keys and own[0][0] != BASE
-    change = difference_interval(pairs) if has_change else (None, None, None)
     return {
         "n": sum(row[-1] is not None for row in own),
         "clusters": len(values),
-        "rate": fmean(values.values()),
+        "rate": fmean(values.values()) if values else None,
         "ci_low": low,
         "ci_high": high,
-    } | _changed(len(pairs.keys) if has_change else 0, *change)
+    } | _changed(len(pairs.keys), difference_interval(pairs) if pairs.keys else ())
 
 
 def _per_row(rows: Sequence[Utility]) -> dict[tuple[str, str], float]:

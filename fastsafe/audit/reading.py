@@ -16,6 +16,7 @@ from fastsafe.safety.judges import Item, Judge, judge_all
 from fastsafe.safety.verdict import Verdict as Said
 
 COMMIT_ROWS = 256
+_KIND = {True: "harmful", False: "benign"}
 
 T = TypeVar("T")
 
@@ -64,12 +65,11 @@ def calibrate(panel: Panel, formats: Sequence[str], store: Store, progress: Prog
     for name, most in panel.calibrated.items():
         reader = panel.judges[name]
         known = store.calibrated(reader.identity)
-        rows = []
-        for row in labelled(formats, most):
-            kind, text = "harmful" if row.item.harmful else "benign", row.item.completion or ""
-            if row.key not in known:
-                part, prompt = row.item.format, row.item.prompt
-                rows.append(Asked(row.key, kind, part, prompt, text, "stop", None))
+        items = {row.key: row.item for row in labelled(formats, most) if row.key not in known}
+        rows = [
+            Asked(key, _KIND[i.harmful], i.format, i.prompt, i.completion or "", "stop", None)
+            for key, i in items.items()
+        ]
         if name in panel.harmful_only:
             rows = _harmful(rows)
         _judge(name, reader, rows, f"labelled rows by {name}", store, progress)

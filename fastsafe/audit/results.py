@@ -60,7 +60,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
     judges: dict[str, str] = store.meta("judges")
     utility = utility_rows(store)
     wordings = wording_rows(store)
-    moved = bands(wordings)
+    band = bands(wordings)
     cells, over_refusal, by_judge = [], [], {}
     twins: Verdicts = {}  # of the first judge that reads them
     for judge, identity in judges.items():
@@ -68,7 +68,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         by_judge[judge] = harmful | {("twin", *cell): v for cell, v in benign.items()}
         doubted = store.incoherent(identity)
         rates = _rows(harmful, judge, answered, "answered", "answer_rate")
-        cells += [row | _incoherent(row, doubted, "harmful") | _band(row, moved) for row in rates]
+        cells += [row | _incoherent(row, doubted, "harmful") | band(row) for row in rates]
         if judge in store.meta("harmful_only"):
             continue
         twins = twins or benign
@@ -166,15 +166,6 @@ def _incoherent(
     """How many of a cell's answers are no coherent text: neither a refusal nor of any use."""
     cell = row["condition"], kind, row["format"], row["system_prompt"]
     return {"incoherent": doubted.get(cell, 0)}
-
-
-def _band(
-    row: Mapping[str, Any], moved: Mapping[tuple[str, ...], tuple[float, float]]
-) -> dict[str, float | None]:
-    """Lowest and highest rate of a cell over wordings of its judge, None where it has one."""
-    cell = row["judge"], row["condition"], row["format"], row["system_prompt"]
-    low, high = moved.get(cell, (None, None))
-    return {"band_low": low, "band_high": high}
 
 
 def _change(

@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn, ParamSpec
 import typer
 
 import fastsafe
-from fastsafe.cli import audit, catalogue, generate, judge, lint, mix, organism, train, verify
+from fastsafe.cli import audit, catalogue, generate, lint, mix, organism, train, verify
 from fastsafe.cli.options import EXIT_ERROR, EXIT_INTERRUPTED, fail
 from fastsafe.errors import FastsafeError
 
@@ -22,7 +22,7 @@ P = ParamSpec("P")
 COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit.audit,
     "report": audit.report,
-    "judge": judge.judge,
+    "judge": audit.judge,
     "generate": generate.generate,
     "verify": verify.verify,
     "mix": mix.mix,

@@ -1,4 +1,4 @@
-"""``fastsafe audit`` and ``fastsafe report``: a whole run, and its report again."""
+"""``fastsafe audit``, ``judge`` and ``report``: a whole run, its judges and its report again."""
 
 import os
 import re
@@ -22,6 +22,8 @@ from fastsafe.cli.options import (
 if TYPE_CHECKING:
     from fastsafe.audit.plan import Plan
     from fastsafe.audit.run import Run
+
+Where = Annotated[Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where models run.")]
 
 
 def audit(
@@ -61,9 +63,7 @@ def audit(
         int | None,
         typer.Option(min=0, envvar="FASTSAFE_SEED", help="Of training, mixing and sampling."),
     ] = None,
-    device: Annotated[
-        Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where the model runs.")
-    ] = Device.CPU,
+    device: Where = Device.CPU,
     batch_size: Annotated[
         str,
         typer.Option(
@@ -111,7 +111,7 @@ def audit(
     plan, runtime = run.prepare(
         recipe,
         model=model,
-        overrides=overrides or settings_of(os.environ.get("FASTSAFE_SET", "")),
+        overrides=overrides or _settings(os.environ.get("FASTSAFE_SET", "")),
         limit=limit,
         seed=seed,
         device=device.value,
@@ -132,7 +132,7 @@ def audit(
         allow_code_exec=allow_code_exec,
         progress=progress.for_terminal(as_json=as_json),
     )
-    finish(done, as_json)
+    _finish(done, as_json)
 
 
 def report(
@@ -147,18 +147,50 @@ def report(
     done = run.report(run_dir, show_completions=show_completions)
     if as_json:
         typer.echo(manifest.to_json(done.results), nl=False)
-    finish(done, as_json, how_to_finish="finish it by fastsafe audit")
+    _finish(done, as_json, how_to_finish="finish it by fastsafe audit")
 
 
-def settings_of(text: str) -> list[str]:
+def judge(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(envvar="FASTSAFE_RECIPE", help="Whose judges, guards and thresholds to take."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="A.B=C", help="Set judges, guards or thresholds."),
+    ] = None,
+    device: Where = Device.CPU,
+    as_json: AsJson = False,
+    show_completions: ShowCompletions = False,
+    debug: Debug = False,
+) -> None:
+    """Judge the answers of a run again, or by others; what is judged stays, nothing is generated.
+
+    Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
+    """
+    from fastsafe.audit import progress, run
+
+    done = run.judge(
+        run_dir,
+        recipe,
+        overrides=overrides or _settings(os.environ.get("FASTSAFE_SET", "")),
+        device=device.value,
+        api_keys=os.environ,
+        show_completions=show_completions,
+        progress=progress.for_terminal(as_json=as_json),
+    )
+    _finish(done, as_json)
+
+
+def _settings(text: str) -> list[str]:
     """Part the settings of an environment variable; their values may hold spaces."""
     return [part.strip() for part in re.split(r"[\n;]", text) if part.strip()]
 
 
-def finish(
+def _finish(
     run: "Run", as_json: bool, how_to_finish: str = "run the same command to finish"
 ) -> None:
-    """Show a run, and exit by its coverage."""
     if not as_json:
         from rich.console import Console
 

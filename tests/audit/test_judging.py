@@ -19,7 +19,7 @@ from fastsafe.audit.report import report_html, table_text
 from fastsafe.audit.report.words import trust
 from fastsafe.audit.run import Run, execute, report
 from fastsafe.audit.store import NAME, Store
-from fastsafe.cli.judge import judge as command
+from fastsafe.cli.audit import judge as command
 from fastsafe.errors import RecipeError, StoreError
 from fastsafe.organism.source import OrganismSource
 from fastsafe.safety.calibration import calibrate, labelled

@@ -198,10 +198,11 @@ def _moved(pooled: Mapping[tuple[str, str], Row], mitigation: str) -> str:
 
 
 def _calibrated(rows: Sequence[Row]) -> str:
-    said = [_worst(rows, "false_refusal", "answers", "a refusal")]
-    said += [_worst(rows, "false_compliance", "refusals", "an answer")]
-    read, n = sum(row["n_scored"] for row in rows), sum(row["n"] for row in rows)
-    return f"Judge {rows[0]['judge']} could judge {read} of {n} labelled rows: {'; '.join(said)}."
+    answers = _worst(rows, "false_refusal", "answers", "a refusal")
+    refusals = _worst(rows, "false_compliance", "refusals", "an answer")
+    read, n = (sum(row[name] for row in rows) for name in ("n_scored", "n"))
+    judge = rows[0]["judge"]
+    return f"Judge {judge} could judge {read} of {n} labelled rows: {answers}; {refusals}."
 
 
 def _worst(rows: Sequence[Row], error: str, what: str, said: str) -> str:
