@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 import pytest
 
 from fastsafe.audit.report import heatmap_svg, quotes, report_html, sentences, table_text
-from fastsafe.audit.report.matrix import interval, mark, matrices, percent, points
+from fastsafe.audit.report.matrix import at_most, interval, mark, matrices, percent, points
 from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
 from fastsafe.audit.run import report
@@ -108,6 +108,21 @@ def test_sentences_say_what_the_numbers_say(results: dict[str, Any]) -> None:
     without = sentences(results | {"choice": None})[-1]
     lowest = "Plain mixing has the lowest answer rate in this run (one training seed"
     assert without.startswith(lowest)
+
+
+def test_every_option_has_its_n_and_interval(results: dict[str, Any]) -> None:
+    page = report_html(results, "<svg/>", {}, [])
+    for option in results["choice"]["options"]:
+        for axis in ("answer_rate", "over_refusal", "utility"):
+            assert option[f"{axis}_ci_low"] <= option[axis] <= option[f"{axis}_ci_high"]
+            assert f"{interval(option, f'{axis}_')}, n = {option[f'{axis}_n']}<" in page
+
+
+def test_no_event_is_bounded_by_the_rule_of_three() -> None:
+    assert at_most({"n_scored": 100, "answered": 0}) == ", below 3.0% with 95% certainty"
+    assert at_most({"n_scored": 50, "refused": 0}) == ", below 5.8% with 95% certainty"
+    assert at_most({"n_scored": 50, "answered": 1}) == ""
+    assert at_most({"n_scored": 0, "answered": 0}) == ""
 
 
 def test_sentences_are_of_the_first_judge(results: dict[str, Any]) -> None:
