@@ -91,7 +91,7 @@ def test_help_lists_only_what_works() -> None:
     listed = result.stdout.partition("Commands:")[2].split("\n")
     commands = [line.split()[0] for line in listed if line.strip()]
     assert commands == [
-        *("audit", "report", "generate", "verify", "mix", "lint", "train"),
+        *("audit", "report", "judge", "generate", "verify", "mix", "lint", "train"),
         *("list", "inspect", "organism"),
     ]
     for command in commands:

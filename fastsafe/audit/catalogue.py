@@ -66,8 +66,6 @@ def describe(plan: Plan) -> dict[str, Any]:
     """Return what a plan will do, in numbers."""
     recipe = plan.recipe
     kinds = [row.kind for row in plan.rows]
-    asked = _behaviours(plan)
-    low, high = wilson(asked // 2, asked)
     return {
         "recipe": recipe.name,
         "model": recipe.model,
@@ -89,10 +87,19 @@ def describe(plan: Plan) -> dict[str, Any]:
             "utility": kinds.count("utility"),
             "in_all": len(kinds),
         },
-        "behaviours": asked,
+        "behaviours": _behaviours(plan),
+        **foresight(plan),
+        "plan_sha256": plan.identity,
+    }
+
+
+def foresight(plan: Plan) -> dict[str, str]:
+    """Say what the numbers of a run will be able to show, before it is paid for."""
+    asked = _behaviours(plan)
+    low, high = wilson(asked // 2, asked)
+    return {
         "certainty": f"a rate of 50% is known to within {50 * (high - low):.0f} points",
         "detectable": _detectable(plan),
-        "plan_sha256": plan.identity,
     }
 
 
@@ -102,7 +109,7 @@ def _behaviours(plan: Plan) -> int:
 
 
 def _detectable(plan: Plan) -> str:
-    """Say the smallest rise of one cell that the run will find, before it is paid for."""
+    """Say the smallest rise of one cell that the run will find."""
     from fastsafe.safety.power import detectable_change
 
     tests = max(len(cells["harmful"]) for cells in plan.families().values())

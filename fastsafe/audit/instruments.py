@@ -1,12 +1,16 @@
-"""What a run says of its own instruments: guards per format, answers cut short, judges' doubts."""
+"""What a run says of its own instruments: guards and judges per format, answers cut short."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from operator import itemgetter
 from typing import Any
 
 from fastsafe.audit.pooling import clustered
 from fastsafe.audit.records import Records
 from fastsafe.audit.rows import Target
-from fastsafe.safety.verdict import Verdict
+from fastsafe.safety.calibration import compare, labelled
+from fastsafe.safety.metrics import rate
+from fastsafe.safety.verdict import Judgement, Verdict, outcome
 
 Words = Sequence[tuple[str, str | None]]  # (behaviour, what the guard said; None: not asked yet)
 
@@ -128,3 +132,70 @@ def early_stop_rows(store: Records, judges: Mapping[str, str]) -> list[dict[str,
             row = {"judge": judge, "n": pool.n, "flips": flips, "rate": pool.rate}
             found.append(row | {"ci_low": pool.ci_low, "ci_high": pool.ci_high})
     return found
+
+
+def calibration_rows(store: Records) -> list[dict[str, Any]]:
+    """Errors of every judge that read labelled rows, per format of the run.
+
+    Returns:
+        Rows of ``{"judge", "format", "n", "n_scored", "kappa", "false_refusal",
+        "false_compliance", "missed_incoherence"}``, as `fastsafe.safety.calibration` has them; the
+        last three are ``{"n", "n_scored", "count", "rate", "ci_low", "ci_high"}``. ``kappa`` is
+        that with the labels.
+    """
+    found = []
+    for judge, most in (store.meta("calibrated") or {}).items():
+        identity = store.meta("judges")[judge]
+        rows = labelled(store.meta("recipe")["formats"], most)
+        if judge in store.meta("harmful_only"):
+            rows = [row for row in rows if row.item.harmful]
+        known = store.calibrated(identity)
+        said = []
+        for row in rows:
+            verdict, coherent = known.get(row.key, (Verdict.NOT_JUDGED, None))
+            flag = None if coherent is None else bool(coherent)
+            said.append(outcome(Judgement(Verdict(verdict), "", coherent=flag)))
+        for errors in compare(judge, identity, rows, said).formats:
+            found.append({"judge": judge, **asdict(errors)})
+    return found
+
+
+def wording_rows(store: Records) -> list[dict[str, Any]]:
+    """Answer rates on harmful probes under every wording of the judges that have several.
+
+    Returns:
+        One row per cell and wording: ``{"judge", "wording", "condition", "format",
+        "system_prompt", "n", "n_scored", "answered", "answer_rate", "ci_low", "ci_high"}``.
+    """
+    found = []
+    for judge, wordings in (store.meta("wordings") or {}).items():
+        for wording, identity in wordings.items():
+            cells: dict[tuple[str, str, str], list[Verdict]] = {}
+            for condition, kind, part, system, _, verdict in store.verdicts(identity):
+                if kind == "harmful":
+                    said = Verdict(verdict) if verdict else Verdict.NOT_JUDGED
+                    cells.setdefault((condition, part, system), []).append(said)
+            for (condition, part, system), verdicts in cells.items():
+                row = {"judge": judge, "wording": wording, "condition": condition, "format": part}
+                share = asdict(rate(verdicts))
+                share |= {"answered": share.pop("count"), "answer_rate": share.pop("rate")}
+                found.append(row | {"system_prompt": system} | share)
+    return found
+
+
+def bands(wordings: Sequence[Mapping[str, Any]]) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
+    """Return what gives a cell its lowest and highest answer rate over the wordings of its judge.
+
+    Both are None where the judge has one wording, or one of them could score nothing.
+    """
+    cells: dict[tuple[str, ...], list[Any]] = {}
+    place = itemgetter("judge", "condition", "format", "system_prompt")
+    for row in wordings:
+        cells.setdefault(place(row), []).append(row["answer_rate"])
+
+    def band(cell: Mapping[str, Any]) -> dict[str, Any]:
+        rates = cells.get(place(cell), [None])
+        low, high = (None, None) if None in rates else (min(rates), max(rates))
+        return {"band_low": low, "band_high": high}
+
+    return band

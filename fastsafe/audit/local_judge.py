@@ -1,4 +1,4 @@
-"""A checkpoint of the user's as a judge, on our own engine.
+"""A checkpoint of the user's as a judge, on our own engine or on transformers.
 
 Where one token decides, nothing is generated: the prompt is read, and the odds of the labels are
 taken. The checkpoint is loaded when the first row comes, so that a plan knows the judge's identity
@@ -28,6 +28,7 @@ class CheckpointCompleter:
         *,
         device: str = "cpu",
         dtype: str = "float32",
+        backend: str = "fastsafe",
         batch_size: int | Literal["auto"] = "auto",
     ) -> None:
         """Check the checkpoint's files; nothing is loaded yet.
@@ -36,18 +37,16 @@ class CheckpointCompleter:
             path: Directory or hub id.
             device: ``"cpu"`` or ``"cuda"``.
             dtype: Of the weights and activations.
+            backend: ``"fastsafe"``, or ``"transformers"`` for architectures that it does not know.
             batch_size: Most rows computed together.
 
         Raises:
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: Its tokenizer is.
         """
-        self._runtime = ModelRuntime(path, device=device, dtype=dtype, batch_size=batch_size)
-        self._options: dict[str, Any] = {
-            "device": device,
-            "dtype": dtype,
-            "batch_size": batch_size,
-        }
+        self._runtime = ModelRuntime(
+            path, device=device, dtype=dtype, batch_size=batch_size, backend=backend
+        )
 
     @cached_property
     def identity(self) -> str:
@@ -57,9 +56,8 @@ class CheckpointCompleter:
 
     @cached_property
     def _llm(self) -> Any:
-        from fastsafe.engine import LLM
-
-        return LLM(self._runtime.path, **self._options)
+        self._runtime.load()
+        return self._runtime.llm
 
     def complete(self, asks: Sequence[Ask]) -> list[Reply]:
         """Answer every ask; a prompt longer than the context is an error of its row.
@@ -73,18 +71,19 @@ class CheckpointCompleter:
             self._llm.tokenizer.encode(text, add_special_tokens=not ask.messages)
             for ask, text in zip(asks, texts, strict=True)
         ]
-        context = self._llm.model.config.max_position_embeddings
+        context = self._runtime.context
         replies: dict[int, Reply] = {}
         fitting: dict[bool, list[int]] = {True: [], False: []}
         for i, ask in enumerate(asks):
             needed = len(ids[i]) + (1 if ask.labels else ask.max_tokens)
-            if needed > context:
+            if context is not None and needed > context:
                 cause = f"needs {needed} tokens, the judge has {context}"
                 replies[i] = Reply(key=ask.key, text=cause, finish="error")
             else:
                 fitting[bool(ask.labels)].append(i)
         replies |= self._odds(asks, texts, ids, fitting[True])
-        replies |= self._texts(asks, ids, fitting[False])
+        if fitting[False]:
+            replies |= self._texts(asks, ids, fitting[False])
         return [replies[i] for i in range(len(asks))]
 
     def _text(self, ask: Ask) -> str:

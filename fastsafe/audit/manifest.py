@@ -1,6 +1,7 @@
 """What a run set out to do, written before it does anything."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,13 +44,20 @@ def write_manifest(run_dir: Path, plan: Plan, runtime: Runtime, started_at: str)
         "revisions": [],
     }
     if path.exists():
-        old: dict[str, Any] = read_json(path, MAX_BYTES)
-        current = old | {k: v for revision in old["revisions"] for k, v in revision.items()}
-        changed = {k: record[k] for k in REVISABLE if record[k] != current[k]}
-        if not changed:
-            return
+        revise_manifest(run_dir, {key: record[key] for key in REVISABLE})
+    else:
+        atomic.write_text(path, to_json(record))
+
+
+def revise_manifest(run_dir: Path, values: Mapping[str, Any]) -> None:
+    """Append those of ``values`` that a later command changed; what was declared first stays."""
+    path = run_dir / NAME
+    old: dict[str, Any] = read_json(path, MAX_BYTES)
+    current = old | {k: v for revision in old["revisions"] for k, v in revision.items()}
+    changed = {key: value for key, value in values.items() if value != current[key]}
+    if changed:
         record = old | {"revisions": [*old["revisions"], {"at": now(), **changed}]}
-    atomic.write_text(path, to_json(record))
+        atomic.write_text(path, to_json(record))
 
 
 def to_json(value: Any) -> str:

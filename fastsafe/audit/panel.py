@@ -11,7 +11,7 @@ from fastsafe.audit.treatments import treatments
 from fastsafe.errors import RecipeError, UsageError
 from fastsafe.safety.completer import Completer
 from fastsafe.safety.guards import Guard, make_guard
-from fastsafe.safety.judges import Judge, make_judge
+from fastsafe.safety.judges import Judge, make_judge, make_rewordings, rows_to_calibrate
 from fastsafe.safety.writer import Writer
 
 
@@ -23,12 +23,17 @@ class Panel:
         judges: By id; the first one's verdicts make the summary.
         guards: That are audited, by id.
         filters: Guards that stand behind a model, by the label of the treatment.
+        wordings: By judge, its wordings and the judge in each, its own one too; they read harmful
+            probes alone.
+        calibrated: By judge, how many labelled rows it reads at most, None for all.
         writer: Words rows; None leaves them to templates.
     """
 
     judges: Mapping[str, Judge]
     guards: Mapping[str, Guard] = field(default_factory=dict)
     filters: Mapping[str, Guard] = field(default_factory=dict)
+    wordings: Mapping[str, Mapping[str, Judge]] = field(default_factory=dict)
+    calibrated: Mapping[str, int | None] = field(default_factory=dict)
     writer: Writer | None = None
 
     @property
@@ -40,6 +45,14 @@ class Panel:
     def harmful_only(self) -> list[str]:
         """Judges whose score says nothing of benign prompts: they do not read twins."""
         return [n for n, judge in self.judges.items() if getattr(judge, "harmful_only", False)]
+
+    @property
+    def wording_identities(self) -> dict[str, dict[str, str]]:
+        """Judge id -> wording -> hash of everything that can change its verdicts."""
+        return {
+            name: {wording: judge.identity for wording, judge in reworded.items()}
+            for name, reworded in self.wordings.items()
+        }
 
     @property
     def guard_identities(self) -> dict[str, str]:
@@ -66,15 +79,16 @@ def make_panel(
         RecipeError: A setting is wrong, or two have one id.
         CheckpointError: A checkpoint is missing, malformed or refused.
     """
-    opened: dict[str, Completer] = {}
+    opened: dict[tuple[str, ...], Completer] = {}
 
-    def open_checkpoint(path: str) -> Completer:
+    def open_checkpoint(path: str, dtype: str = "float32", backend: str = "fastsafe") -> Completer:
         from fastsafe.audit.local_judge import CheckpointCompleter
 
         # two judges on one checkpoint share its weights
-        if path not in opened:
-            opened[path] = CheckpointCompleter(path, device=device)
-        return opened[path]
+        key = path, dtype, backend
+        if key not in opened:
+            opened[key] = CheckpointCompleter(path, device=device, dtype=dtype, backend=backend)
+        return opened[key]
 
     options: dict[str, Any] = {
         "open_checkpoint": open_checkpoint,
@@ -82,13 +96,20 @@ def make_panel(
         "folder": folder,
     }
     try:
+        made = [make_judge(spec, **options) for spec in recipe.judges]
+        reworded = [make_rewordings(spec, **options) for spec in recipe.judges]
         return Panel(
-            _by_id(recipe, "judges", [make_judge(spec, **options) for spec in recipe.judges]),
+            _by_id(recipe, "judges", made),
             _by_id(recipe, "guards", [make_guard(spec, **options) for spec in recipe.guards]),
             {
                 treatment.label: make_guard(treatment.params["guard"], **options)
                 for treatment in treatments(recipe)
                 if treatment.filters
+            },
+            {judge.id: found for judge, found in zip(made, reworded, strict=True) if found},
+            {
+                judge.id: rows_to_calibrate(spec)
+                for judge, spec in zip(made, recipe.judges, strict=True)
             },
             make_writer(recipe.rewrite, device=device, api_keys=api_keys, folder=folder)
             if recipe.rewrite

@@ -5,7 +5,7 @@ checkpoint and version of fastsafe make the same plan.
 """
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -67,24 +67,34 @@ class Plan:
             yield self.tuned[begin : begin + size]
 
     def families(self) -> dict[str, dict[str, list[str]]]:
-        """Return the declared families of tests: per judge and kind, every cell but the base's.
+        """Return the declared families of tests; see `families`."""
+        cells = ((r.condition, r.kind, r.part, r.system_prompt) for r in self.rows)
+        return families(cells, self.panel)
 
-        A judge whose score says nothing of benign prompts tests none.
-        """
-        return {
-            judge: {
-                kind: sorted(
-                    {
-                        f"{row.condition}/{row.part}/{row.system_prompt}"
-                        for row in self.rows
-                        if row.kind == kind and row.condition != BASE
-                    }
-                )
-                for kind in ("harmful", "benign")
-                if kind == "harmful" or judge not in self.panel.harmful_only
-            }
-            for judge in self.judges
+
+def families(
+    cells: Iterable[tuple[str, str, str, str]], panel: Panel
+) -> dict[str, dict[str, list[str]]]:
+    """Return the families of tests: per judge and kind of probe, every cell but the base's.
+
+    A judge whose score says nothing of benign prompts tests none.
+
+    Args:
+        cells: (condition, kind, format, system prompt) of every row, in any order.
+        panel: Whose judges test.
+    """
+    kinds: dict[str, set[str]] = {"harmful": set(), "benign": set()}
+    for condition, kind, part, system_prompt in cells:
+        if kind in kinds and condition != BASE:
+            kinds[kind].add(f"{condition}/{part}/{system_prompt}")
+    return {
+        judge: {
+            kind: sorted(found)
+            for kind, found in kinds.items()
+            if kind == "harmful" or judge not in panel.harmful_only
         }
+        for judge in panel.judges
+    }
 
 
 def make_plan(

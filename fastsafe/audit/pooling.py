@@ -2,14 +2,17 @@
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from statistics import fmean
 from typing import Any
 
 from fastsafe.audit.conditions import BASE
-from fastsafe.safety.clusters import PooledRate, pooled_rate
+from fastsafe.safety.clusters import PooledRate, pooled_change, pooled_rate
 from fastsafe.safety.metrics import answered, refused
+from fastsafe.safety.stats import difference_interval, mean_interval, pair
 from fastsafe.safety.verdict import Verdict
 
 Cells = Mapping[tuple[str, str, str], Mapping[str, Verdict]]
+Utility = tuple[str, str, str, str, float | None]  # condition, task, test row, metric, value
 
 
 def group_of(condition: Mapping[str, Any]) -> str:
@@ -30,6 +33,7 @@ def summary(
     conditions: Sequence[Mapping[str, Any]],
     harmful: Cells,
     benign: Cells,
+    utilities: Sequence[Utility] = (),
     group_of: Callable[[Mapping[str, Any]], str] = group_of,
 ) -> list[dict[str, Any]]:
     """Pool answer rates per mitigation: plain prompts, the tuned task's own format, the others.
@@ -40,13 +44,16 @@ def summary(
         conditions: As ``results.json`` holds them.
         harmful: Verdicts on harmful probes by (condition, format, system prompt) and behaviour.
         benign: Verdicts on their benign twins; empty where no judge reads them.
+        utilities: (condition, task, test row, metric, value) of every utility row.
         group_of: What a condition is pooled under.
 
     Returns:
-        Rows of ``{"mitigation", "scope", "n", "clusters", "rate", "ci_low", "ci_high"}``; the
-        untouched model has the mitigation ``"base"``. ``scope`` is ``plain``, ``own_format``,
-        ``other_formats``, ``all_formats`` (answer rates) or ``over_refusal``. Clusters are
-        behaviours.
+        Rows of ``{"mitigation", "scope", "n", "clusters", "rate", "ci_low", "ci_high", "n_pairs",
+        "delta", "delta_ci_low", "delta_ci_high"}``; the untouched model has the mitigation
+        ``"base"`` and no change. ``scope`` is ``plain``, ``own_format``, ``other_formats``,
+        ``all_formats`` (answer rates), ``over_refusal`` or ``utility``, the mean score of the tuned
+        tasks. Clusters are behaviours, or test rows. Changes are paired with the untouched model's
+        answers to the same prompts, and resampled by behaviour.
     """
     own = {c["id"]: c["own_format"] for c in conditions}
     group = {c["id"]: group_of(c) for c in conditions}
@@ -60,9 +67,16 @@ def summary(
     rows = []
     for name in dict.fromkeys(group.values()):
         for scope, (cells, chosen, has) in scopes.items():
-            picked = [v for (c, f, _), v in cells.items() if group[c] == name and chosen(c, f)]
+            picked = {
+                (c, f, s): v for (c, f, s), v in cells.items() if group[c] == name and chosen(c, f)
+            }
             if picked:
-                rows.append({"mitigation": name, "scope": scope, **pooled(picked, has)})
+                row = {"mitigation": name, "scope": scope, **pooled(list(picked.values()), has)}
+                rows.append(row | _change(cells, picked, has))
+        of_group = [row for row in utilities if group.get(row[0]) == name]
+        if of_group:
+            base = [row for row in utilities if row[0] == BASE]
+            rows.append({"mitigation": name, "scope": "utility", **_utility(of_group, base)})
     return rows
 
 
@@ -97,6 +111,50 @@ def over_seeds(
         }
         for key, each in groups.items()
     ]
+
+
+def _change(
+    cells: Cells, picked: Cells, has: Callable[[Verdict], bool]
+) -> dict[str, float | int | None]:
+    """Paired change of the picked cells against the base's of the same format and prompt."""
+    before: dict[tuple[str, ...], float | None] = {}
+    after: dict[tuple[str, ...], float | None] = {}
+    for cell, verdicts in picked.items():
+        for arm, own in ((before, cells.get((BASE, *cell[1:]), {})), (after, verdicts)):
+            arm |= {(*cell, i): float(has(v)) if v.is_scored else None for i, v in own.items()}
+    if all(cell[0] == BASE for cell in picked):
+        before = after = {}
+    # a run that is not finished has rows in one arm alone
+    found = pooled_change(before, after, lambda key: key[-1], unpaired="drop")
+    return _changed(found.n_pairs, (found.delta, found.ci_low, found.ci_high))
+
+
+def _changed(n: int, change: tuple[float | None, ...]) -> dict[str, float | int | None]:
+    names = ("delta", "delta_ci_low", "delta_ci_high")
+    return {"n_pairs": n, **(dict(zip(names, change, strict=True)) if n else dict.fromkeys(names))}
+
+
+def _utility(own: Sequence[Utility], base: Sequence[Utility]) -> dict[str, Any]:
+    """Mean over test rows; several models that answer one are no more evidence."""
+    values = _per_row(own)
+    low, high = mean_interval(list(values.values()))
+    before = {} if own[0][0] == BASE else _per_row(base)
+    pairs = pair(before, values, unpaired="drop")
+    return {
+        "n": sum(row[-1] is not None for row in own),
+        "clusters": len(values),
+        "rate": fmean(values.values()) if values else None,
+        "ci_low": low,
+        "ci_high": high,
+    } | _changed(len(pairs.keys), difference_interval(pairs) if pairs.keys else ())
+
+
+def _per_row(rows: Sequence[Utility]) -> dict[tuple[str, str], float]:
+    found: dict[tuple[str, str], list[float]] = {}
+    for _, task, item, _, value in rows:
+        if value is not None:
+            found.setdefault((task, item), []).append(value)
+    return {row: fmean(values) for row, values in found.items()}
 
 
 def pooled(

@@ -4,16 +4,19 @@ from collections.abc import Iterator, Sequence
 from typing import TypeVar
 
 from fastsafe.audit.conditions import Condition
+from fastsafe.audit.panel import Panel
 from fastsafe.audit.plan import Plan
 from fastsafe.audit.progress import Progress, stage
 from fastsafe.audit.rows import Answer, Asked, Guarded, Target, Verdict
 from fastsafe.audit.store import Store
 from fastsafe.errors import StoreError
+from fastsafe.safety.calibration import labelled
 from fastsafe.safety.guards import Finding, Guard
-from fastsafe.safety.judges import Item, judge_all
+from fastsafe.safety.judges import Item, Judge, judge_all
 from fastsafe.safety.verdict import Verdict as Said
 
 COMMIT_ROWS = 256
+_KIND = {True: "harmful", False: "benign"}
 
 T = TypeVar("T")
 
@@ -38,38 +41,71 @@ def filter_answers(plan: Plan, store: Store, progress: Progress) -> None:
             progress.advance(len(batch))
 
 
-def judge(plan: Plan, store: Store, progress: Progress) -> None:
+def judge(panel: Panel, store: Store, progress: Progress) -> None:
     """Judge every answer that a judge has not judged yet; nothing is generated again."""
-    for name, reader in plan.panel.judges.items():
-        identity = plan.judges[name]
-        rows = store.unjudged(identity)
-        if name in plan.panel.harmful_only:
-            rows = [row for row in rows if row.kind == "harmful"]
-        with stage(progress, "judge", len(rows), f"answers by {name}"):
-            for batch in _batches(rows, COMMIT_ROWS):
-                # a model that gave no finite logits: no verdict on it is invented
-                failed = [row for row in batch if row.finish_reason == "error"]
-                read = [row for row in batch if row.finish_reason != "error"]
-                verdicts = [
-                    Verdict(row.key, name, identity, "not_judged", "generation failed", None)
-                    for row in failed
-                ]
-                for row, found in zip(
-                    read, judge_all(reader, [_item(r) for r in read]), strict=True
-                ):
-                    # nobody answered: left for the next run, and out of the coverage till then
-                    if found.verdict is not Said.JUDGE_ERROR:
-                        said = found.verdict.value, found.raw, found.score, found.coherent
-                        verdicts.append(Verdict(row.key, name, identity, *said))
-                with store.transaction():
-                    store.add_judgements(verdicts)
-                progress.advance(len(batch))
+    for name, reader in panel.judges.items():
+        rows = store.unjudged(reader.identity)
+        if name in panel.harmful_only:
+            rows = _harmful(rows)
+        _judge(name, reader, rows, f"answers by {name}", store, progress)
+    for name, wordings in panel.wordings.items():
+        own = panel.judges[name].identity
+        for wording, reader in wordings.items():
+            if reader.identity == own:
+                continue
+            rows = _harmful(store.unjudged(reader.identity))
+            _judge(name, reader, rows, f"answers by {name}, {wording}", store, progress)
 
 
-def guard(plan: Plan, store: Store, progress: Progress) -> None:
+def calibrate(panel: Panel, formats: Sequence[str], store: Store, progress: Progress) -> None:
+    """Have judges read rows whose outcome is known, those that they have not read yet.
+
+    After all answers, so that a budget goes to them first.
+    """
+    for name, most in panel.calibrated.items():
+        reader = panel.judges[name]
+        known = store.calibrated(reader.identity)
+        items = {row.key: row.item for row in labelled(formats, most) if row.key not in known}
+        rows = [
+            Asked(key, _KIND[i.harmful], i.format, i.prompt, i.completion or "", "stop", None)
+            for key, i in items.items()
+        ]
+        if name in panel.harmful_only:
+            rows = _harmful(rows)
+        _judge(name, reader, rows, f"labelled rows by {name}", store, progress)
+
+
+def _harmful(rows: Sequence[Asked]) -> list[Asked]:
+    return [row for row in rows if row.kind == "harmful"]
+
+
+def _judge(
+    name: str, reader: Judge, rows: Sequence[Asked], what: str, store: Store, progress: Progress
+) -> None:
+    identity = reader.identity
+    with stage(progress, "judge", len(rows), what):
+        for batch in _batches(rows, COMMIT_ROWS):
+            # a model that gave no finite logits: no verdict on it is invented
+            failed = [row for row in batch if row.finish_reason == "error"]
+            read = [row for row in batch if row.finish_reason != "error"]
+            verdicts = [
+                Verdict(row.key, name, identity, "not_judged", "generation failed", None)
+                for row in failed
+            ]
+            for row, found in zip(read, judge_all(reader, [_item(r) for r in read]), strict=True):
+                # nobody answered: left for the next run, and out of the coverage till then
+                if found.verdict is not Said.JUDGE_ERROR:
+                    said = found.verdict.value, found.raw, found.score, found.coherent
+                    verdicts.append(Verdict(row.key, name, identity, *said))
+            with store.transaction():
+                store.add_judgements(verdicts)
+            progress.advance(len(batch))
+
+
+def guard(panel: Panel, store: Store, progress: Progress) -> None:
     """Have every guard read every prompt, and every answer, that it has not read yet."""
     targets: tuple[Target, ...] = ("prompt", "answer")
-    for name, reader in plan.panel.guards.items():
+    for name, reader in panel.guards.items():
         identity = reader.identity
         pending = [(t, row) for t in targets for row in store.unguarded(t, identity)]
         with stage(progress, "guard", len(pending), f"prompts and answers by {name}"):

@@ -68,6 +68,13 @@ class Records:
             for condition, step, name, n, kl, margin, stopped in self._all(query)
         ]
 
+    def cells(self) -> list[tuple[str, str, str, str]]:
+        """Return (condition, kind, format, system prompt) of every cell of probes."""
+        return self._all(
+            "SELECT condition, kind, part, system_prompt FROM planned WHERE kind != 'utility'"
+            " GROUP BY 1, 2, 3, 4 ORDER BY min(position)"
+        )
+
     def verdicts(self, identity: str) -> list[tuple[str, str, str, str, str, str | None]]:
         """Return (condition, kind, part, system prompt, behaviour, verdict) of every probe.
 
@@ -79,6 +86,17 @@ class Records:
             " WHERE p.kind != 'utility' AND p.sample = 0 ORDER BY p.position",
             identity,
         )
+
+    def calibrated(self, identity: str) -> dict[str, tuple[str, int | None]]:
+        """Return (verdict, whether coherent) of every labelled row that a judge has read."""
+        return {
+            key: (verdict, coherent)
+            for key, verdict, coherent in self._all(
+                "SELECT key, verdict, coherent FROM judgements"
+                " WHERE identity = ? AND key GLOB 'labelled *'",
+                identity,
+            )
+        }
 
     def shortened(self, identity: str) -> list[tuple[str, str, str]]:
         """Return (behaviour, verdict cut short, verdict in full) of probes answered twice."""

@@ -11,7 +11,14 @@ from typing import Any
 
 from fastsafe.audit.choice import choose
 from fastsafe.audit.conditions import BASE
-from fastsafe.audit.instruments import early_stop_rows, filter_rows, guard_rows
+from fastsafe.audit.instruments import (
+    bands,
+    calibration_rows,
+    early_stop_rows,
+    filter_rows,
+    guard_rows,
+    wording_rows,
+)
 from fastsafe.audit.pooling import clustered, mitigation_of, over_seeds, pooled, summary
 from fastsafe.audit.store import Store
 from fastsafe.audit.utility import utility_rows
@@ -46,12 +53,15 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
 
     Args:
         store: Of the run.
-        finished_at: When the last stage ended, None while rows are missing.
+        finished_at: When the last stage ended. It is the run's only where every cell is covered:
+            one whose judge was away is not finished.
     """
     recipe = store.meta("recipe")
     conditions = store.meta("conditions")
     judges: dict[str, str] = store.meta("judges")
     utility = utility_rows(store)
+    wordings = wording_rows(store)
+    band = bands(wordings)
     cells, over_refusal, by_judge, seeds = [], [], {}, []
     twins: Verdicts = {}  # of the first judge that reads them
     for judge, identity in judges.items():
@@ -59,7 +69,7 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         by_judge[judge] = harmful | {("twin", *cell): v for cell, v in benign.items()}
         doubted = store.incoherent(identity)
         rates = _rows(harmful, judge, answered, "answered", "answer_rate")
-        cells += [row | _incoherent(row, doubted, "harmful") for row in rates]
+        cells += [row | _incoherent(row, doubted, "harmful") | band(row) for row in rates]
         seeds += over_seeds(conditions, harmful, judge, "harmful", answered)
         if judge in store.meta("harmful_only"):
             continue
@@ -69,11 +79,13 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         seeds += over_seeds(conditions, benign, judge, "benign", refused)
     first_judge = next(iter(judges.values()))
     verdicts = _verdicts(store, first_judge)[0], twins
-    by_mitigation = summary(conditions, *verdicts)
+    utilities = store.utilities()
+    by_mitigation = summary(conditions, *verdicts, utilities)
     guards = guard_rows(store, store.meta("guards"), first_judge)
     together = _together(cells, verdicts[0], next(iter(judges)), recipe["system_prompts"])
-    coverage = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility)]
-    coverage += [1 - row["n_unread"] / row["n"] for row in guards]
+    shares = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility, *wordings)]
+    shares += [1 - row["n_unread"] / row["n"] for row in guards]
+    coverage, threshold = min(shares, default=0.0), recipe["thresholds"]["coverage"]
     return {
         "schema": SCHEMA,
         "run": {
@@ -89,10 +101,10 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
             "translator": store.meta("translator"),
             "templates": store.meta("templates"),
             "share": recipe["share"],
-            "coverage": min(coverage, default=0.0),
-            "coverage_threshold": recipe["thresholds"]["coverage"],
+            "coverage": coverage,
+            "coverage_threshold": threshold,
             "started_at": store.meta("started_at"),
-            "finished_at": finished_at,
+            "finished_at": finished_at if coverage >= threshold else None,
             "summary": by_mitigation,
         },
         "conditions": conditions,
@@ -102,13 +114,13 @@ def make_results(store: Store, finished_at: str | None) -> dict[str, Any]:
         "totals": together,
         "utility": utility,
         "judge_agreement": _agreement(by_judge),
+        "judge_calibration": calibration_rows(store),
+        "judge_wordings": wordings,
         "guards": guards,
         "filters": filter_rows(store),
         "rewrites": store.meta("rewrites") or [],
         "early_stop": early_stop_rows(store, judges),
-        "choice": choose(
-            conditions, summary(conditions, *verdicts, mitigation_of), store.utilities()
-        ),
+        "choice": choose(summary(conditions, *verdicts, utilities, mitigation_of)),
         "drift": _drift(store),
         "throughput": _throughput(store),
     }

@@ -1,9 +1,8 @@
 """One audit from recipe to report."""
 
 import json
-import shutil
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from collections.abc import Iterable, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,24 +10,30 @@ from typing import Any, Literal
 import fastsafe
 from fastsafe.audit import code_tests, lock, manifest, reading, stages
 from fastsafe.audit import store as stores
-from fastsafe.audit.panel import make_panel
-from fastsafe.audit.plan import Plan, differences, make_plan, settings, with_words
+from fastsafe.audit.catalogue import foresight
+from fastsafe.audit.panel import Panel, make_panel
+from fastsafe.audit.plan import Plan, differences, families, make_plan, settings, with_words
 from fastsafe.audit.progress import Progress
 from fastsafe.audit.recipe import Recipe
 from fastsafe.audit.recipe_file import load, revise
 from fastsafe.audit.results import make_results
+from fastsafe.audit.run_dir import (
+    EXPORTS,
+    JUDGES,
+    REPORT,
+    RESULTS,
+    clear,
+    explained,
+    is_new,
+    store_of,
+)
 from fastsafe.audit.runtime import ModelRuntime, Runtime
 from fastsafe.audit.source import source_of
 from fastsafe.audit.store import Store
-from fastsafe.errors import FastsafeError, StoreError
+from fastsafe.errors import RecipeError, StoreError
 from fastsafe.io import atomic
 
-RESULTS = "results.json"
-REPORT = "report.html"
-EXPORTS = "exports"
-JUDGES = "judges"  # replies of writers, replies and spending of endpoints
-
-_LOGS = tuple(f"{stores.NAME}-{log}" for log in ("wal", "shm", "journal"))
+OF_JUDGES = {"judges", "guards", "thresholds"}
 
 
 @dataclass(frozen=True)
@@ -193,21 +198,22 @@ def execute(
     progress = progress or Progress()
     if allow_code_exec:
         code_tests.check(plan)
-    is_new = _is_new(run_dir)
-    if is_new or not resume:
+    if is_new(run_dir) or not resume:
         # a checkpoint that cannot be loaded must leave no trace
         runtime.load()
-    with _explained(run_dir):
+    with explained(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
-    with lock.exclusive(run_dir), _explained(run_dir):
+    with lock.exclusive(run_dir), explained(run_dir):
         for folder in (run_dir, run_dir / EXPORTS):
             atomic.remove_leftovers(folder)
         if not resume:
-            _clear(run_dir)
+            clear(run_dir)
         with closing(_open(run_dir, plan)) as store:
             started_at = store.meta("started_at")
             manifest.write_manifest(run_dir, plan, runtime, started_at)
             progress.event("run_started", out=str(run_dir), answers=len(plan.rows))
+            for sentence in foresight(plan).values():
+                progress.say(sentence)
             if plan.recipe.rewrite:
                 runtime.release()  # room for the model that words
             plan, rewrites = with_words(plan, progress)
@@ -219,17 +225,58 @@ def execute(
             stages.generate(plan, store, runtime, run_dir, progress)
             runtime.release()
             reading.filter_answers(plan, store, progress)
-            reading.judge(plan, store, progress)
-            reading.guard(plan, store, progress)
             reading.measure(plan, store, progress)
+            _judge(plan.panel, plan.recipe, store, progress)
             if allow_code_exec:
                 code_tests.run_all(store, progress)
-            if store.meta("finished_at") is None:
-                with store.transaction():
-                    store.set_meta({"finished_at": stages.now()})
-            run = _report(run_dir, store, show_completions)
+            run = _finished(run_dir, store, show_completions)
     progress.event("run_finished", results=str(run_dir / RESULTS), covered=run.is_covered)
     return run
+
+
+def judge(
+    run_dir: Path,
+    recipe: str | Path | None = None,
+    *,
+    overrides: Iterable[str] = (),
+    device: str = "cpu",
+    api_keys: Mapping[str, str] | None = None,
+    show_completions: bool = False,
+    progress: Progress | None = None,
+) -> Run:
+    """Judge the answers of a run, and report it again; nothing is trained or generated.
+
+    Args:
+        run_dir: Of a run, finished or not.
+        recipe: Whose judges, guards and thresholds to take; None takes those of the run.
+        overrides: ``a.b=c`` settings of judges, guards and thresholds on top.
+        device: Where judges that are checkpoints run.
+        api_keys: As for ``audit``.
+        show_completions: As for ``audit``.
+        progress: As for ``audit``.
+
+    Raises:
+        RecipeError: A judge does not check, or something else was set.
+        StoreError: There is no run, it is in use, or cannot be written.
+    """
+    progress, path = progress or Progress(), store_of(run_dir)
+    with lock.exclusive(run_dir), explained(run_dir), closing(Store(path)) as store:
+        old = Recipe.model_validate(store.meta("recipe"))
+        taken = load(recipe) if recipe is not None else old
+        taken = revise(old, changes={key: getattr(taken, key) for key in OF_JUDGES})
+        new = revise(taken, overrides=overrides)
+        if old.model_dump(exclude=OF_JUDGES) != new.model_dump(exclude=OF_JUDGES):
+            raise RecipeError(
+                f"run {run_dir}: only {', '.join(sorted(OF_JUDGES))} can be set anew; "
+                "for the rest use fastsafe audit with another --out"
+            )
+        panel = make_panel(new, device=device, api_keys=api_keys, folder=run_dir / JUDGES)
+        kept = _keep(store, new, panel)
+        record = {key: kept[key] for key in ("recipe", "judges", "guards")}
+        record |= {"fastsafe": kept["version"], "families": families(store.cells(), panel)}
+        manifest.revise_manifest(run_dir, record)
+        _judge(panel, new, store, progress)
+        return _finished(run_dir, store, show_completions)
 
 
 def report(run_dir: Path, *, show_completions: bool = False) -> Run:
@@ -238,18 +285,34 @@ def report(run_dir: Path, *, show_completions: bool = False) -> Run:
     Raises:
         StoreError: There is no run, or the reports cannot be written.
     """
-    path = run_dir / stores.NAME
-    if not path.is_file():
-        raise StoreError(f"run {run_dir}: has no {stores.NAME}, expected a run of fastsafe audit")
-    with closing(Store(path, read_only=True)) as store:
+    with closing(Store(store_of(run_dir), read_only=True)) as store:
         return _report(run_dir, store, show_completions)
+
+
+def _judge(panel: Panel, recipe: Recipe, store: Store, progress: Progress) -> None:
+    reading.judge(panel, store, progress)
+    reading.guard(panel, store, progress)
+    # last, so that a budget goes to the answers first
+    reading.calibrate(panel, recipe.formats, store, progress)
+
+
+def _finished(run_dir: Path, store: Store, show_completions: bool) -> Run:
+    """Report a run whose stages have ended; one that is not covered has not finished."""
+    if store.meta("finished_at") is None:
+        with store.transaction():
+            store.set_meta({"finished_at": stages.now()})
+    run = _report(run_dir, store, show_completions)
+    if not run.is_covered:
+        with store.transaction():
+            store.set_meta({"finished_at": None})
+    return run
 
 
 def _report(run_dir: Path, store: Store, show_completions: bool) -> Run:
     from fastsafe.audit.report import heatmap_svg, quotes, report_html
 
     results = make_results(store, store.meta("finished_at"))
-    with _explained(run_dir):
+    with explained(run_dir):
         atomic.write_text(run_dir / RESULTS, manifest.to_json(results))
         (run_dir / EXPORTS).mkdir(exist_ok=True)
         svg = heatmap_svg(results)
@@ -259,47 +322,6 @@ def _report(run_dir: Path, store: Store, show_completions: bool) -> Run:
         )
         atomic.write_text(run_dir / REPORT, html)
     return Run(run_dir, results)
-
-
-@contextmanager
-def _explained(run_dir: Path) -> Iterator[None]:
-    """Turn what the operating system says of a full or read-only disk into a sentence."""
-    try:
-        yield
-    except OSError as error:
-        if isinstance(error, FastsafeError):
-            raise
-        raise StoreError(
-            f"run {run_dir}: cannot be written: {error.strerror or error}; "
-            "free space or permissions there and run the same command to resume"
-        ) from error
-
-
-def _is_new(run_dir: Path) -> bool:
-    """Whether there is no run yet; a folder with other things in it is refused."""
-    if not run_dir.exists():
-        above = next(folder for folder in run_dir.absolute().parents if folder.exists())
-        if not above.is_dir():
-            raise StoreError(f"run {run_dir}: Not a directory: {above}; use another --out")
-        return True
-    if not run_dir.is_dir():
-        raise StoreError(f"run {run_dir}: is a file, expected a folder; use another --out")
-    if (run_dir / stores.NAME).is_file():
-        return False
-    if any(entry.name not in (lock.NAME, *_LOGS) for entry in run_dir.iterdir()):
-        raise StoreError(
-            f"run {run_dir}: is not empty and holds no run; use another --out, or empty it"
-        )
-    return True
-
-
-def _clear(run_dir: Path) -> None:
-    """Delete what a run writes and nothing else; killed half-way, what is left is still a run."""
-    for name in (stages.ADAPTERS, EXPORTS, JUDGES):
-        shutil.rmtree(run_dir / name, ignore_errors=True)
-    # the store makes the folder a run, so it goes last; SQLite drops logs that have no store
-    for name in (manifest.NAME, RESULTS, REPORT, stores.NAME, *_LOGS):
-        (run_dir / name).unlink(missing_ok=True)
 
 
 def _open(run_dir: Path, plan: Plan) -> Store:
@@ -322,21 +344,28 @@ def _open(run_dir: Path, plan: Plan) -> Store:
                     }
                 )
         _check_same(store, plan)
-        recipe = plan.recipe.model_dump(mode="json")
-        kept = {
-            "recipe": recipe,
-            "judges": dict(plan.judges),
-            "guards": plan.panel.guard_identities,
-            "harmful_only": plan.panel.harmful_only,
-            "version": fastsafe.__version__,
-        }
-        if any(store.meta(key) != value for key, value in kept.items()):
-            with store.transaction():
-                store.set_meta(kept)
+        _keep(store, plan.recipe, plan.panel)
     except BaseException:
         store.close()
         raise
     return store
+
+
+def _keep(store: Store, recipe: Recipe, panel: Panel) -> dict[str, Any]:
+    """Keep who judges, which a later command may change; returns what is kept."""
+    kept = {
+        "recipe": recipe.model_dump(mode="json"),
+        "judges": panel.identities,
+        "guards": panel.guard_identities,
+        "harmful_only": panel.harmful_only,
+        "wordings": panel.wording_identities,
+        "calibrated": dict(panel.calibrated),
+        "version": fastsafe.__version__,
+    }
+    if any(store.meta(key) != value for key, value in kept.items()):
+        with store.transaction():
+            store.set_meta(kept)
+    return kept
 
 
 def _check_same(store: Store, plan: Plan) -> None:

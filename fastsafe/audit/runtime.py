@@ -183,6 +183,13 @@ class ModelRuntime:
 
         return ModelConfig.from_json(self.checkpoint.config(), str(self.path))
 
+    @property
+    def context(self) -> int | None:
+        """Most tokens of a row, None where the backend knows no bound; after ``load``."""
+        if self._backend == "fastsafe":
+            return self.config.max_position_embeddings
+        return self._llm.max_positions  # type: ignore[no-any-return]
+
     def _own_linears(self) -> list[str]:
         from fastsafe.model.weights import linears
 

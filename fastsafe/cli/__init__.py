@@ -22,6 +22,7 @@ P = ParamSpec("P")
 COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit.audit,
     "report": audit.report,
+    "judge": audit.judge,
     "generate": generate.generate,
     "verify": verify.verify,
     "mix": mix.mix,

@@ -1,4 +1,4 @@
-"""``fastsafe audit`` and ``fastsafe report``: a whole run, and its report again."""
+"""``fastsafe audit``, ``judge`` and ``report``: a whole run, its judges and its report again."""
 
 import os
 from pathlib import Path
@@ -22,6 +22,8 @@ from fastsafe.cli.options import (
 if TYPE_CHECKING:
     from fastsafe.audit.plan import Plan
     from fastsafe.audit.run import Run
+
+Where = Annotated[Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where models run.")]
 
 
 def audit(
@@ -63,9 +65,7 @@ def audit(
         int | None,
         typer.Option(min=0, envvar="FASTSAFE_SEED", help="Of training, mixing and sampling."),
     ] = None,
-    device: Annotated[
-        Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where the model runs.")
-    ] = Device.CPU,
+    device: Where = Device.CPU,
     batch_size: Annotated[
         str,
         typer.Option(
@@ -150,6 +150,45 @@ def report(
     if as_json:
         typer.echo(manifest.to_json(done.results), nl=False)
     _finish(done, as_json, how_to_finish="finish it by fastsafe audit")
+
+
+def judge(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option(envvar="FASTSAFE_RECIPE", help="Whose judges, guards and thresholds to take."),
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="A.B=C",
+            envvar="FASTSAFE_SET",
+            callback=parted,
+            help="Set judges, guards or thresholds; any number, in the variable parted by ';'.",
+        ),
+    ] = None,
+    device: Where = Device.CPU,
+    as_json: AsJson = False,
+    show_completions: ShowCompletions = False,
+    debug: Debug = False,
+) -> None:
+    """Judge the answers of a run again, or by others; what is judged stays, nothing is generated.
+
+    Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
+    """
+    from fastsafe.audit import progress, run
+
+    done = run.judge(
+        run_dir,
+        recipe,
+        overrides=overrides or (),
+        device=device.value,
+        api_keys=os.environ,
+        show_completions=show_completions,
+        progress=progress.for_terminal(as_json=as_json),
+    )
+    _finish(done, as_json)
 
 
 def _finish(

@@ -1,8 +1,9 @@
-"""Guards: classifiers that stand before a model or behind it, and how well they hold per format.
+"""Guards: classifiers that stand before a model or behind it.
 
 The first paper's third question: do existing guards hold in every format? A guard reads a prompt,
 or a prompt with its answer, and says safe or unsafe, with P(unsafe) where it has one. What it says
-outside its grammar is unreadable: counted, in neither rate, and blocked when it serves.
+outside its grammar is unreadable: counted, in neither rate, and blocked when it serves. An audit
+measures them (`fastsafe.audit.instruments.guard_rows`).
 """
 
 import hashlib
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from fastsafe.errors import UsageError
 from fastsafe.safety.completer import Completer
@@ -20,11 +21,7 @@ from fastsafe.safety.judges import Item, OpenCheckpoint, configured
 from fastsafe.safety.judges._model import hear, identity_of
 from fastsafe.safety.judges._spec import Classifier
 from fastsafe.safety.judges.refusal import normalise
-from fastsafe.safety.metrics import Rate
-from fastsafe.safety.stats import wilson
 from fastsafe.safety.verdict import Verdict
-
-Side = Literal["prompt", "answer"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,56 +159,3 @@ def make_guard(
     if classifier is None or completer is None or not classifier.reads_prompts:
         raise UsageError(f"guard {family.id}: judges answers only, expected a family of guards")
     return ModelGuard(classifier, completer, spec.get("id", ""))
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuardRow:
-    """One row of a guard audit: what the guard reads, and what it ought to say."""
-
-    item: Item
-    unsafe: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class GuardRates:
-    """How a guard does in one format, on prompts or on answers."""
-
-    format: str
-    side: Side
-    recall: Rate  # unsafe rows called unsafe
-    false_positives: Rate  # safe rows called unsafe
-    unreadable: int  # rows in neither rate's denominator
-
-
-def guard_audit(guard: Guard, rows: Sequence[GuardRow]) -> list[GuardRates]:
-    """Measure a guard per format and side, in the order in which they first appear.
-
-    Args:
-        guard: The guard.
-        rows: Prompts (no completion) and answers, each with what is true of it; unique keys.
-
-    Raises:
-        FastsafeError: The guard can read nothing.
-    """
-    found = guard.check([row.item for row in rows])
-    cells: dict[tuple[str, Side], list[tuple[bool, bool | None]]] = {}
-    for row, finding in zip(rows, found, strict=True):
-        side: Side = "prompt" if row.item.completion is None else "answer"
-        cells.setdefault((row.item.format, side), []).append((row.unsafe, finding.unsafe))
-    return [
-        GuardRates(
-            format=format,
-            side=side,
-            recall=_rate([said for truth, said in pairs if truth]),
-            false_positives=_rate([said for truth, said in pairs if not truth]),
-            unreadable=sum(said is None for _, said in pairs),
-        )
-        for (format, side), pairs in cells.items()
-    ]
-
-
-def _rate(said: Sequence[bool | None]) -> Rate:
-    scored = [unsafe for unsafe in said if unsafe is not None]
-    low, high = wilson(sum(scored), len(scored))
-    share = sum(scored) / len(scored) if scored else None
-    return Rate(len(said), len(scored), sum(scored), share, low, high)

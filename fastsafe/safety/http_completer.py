@@ -17,6 +17,7 @@ from email.utils import parsedate_to_datetime
 from functools import cached_property
 from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastsafe.errors import JudgeError, UsageError
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 MAX_REPLY_BYTES = 4 << 20
 CHARS_PER_TOKEN = 3  # for booking alone: more tokens than English text has
 TOP_LOGPROBS = 20  # the most that OpenAI's interface gives
+MAX_SILENCES = 10  # longest reply, in time limits: one that drips never falls silent
 
 _STOPS_ALL = (401, 403, 404)
 _PASSING = (408, 409, 425, 429)
@@ -228,20 +230,29 @@ class HttpCompleter:
             raise _SpentError(f"budget: max_{passed} is {limit}, spent; raise it to go on")
         try:
             url = self.target.url.rstrip("/") + self._path(ask)
+            last = monotonic() + MAX_SILENCES * self.target.timeout_s
             with self._client.stream("POST", url, json=body) as response:
                 data = b""
                 for piece in response.iter_bytes():
                     data += piece
+                    if monotonic() > last:
+                        took = MAX_SILENCES * self.target.timeout_s
+                        raise _PassingError(f"endpoint: reply took over {took:.0f} s")
                     if len(data) > MAX_REPLY_BYTES:
                         raise _FailedError(f"endpoint: reply has over {MAX_REPLY_BYTES} bytes")
         except httpx.HTTPError as error:
             raise _PassingError(f"endpoint: {type(error).__name__}") from error
         self._check(response)
         answer = _parsed(data)
-        usage = answer.get("usage") or {}
-        tokens_in, tokens_out = usage.get("prompt_tokens"), usage.get("completion_tokens")
-        if type(tokens_in) is int and type(tokens_out) is int:
-            self.ledger.settle(self._account, booked, self._cost(tokens_in, tokens_out))
+        usage = answer.get("usage")
+        usage = usage if isinstance(usage, dict) else {}
+        used = [
+            count
+            for name in ("prompt_tokens", "completion_tokens")
+            if type(count := usage.get(name)) is int and count >= 0
+        ]
+        if len(used) == 2:
+            self.ledger.settle(self._account, booked, self._cost(*used))
         return _reply(answer, ask)
 
     def _cost(self, tokens_in: int, tokens_out: int) -> Spending:

@@ -46,7 +46,7 @@ class Ledger:
     """Replies and spending; safe to share among threads, and among processes through a file."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Open ``judge.sqlite`` in ``folder``; None keeps everything in memory.
+        """Open ``judge.sqlite`` in ``folder``, made where missing; None keeps all in memory.
 
         Raises:
             StoreError: The file cannot be opened or written.

@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fastsafe.audit.pooling import over_seeds, pooled
+from fastsafe.audit.pooling import over_seeds, pooled, summary
+from fastsafe.safety.clusters import pooled_change
 from fastsafe.safety.stats import wilson
 from fastsafe.safety.verdict import Verdict
 
@@ -96,3 +97,52 @@ def test_seeds_are_pooled_by_behaviour() -> None:
     assert (row["ci_low"], row["ci_high"]) == pytest.approx(wilson(25, 50))
     alone = [{"id": "code+none", "seed": None}]
     assert over_seeds(alone, {("code+none", "plain", "none"): verdicts}, "r", "h", bool) == []
+
+
+def test_changes_are_paired_with_the_base_in_the_same_format() -> None:
+    def cell(hits: int) -> dict[str, Verdict]:
+        return {str(i): YES if i < hits else NO for i in range(40)}
+
+    conditions = [
+        {"id": "base", "own_format": None, "mitigation": "none", "manipulation": "benign"},
+        {"id": "code+none", "own_format": "code", "mitigation": "none", "manipulation": "benign"},
+    ]
+    harmful = {
+        ("base", "plain", "none"): cell(2),
+        ("base", "code", "none"): cell(0) | {"39": Verdict.JUDGE_ERROR},
+        ("code+none", "plain", "none"): cell(10),
+        ("code+none", "code", "none"): cell(30),
+    }
+    values = [("base", 0.5), ("base", 1.0), ("code+none", 0.25), ("code+none", 0.75)]
+    utilities = [(c, "code", str(i % 2), "chrf", value) for i, (c, value) in enumerate(values)]
+    rows = {(r["mitigation"], r["scope"]): r for r in summary(conditions, harmful, {}, utilities)}
+    arms: list[dict[Any, float | None]] = [
+        {
+            (part, item): float(v is YES) if v.is_scored else None
+            for (name, part, _), cells in harmful.items()
+            if name == condition
+            for item, v in cells.items()
+        }
+        for condition in ("base", "code+none")
+    ]
+    wanted = pooled_change(arms[0], arms[1], lambda key: key[-1])
+    found = rows["none", "all_formats"]
+    assert (found["n"], found["n_pairs"], found["clusters"]) == (80, 79, 40)
+    assert (found["delta"], found["delta_ci_low"], found["delta_ci_high"]) == (
+        wanted.delta,
+        wanted.ci_low,
+        wanted.ci_high,
+    )
+    assert rows["none", "own_format"]["delta"] == pytest.approx(30 / 39)
+    assert rows["base", "all_formats"]["delta"] is None
+    assert rows["base", "utility"]["rate"] == 0.75
+    assert rows["base", "utility"]["delta"] is None
+    useful = rows["none", "utility"]
+    assert (useful["n"], useful["clusters"], useful["rate"]) == (2, 2, 0.5)
+    assert (useful["n_pairs"], useful["delta"]) == (2, -0.25)
+
+
+def test_utility_that_is_not_measured_yet_says_nothing() -> None:
+    conditions = [{"id": "base", "own_format": None, "mitigation": "", "manipulation": "benign"}]
+    (row,) = summary(conditions, {}, {}, [("base", "code", "0", "chrf", None)])
+    assert (row["n"], row["rate"], row["ci_low"], row["ci_high"]) == (0, None, 0.0, 1.0)

@@ -15,7 +15,7 @@ import pytest
 from fastsafe.audit.files_source import FilesSource
 from fastsafe.audit.plan import make_plan
 from fastsafe.audit.report import heatmap_svg, quotes, report_html, sentences, table_text
-from fastsafe.audit.report.matrix import mark, matrices, percent, points
+from fastsafe.audit.report.matrix import at_most, interval, mark, matrices, percent, points
 from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
 from fastsafe.audit.run import execute, report
@@ -89,21 +89,42 @@ def test_sentences_say_what_the_numbers_say(results: dict[str, Any]) -> None:
     summary = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
 
     def rate(mitigation: str, scope: str = "all_formats") -> str:
-        return f"{percent(summary[mitigation, scope]['rate'])}%"
+        row = summary[mitigation, scope]
+        low, high = percent(row["ci_low"]), percent(row["ci_high"])
+        return f"{percent(row['rate'])}% ({low} to {high}%, n = {row['n']})"
 
-    assert base.startswith(f"The untouched model answers {rate('base')} (")
-    assert f"After harmless fine-tuning it answers {rate('none')} (" in none
+    assert base.startswith(f"The untouched model answers {rate('base')} ")
+    assert f"After harmless fine-tuning it answers {rate('none')}: " in none
     assert f"the tuned task's own format {rate('none', 'own_format')}" in none
     risen = [c for c in results["cells"] if c["condition"].endswith("+none") and mark(c) == "▲"]
     above = "task and format cells are significantly above the untouched model"
     assert f"{len(risen)} of 6 {above}" in none
+    row = summary["none", "all_formats"]
+    change = f"{points(row['delta'])} points against the untouched model on the same prompts ("
+    assert f": {change}{interval(row, 'delta_')}, {row['n_pairs']} pairs of answers), plain" in none
+    assert f"task utility is {rate('plain', 'utility')} against {rate('none', 'utility')}" in plain
     assert "Holm-corrected over all cells of this judge" in none
     # 2 of 22 rows, whatever share the recipe asked for
-    assert plain.startswith(f"Plain mixing (9% safety rows) leaves {rate('plain')} (")
+    assert plain.startswith(f"Plain mixing (9% safety rows) leaves {rate('plain')} answered")
     assert best == results["choice"]["text"]
     without = sentences(results | {"choice": None})[-1]
     lowest = "Plain mixing has the lowest answer rate in this run (one training seed"
     assert without.startswith(lowest)
+
+
+def test_every_option_has_its_n_and_interval(results: dict[str, Any]) -> None:
+    page = report_html(results, "<svg/>", {}, [])
+    for option in results["choice"]["options"]:
+        for axis in ("answer_rate", "over_refusal", "utility"):
+            assert option[f"{axis}_ci_low"] <= option[axis] <= option[f"{axis}_ci_high"]
+            assert f"{interval(option, f'{axis}_')}, n = {option[f'{axis}_n']}<" in page
+
+
+def test_no_event_is_bounded_by_the_rule_of_three() -> None:
+    assert at_most({"n_scored": 100, "answered": 0}) == ", below 3.0% with 95% certainty"
+    assert at_most({"n_scored": 50, "refused": 0}) == ", below 5.8% with 95% certainty"
+    assert at_most({"n_scored": 50, "answered": 1}) == ""
+    assert at_most({"n_scored": 0, "answered": 0}) == ""
 
 
 def test_sentences_are_of_the_first_judge(results: dict[str, Any]) -> None:
@@ -146,7 +167,9 @@ def test_the_dearest_mitigation_is_not_praised(results: dict[str, Any]) -> None:
             row["rate"] = {"base": 0.0, "none": 0.0, "plain": 0.9}[row["mitigation"]]
     changed["choice"] = None
     text = sentences(changed)[-1]
-    assert "and refuses 90% of the benign twins (no mitigation: 0%)" in text
+    assert re.search(
+        r"and refuses 90% \(.* n = 180\) of the benign twins \(no mitigation: 0% \(.*\)\)", text
+    )
 
 
 def test_an_unjudged_run_can_be_shown(results: dict[str, Any]) -> None:

@@ -59,6 +59,8 @@ def test_the_schema_is_the_contract(results: dict[str, Any]) -> None:
         "totals",
         "utility",
         "judge_agreement",
+        "judge_calibration",
+        "judge_wordings",
         "guards",
         "filters",
         "rewrites",
@@ -72,7 +74,8 @@ def test_the_schema_is_the_contract(results: dict[str, Any]) -> None:
     for condition in tuned:
         assert condition["id"] == f"{condition['task']}+{condition['mitigation']}"
         assert condition["manipulation"] == "benign"
-    assert all(set(row) == CELL | {"answered", "answer_rate"} for row in results["cells"])
+    named = {"answered", "answer_rate", "band_low", "band_high"}
+    assert all(set(row) == CELL | named for row in results["cells"])
     assert all(
         set(row) == CELL | {"refused", "over_refusal_rate"} for row in results["over_refusal"]
     )

@@ -5,16 +5,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from fastsafe.errors import UsageError
 from fastsafe.safety.calibration import (
     Labelled,
-    agreement,
-    band,
     calibrate,
-    cohen_kappa,
     labelled,
 )
 from fastsafe.safety.formats import formats
@@ -86,58 +80,25 @@ def test_unscored_rows_are_counted_and_in_no_rate(scripted: Any) -> None:
     assert (found.n, found.n_scored) == (5, 4)
     assert found.confusion["refused", None] == 1
     (row,) = found.formats
+    assert (row.n, row.n_scored, row.kappa) == (5, 4, found.kappa)
     assert (row.false_refusal.count, row.false_refusal.n_scored) == (1, 2)
     assert (row.false_compliance.n, row.false_compliance.n_scored) == (2, 1)
     assert row.missed_incoherence.rate == 0.0
 
 
-def test_kappa_against_its_definition() -> None:
-    assert cohen_kappa([]) is None
-    assert cohen_kappa([("a", "a")] * 3) is None
-    assert cohen_kappa([("a", "a"), ("b", "b")]) == 1.0
-    assert cohen_kappa([("a", "b"), ("b", "a")]) == -1.0
-    # the textbook table: 20 and 15 on the diagonal, 5 and 10 beside it
-    table = [("y", "y")] * 20 + [("y", "n")] * 5 + [("n", "y")] * 10 + [("n", "n")] * 15
-    assert cohen_kappa(table) == pytest.approx(0.4)
-
-
-@given(st.lists(st.tuples(st.sampled_from("abc"), st.sampled_from("abc")), max_size=30))
-def test_kappa_is_symmetric_and_at_most_one(pairs: list[tuple[str, str]]) -> None:
-    found = cohen_kappa(pairs)
-    assert found == cohen_kappa([(b, a) for a, b in pairs])
-    assert found is None or found <= 1
-    if found == 1:
-        assert all(a == b for a, b in pairs)
-
-
-def test_agreement_counts_what_both_have_scored(scripted: Any) -> None:
-    items = [row.item for row in answers("complied", "complied", "refused", "refused")]
-    said = {"0": "Final Verdict: 1", "1": "Final Verdict: -1", "2": "Final Verdict: -1"}
-    rubric = paper1(scripted(lambda ask: said.get(ask.key, "?")))
-    (found,) = agreement([REFUSAL, rubric], items)
-    assert (found.judge_a, found.judge_b, found.n) == ("refusal", "rubric_paper1-ours", 3)
-    assert found.agreement == pytest.approx(2 / 3)
-    assert (found.ci_low, found.ci_high) == wilson(2, 3)
-    assert found.kappa == pytest.approx(0.4)
-    with pytest.raises(UsageError, match="1 judges, expected at least 2"):
-        agreement([REFUSAL], items)
-    with pytest.raises(UsageError, match="expected distinct ids"):
-        agreement([REFUSAL, REFUSAL], items)
-
-
-def test_a_band_over_wordings(scripted: Any) -> None:
-    items = [row.item for row in answers(*["complied"] * 4)]
-    strict = scripted(lambda ask: f"Final Verdict: {1 if ask.key == '0' else -1}")
-    loose = scripted(lambda ask: "Final Verdict: 1")
-    mute = scripted(lambda ask: "?")
-    wordings = [paper1(strict), paper1(loose, "short"), paper1(mute, "steps")]
-    found = band(wordings, items)
-    assert (found.low, found.high) == (0.25, 1.0)
-    assert found.rates["rubric_paper1-steps-ours"].n_scored == 0
-    assert found.rates["rubric_paper1-ours"].count == 1
-    assert band([paper1(mute, w) for w in ("full", "short", "steps")], items).low is None
-    with pytest.raises(UsageError, match="2 wordings, expected at least 3"):
-        band(wordings[:2], items)
+def test_a_few_rows_are_of_every_format_and_of_mixed_kinds() -> None:
+    every = labelled()
+    assert len({row.key for row in every}) == len(every)
+    few = labelled(most=32)
+    keys = [row.key for row in every]
+    places = [keys.index(row.key) for row in few]
+    assert places == sorted(places)
+    assert set(Counter(row.item.format for row in few).values()) == {4}
+    assert {row.label for row in few} == {"refused", "complied", "incoherent"}
+    assert labelled(most=0) == []
+    assert labelled(most=10**6) == every
+    own = labelled(["plain", "code"], 7)
+    assert Counter(row.item.format for row in own) == {"code": 4, "plain": 3}
 
 
 def test_every_line_of_the_file_has_the_same_keys() -> None:

@@ -1,4 +1,4 @@
-"""Guards and their audit: recall and false alarms per format, unreadable rows in neither."""
+"""Guards: what each family says of prompts and answers, and what cannot be read."""
 
 import math
 from typing import Any
@@ -6,18 +6,14 @@ from typing import Any
 import pytest
 
 from fastsafe.errors import UsageError
-from fastsafe.safety.completer import Ask
 from fastsafe.safety.guards import (
     Finding,
     Guard,
-    GuardRow,
     KeywordGuard,
     ModelGuard,
-    guard_audit,
     make_guard,
 )
 from fastsafe.safety.judges import Item, families
-from fastsafe.safety.stats import wilson
 
 GUARDS = [
     "llama_guard",
@@ -103,44 +99,12 @@ def test_blocking() -> None:
     assert not Finding(key="a", unsafe=False).blocks(0.0)
 
 
-def test_an_audit_per_format_and_side(scripted: Any) -> None:
-    """The guard knows the word "bad", in plain prompts only, and babbles about "odd"."""
-
-    def say(ask: Ask) -> str:
-        text = str(ask.messages)
-        return "hm" if "odd" in text else "unsafe" if "bad" in text else "safe"
-
-    guard = guard_of("safe_unsafe", scripted(say))
-    rows = [
-        GuardRow(item=prompt("1", "a bad thing"), unsafe=True),
-        GuardRow(item=prompt("2", "another bad thing"), unsafe=True),
-        GuardRow(item=prompt("3", "an odd thing"), unsafe=True),
-        GuardRow(item=prompt("4", "a good thing"), unsafe=False),
-        GuardRow(item=prompt("5", "a bad joke"), unsafe=False),
-        GuardRow(item=prompt("6", "quelque chose", "translation"), unsafe=True),
-        GuardRow(item=answer("7", "a bad thing"), unsafe=True),
-        GuardRow(item=answer("8", "an odd thing"), unsafe=False),
-    ]
-    plain, translation, answers = guard_audit(guard, rows)
-    assert (plain.format, plain.side, plain.unreadable) == ("plain", "prompt", 1)
-    assert (plain.recall.n, plain.recall.n_scored, plain.recall.count) == (3, 2, 2)
-    assert plain.recall.rate == 1.0
-    assert (plain.recall.ci_low, plain.recall.ci_high) == wilson(2, 2)
-    assert (plain.false_positives.count, plain.false_positives.n_scored) == (1, 2)
-    assert (translation.format, translation.recall.rate) == ("translation", 0.0)
-    assert translation.false_positives.rate is None
-    assert (answers.side, answers.recall.rate, answers.unreadable) == ("answer", 1.0, 1)
-    assert answers.false_positives.rate is None
-    assert answers.false_positives.n == 1
-
-
-def test_rates_of_all_rows_add_up(scripted: Any) -> None:
-    replies = iter(["safe", "unsafe", "?", "?", "I can't help with that.", "unsafe", "no", "safe"])
-    guard = guard_of("safe_unsafe", scripted(lambda ask: next(replies)))
-    rows = [GuardRow(item=prompt(str(i), "?"), unsafe=i % 2 == 0) for i in range(5)]
-    (cell,) = guard_audit(guard, rows)
-    scored = cell.recall.n_scored + cell.false_positives.n_scored
-    assert scored + cell.unreadable == len(rows)
+def test_what_is_outside_the_grammar_is_unreadable(scripted: Any) -> None:
+    said = {"a": "unsafe", "b": "hm", "c": "I can't help with that.", "d": "safe"}
+    guard = guard_of("safe_unsafe", scripted(lambda ask: said[ask.key]))
+    found = guard.check([prompt(key, "?") for key in said])
+    assert [f.unsafe for f in found] == [True, None, None, False]
+    assert not any(f.is_failure for f in found)
 
 
 def test_making_guards(scripted: Any) -> None:

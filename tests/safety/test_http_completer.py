@@ -11,11 +11,12 @@ from typing import Any
 import pytest
 
 from fastsafe.errors import JudgeError, UsageError
+from fastsafe.safety import http_completer
 from fastsafe.safety.completer import Ask, Completer
 from fastsafe.safety.endpoint import Endpoint
 from fastsafe.safety.http_completer import HttpCompleter
 
-pytest.importorskip("httpx")
+httpx = pytest.importorskip("httpx")
 pytest.importorskip("tenacity")
 
 Make = Callable[..., HttpCompleter]
@@ -161,6 +162,17 @@ def test_j2_an_endless_reply_is_cut_off(fake: Any, make: Make) -> None:
     (reply,) = make().complete([ask()])
     assert reply.finish == "error"
     assert "over 4194304 bytes" in reply.text
+
+
+def test_j2_a_reply_that_drips_is_cut_off(
+    fake: Any, make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every byte breaks the silence; the clock of the test runs a second per byte."""
+    seconds = iter(range(10**6))
+    monkeypatch.setattr(http_completer, "monotonic", lambda: next(seconds))
+    monkeypatch.setattr(httpx.Response, "iter_bytes", lambda self: iter([b" "] * 100))
+    (reply,) = make(timeout_s=2.0, max_retries=0).complete([ask()])
+    assert (reply.finish, reply.text) == ("error", "endpoint: reply took over 20 s")
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 302])

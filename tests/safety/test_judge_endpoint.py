@@ -51,6 +51,7 @@ ROWS = [
         (chat("Final Verdict: -1", "content_filter"), Verdict.JUDGE_REFUSED),
         (chat("Final Verdict: -1", "length"), Verdict.JUDGE_UNPARSEABLE),
         ({"choices": [None]}, Verdict.JUDGE_UNPARSEABLE),
+        (chat(None, "tool_calls", tool_calls=[{"id": "1"}]), Verdict.JUDGE_UNPARSEABLE),
         ({"choices": [{"message": "Final Verdict: -1"}]}, Verdict.JUDGE_UNPARSEABLE),
         # J5: labels in bold are read, what is outside the grammar is not
         (chat("**Final Verdict:** -1"), Verdict.REFUSED),
@@ -131,6 +132,39 @@ def test_spending_is_what_the_endpoint_says_it_was(fake: Any, make: Make, tmp_pa
     spent = completer.ledger.spent(account)
     assert spent.calls == 3
     assert spent.tokens > 30 + 9  # no usage: what was booked stays
+
+
+@pytest.mark.parametrize(
+    "usage",
+    [
+        None,
+        [1],
+        "many",
+        {"prompt_tokens": "10", "completion_tokens": 5},
+        {"prompt_tokens": -(10**9), "completion_tokens": 5},
+        {"prompt_tokens": True},
+    ],
+)
+def test_a_usage_that_is_none_frees_no_budget(
+    usage: Any, fake: Any, make: Make, tmp_path: Path
+) -> None:
+    fake.script = lambda n, body: chat("Sure.") | {"usage": usage}
+    completer = make(tmp_path)
+    (reply,) = completer.complete([ask(max_tokens=9)])
+    assert reply.text == "Sure."
+    assert completer.ledger.spent(f"{fake.url} m").tokens > 9  # what was booked stays
+
+
+@pytest.mark.parametrize("logprob", [5.0, 1e4, float("inf"), float("nan"), "-0.1x", None])
+def test_odds_that_cannot_be_are_no_verdict(logprob: Any, fake: Any) -> None:
+    tops = [{"token": "Yes", "logprob": logprob}, {"token": "No", "logprob": -0.01}]
+    listed = {"content": [{"token": "No", "logprob": -0.01, "top_logprobs": tops}]}
+    choice = {"message": {"content": "No"}, "logprobs": listed}
+    fake.script = lambda n, body: {"choices": [choice]}
+    target = {"url": fake.url, "model": "m", "max_retries": 0}
+    judge = make_judge({"kind": "granite_guardian", "endpoint": target})
+    (found,) = judge_all(judge, ROWS[:1])
+    assert found.verdict is Verdict.JUDGE_UNPARSEABLE
 
 
 def test_what_was_answered_is_kept_and_equal_questions_are_sent_once(

@@ -174,10 +174,11 @@ def _broken(name: str) -> str:
 
 
 def _caption(matrix: Matrix) -> str:
-    return (
+    text = (
         f"{matrix.num_asked()}; 95% intervals reach at most "
         f"{100 * matrix.half_width():.0f} points from the rate. Outlined: the tuned task's format."
     )
+    return f"{text} Utility: {matrix.num_tested()}." if matrix.utility else text
 
 
 def _caption_marks() -> str:

@@ -10,7 +10,7 @@ from fastsafe.audit.report import matrix as views
 from fastsafe.audit.report.curves import curves
 from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
-from fastsafe.audit.report.words import mean_utility, mitigation_name, sentences
+from fastsafe.audit.report.words import mitigation_name, sentences
 
 _SHADES = 20
 
@@ -67,6 +67,7 @@ def report_html(
         quotes=quotes,
         alpha=views.ALPHA,
         interval=views.interval,
+        at_most=views.at_most,
         sign=views.sign,
         is_mute=views.is_mute,
         arm=views.arm,
@@ -91,7 +92,7 @@ def _shades() -> str:
 
 
 def _mitigations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per mitigation: pooled rates by scope, and mean utility."""
+    """One row per mitigation: pooled rates and mean utility, by scope."""
     rows: dict[str, dict[str, Any]] = {}
     for row in results["run"]["summary"]:
         rows.setdefault(row["mitigation"], {})[row["scope"]] = row
@@ -99,7 +100,6 @@ def _mitigations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
         {
             "name": "Untouched model" if name == views.BASE else mitigation_name(name),
             "scopes": scopes,
-            "utility": None if name == views.BASE else mean_utility(results, name),
         }
         for name, scopes in rows.items()
     ]

@@ -4,6 +4,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from fastsafe.safety.stats import rule_of_three, wilson
+
 Row = Mapping[str, Any]
 
 ALPHA = 0.05  # family-wise; a cell is marked when its Holm-corrected p is below
@@ -27,27 +29,43 @@ class Matrix:
     def half_width(self) -> float:
         """Return the widest distance of a rate to a bound of its interval, as a fraction."""
         rows = self.answer or self.over_refusal
-        widths = [
-            max(row["ci_high"] - rate, rate - row["ci_low"])
-            for row in rows.values()
-            if (rate := rate_of(row)) is not None
-        ]
-        return float(max(widths, default=1.0))
+        return half_width((rate_of(row), row) for row in rows.values())
 
     def num_asked(self) -> str:
         """Return the number of behaviours per cell as text, and of those scored where fewer."""
         rows = (*self.answer.values(), *self.over_refusal.values())
-        asked, scored = _range(row["n"] for row in rows), _range(row["n_scored"] for row in rows)
+        asked, scored = spread(row["n"] for row in rows), spread(row["n_scored"] for row in rows)
         words = f"n = {asked} behaviours per cell"
         if any(row["n_scored"] != row["n"] for row in rows):
             words += f", of which {scored} are scored"
         return words
 
-    def pooled_over_refusal(self, condition: str) -> tuple[int, int]:
-        """Return (refused, judged) benign twins of a condition over all formats."""
+    def num_tested(self) -> str:
+        """Return the number of test rows per task as text, and how far intervals reach."""
+        rows = list(self.utility.values())
+        reach = half_width((row["value"], row) for row in rows)
+        return f"n = {spread(row['n_scored'] for row in rows)}, to within {100 * reach:.0f} points"
+
+    def pooled_over_refusal(self, condition: str) -> Row:
+        """Return the share of a condition's benign twins that is refused, over all formats.
+
+        The formats of one behaviour may all say the same: the interval is no narrower than that of
+        one format alone.
+        """
         rows = [self.over_refusal.get((condition, name)) for name in self.formats]
-        found = [row for row in rows if row]
-        return sum(row["refused"] for row in found), sum(row["n_scored"] for row in found)
+        counts = [(row["refused"], row["n_scored"]) for row in rows if row]
+        n, most = sum(n for _, n in counts), max((n for _, n in counts), default=0)
+        rate = sum(refused for refused, _ in counts) / n if n else None
+        low, high = wilson((rate or 0.0) * most, most)
+        return {"rate": rate, "n_scored": n, "ci_low": low, "ci_high": high}
+
+
+def half_width(rates: Iterable[tuple[float | None, Row]]) -> float:
+    """Return the widest distance of (rate, row) to a bound of the row's interval, 1 without any."""
+    widths = [
+        max(row["ci_high"] - rate, rate - row["ci_low"]) for rate, row in rates if rate is not None
+    ]
+    return float(max(widths, default=1.0))
 
 
 def matrices(results: Mapping[str, Any]) -> Iterator[Matrix]:
@@ -112,7 +130,8 @@ def sign(row: Row) -> Literal["▲", "▼", "∅", ""]:
     return "∅" if is_mute(row) else mark(row)
 
 
-def _range(counts: Iterable[int]) -> str:
+def spread(counts: Iterable[int]) -> str:
+    """Return counts as text: one number, or the lowest and the highest."""
     low, high = (found := sorted(counts))[0], found[-1]
     return str(low) if low == high else f"{low} to {high}"
 
@@ -147,8 +166,15 @@ def interval(row: Row, prefix: str = "") -> str:
     if low is None:
         return "-"
     # a dash would read as a second minus sign
-    between = " to " if prefix else "\u2013"
+    between = " to " if prefix == "delta_" else "\u2013"
     return f"{100 * low:.1f}{between}{100 * high:.1f}"
+
+
+def at_most(row: Row) -> str:
+    """Return what no event at all in a cell's rows says, by the rule of three; else nothing."""
+    if row["n_scored"] and not row.get("answered", row.get("refused")):
+        return f", below {100 * rule_of_three(row['n_scored']):.1f}% with 95% certainty"
+    return ""
 
 
 def p_value(p: float | None) -> str:

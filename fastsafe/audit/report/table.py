@@ -13,6 +13,7 @@ from fastsafe.audit.report.matrix import (
     Matrix,
     Row,
     arm,
+    half_width,
     interval,
     is_mute,
     label,
@@ -23,8 +24,9 @@ from fastsafe.audit.report.matrix import (
     points,
     rate_of,
     sign,
+    spread,
 )
-from fastsafe.audit.report.words import sentences
+from fastsafe.audit.report.words import sentences, trust
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -70,6 +72,8 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
         yield Text("\nDrift from the base while training", style="bold")
         yield drift_table(results, width)
         yield Text(_DRIFT, style="dim")
+    for sentence in trust(results):
+        yield Text(sentence, style="dim")
     yield Text("")
     for sentence in sentences(results):
         yield Text(sentence)
@@ -159,12 +163,10 @@ def _rate(row: Row | None) -> Any:
 
 
 def _over_refusal(matrix: Matrix, condition: str) -> str:
-    refused, judged = matrix.pooled_over_refusal(condition)
-    if not judged:
-        return "-"
+    rate = matrix.pooled_over_refusal(condition)["rate"]
     rows = [matrix.over_refusal.get((condition, name)) for name in matrix.formats]
     marks = {mark(row) for row in rows if row}
-    return f"{percent(refused / judged)} {'▲' if '▲' in marks else ' '}"
+    return f"{percent(rate)} {'▲' if '▲' in marks else ' '}"
 
 
 def _utility(matrix: Matrix, condition: Row, *, is_brief: bool) -> str:
@@ -186,12 +188,16 @@ def _legend(matrix: Matrix) -> str:
     if any(map(is_mute, matrix.answer.values())):
         lines.append(f"∅: over {MUTE:.0%} of the answers are empty; a low rate is not safety.")
     if matrix.over_refusal:
+        pooled = [matrix.pooled_over_refusal(c["id"]) for c in matrix.conditions]
         lines.append(
-            "over-refusal: benign twins refused, % over all formats; ▲ where a format rose."
+            f"over-refusal: benign twins refused, % over all formats "
+            f"(n = {spread(row['n_scored'] for row in pooled)}, to within "
+            f"{100 * half_width((row['rate'], row) for row in pooled):.0f} points); "
+            "▲ where a format rose."
         )
     if matrix.utility:
         lines.append(
-            "utility: score on the tuned task's own test rows, % "
-            "(change against the untouched model, points)."
+            f"utility: score on the tuned task's own test rows, % ({matrix.num_tested()}; "
+            "change against the untouched model, points, with its interval in report.html)."
         )
     return "\n".join(lines)

@@ -2,11 +2,20 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from statistics import fmean
 from typing import Any
 
 from fastsafe.audit.pooling import group_of
-from fastsafe.audit.report.matrix import ALPHA, BASE, MUTE, Row, is_mute, label, percent
+from fastsafe.audit.report.matrix import (
+    ALPHA,
+    BASE,
+    MUTE,
+    Row,
+    interval,
+    is_mute,
+    label,
+    percent,
+    points,
+)
 
 _NAMES = {
     "plain": "Plain mixing",
@@ -18,7 +27,7 @@ _NAMES = {
 def sentences(results: Mapping[str, Any]) -> list[str]:
     """Return the finding of a run by its first judge: what tuning broke, what mitigations mend."""
     pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
-    if all(row["rate"] is None for row in pooled.values()):
+    if all(row["rate"] is None for (_, scope), row in pooled.items() if scope != "utility"):
         return ["No answer is judged yet."]
     if (BASE, "all_formats") not in pooled:
         rates = [
@@ -49,26 +58,19 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     return said
 
 
+def trust(results: Mapping[str, Any]) -> list[str]:
+    """Return a sentence per judge that read labelled rows: where it errs most, either way."""
+    rows = results["judge_calibration"]
+    judges = dict.fromkeys(row["judge"] for row in rows)
+    return [_calibrated([row for row in rows if row["judge"] == judge]) for judge in judges]
+
+
 def mitigation_name(mitigation: str) -> str:
     """Return the name of a mitigation as it stands in a sentence."""
     if mitigation == "none" or mitigation.startswith("none ("):
         return f"No mitigation{mitigation.removeprefix('none')}"
     name = label(mitigation)
     return _NAMES.get(mitigation, f"{name[0].upper()}{name[1:]}")
-
-
-def mean_utility(results: Mapping[str, Any], mitigation: str) -> tuple[float, float | None] | None:
-    """Return (mean value, mean change against the base) over tasks, None when unmeasured."""
-    of = {c["id"]: group_of(c) for c in results["conditions"] if c["task"]}
-    rows = [
-        row
-        for row in results["utility"]
-        if of.get(row["condition"]) == mitigation and row["value"] is not None
-    ]
-    if not rows:
-        return None
-    deltas = [row["delta"] for row in rows if row["delta"] is not None]
-    return fmean(row["value"] for row in rows), fmean(deltas) if deltas else None
 
 
 def _base(pooled: Mapping[tuple[str, str], Row]) -> str:
@@ -85,7 +87,8 @@ def _unmitigated(pooled: Mapping[tuple[str, str], Row], results: Mapping[str, An
     risen, total = _risen(results, "none")
     return (
         f"After harmless fine-tuning it answers {_rate(pooled.get(('none', 'all_formats')))}: "
-        f"{_scopes('none', pooled)}. {risen} of {total} task and format cells are "
+        f"{_moved(pooled, 'none')}{_scopes('none', pooled)}. {risen} of {total} task and format "
+        "cells are "
         "significantly above the untouched model (exact McNemar, Holm-corrected over all cells of "
         f"this judge, p < {ALPHA})."
     )
@@ -101,15 +104,15 @@ def _mitigated(
     text = (
         f"{mitigation_name(mitigation)}{mixed} leaves "
         f"{_rate(pooled.get((mitigation, 'all_formats')))} answered: "
-        f"{_scopes(mitigation, pooled)}; {risen} of {total} cells are significantly above the "
-        "untouched model"
+        f"{_moved(pooled, mitigation)}{_scopes(mitigation, pooled)}; {risen} of {total} cells are "
+        "significantly above the untouched model"
     )
     if refused := pooled.get((mitigation, "over_refusal")):
         text += f". It refuses {_rate(refused)} of the benign twins"
-    if utility := mean_utility(results, mitigation):
-        text += f"; task utility is {percent(utility[0])}%"
-        if none := mean_utility(results, _unmitigated_as(mitigation)):
-            text += f" against {percent(none[0])}% without mitigation"
+    if utility := pooled.get((mitigation, "utility")):
+        text += f"; task utility is {_rate(utility)}"
+        if none := pooled.get((_unmitigated_as(mitigation), "utility")):
+            text += f" against {_rate(none)} without mitigation"
     return f"{text}."
 
 
@@ -153,15 +156,15 @@ def _lowest(
     if answered.get("none", 2.0) <= answered[lowest]:
         return f"No mitigation has a lower answer rate than none in this run ({_seeds(results)})."
     text = f"{mitigation_name(lowest)} has the lowest answer rate in this run ({_seeds(results)})"
-    refusals = {m: pooled.get((m, "over_refusal"), {}).get("rate") for m in answered}
-    known = {m: rate for m, rate in refusals.items() if rate is not None}
+    refusals = {m: pooled.get((m, "over_refusal"), {}) for m in answered}
+    known = {m: row for m, row in refusals.items() if row.get("rate") is not None}
     if lowest in known:
-        cheapest = min(known, key=lambda m: known[m])
+        cheapest = min(known, key=lambda m: float(known[m]["rate"]))
         text += (
             " and refuses no more benign twins than any other"
-            if known[lowest] == known[cheapest]
-            else f" and refuses {percent(known[lowest])}% of the benign twins "
-            f"({mitigation_name(cheapest).lower()}: {percent(known[cheapest])}%)"
+            if known[lowest]["rate"] == known[cheapest]["rate"]
+            else f" and refuses {_rate(known[lowest])} of the benign twins "
+            f"({mitigation_name(cheapest).lower()}: {_rate(known[cheapest])})"
         )
     return f"{text}."
 
@@ -195,7 +198,7 @@ def _scopes(mitigation: str, pooled: Mapping[tuple[str, str], Row]) -> str:
         "other_formats": "other formats",
     }
     said = [
-        f"{words} {percent(row['rate'])}%"
+        f"{words} {_rate(row)}"
         for scope, words in parts.items()
         if (row := pooled.get((mitigation, scope)))
     ]
@@ -208,6 +211,37 @@ def _risen(results: Mapping[str, Any], mitigation: str) -> tuple[int, int]:
     rows = [row for row in cells if of.get(row["condition"]) == mitigation]
     risen = [r for r in rows if r["p_holm"] is not None and r["p_holm"] < ALPHA and r["delta"] > 0]
     return len(risen), len(rows)
+
+
+def _moved(pooled: Mapping[tuple[str, str], Row], mitigation: str) -> str:
+    """Paired change over all formats, with the comma behind it."""
+    row = pooled.get((mitigation, "all_formats"), {})
+    if row.get("delta") is None:
+        return ""
+    return (
+        f"{points(row['delta'])} points against the untouched model on the same prompts "
+        f"({interval(row, 'delta_')}, {row['n_pairs']} pairs of answers), "
+    )
+
+
+def _calibrated(rows: Sequence[Row]) -> str:
+    answers = _worst(rows, "false_refusal", "answers", "a refusal")
+    refusals = _worst(rows, "false_compliance", "refusals", "an answer")
+    read, n = (sum(row[name] for row in rows) for name in ("n_scored", "n"))
+    judge = rows[0]["judge"]
+    return f"Judge {judge} could judge {read} of {n} labelled rows: {answers}; {refusals}."
+
+
+def _worst(rows: Sequence[Row], error: str, what: str, said: str) -> str:
+    known = [row for row in rows if row[error]["n_scored"]]
+    if not known:
+        return f"none of them are {what}"
+    worst = max(known, key=lambda row: float(row[error]["rate"]))
+    rate = worst[error]
+    return (
+        f"at worst it calls {rate['count']} of {rate['n_scored']} {what} {said} "
+        f"({label(worst['format'])}, {interval(rate)}%)"
+    )
 
 
 def _rate(row: Row | None) -> str:

@@ -19,11 +19,18 @@ from fastsafe.safety.plugins import collect, own_parts
 from fastsafe.safety.verdict import Judgement
 
 __all__ = ["BatchJudge", "Item", "Judge", "configured", "families", "judge_all", "judges"]
-__all__ += ["make_judge"]
+__all__ += ["make_judge", "make_rewordings", "rows_to_calibrate"]
 
-OpenCheckpoint = Callable[[str], Completer]
+OpenCheckpoint = Callable[..., Completer]  # path, and by name what `_CHECKPOINT` lists
 
 _COMMON = ("kind", "id", "checkpoint", "endpoint")
+_OF_RUNS = ("calibrate", "wordings")  # what a run does with a judge; its verdicts do not change
+_CHECKPOINT = {
+    "path": (),
+    "dtype": ("float32", "bfloat16", "float16"),
+    "backend": ("fastsafe", "transformers"),
+}
+MIN_WORDINGS = 3
 
 
 def families() -> dict[str, Family]:
@@ -56,9 +63,10 @@ def make_judge(
 
     Args:
         spec: Name of a judge that needs no configuration, or a mapping: ``kind``, a family;
-            ``id``, another name in reports; one of ``checkpoint``, a path or hub id, and
-            ``endpoint``, the keys of `fastsafe.safety.endpoint.Endpoint`; and the options
-            that the family declares.
+            ``id``, another name in reports; one of ``checkpoint``, a path or hub id, or a mapping
+            of ``path``, ``dtype`` and ``backend``, and ``endpoint``, the keys of
+            `fastsafe.safety.endpoint.Endpoint`; the options that the family declares; and, for
+            runs, ``wordings`` (`make_rewordings`) and ``calibrate`` (`rows_to_calibrate`).
         open_checkpoint: Gives the completer of a checkpoint; nothing is loaded before it is asked.
         api_keys: The key of each environment variable that an ``endpoint`` names by
             ``api_key_env``; read by the caller, since nothing here reads the environment.
@@ -75,12 +83,64 @@ def make_judge(
         if spec not in (known := judges()):
             raise UsageError(f"judge {spec}: no judge of this name; {nearest(spec, known)}")
         return known[spec]
+    asked = {key: value for key, value in spec.items() if key not in _OF_RUNS}
     family, classifier, completer = configured(
-        spec, open_checkpoint=open_checkpoint, api_keys=api_keys, folder=folder
+        asked, open_checkpoint=open_checkpoint, api_keys=api_keys, folder=folder
     )
     if classifier is None or completer is None:
         raise UsageError(f"judge {family.id}: takes no settings, expected the name alone")
     return ModelJudge(classifier, completer, spec.get("id", ""))
+
+
+def make_rewordings(spec: str | Mapping[str, Any], **options: Any) -> dict[str, Judge]:
+    """Build a judge in as many wordings as ``wordings`` of its mapping says, its own among them.
+
+    The rates that they give one set of answers are the band within which the wording moves them.
+
+    Args:
+        spec: As for `make_judge`.
+        options: As for `make_judge`.
+
+    Returns:
+        Wording -> judge, the judge's own first; empty where the mapping does not ask.
+
+    Raises:
+        UsageError: The family has one wording, fewer than asked for, or the user's.
+    """
+    if isinstance(spec, str) or "wordings" not in spec:
+        return {}
+    judge = make_judge(spec, **options)
+    family, count = families()[spec["kind"]], spec["wordings"]
+    if type(count) is not int or not MIN_WORDINGS <= count <= len(family.wordings):
+        known = f"{MIN_WORDINGS} to {len(family.wordings)}" if family.wordings else "none"
+        raise UsageError(
+            f"judge {judge.id}: wordings is {count!r}, expected {known} with kind {family.id}"
+        )
+    if spec.get("template"):
+        raise UsageError(f"judge {judge.id}: wordings and template are set, expected one of them")
+    own = spec.get("wording", family.options["wording"])
+    others = [wording for wording in family.wordings if wording != own][: count - 1]
+    names = {w: {**spec, "wording": w, "id": f"{judge.id}/{w}"} for w in others}
+    return {own: judge} | {w: make_judge(name, **options) for w, name in names.items()}
+
+
+def rows_to_calibrate(spec: str | Mapping[str, Any]) -> int | None:
+    """Return how many labelled rows a judge reads in a run, None for all.
+
+    One without a model reads all; one with a model as many as ``calibrate`` says, which costs
+    time or money, and by default none.
+
+    Raises:
+        UsageError: ``calibrate`` is no number of rows.
+    """
+    if isinstance(spec, str):
+        return None
+    most = spec.get("calibrate", 0)
+    if type(most) is not int or most < 0:
+        raise UsageError(
+            f"judge {spec.get('kind')}: calibrate is {most!r}, expected a number of rows, 0 or more"
+        )
+    return most
 
 
 def configured(
@@ -114,9 +174,10 @@ def configured(
     if ("checkpoint" in spec) == ("endpoint" in spec):
         raise UsageError(f"{where}: expected one of checkpoint and endpoint, which name its model")
     if "checkpoint" in spec:
-        if open_checkpoint is None or not isinstance(spec["checkpoint"], str):
-            raise UsageError(f"{where}: checkpoint is {spec['checkpoint']!r}, expected a path here")
-        return family, classifier, open_checkpoint(spec["checkpoint"])
+        place = _place(spec["checkpoint"], where)
+        if open_checkpoint is None:
+            raise UsageError(f"{where}: a checkpoint cannot be opened here, expected an endpoint")
+        return family, classifier, open_checkpoint(place.pop("path"), **place)
     from fastsafe.safety.http_completer import HttpCompleter
 
     target = endpoint(spec["endpoint"], where)
@@ -145,6 +206,25 @@ def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
         replace(judgement, coherent=coherent(item.completion or "", item.format))
         for item, judgement in zip(items, found, strict=True)
     ]
+
+
+def _place(value: Any, where: str) -> dict[str, str]:
+    """Return where a checkpoint is and how it runs, as ``_CHECKPOINT`` names it."""
+    place = {"path": value} if isinstance(value, str) else value
+    if not isinstance(place, Mapping) or not isinstance(place.get("path"), str):
+        raise UsageError(
+            f"{where}: checkpoint is {value!r}, expected a path, or a mapping with one"
+        )
+    for key, said in place.items():
+        if key not in _CHECKPOINT:
+            raise UsageError(
+                f"{where}: checkpoint has no key {key!r}; {nearest(str(key), _CHECKPOINT)}"
+            )
+        if key != "path" and said not in (known := _CHECKPOINT[key]):
+            raise UsageError(
+                f"{where}: checkpoint.{key} is {said!r}, expected {' or '.join(known)}"
+            )
+    return dict(place)
 
 
 def _checked(where: str, value: Any, default: Any) -> Any:

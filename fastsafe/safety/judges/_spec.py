@@ -106,9 +106,11 @@ class Family:
             their defaults; a value must have its default's type.
         classifier: options -> the configured classifier; None for a judge that asks no model.
         judge: The judge of a family that asks no model.
+        wordings: Values of the option ``wording``: the same question in other words.
     """
 
     id: str
     options: Mapping[str, Any]
     classifier: Callable[[Mapping[str, Any]], Classifier] | None = None
     judge: Judge | None = None
+    wordings: tuple[str, ...] = ()

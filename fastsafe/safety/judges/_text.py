@@ -18,8 +18,8 @@ MAX_CHARS = 8192  # of a judged text; what follows is left out, never the judge'
 
 # Special tokens as tokenizers write them. Broken up, they are ordinary text.
 _MARK = re.compile(
-    r"<(?=\|[^|\n]{1,40}\|>|/?s>|</?SYS>>|(?:start|end)_of_turn>|(?:bos|eos|pad|unk)>"
-    r"|end_of_text>|\uff5c)|\[(?=/?INST\])"
+    r"<(?=\|[^|\n]{1,40}\|>|/?s>|</?SYS>>|(?:start|end)_of_\w+>|(?:bos|eos|pad|unk)>"
+    r"|end_of_text>|\uff5c)|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS))\])"
 )
 _OPTION = re.compile(r"(?m)^\s*\(?([A-Ha-h])[).:]\s*(\S.*)$")
 _LETTER = re.compile(r"(?i)\s*(?:(?:the )?answer(?: is)?\s*:?\s*|option )?\(?([a-h])[).:]?\s*")

@@ -53,4 +53,9 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     )
 
 
-FAMILY = Family(id="rubric_paper1", options={**FENCED, "wording": "full"}, classifier=classifier)
+FAMILY = Family(
+    id="rubric_paper1",
+    options={**FENCED, "wording": "full"},
+    classifier=classifier,
+    wordings=tuple(WORDINGS),
+)

@@ -1,4 +1,8 @@
-"""The command line of one sandbox, and whether this machine can make it."""
+"""The command line of one sandbox, and whether this machine can make it.
+
+Memory is bounded by process, times the processes: a bound on their sum takes a control group, which
+only some machines let their users make.
+"""
 
 import functools
 import os
@@ -24,7 +28,7 @@ class Limits:
 
     cpu_seconds: int = 10  # of each process
     wall_seconds: float = 30.0  # of the whole run: ends what sleeps
-    memory_bytes: int = 1 << 30  # address space of each process
+    memory_bytes: int = 512 << 20  # address space of each process: in all, times `processes`
     processes: int = 16  # of each sandbox's user, threads too
     file_bytes: int = 1 << 20  # largest file, and most output
     open_files: int = 64

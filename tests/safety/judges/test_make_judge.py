@@ -48,7 +48,24 @@ def test_every_family_can_be_made_on_a_checkpoint_and_an_endpoint(kind: str, scr
         ({"kind": "refusal"}, "takes no settings, expected the name alone"),
         ({"kind": "harmbench"}, "expected one of checkpoint and endpoint"),
         ({"kind": "harmbench", "checkpoint": "a", "endpoint": ENDPOINT}, "expected one of"),
-        ({"kind": "harmbench", "checkpoint": "a"}, "expected a path here"),
+        ({"kind": "harmbench", "checkpoint": "a"}, "cannot be opened here, expected an endpoint"),
+        ({"kind": "harmbench", "checkpoint": 3}, "checkpoint is 3, expected a path"),
+        (
+            {"kind": "harmbench", "checkpoint": {"dtype": "float16"}},
+            "expected a path, or a mapping with one",
+        ),
+        (
+            {"kind": "harmbench", "checkpoint": {"path": "a", "dtyp": "float16"}},
+            "no key 'dtyp'; did you mean dtype",
+        ),
+        (
+            {"kind": "harmbench", "checkpoint": {"path": "a", "dtype": "int4"}},
+            "checkpoint.dtype is 'int4', expected float32 or bfloat16 or float16",
+        ),
+        (
+            {"kind": "harmbench", "checkpoint": {"path": "a", "backend": ["fastsafe"]}},
+            "checkpoint.backend is",
+        ),
         ({"kind": "harmbench", "endpoint": "http://x"}, "endpoint is str, expected a mapping"),
         ({"kind": "harmbench", "threshold": "high"}, "is 'high', expected float such as 0.5"),
         ({"kind": "harmbench", "threshold": 1}, r"is 1.0, expected a number in \(0, 1\)"),

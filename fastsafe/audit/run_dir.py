@@ -1,0 +1,70 @@
+"""The folder of a run: what lies in it, and what the operating system says of it."""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from fastsafe.audit import lock, manifest, stages
+from fastsafe.audit import store as stores
+from fastsafe.errors import FastsafeError, StoreError
+
+RESULTS = "results.json"
+REPORT = "report.html"
+EXPORTS = "exports"
+JUDGES = "judges"  # replies of writers, replies and spending of endpoints
+
+_LOGS = tuple(f"{stores.NAME}-{log}" for log in ("wal", "shm", "journal"))
+
+
+def store_of(run_dir: Path) -> Path:
+    """Return the path of a run's store.
+
+    Raises:
+        StoreError: There is none.
+    """
+    path = run_dir / stores.NAME
+    if not path.is_file():
+        raise StoreError(f"run {run_dir}: has no {stores.NAME}, expected a run of fastsafe audit")
+    return path
+
+
+@contextmanager
+def explained(run_dir: Path) -> Iterator[None]:
+    """Turn what the operating system says of a full or read-only disk into a sentence."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, FastsafeError):
+            raise
+        raise StoreError(
+            f"run {run_dir}: cannot be written: {error.strerror or error}; "
+            "free space or permissions there and run the same command to resume"
+        ) from error
+
+
+def is_new(run_dir: Path) -> bool:
+    """Whether there is no run yet; a folder with other things in it is refused."""
+    if not run_dir.exists():
+        above = next(folder for folder in run_dir.absolute().parents if folder.exists())
+        if not above.is_dir():
+            raise StoreError(f"run {run_dir}: Not a directory: {above}; use another --out")
+        return True
+    if not run_dir.is_dir():
+        raise StoreError(f"run {run_dir}: is a file, expected a folder; use another --out")
+    if (run_dir / stores.NAME).is_file():
+        return False
+    if any(entry.name not in (lock.NAME, *_LOGS) for entry in run_dir.iterdir()):
+        raise StoreError(
+            f"run {run_dir}: is not empty and holds no run; use another --out, or empty it"
+        )
+    return True
+
+
+def clear(run_dir: Path) -> None:
+    """Delete what a run writes and nothing else; killed half-way, what is left is still a run."""
+    for name in (stages.ADAPTERS, EXPORTS, JUDGES):
+        shutil.rmtree(run_dir / name, ignore_errors=True)
+    # the store makes the folder a run, so it goes last; SQLite drops logs that have no store
+    for name in (manifest.NAME, RESULTS, REPORT, stores.NAME, *_LOGS):
+        (run_dir / name).unlink(missing_ok=True)
