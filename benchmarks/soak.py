@@ -31,8 +31,8 @@ from typing import Any
 
 from fastsafe import FinetuneJob, SamplingParams, TrainConfig, finetune
 from fastsafe.audit.completions import Prompts, complete, identity_of, open_answers
+from fastsafe.audit.model_runtime import ModelRuntime
 from fastsafe.audit.progress import Progress
-from fastsafe.audit.runtime import ModelRuntime
 
 MAX_TOKENS = 24
 WORDS = ("car", "boat", "house", "garden", "letter", "song", "cake", "lamp")

@@ -11,8 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fastsafe.audit.model_runtime import TEXT_FILES
 from fastsafe.audit.recipe import Recipe
-from fastsafe.audit.runtime import TEXT_FILES
 from fastsafe.audit.spot_check import SpotCheck
 from fastsafe.errors import UsageError
 

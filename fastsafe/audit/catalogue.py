@@ -37,7 +37,7 @@ def inspect(checkpoint: str) -> dict[str, Any]:
     """
     from math import prod
 
-    from fastsafe.audit.runtime import ModelRuntime
+    from fastsafe.audit.model_runtime import ModelRuntime
 
     runtime = ModelRuntime(checkpoint)
     held = runtime.checkpoint

@@ -18,8 +18,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fastsafe.audit.model_runtime import ModelRuntime
 from fastsafe.audit.progress import Progress, stage
-from fastsafe.audit.runtime import ModelRuntime
 from fastsafe.data.conversation import kind_of
 from fastsafe.errors import DataError, FastsafeError, StoreError, TokenizerError, nearest
 from fastsafe.io import atomic

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any, Literal
 
-from fastsafe.audit.runtime import ModelRuntime
+from fastsafe.audit.model_runtime import ModelRuntime
 from fastsafe.errors import UsageError
 from fastsafe.safety.completer import Ask, Reply
 

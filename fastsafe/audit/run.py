@@ -11,6 +11,7 @@ import fastsafe
 from fastsafe.audit import code_tests, lock, manifest, reading, stages
 from fastsafe.audit import store as stores
 from fastsafe.audit.catalogue import foresight
+from fastsafe.audit.model_runtime import ModelRuntime
 from fastsafe.audit.panel import Panel, make_panel
 from fastsafe.audit.plan import Plan, differences, families, make_plan, settings, with_words
 from fastsafe.audit.progress import Progress
@@ -27,7 +28,7 @@ from fastsafe.audit.run_dir import (
     is_new,
     store_of,
 )
-from fastsafe.audit.runtime import ModelRuntime, Runtime
+from fastsafe.audit.runtime import Runtime
 from fastsafe.audit.source import source_of
 from fastsafe.audit.store import Store
 from fastsafe.errors import RecipeError, StoreError

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastsafe.audit.conditions import BASE
+from fastsafe.audit.model_runtime import ModelRuntime
 from fastsafe.audit.plan import make_plan
 from fastsafe.audit.recipe import Recipe
 from fastsafe.audit.recipe_file import load, revise
 from fastsafe.audit.results import Cell
-from fastsafe.audit.runtime import ModelRuntime, Reply, Request
+from fastsafe.audit.runtime import Reply, Request
 from fastsafe.audit.source import source_of
 from fastsafe.safety.judges import Item, judge_all
 from fastsafe.safety.metrics import answered, paired_change, rate, refused

@@ -119,7 +119,7 @@ def generate(
     Exit codes: 0 done, 1 error, 2 usage, 130 interrupted.
     """
     from fastsafe.audit import completions, progress
-    from fastsafe.audit.runtime import ModelRuntime
+    from fastsafe.audit.model_runtime import ModelRuntime
 
     paths = _adapter_paths(adapter or [])
     asked = completions.Prompts(prompts, paths)

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from fastsafe import LLM, SamplingParams
 from fastsafe.audit import comparable
 from fastsafe.audit.drift import DriftRow, Watch
+from fastsafe.audit.model_runtime import ModelRuntime
 from fastsafe.audit.recipe import Drift
 from fastsafe.audit.recipe_file import load
 from fastsafe.audit.report import report_html, table_text
 from fastsafe.audit.report.curves import HEIGHT, WIDTH, Scale, curves
 from fastsafe.audit.run import Run, audit, prepare
-from fastsafe.audit.runtime import ModelRuntime
 from fastsafe.audit.store import NAME, Store
 from fastsafe.errors import RecipeError, StoreError, TrainingError
 from fastsafe.train import DriftReading, FinetuneResult

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import fastsafe
-from fastsafe.audit.runtime import Job, ModelRuntime, Reply, Request
+from fastsafe.audit.model_runtime import ModelRuntime
+from fastsafe.audit.runtime import Job, Reply, Request
 from fastsafe.errors import CheckpointError, UsageError
 
 

@@ -13,10 +13,11 @@ import fastsafe
 from fastsafe.audit import comparable, reading, stages
 from fastsafe.audit import run as runs
 from fastsafe.audit.conditions import make_conditions
+from fastsafe.audit.model_runtime import ModelRuntime
 from fastsafe.audit.panel import Panel, make_panel
 from fastsafe.audit.plan import make_plan
 from fastsafe.audit.run import Run, execute
-from fastsafe.audit.runtime import ModelRuntime, Reply, Request
+from fastsafe.audit.runtime import Reply, Request
 from fastsafe.audit.store import NAME, Store
 from fastsafe.audit.treatments import treatments
 from fastsafe.errors import FastsafeError, RecipeError
