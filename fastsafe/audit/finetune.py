@@ -13,7 +13,7 @@ from fastsafe.audit.source import sources
 from fastsafe.audit.training_settings import Settings, settle, train_config
 from fastsafe.data import readers
 from fastsafe.data.mixture import mix
-from fastsafe.errors import TrainingError, UsageError
+from fastsafe.errors import DataError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from fastsafe.data.packing import Example
@@ -308,11 +308,11 @@ def _probes(world: World | None, settings: Settings) -> tuple[list[dict[str, str
         return ()
     file = settings["drift_probes"].value
     shipped = world.behaviours(_PROBES, 0) if world else seed_behaviours()[:_PROBES]
+    harmful = [each for each in (read_behaviours(file) if file else shipped) if each.harmful]
+    if not harmful:
+        raise DataError(f"{file}: no row has a harmful side, expected one to read the drift on")
     plain = formats()["plain"]
-    return tuple(
-        [{"role": "user", "content": plain.ask(behaviour, True)}]
-        for behaviour in (read_behaviours(file) if file else shipped)
-    )
+    return tuple([{"role": "user", "content": plain.ask(each, True)}] for each in harmful)
 
 
 def _load(plan: Plan) -> Base:
