@@ -3,55 +3,47 @@
 import os
 import re
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from fastsafe.errors import UsageError
 
 EXIT_ERROR, EXIT_COVERAGE, EXIT_INTERRUPTED = 1, 3, 130
 
 
-class Device(StrEnum):
-    """Where a model runs."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Dtype(StrEnum):
-    """Of weights and activations."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantize = Literal["nf4"]
+Backend = Literal["fastsafe", "transformers"]  # what computes
 
 
-class Quantize(StrEnum):
-    """How the base is held."""
+class Command(TyperCommand):
+    """A command whose every option is a variable, too, such as ``FASTSAFE_SEED``."""
 
-    NF4 = "nf4"
-
-
-class Backend(StrEnum):
-    """What computes."""
-
-    FASTSAFE = "fastsafe"
-    TRANSFORMERS = "transformers"
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for each in self.params:
+            if isinstance(each, TyperOption) and each.envvar is None:
+                word = max(each.opts, key=len).removeprefix("--")
+                each.envvar = f"FASTSAFE_{word.replace('-', '_').upper()}"
 
 
-Debug = Annotated[
-    bool, typer.Option("--debug", envvar="FASTSAFE_DEBUG", help="Show tracebacks of errors.")
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+CheckpointName = Annotated[str, typer.Argument(help="Checkpoint folder or hub id, or 'organism'.")]
+Computes = Annotated[
+    Backend,
+    typer.Option(help="What computes; 'transformers' knows more architectures and is slower."),
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", envvar="FASTSAFE_JSON", help="Print JSON for machines.")
+BatchSize = Annotated[
+    str, typer.Option(metavar="auto|N", help="Most prompts that are computed together.")
 ]
 ShowCompletions = Annotated[
     bool,
     typer.Option(
         "--show-completions",
-        envvar="FASTSAFE_SHOW_COMPLETIONS",
         help="Quote prompts and completions in report.html instead of redacting them.",
     ),
 ]
