@@ -17,11 +17,10 @@ from fastsafe.cli.options import (
     batch_size_of,
     fail,
     parted,
-    shown,
+    show,
 )
 
 if TYPE_CHECKING:
-    from fastsafe.audit.plan import Plan
     from fastsafe.audit.run import Run
 
 Where = Annotated[Device, typer.Option(help="Where models run.")]
@@ -95,7 +94,9 @@ def audit(
         api_keys=os.environ,
     )
     if dry_run:
-        _print_plan(plan, as_json)
+        from fastsafe.audit import catalogue
+
+        show(catalogue.describe(plan), as_json)
         return
     done = run.execute(
         plan,
@@ -180,16 +181,3 @@ def _finish(
             f"expected {wanted:.3f}; {how_to_finish}, or lower thresholds.coverage",
             EXIT_COVERAGE,
         )
-
-
-def _print_plan(plan: "Plan", as_json: bool) -> None:
-    import json
-
-    from fastsafe.audit import catalogue
-
-    facts = catalogue.describe(plan)
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):<17}  {shown(value)}")

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import AsJson, CheckpointName, Debug, shown
+from fastsafe.cli.options import AsJson, CheckpointName, Debug, show
 
 Listed = Literal["tasks", "formats", "judges", "mitigations", "models", "recipes"]
 
@@ -34,14 +34,6 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Say what a checkpoint holds, running nothing of it."""
-    import json
-
     from fastsafe.audit import catalogue
 
-    facts = catalogue.inspect(checkpoint)
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):<{width}}  {shown(value)}")
+    show(catalogue.inspect(checkpoint), as_json)

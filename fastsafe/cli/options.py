@@ -1,5 +1,6 @@
 """What the commands share: options with one meaning everywhere, and how they end and print."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -76,6 +77,16 @@ def batch_size_of(text: str) -> int | Literal["auto"]:
     if text.isascii() and text.isdecimal() and int(text) >= 1:
         return int(text)
     raise UsageError(f"--batch-size: it is {text!r}, expected 'auto' or a number from 1")
+
+
+def show(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print facts, a line each, or all as JSON."""
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {shown(value)}")
 
 
 def shown(value: Any) -> str:
