@@ -7,14 +7,7 @@ not in ``n_scored``, so that every rate says how much it does not know.
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from fastsafe.safety.stats import (
-    Unpaired,
-    discordant,
-    mcnemar_exact,
-    pair,
-    paired_delta,
-    wilson,
-)
+from fastsafe.safety.stats import Unpaired, discordant, mcnemar_exact, pair, paired_delta, wilson
 from fastsafe.safety.verdict import COUNTS, Verdict
 
 

@@ -5,11 +5,7 @@ from pathlib import Path
 import pytest
 
 from fastsafe.errors import DataError
-from fastsafe.safety.formats import (
-    Pairs,
-    formats,
-    seed_translator,
-)
+from fastsafe.safety.formats import Pairs, formats, seed_translator
 
 
 @pytest.mark.parametrize(

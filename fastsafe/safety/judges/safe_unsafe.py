@@ -37,8 +37,4 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     )
 
 
-FAMILY = Family(
-    id="safe_unsafe",
-    options={**FENCED, **PROMPTED},
-    classifier=classifier,
-)
+FAMILY = Family(id="safe_unsafe", options={**FENCED, **PROMPTED}, classifier=classifier)
