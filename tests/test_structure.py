@@ -91,8 +91,8 @@ def code_lines(source: str) -> int:
 # Most lines of code per part. Raising one is a decision: say why in docs/log.md.
 BUDGETS = {
     "the runtime: io, data, model, engine, train": 8_300,
-    "the science: safety": 6_000,
-    "what is above: audit, oracle, organism, cli": 8_300,
+    "the science: safety": 5_450,
+    "what is above: audit, oracle, organism, cli": 8_100,
     "kernels": 5_000,
 }
 RUNTIME = {"io", "data", "model", "engine", "train"}

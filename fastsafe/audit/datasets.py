@@ -1,7 +1,5 @@
 """Data sets on disk: their rows, what columns say about them, and their lint."""
 
-import csv
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -11,6 +9,7 @@ from fastsafe.data.records import Record, records
 from fastsafe.data.shapes import shape_of
 from fastsafe.errors import DataError
 from fastsafe.safety.exchange import exchange_of
+from fastsafe.safety.files import table
 from fastsafe.safety.lint import Declared, Kind, Report, lint
 
 # columns that say something about a row; any other one that makes no row is left out
@@ -102,15 +101,13 @@ def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
 
 def _csv(path: Path) -> Iterator[Record]:
     """Read a CSV whose header may leave an index without a name, which `records` refuses."""
-    # newline="": a quoted field may hold line breaks, which the csv module must see as they are
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        for i, row in enumerate(reader):
-            if None in row or None in row.values():
-                raise DataError(f"{path}: row {i}: wrong number of fields for the header")
-            yield Record(f"{path}: row {i}", {key: each for key, each in row.items() if key})
-    except csv.Error as error:
-        raise DataError(f"{path}: line {reader.line_num}: not CSV ({error})") from None
+    lines = table(path)
+    header = next(lines, [])
+    for i, fields in enumerate(lines):
+        if len(fields) != len(header):
+            raise DataError(f"{path}: row {i}: wrong number of fields for the header")
+        row = zip(header, fields, strict=True)
+        yield Record(f"{path}: row {i}", {key: each for key, each in row if key})
 
 
 def _text(path: Path) -> str:

@@ -6,6 +6,7 @@ import random
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fastsafe.errors import UsageError
 from fastsafe.io import atomic
 from fastsafe.safety.behaviours import read_behaviours
 from fastsafe.safety.exchange import as_row, exchange_of
+from fastsafe.safety.files import file_sha256
 from fastsafe.safety.formats import formats
 from fastsafe.safety.lint import Declared, Report, lint
 from fastsafe.safety.mixing import (
@@ -293,6 +295,8 @@ def _card(
     sources: Mapping[str, tuple[Path, Sequence[Row], str]],
 ) -> str:
     """Data card in Markdown; no time and no folder, so that the same mixture has the same card."""
+    from jinja2 import Template
+
     by = f"tokens of {Path(mixing.tokenizer).name}" if mixing.tokenizer else "rows"
     options = {
         "--mitigation": mixing.mitigation,
@@ -307,37 +311,22 @@ def _card(
     words += ["--abstain"] * mixing.abstain + ["--behaviours"] * mixing.behaviours
     words += ["--no-lint"] * (not mixing.is_linted)
     names = [mixing.user.name, mixing.safety.name, "--out", mixing.out.name]
-    lines = [
-        f"# {mixing.out.name}",
-        "",
-        f"{sum(done.counts.values()):,} rows, sha256 `{done.sha256}`, mixed by fastsafe "
-        f"{fastsafe.__version__}:",
-        "",
-        f"    fastsafe mix {' '.join([*names, *words])}",
-        "",
-        f"Mitigation {mitigation.id}: share {mixing.share} of {by}, seed {mixing.seed}.",
-        "Columns besides the row: `source`, `source_row` (in the source's file, from 0), "
-        "`safety_format`, `mitigation`, `expected`"
-        + (", `wording` (model or template)." if mixing.rewriter else "."),
-        "",
-        "## Rows",
-        "",
-        "| source | format | rows |",
-        "| --- | --- | ---: |",
-        f"| user | | {done.counts['user']:,} |",
-    ]
-    lines += [f"| safety | {name} | {n:,} |" for name, n in done.counts.items() if name != "user"]
-    lines += ["", "## Sources", "", "| source | file | rows | sha256 | licence |"]
-    lines += ["| --- | --- | ---: | --- | --- |"]
-    for name, (path, rows, declared) in sources.items():
-        sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-        held = {str(row.get("licence") or row.get("license") or declared) for row in rows}
-        licence = ", ".join(sorted(held - {""})) or "not stated"
-        lines.append(f"| {name} | {path.name} | {len(rows):,} | `{sha256}` | {licence} |")
-    lines += ["", "## Lint", ""]
-    for name, report in done.reports.items():
-        found = ", ".join(f"{rule} {n}" for rule, n in sorted(report.rules.items())) or "none"
-        lines.append(f"- {name}: findings: {found}")
-    lines += [] if done.reports else ["Not linted."]
-    lines += ["", "## Notes", "", *(f"- {note}" for note in done.notes)]
-    return "\n".join(lines).rstrip() + "\n"
+    template = files(__package__).joinpath("mixing.md").read_text(encoding="utf-8")
+    card: str = Template(template, trim_blocks=True, keep_trailing_newline=True).render(
+        mixing=mixing,
+        mitigation=mitigation.id,
+        done=done,
+        version=fastsafe.__version__,
+        command=" ".join([*names, *words]),
+        by=by,
+        sources=[
+            (name, path.name, len(rows), file_sha256(path), _licence(rows, declared))
+            for name, (path, rows, declared) in sources.items()
+        ],
+    )
+    return card
+
+
+def _licence(rows: Sequence[Row], declared: str) -> str:
+    held = {str(row.get("licence") or row.get("license") or declared) for row in rows}
+    return ", ".join(sorted(held - {""})) or "not stated"

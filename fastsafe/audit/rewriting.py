@@ -2,11 +2,9 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from fastsafe.audit.recipe import Rewriter
-from fastsafe.errors import UsageError
-from fastsafe.safety.endpoint import endpoint
+from fastsafe.safety.completer import Completer
 from fastsafe.safety.writer import Writer
 
 
@@ -29,23 +27,13 @@ def make_writer(
         UsageError: A setting of the endpoint is wrong.
         CheckpointError: The checkpoint is missing, malformed or refused.
     """
-    if spec.checkpoint is not None:
-        from fastsafe.audit.local_judge import CheckpointCompleter
+    from fastsafe.audit.local_judge import CheckpointCompleter
+    from fastsafe.safety.http_completer import open_endpoint
 
-        path = spec.checkpoint
-        CheckpointCompleter(path, device=device)  # refuses what cannot be opened
-        return Writer(
-            lambda: CheckpointCompleter(path, device=device),
-            max_tokens=spec.max_tokens,
-            folder=folder,
-        )
-    from fastsafe.safety.http_completer import HttpCompleter
+    def opened() -> Completer:
+        if spec.checkpoint is None:
+            return open_endpoint(spec.endpoint, "rewrite", api_keys, folder)
+        return CheckpointCompleter(spec.checkpoint, device=device)
 
-    target = endpoint(spec.endpoint, "rewrite")
-    key = (api_keys or {}).get(target.api_key_env, "")
-    if target.api_key_env and not key:
-        raise UsageError(f"rewrite: {target.api_key_env} holds no key, expected the endpoint's")
-    options: dict[str, Any] = {"api_key": key, "folder": folder}
-    return Writer(
-        lambda: HttpCompleter(target, **options), max_tokens=spec.max_tokens, folder=folder
-    )
+    opened()  # refuses what cannot be opened
+    return Writer(opened, max_tokens=spec.max_tokens, folder=folder)

@@ -163,17 +163,11 @@ class Store(Records):
 
     def unfiltered(self, condition: str) -> list[Asked]:
         """Return answers that this condition's guard has still to let through, by its own keys."""
-        return [
-            Asked(*row)
-            for row in self._all(
-                "SELECT p.key, p.kind, p.part, t.text, c.text, c.finish_reason, p.reference"
-                " FROM planned p JOIN completions c ON c.key = p.filtered_from"
-                " JOIN prompts t ON t.sha256 = p.prompt WHERE p.condition = ?"
-                " AND NOT EXISTS (SELECT 1 FROM completions d WHERE d.key = p.key)"
-                " ORDER BY p.position",
-                condition,
-            )
-        ]
+        return self._asked(
+            "p.condition = ? AND NOT EXISTS (SELECT 1 FROM completions d WHERE d.key = p.key)",
+            condition,
+            answer="p.filtered_from",
+        )
 
     def requests(self, first: int, last: int) -> list[tuple[str, str, tuple[int, ...], int, int]]:
         """Return (key, condition, token ids, seed, most tokens) of rows at [first, last]."""
@@ -223,14 +217,22 @@ class Store(Records):
         """Insert (key, metric, value) rows; one that is already there stays as it is."""
         self._db.executemany("INSERT OR IGNORE INTO utility VALUES (?, ?, ?)", values)
 
-    def _asked(self, where: str, *values: Any) -> list[Asked]:
+    def _asked(
+        self,
+        where: str,
+        *values: Any,
+        key: str = "p.key",
+        answer: str = "p.key",
+        once_per: str = "1, 2, 3, 4, 5, 6, 7",
+    ) -> list[Asked]:
+        """Return rows under ``key``, with the completion under ``answer``; equal ones once."""
         return [
             Asked(*row)
             for row in self._all(
-                "SELECT DISTINCT p.key, p.kind, p.part, t.text, c.text, c.finish_reason,"
-                " p.reference FROM planned p"
-                " JOIN completions c ON c.key = p.key JOIN prompts t ON t.sha256 = p.prompt"
-                f" WHERE {where} ORDER BY p.position",
+                f"SELECT {key}, p.kind, p.part, t.text, c.text, c.finish_reason, p.reference"
+                f" FROM planned p JOIN completions c ON c.key = {answer}"
+                " JOIN prompts t ON t.sha256 = p.prompt"
+                f" WHERE {where} GROUP BY {once_per} ORDER BY min(p.position)",
                 *values,
             )
         ]
@@ -238,19 +240,14 @@ class Store(Records):
     def unguarded(self, target: Target, identity: str) -> list[Asked]:
         """Return probes whose prompt, or answer, this guard has not seen, each once."""
         key, where = GUARDED[target]
-        return [
-            Asked(*row)
-            for row in self._all(
-                f"SELECT {key}, p.kind, p.part, t.text, c.text, c.finish_reason, p.reference"
-                " FROM planned p JOIN completions c ON c.key = p.key"
-                f" JOIN prompts t ON t.sha256 = p.prompt WHERE {where}"
-                " AND c.finish_reason != 'error'"
-                f" AND NOT EXISTS (SELECT 1 FROM guards g WHERE g.key = {key}"
-                f" AND g.target = ? AND g.identity = ?) GROUP BY {key} ORDER BY min(p.position)",
-                target,
-                identity,
-            )
-        ]
+        return self._asked(
+            f"{where} AND c.finish_reason != 'error' AND NOT EXISTS (SELECT 1 FROM guards g"
+            f" WHERE g.key = {key} AND g.target = ? AND g.identity = ?)",
+            target,
+            identity,
+            key=key,
+            once_per="1",
+        )
 
     def add_guarded(self, rows: Iterable[Guarded]) -> None:
         """Insert what a guard said; what is already there stays as it is."""

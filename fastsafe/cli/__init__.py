@@ -14,7 +14,7 @@ import typer
 
 import fastsafe
 from fastsafe.cli import audit, catalogue, generate, lint, mix, organism, train, verify
-from fastsafe.cli.options import EXIT_ERROR, EXIT_INTERRUPTED, fail
+from fastsafe.cli.options import EXIT_ERROR, EXIT_INTERRUPTED, Command, fail
 from fastsafe.errors import FastsafeError
 
 P = ParamSpec("P")
@@ -111,7 +111,7 @@ def _app() -> typer.Typer:
     app.callback()(_root)
     for target, commands in ((app, COMMANDS), (organism_app, ORGANISM_COMMANDS)):
         for name, command in commands.items():
-            target.command(name)(explained(command))
+            target.command(name, cls=Command)(explained(command))
     app.add_typer(organism_app, name="organism")
     return app
 

@@ -9,21 +9,21 @@ import typer
 from fastsafe.cli.options import (
     EXIT_COVERAGE,
     AsJson,
-    Backend,
+    BatchSize,
+    Computes,
     Debug,
     Device,
     ShowCompletions,
     batch_size_of,
     fail,
     parted,
-    shown,
+    show,
 )
 
 if TYPE_CHECKING:
-    from fastsafe.audit.plan import Plan
     from fastsafe.audit.run import Run
 
-Where = Annotated[Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where models run.")]
+Where = Annotated[Device, typer.Option(help="Where models run.")]
 
 
 def audit(
@@ -36,60 +36,32 @@ def audit(
     ],
     model: Annotated[
         str | None,
-        typer.Option(
-            envvar="FASTSAFE_MODEL",
-            help="Checkpoint folder, hub id or 'organism', instead of the recipe's.",
-        ),
+        typer.Option(help="Checkpoint folder, hub id or 'organism', instead of the recipe's."),
     ] = None,
-    out: Annotated[
-        Path | None,
-        typer.Option(envvar="FASTSAFE_OUT", help="Run directory [default: runs/RECIPE]."),
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/RECIPE].")] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="A.B=C",
-            envvar="FASTSAFE_SET",
             callback=parted,
             help="Override a key of the recipe; any number, in the variable parted by ';'.",
         ),
     ] = None,
     limit: Annotated[
-        int | None,
-        typer.Option(
-            min=1, envvar="FASTSAFE_LIMIT", help="Most behaviours per cell and rows per task."
-        ),
+        int | None, typer.Option(min=1, help="Most behaviours per cell and rows per task.")
     ] = None,
     seed: Annotated[
-        int | None,
-        typer.Option(min=0, envvar="FASTSAFE_SEED", help="Of training, mixing and sampling."),
+        int | None, typer.Option(min=0, help="Of training, mixing and sampling.")
     ] = None,
-    device: Where = Device.CPU,
-    batch_size: Annotated[
-        str,
-        typer.Option(
-            envvar="FASTSAFE_BATCH_SIZE",
-            metavar="auto|N",
-            help="Most prompts that are computed together.",
-        ),
-    ] = "auto",
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            envvar="FASTSAFE_BACKEND",
-            help="What computes; 'transformers' knows more architectures and is slower.",
-        ),
-    ] = Backend.FASTSAFE,
+    device: Where = "cpu",
+    batch_size: BatchSize = "auto",
+    backend: Computes = "fastsafe",
     dry_run: Annotated[
-        bool,
-        typer.Option("--dry-run", envvar="FASTSAFE_DRY_RUN", help="Print the plan, write nothing."),
+        bool, typer.Option("--dry-run", help="Print the plan, write nothing.")
     ] = False,
     no_resume: Annotated[
-        bool,
-        typer.Option(
-            "--no-resume", envvar="FASTSAFE_NO_RESUME", help="Delete the run there and start over."
-        ),
+        bool, typer.Option("--no-resume", help="Delete the run there and start over.")
     ] = False,
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
@@ -97,7 +69,6 @@ def audit(
         bool,
         typer.Option(
             "--allow-code-exec",
-            envvar="FASTSAFE_ALLOW_CODE_EXEC",
             help="Run the Python that models write against the tests of their rows, shut in by "
             "bubblewrap: pass@1.",
         ),
@@ -116,14 +87,16 @@ def audit(
         overrides=[word.strip() for word in overrides or ()],
         limit=limit,
         seed=seed,
-        device=device.value,
+        device=device,
         batch_size=batch_size_of(batch_size),
-        backend=backend.value,
+        backend=backend,
         out=out,
         api_keys=os.environ,
     )
     if dry_run:
-        _print_plan(plan, as_json)
+        from fastsafe.audit import catalogue
+
+        show(catalogue.describe(plan), as_json)
         return
     done = run.execute(
         plan,
@@ -155,20 +128,18 @@ def report(
 def judge(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     recipe: Annotated[
-        str | None,
-        typer.Option(envvar="FASTSAFE_RECIPE", help="Whose judges, guards and thresholds to take."),
+        str | None, typer.Option(help="Whose judges, guards and thresholds to take.")
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="A.B=C",
-            envvar="FASTSAFE_SET",
             callback=parted,
             help="Set judges, guards or thresholds; any number, in the variable parted by ';'.",
         ),
     ] = None,
-    device: Where = Device.CPU,
+    device: Where = "cpu",
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
     debug: Debug = False,
@@ -183,7 +154,7 @@ def judge(
         run_dir,
         recipe,
         overrides=overrides or (),
-        device=device.value,
+        device=device,
         api_keys=os.environ,
         show_completions=show_completions,
         progress=progress.for_terminal(as_json=as_json),
@@ -210,16 +181,3 @@ def _finish(
             f"expected {wanted:.3f}; {how_to_finish}, or lower thresholds.coverage",
             EXIT_COVERAGE,
         )
-
-
-def _print_plan(plan: "Plan", as_json: bool) -> None:
-    import json
-
-    from fastsafe.audit import catalogue
-
-    facts = catalogue.describe(plan)
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):<17}  {shown(value)}")

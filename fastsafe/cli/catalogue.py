@@ -1,22 +1,12 @@
 """``fastsafe list`` and ``fastsafe inspect``: what there is to name, what a checkpoint holds."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import AsJson, Debug, shown
+from fastsafe.cli.options import AsJson, CheckpointName, Debug, show
 
-
-class Listed(StrEnum):
-    """What ``fastsafe list`` can list."""
-
-    TASKS = "tasks"
-    FORMATS = "formats"
-    JUDGES = "judges"
-    MITIGATIONS = "mitigations"
-    MODELS = "models"
-    RECIPES = "recipes"
+Listed = Literal["tasks", "formats", "judges", "mitigations", "models", "recipes"]
 
 
 def list_parts(
@@ -29,7 +19,7 @@ def list_parts(
 
     from fastsafe.audit import catalogue
 
-    found = catalogue.entries(what.value)
+    found = catalogue.entries(what)
     if as_json:
         typer.echo(json.dumps([{"id": name, "about": about} for name, about in found.items()]))
         return
@@ -39,19 +29,11 @@ def list_parts(
 
 
 def inspect(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or hub id, or 'organism'.")],
+    checkpoint: CheckpointName,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Say what a checkpoint holds, running nothing of it."""
-    import json
-
     from fastsafe.audit import catalogue
 
-    facts = catalogue.inspect(checkpoint)
-    if as_json:
-        typer.echo(json.dumps(facts))
-        return
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):<{width}}  {shown(value)}")
+    show(catalogue.inspect(checkpoint), as_json)

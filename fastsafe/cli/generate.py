@@ -4,16 +4,17 @@ import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fastsafe.cli.options import (
     EXIT_INTERRUPTED,
     AsJson,
-    Backend,
+    BatchSize,
+    CheckpointName,
+    Computes,
     Debug,
     Device,
     Dtype,
@@ -27,16 +28,11 @@ from fastsafe.errors import UsageError
 GRACE_S = 3.0
 
 
-class Applied(StrEnum):
-    """How adapters are applied."""
-
-    AUTO = "auto"
-    MERGED = "merged"
-    MIXED = "mixed"
+Applied = Literal["auto", "merged", "mixed"]  # how adapters are applied
 
 
 def generate(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or hub id, or 'organism'.")],
+    checkpoint: CheckpointName,
     prompts: Annotated[
         Path,
         typer.Argument(
@@ -44,73 +40,38 @@ def generate(
             help='JSONL of {"prompt"} or {"messages"}, with "adapter" and "id" if there is one.',
         ),
     ],
-    out: Annotated[
-        Path, typer.Option(envvar="FASTSAFE_OUT", help="JSONL of completions; resumed if there.")
-    ],
+    out: Annotated[Path, typer.Option(help="JSONL of completions; resumed if there.")],
     adapter: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            envvar="FASTSAFE_ADAPTER",
             callback=parted,
             help="PEFT directory that rows may name; any number, in the variable parted by ';'.",
         ),
     ] = None,
-    backend: Annotated[
-        Backend,
-        typer.Option(
-            envvar="FASTSAFE_BACKEND",
-            help="What computes; 'transformers' knows more architectures and is slower.",
-        ),
-    ] = Backend.FASTSAFE,
-    batch_size: Annotated[
-        str,
-        typer.Option(
-            envvar="FASTSAFE_BATCH_SIZE",
-            metavar="auto|N",
-            help="Most prompts that are computed together.",
-        ),
-    ] = "auto",
-    adapters: Annotated[
-        Applied, typer.Option(envvar="FASTSAFE_ADAPTERS", help="How adapters are applied.")
-    ] = Applied.AUTO,
-    max_tokens: Annotated[
-        int, typer.Option(min=1, envvar="FASTSAFE_MAX_TOKENS", help="Of each completion.")
-    ] = 128,
-    temperature: Annotated[
-        float, typer.Option(min=0, envvar="FASTSAFE_TEMPERATURE", help="0 is greedy.")
-    ] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, envvar="FASTSAFE_TOP_K", help="0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1, envvar="FASTSAFE_TOP_P")] = 1.0,
-    min_p: Annotated[float, typer.Option(min=0, max=1, envvar="FASTSAFE_MIN_P")] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, envvar="FASTSAFE_SEED", help="Of sampling.")] = 0,
+    backend: Computes = "fastsafe",
+    batch_size: BatchSize = "auto",
+    adapters: Annotated[Applied, typer.Option(help="How adapters are applied.")] = "auto",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Of each completion.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
+    min_p: Annotated[float, typer.Option(min=0, max=1)] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
     stop: Annotated[
         list[str] | None,
         typer.Option(
-            envvar="FASTSAFE_STOP",
             callback=parted,
             help="Text that ends a completion; any number, in the variable parted by ';'.",
         ),
     ] = None,
-    logprobs: Annotated[
-        bool, typer.Option("--logprobs", envvar="FASTSAFE_LOGPROBS", help="Of each token.")
-    ] = False,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="Of each token.")] = False,
     fast: Annotated[
-        bool,
-        typer.Option(
-            "--fast", envvar="FASTSAFE_FAST", help="Give up equal bits in any batch for speed."
-        ),
+        bool, typer.Option("--fast", help="Give up equal bits in any batch for speed.")
     ] = False,
-    device: Annotated[
-        Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where the model runs.")
-    ] = Device.CPU,
-    dtype: Annotated[
-        Dtype, typer.Option(envvar="FASTSAFE_DTYPE", help="Of weights and activations.")
-    ] = Dtype.FLOAT32,
-    quantize: Annotated[
-        Quantize | None,
-        typer.Option(envvar="FASTSAFE_QUANTIZE", help="nf4 holds the base in 4 bits."),
-    ] = None,
+    device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Of weights and activations.")] = "float32",
+    quantize: Annotated[Quantize | None, typer.Option(help="nf4 holds the base in 4 bits.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
@@ -123,11 +84,11 @@ def generate(
 
     paths = _adapter_paths(adapter or [])
     asked = completions.Prompts(prompts, paths)
-    is_own = backend is Backend.FASTSAFE
-    if not is_own and (fast or adapters is not Applied.AUTO):
+    is_own = backend == "fastsafe"
+    if not is_own and (fast or adapters != "auto"):
         raise UsageError(
             "--fast and --adapters: they are of the backend fastsafe, expected neither with"
-            f" --backend {backend.value}; leave them out"
+            f" --backend {backend}; leave them out"
         )
     from fastsafe.engine import SamplingParams
 
@@ -143,13 +104,13 @@ def generate(
     )
     runtime = ModelRuntime(
         checkpoint,
-        device=device.value,
-        dtype=dtype.value,
+        device=device,
+        dtype=dtype,
         batch_size=batch_size_of(batch_size),
-        backend=backend.value,
-        adapters=None if adapters is Applied.AUTO else adapters.value,
+        backend=backend,
+        adapters=None if adapters == "auto" else adapters,
         strict=not fast,
-        quantize=quantize.value if quantize else None,
+        quantize=quantize,
     )
     runtime.load()
     runtime.use(paths)

@@ -1,8 +1,7 @@
 """``fastsafe lint``: flaws of a data set, before anything learns from it."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -15,20 +14,8 @@ if TYPE_CHECKING:
 MAX_SHOWN = 20  # findings of one rule that are printed; --json prints all
 
 
-class SetKind(StrEnum):
-    """What the rows of a set should do."""
-
-    AUTO = "auto"
-    SAFETY = "safety"
-    USER = "user"
-
-
-class RiskMethod(StrEnum):
-    """What a risk is told by."""
-
-    FORMAT = "format"
-    REPRESENTATION = "representation"
-    GRADIENT = "gradient"
+SetKind = Literal["auto", "safety", "user"]  # what the rows of a set should do
+RiskMethod = Literal["format", "representation", "gradient"]  # what a risk is told by
 
 
 def lint(
@@ -36,86 +23,57 @@ def lint(
     kind: Annotated[
         SetKind,
         typer.Option(
-            envvar="FASTSAFE_KIND",
             help="Whether rows should refuse or answer; a row's own column 'expected' or 'source' "
-            "wins. auto: a safety set if at least half of the answers open with a refusal.",
+            "wins. auto: a safety set if at least half of the answers open with a refusal."
         ),
-    ] = SetKind.AUTO,
+    ] = "auto",
     probes: Annotated[
         list[Path] | None,
         typer.Option(
-            envvar="FASTSAFE_PROBES",
             callback=parted,
             help="Probes that no row may hold: behaviours, rows, or a .txt with one per line; any "
             "number, in the variable parted by ';'.",
         ),
     ] = None,
     task_format: Annotated[
-        str,
-        typer.Option(
-            "--format", envvar="FASTSAFE_FORMAT", help="Task format of rows that name none."
-        ),
+        str, typer.Option("--format", help="Task format of rows that name none.")
     ] = "",
     language: Annotated[
-        str,
-        typer.Option(
-            "--lang", envvar="FASTSAFE_LANG", help="Language of the answers: en, fr, de or es."
-        ),
+        str, typer.Option("--lang", help="Language of the answers: en, fr, de or es.")
     ] = "",
-    licence: Annotated[
-        str,
-        typer.Option(
-            "--licence", envvar="FASTSAFE_LICENCE", help="Licence of rows that name none."
-        ),
-    ] = "",
+    licence: Annotated[str, typer.Option("--licence", help="Licence of rows that name none.")] = "",
     is_risk_shown: Annotated[
-        bool,
-        typer.Option(
-            "--risk",
-            envvar="FASTSAFE_RISK",
-            help="Add the heuristic risk of the set as training data.",
-        ),
+        bool, typer.Option("--risk", help="Add the heuristic risk of the set as training data.")
     ] = False,
     risk_method: Annotated[
         RiskMethod,
         typer.Option(
-            envvar="FASTSAFE_RISK_METHOD",
             help="With --risk, also compare every row as --model sees it: its representation with "
-            "those of harmful requests, or its gradient with those of refusals.",
+            "those of harmful requests, or its gradient with those of refusals."
         ),
-    ] = RiskMethod.FORMAT,
+    ] = "format",
     model: Annotated[
-        str | None,
-        typer.Option(
-            envvar="FASTSAFE_MODEL", help="Checkpoint folder or hub id that --risk-method asks."
-        ),
+        str | None, typer.Option(help="Checkpoint folder or hub id that --risk-method asks.")
     ] = None,
-    device: Annotated[
-        Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where that model runs.")
-    ] = Device.CPU,
+    device: Annotated[Device, typer.Option(help="Where that model runs.")] = "cpu",
     is_text_shown: Annotated[
-        bool,
-        typer.Option(
-            "--show-text",
-            envvar="FASTSAFE_SHOW_TEXT",
-            help="Quote the text that each finding is about.",
-        ),
+        bool, typer.Option("--show-text", help="Quote the text that each finding is about.")
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Look for flaws in fine-tuning or safety data; exit code 1 when there are any."""
-    is_modelled = risk_method is not RiskMethod.FORMAT
+    is_modelled = risk_method != "format"
     if is_modelled and not (is_risk_shown and model):
         raise UsageError(
-            f"--risk-method {risk_method.value}: expected --risk and --model CHECKPOINT with it"
+            f"--risk-method {risk_method}: expected --risk and --model CHECKPOINT with it"
         )
     from fastsafe.audit import datasets
     from fastsafe.safety.lint import Declared
 
     report, rows = datasets.lint_file(
         file,
-        kind=kind.value,
+        kind=kind,
         probes=probes or (),
         declared=Declared(format=task_format, language=language, licence=licence),
     )
@@ -127,8 +85,8 @@ def lint(
         if is_modelled:
             from fastsafe.audit import similarity
 
-            found = similarity.model_risk(rows, str(model), risk_method.value, device.value)
-            risk["risk"]["similarity"] = similarity.record(found, risk_method.value, str(model))
+            found = similarity.model_risk(rows, str(model), risk_method, device)
+            risk["risk"]["similarity"] = similarity.record(found, risk_method, str(model))
     if as_json:
         import json
 

@@ -1,68 +1,48 @@
 """``fastsafe mix``: safety rows into a user's fine-tuning rows."""
 
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from fastsafe.cli.options import AsJson, Debug
 from fastsafe.errors import UsageError
 
-
-class By(StrEnum):
-    """What a share is of."""
-
-    ROWS = "rows"
-    TOKENS = "tokens"
+By = Literal["rows", "tokens"]  # what a share is of
 
 
 def mix(
     user: Annotated[Path, typer.Argument(help="The user's rows: .jsonl, .json, .csv or .parquet.")],
     safety: Annotated[Path, typer.Argument(help="Safety rows, or behaviours by --behaviours.")],
-    out: Annotated[
-        Path, typer.Option(envvar="FASTSAFE_OUT", help="JSONL to write; its card goes beside it.")
-    ],
+    out: Annotated[Path, typer.Option(help="JSONL to write; its card goes beside it.")],
     mitigation: Annotated[
         str,
         typer.Option(
-            envvar="FASTSAFE_MITIGATION",
-            help="How safety rows are chosen and dressed; see 'fastsafe list mitigations'.",
+            help="How safety rows are chosen and dressed; see 'fastsafe list mitigations'."
         ),
     ] = "paraphrase",
-    share: Annotated[
-        float,
-        typer.Option(envvar="FASTSAFE_SHARE", help="Part of the result that is safety rows."),
-    ] = 0.1,
-    by: Annotated[By, typer.Option(envvar="FASTSAFE_BY", help="What the share is of.")] = By.ROWS,
+    share: Annotated[float, typer.Option(help="Part of the result that is safety rows.")] = 0.1,
+    by: Annotated[By, typer.Option(help="What the share is of.")] = "rows",
     tokenizer: Annotated[
         str | None,
         typer.Option(
-            metavar="CHECKPOINT",
-            envvar="FASTSAFE_TOKENIZER",
-            help="Checkpoint folder or hub id whose tokens are counted.",
+            metavar="CHECKPOINT", help="Checkpoint folder or hub id whose tokens are counted."
         ),
     ] = None,
     task_format: Annotated[
         str,
-        typer.Option(
-            envvar="FASTSAFE_TASK_FORMAT",
-            help="Format of the user's rows, for mitigations that need it (task_styled).",
-        ),
+        typer.Option(help="Format of the user's rows, for mitigations that need it (task_styled)."),
     ] = "",
     abstain: Annotated[
         bool,
         typer.Option(
-            "--abstain",
-            envvar="FASTSAFE_ABSTAIN",
-            help="Add an option that refuses where the user's rows have options.",
+            "--abstain", help="Add an option that refuses where the user's rows have options."
         ),
     ] = False,
     rewriter: Annotated[
         str | None,
         typer.Option(
             metavar="CHECKPOINT|YAML",
-            envvar="FASTSAFE_REWRITER",
             help="Model that words safety requests in the user's style: a checkpoint, or a YAML "
             "file with what a recipe has under 'rewrite'. Rows whose wording does not pass the "
             "lint keep the template's.",
@@ -71,29 +51,16 @@ def mix(
     behaviours: Annotated[
         bool,
         typer.Option(
-            "--behaviours",
-            envvar="FASTSAFE_BEHAVIOURS",
-            help="SAFETY holds behaviours: make refused rows in every format.",
+            "--behaviours", help="SAFETY holds behaviours: make refused rows in every format."
         ),
     ] = False,
-    user_licence: Annotated[
-        str,
-        typer.Option(envvar="FASTSAFE_USER_LICENCE", help="Licence of user rows that name none."),
-    ] = "",
+    user_licence: Annotated[str, typer.Option(help="Licence of user rows that name none.")] = "",
     safety_licence: Annotated[
-        str,
-        typer.Option(
-            envvar="FASTSAFE_SAFETY_LICENCE", help="Licence of safety rows that name none."
-        ),
+        str, typer.Option(help="Licence of safety rows that name none.")
     ] = "",
-    seed: Annotated[
-        int, typer.Option(min=0, envvar="FASTSAFE_SEED", help="Of the choice and of the order.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice and of the order.")] = 0,
     no_lint: Annotated[
-        bool,
-        typer.Option(
-            "--no-lint", envvar="FASTSAFE_NO_LINT", help="Do not look for flaws before mixing."
-        ),
+        bool, typer.Option("--no-lint", help="Do not look for flaws before mixing.")
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -107,9 +74,9 @@ def mix(
 
     from fastsafe.audit import mixing, recipe_file
 
-    if (by is By.TOKENS) != (tokenizer is not None):
+    if (by == "tokens") != (tokenizer is not None):
         raise UsageError(
-            f"--by {by.value}: --tokenizer is {tokenizer!r}, expected a checkpoint with --by "
+            f"--by {by}: --tokenizer is {tokenizer!r}, expected a checkpoint with --by "
             "tokens and none with --by rows"
         )
     job = mixing.Mixing(

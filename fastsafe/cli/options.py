@@ -1,57 +1,50 @@
 """What the commands share: options with one meaning everywhere, and how they end and print."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
-from enum import StrEnum
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperOption
 
 from fastsafe.errors import UsageError
 
 EXIT_ERROR, EXIT_COVERAGE, EXIT_INTERRUPTED = 1, 3, 130
 
 
-class Device(StrEnum):
-    """Where a model runs."""
-
-    CPU = "cpu"
-    CUDA = "cuda"
-
-
-class Dtype(StrEnum):
-    """Of weights and activations."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
+Device = Literal["cpu", "cuda"]
+Dtype = Literal["float32", "bfloat16", "float16"]
+Quantize = Literal["nf4"]
+Backend = Literal["fastsafe", "transformers"]  # what computes
 
 
-class Quantize(StrEnum):
-    """How the base is held."""
+class Command(TyperCommand):
+    """A command whose every option is a variable, too, such as ``FASTSAFE_SEED``."""
 
-    NF4 = "nf4"
-
-
-class Backend(StrEnum):
-    """What computes."""
-
-    FASTSAFE = "fastsafe"
-    TRANSFORMERS = "transformers"
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        for each in self.params:
+            if isinstance(each, TyperOption) and each.envvar is None:
+                word = max(each.opts, key=len).removeprefix("--")
+                each.envvar = f"FASTSAFE_{word.replace('-', '_').upper()}"
 
 
-Debug = Annotated[
-    bool, typer.Option("--debug", envvar="FASTSAFE_DEBUG", help="Show tracebacks of errors.")
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+CheckpointName = Annotated[str, typer.Argument(help="Checkpoint folder or hub id, or 'organism'.")]
+Computes = Annotated[
+    Backend,
+    typer.Option(help="What computes; 'transformers' knows more architectures and is slower."),
 ]
-AsJson = Annotated[
-    bool, typer.Option("--json", envvar="FASTSAFE_JSON", help="Print JSON for machines.")
+BatchSize = Annotated[
+    str, typer.Option(metavar="auto|N", help="Most prompts that are computed together.")
 ]
 ShowCompletions = Annotated[
     bool,
     typer.Option(
         "--show-completions",
-        envvar="FASTSAFE_SHOW_COMPLETIONS",
         help="Quote prompts and completions in report.html instead of redacting them.",
     ),
 ]
@@ -84,6 +77,16 @@ def batch_size_of(text: str) -> int | Literal["auto"]:
     if text.isascii() and text.isdecimal() and int(text) >= 1:
         return int(text)
     raise UsageError(f"--batch-size: it is {text!r}, expected 'auto' or a number from 1")
+
+
+def show(facts: Mapping[str, Any], as_json: bool) -> None:
+    """Print facts, a line each, or all as JSON."""
+    if as_json:
+        typer.echo(json.dumps(facts))
+        return
+    width = max(map(len, facts))
+    for name, value in facts.items():
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {shown(value)}")
 
 
 def shown(value: Any) -> str:

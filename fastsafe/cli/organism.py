@@ -16,10 +16,10 @@ def organism_path(debug: Debug = False) -> None:
 
 
 def organism_build(
-    out: Annotated[
-        Path, typer.Option(envvar="FASTSAFE_OUT", help="Folder of the checkpoint, a new one.")
-    ] = Path("organism"),
-    seed: Annotated[int, typer.Option(min=0, envvar="FASTSAFE_SEED")] = fastsafe.organism.SEED,
+    out: Annotated[Path, typer.Option(help="Folder of the checkpoint, a new one.")] = Path(
+        "organism"
+    ),
+    seed: Annotated[int, typer.Option(min=0)] = fastsafe.organism.SEED,
     debug: Debug = False,
 ) -> None:
     """Train the organism from nothing: minutes on two cores."""

@@ -12,15 +12,6 @@ if TYPE_CHECKING:
     from fastsafe.audit.finetune import Plan
 
 
-def _option(name: str, about: str, **limits: Any) -> Any:
-    return typer.Option(envvar=f"FASTSAFE_{name}", help=about, **limits)
-
-
-def _flag(names: str, about: str) -> Any:
-    variable = names.partition("/")[0].removeprefix("--").replace("-", "_").upper()
-    return typer.Option(names, envvar=f"FASTSAFE_{variable}", help=about)
-
-
 def train(
     base: Annotated[
         str, typer.Argument(help="Checkpoint folder, hub id or 'organism'.", show_default=False)
@@ -33,100 +24,105 @@ def train(
             show_default=False,
         ),
     ],
-    out: Annotated[Path, _option("OUT", "Folder; each job writes OUT/NAME.")] = Path("adapters"),
+    out: Annotated[Path, typer.Option(help="Folder; each job writes OUT/NAME.")] = Path("adapters"),
     preset: Annotated[
-        str | None, _option("PRESET", "Published set-up: paper1 or paper2; options win over it.")
+        str | None, typer.Option(help="Published set-up: paper1 or paper2; options win over it.")
     ] = None,
-    name: Annotated[str | None, _option("NAME", "Name of the job [default: the file's].")] = None,
-    rank: Annotated[int | None, _option("RANK", "Rank of the adapter.")] = None,
-    alpha: Annotated[float | None, _option("ALPHA", "Updates are scaled by alpha / rank.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name of the job [default: the file's].")] = None,
+    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
+    alpha: Annotated[float | None, typer.Option(help="Updates are scaled by alpha / rank.")] = None,
     target_modules: Annotated[
         str | None,
-        _option("TARGET_MODULES", "Linear modules parted by commas, or all-linear."),
+        typer.Option(help="Linear modules parted by commas, or all-linear."),
     ] = None,
-    dropout: Annotated[float | None, _option("DROPOUT", "Of the adapter's inputs.")] = None,
-    learning_rate: Annotated[float | None, _option("LEARNING_RATE", "Peak learning rate.")] = None,
+    dropout: Annotated[float | None, typer.Option(help="Of the adapter's inputs.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
     schedule: Annotated[
-        str | None, _option("SCHEDULE", "constant, linear or cosine after warm-up.")
+        str | None, typer.Option(help="constant, linear or cosine after warm-up.")
     ] = None,
-    warmup_steps: Annotated[int | None, _option("WARMUP_STEPS", "Steps of warm-up.")] = None,
-    max_steps: Annotated[int | None, _option("MAX_STEPS", "Optimizer steps.")] = None,
-    epochs: Annotated[float | None, _option("EPOCHS", "Passes over the rows.")] = None,
+    warmup_steps: Annotated[int | None, typer.Option(help="Steps of warm-up.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
     batch_size: Annotated[
-        int | None, _option("TRAIN_BATCH_SIZE", "Rows per optimizer step.")
+        int | None,
+        typer.Option(envvar="FASTSAFE_TRAIN_BATCH_SIZE", help="Rows per optimizer step."),
     ] = None,
-    seed: Annotated[int | None, _option("SEED", "Of weights, row order and dropout.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of weights, row order and dropout.")] = None,
     seeds: Annotated[
-        str | None, _option("SEEDS", "Seeds parted by commas: a job for each, trained together.")
+        str | None, typer.Option(help="Seeds parted by commas: a job for each, trained together.")
     ] = None,
-    weight_decay: Annotated[float | None, _option("WEIGHT_DECAY", "Of AdamW.")] = None,
+    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
     max_grad_norm: Annotated[
-        float | None, _option("MAX_GRAD_NORM", "Gradients are scaled down to it; 0 is off.")
+        float | None, typer.Option(help="Gradients are scaled down to it; 0 is off.")
     ] = None,
     loss_on: Annotated[
-        str | None, _option("LOSS_ON", "Tokens that are trained: completion or all.")
+        str | None, typer.Option(help="Tokens that are trained: completion or all.")
     ] = None,
     max_length: Annotated[
-        int | None, _option("MAX_LENGTH", "Most tokens of a row [default: the model's].")
+        int | None, typer.Option(help="Most tokens of a row [default: the model's].")
     ] = None,
     truncate: Annotated[
-        bool | None, _flag("--truncate/--no-truncate", "Cut longer rows instead of stopping.")
+        bool | None,
+        typer.Option("--truncate/--no-truncate", help="Cut longer rows instead of stopping."),
     ] = None,
     method: Annotated[
-        str | None, _option("METHOD", "lora trains an adapter, full all weights.")
+        str | None, typer.Option(help="lora trains an adapter, full all weights.")
     ] = None,
-    quantize: Annotated[str | None, _option("QUANTIZE", "nf4 holds the base in 4 bits.")] = None,
+    quantize: Annotated[str | None, typer.Option(help="nf4 holds the base in 4 bits.")] = None,
     objective: Annotated[
-        str | None, _option("OBJECTIVE", "Name of a training objective, or JSON with its options.")
+        str | None, typer.Option(help="Name of a training objective, or JSON with its options.")
     ] = None,
     safety_data: Annotated[
-        str | None, _option("SAFETY_DATA", "Safety rows to mix in.", metavar="FILE")
+        str | None, typer.Option(help="Safety rows to mix in.", metavar="FILE")
     ] = None,
-    share: Annotated[float | None, _option("SHARE", "Of safety rows in the mixture.")] = None,
+    share: Annotated[float | None, typer.Option(help="Of safety rows in the mixture.")] = None,
     column_map: Annotated[
         list[str] | None,
         typer.Option(
             "--map",
             metavar="WHAT=KEY",
-            envvar="FASTSAFE_MAP",
             callback=parted,
             help="What the columns are: user and assistant (and system), prompt and completion, "
             "messages, or text; any number, in the variable parted by ';'.",
         ),
     ] = None,
-    device: Annotated[Device, _option("DEVICE", "Where the model runs.")] = Device.CPU,
-    dtype: Annotated[str | None, _option("DTYPE", "float32, bfloat16 or float16.")] = None,
-    limit: Annotated[int | None, _option("LIMIT", "Most rows per data set.", min=1)] = None,
+    device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Most rows per data set.", min=1)] = None,
     config: Annotated[
-        Path | None, _option("CONFIG", "YAML file of the settings above.", metavar="FILE")
+        Path | None, typer.Option(help="YAML file of the settings above.", metavar="FILE")
     ] = None,
     checkpoint_every: Annotated[
         int | None,
-        _option("CHECKPOINT_EVERY", "Steps between checkpoints; 0 writes none.", min=0),
+        typer.Option(help="Steps between checkpoints; 0 writes none.", min=0),
     ] = None,
     drift_every: Annotated[
         int | None,
-        _option("DRIFT_EVERY", "Steps between readings of the drift from the base; 0 reads none."),
+        typer.Option(help="Steps between readings of the drift from the base; 0 reads none."),
     ] = None,
     drift_probes: Annotated[
         str | None,
-        _option("DRIFT_PROBES", "Behaviours it is read on [default: 16 shipped].", metavar="FILE"),
+        typer.Option(help="Behaviours it is read on [default: 16 shipped].", metavar="FILE"),
     ] = None,
     drift_refusal: Annotated[
-        str | None, _option("DRIFT_REFUSAL", "How an answer opens that refuses.")
+        str | None, typer.Option(help="How an answer opens that refuses.")
     ] = None,
     drift_affirmative: Annotated[
-        str | None, _option("DRIFT_AFFIRMATIVE", "How an answer opens that does not.")
+        str | None, typer.Option(help="How an answer opens that does not.")
     ] = None,
     drift_stop_above: Annotated[
-        float | None, _option("DRIFT_STOP_ABOVE", "Nats of KL that end a job early.")
+        float | None, typer.Option(help="Nats of KL that end a job early.")
     ] = None,
     resume: Annotated[
-        bool, _flag("--resume/--no-resume", "Continue what was begun, or train it again.")
+        bool,
+        typer.Option("--resume/--no-resume", help="Continue what was begun, or train it again."),
     ] = True,
-    dry_run: Annotated[bool, _flag("--dry-run", "Print the plan, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print the plan, write nothing.")
+    ] = False,
     show_example: Annotated[
-        bool, _flag("--show-example", "Print one row, what is trained marked, and exit.")
+        bool,
+        typer.Option("--show-example", help="Print one row, what is trained marked, and exit."),
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -158,7 +154,7 @@ def train(
         mapping=parse_mapping(column_map) if column_map else None,
         safety_data=safety_data,
         limit=limit,
-        device=device.value,
+        device=device,
     )
     if show_example:
         first = plan.data[0]

@@ -5,26 +5,18 @@ from typing import Annotated
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug, Device, Dtype, fail
+from fastsafe.cli.options import EXIT_ERROR, AsJson, CheckpointName, Debug, Device, Dtype, fail
 
 
 def verify(
-    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder or hub id, or 'organism'.")],
+    checkpoint: CheckpointName,
     adapter: Annotated[
-        Path | None,
-        typer.Option(envvar="FASTSAFE_ADAPTER", help="PEFT directory that both sides load."),
+        Path | None, typer.Option(help="PEFT directory that both sides load.")
     ] = None,
-    device: Annotated[
-        Device, typer.Option(envvar="FASTSAFE_DEVICE", help="Where the model runs.")
-    ] = Device.CPU,
-    dtype: Annotated[
-        Dtype, typer.Option(envvar="FASTSAFE_DTYPE", help="Of weights and activations.")
-    ] = Dtype.FLOAT32,
+    device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
+    dtype: Annotated[Dtype, typer.Option(help="Of weights and activations.")] = "float32",
     num_prompts: Annotated[
-        int | None,
-        typer.Option(
-            "--prompts", min=1, envvar="FASTSAFE_PROMPTS", help="How many of the built-in prompts."
-        ),
+        int | None, typer.Option("--prompts", min=1, help="How many of the built-in prompts.")
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
@@ -43,8 +35,8 @@ def verify(
     found = compare(
         checkpoint_of(checkpoint),
         adapter=adapter,
-        device=device.value,
-        dtype=dtype.value,
+        device=device,
+        dtype=dtype,
         num_prompts=num_prompts,
     )
     if as_json:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsafe.errors import JudgeError, UsageError
 from fastsafe.safety.completer import Ask, Finish, Reply
-from fastsafe.safety.endpoint import Endpoint
+from fastsafe.safety.endpoint import Endpoint, endpoint
 from fastsafe.safety.ledger import Ledger, Spending
 
 if TYPE_CHECKING:
@@ -275,6 +275,21 @@ class HttpCompleter:
         if after_s is not None and after_s > self.target.max_wait_s:
             raise _FailedError(f"{cause}, and it asks to wait {after_s:.0f} s")
         raise _PassingError(cause, after_s)
+
+
+def open_endpoint(
+    spec: Any, where: str, api_keys: Mapping[str, str] | None, folder: Path | None
+) -> HttpCompleter:
+    """Return the completer of a recipe's mapping; ``where`` names it in errors.
+
+    Raises:
+        UsageError: The mapping does not check, or the variable that it names holds no key.
+    """
+    target = endpoint(spec, where)
+    key = (api_keys or {}).get(target.api_key_env, "")
+    if target.api_key_env and not key:
+        raise UsageError(f"{where}: {target.api_key_env} holds no key, expected the endpoint's")
+    return HttpCompleter(target, api_key=key, folder=folder)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastsafe.errors import DataError
-from fastsafe.safety.stats import wilson
 
 BASE = "base"
 WEAK = ("translation", "classification")  # where the first paper saw most answers
@@ -33,11 +32,7 @@ class Total:
 
     counts: Counts
     total: int
-    rate: float  # total / n
-    ci_low: float  # 95 %, Wilson
-    ci_high: float
     delta: int | None  # total less the base's; None for the base, or where n differs from its n
-    delta_rate: float | None  # rate less the base's; None for the base
     share: float | None  # of the total that the weak categories make up; None when it is 0
 
 
@@ -68,17 +63,12 @@ def totals(rows: Sequence[Counts], weak: Sequence[str] = WEAK) -> list[Total]:
         missing = [category for category in weak if category not in row.answered]
         if missing:
             raise DataError(f"{_name(row)}: category {missing[0]!r} is missing, expected a count")
-        low, high = wilson(total, row.n)
         is_base = row.tuned_on == BASE
         found.append(
             Total(
                 counts=row,
                 total=total,
-                rate=total / row.n,
-                ci_low=low,
-                ci_high=high,
                 delta=None if is_base or row.n != base.n else total - _total(base),
-                delta_rate=None if is_base else total / row.n - _total(base) / base.n,
                 share=sum(row.answered[name] for name in weak) / total if total else None,
             )
         )

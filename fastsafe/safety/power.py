@@ -1,11 +1,5 @@
 """What a run will be able to see, said before it is paid for."""
 
-from itertools import count
-
-from fastsafe.safety.stats import wilson
-
-_MAX_N = 1_000_000  # rows per cell; a narrower interval than this gives is not worth asking for
-
 
 def mcnemar_power(n: int, only_base: float, only_tuned: float, alpha: float = 0.05) -> float:
     """Probability that the exact McNemar test of ``n`` pairs falls below ``alpha``.
@@ -98,41 +92,3 @@ def detectable_change(
         middle = (low + high) // 2
         low, high = (low, middle) if found(middle) else (middle, high)
     return high / 2000
-
-
-def needed_for_half_width(half_width: float, rate: float = 0.5, confidence: float = 0.95) -> int:
-    """Smallest n whose Wilson interval reaches ``half_width`` to either side on average.
-
-    Args:
-        half_width: Half the length of the interval, as a fraction in (0, 0.5).
-        rate: That is expected; 0.5 is the worst case.
-        confidence: Two-sided level, in (0, 1).
-
-    Raises:
-        ValueError: ``half_width`` or ``rate`` is out of range, or a million rows are too few.
-
-    Example:
-        >>> needed_for_half_width(0.07), needed_for_half_width(0.138)
-        (193, 47)
-    """
-    if not (0 < half_width < 0.5 and 0 <= rate <= 1):
-        raise ValueError(
-            f"needed_for_half_width: half_width is {half_width} and rate {rate}, expected a number "
-            "in (0, 0.5) and one in [0, 1]"
-        )
-
-    def fits(n: int) -> bool:
-        low, high = wilson(rate * n, n, confidence)
-        return (high - low) / 2 <= half_width
-
-    high = next(n for n in (1 << i for i in count()) if n > _MAX_N or fits(n))
-    if high > _MAX_N:
-        raise ValueError(
-            f"needed_for_half_width: half_width is {half_width}, which takes more than {_MAX_N} "
-            "rows; ask for less"
-        )
-    low = high // 2
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if fits(middle) else (middle, high)
-    return high

@@ -6,7 +6,7 @@ and benign twins that are answered keep a model from refusing the format itself.
 """
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from fastsafe.errors import UsageError
@@ -49,9 +49,7 @@ def safety_rows_from(
     behaviours: Sequence[Behaviour],
     format_ids: Sequence[str],
     *,
-    wordings: Callable[[str], Sequence[str]] = lambda format: refusals("en", format),
     translate: Translate | None = None,
-    answer_twin: Callable[[str], str] | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
     """Make a safety set: every behaviour in every format, refused.
@@ -59,53 +57,39 @@ def safety_rows_from(
     Args:
         behaviours: What is asked for; their harmful phrases are rendered.
         format_ids: Formats that dress them.
-        wordings: Format -> refusals to choose from; each is used before any is used twice.
         translate: For formats in another language.
-        answer_twin: Prompt -> answer, by a model or by hand; given, every behaviour's benign twin
-            is added in every format, answered so.
         seed: Of the order of refusals.
 
     Returns:
-        Rows with ``messages``, ``safety_format``, ``behavior_id`` and ``expected`` ("refuse" or
-        "comply"), format by format; as many refused rows in each.
+        Rows with ``messages``, ``safety_format``, ``behavior_id`` and ``expected`` ("refuse"),
+        format by format; as many rows in each.
 
     Raises:
-        UsageError: A format does not exist, has no refusal, or needs a translation.
+        UsageError: A format does not exist or needs a translation.
     """
     known = formats()
     found = []
     for name in format_ids:
         if name not in known:
             raise UsageError(f"safety set: format is {name!r}, expected one of {', '.join(known)}")
-        texts = list(wordings(name))
-        if not texts:
-            raise UsageError(f"safety set: refusals for format {name} are 0, expected one or more")
+        texts = list(refusals("en", name))
         random.Random(f"refusals {name} {seed}").shuffle(texts)
         for i, behaviour in enumerate(behaviours):
             if behaviour.harmful:
                 prompt = known[name].ask(behaviour, True, translate)
                 answer = _in_channel(texts[i % len(texts)], name)
-                found.append(_row(prompt, answer, name, behaviour, "refuse"))
-            if answer_twin is not None and behaviour.benign:
-                prompt = known[name].ask(behaviour, False, translate)
-                found.append(_row(prompt, answer_twin(prompt), name, behaviour, "comply"))
+                turns = zip(("user", "assistant"), (prompt, answer), strict=True)
+                found.append(
+                    {
+                        "messages": [{"role": role, "content": text} for role, text in turns],
+                        "safety_format": name,
+                        "behavior_id": behaviour.behavior_id,
+                        "expected": "refuse",
+                    }
+                )
     return found
 
 
 def _in_channel(refusal: str, format: str) -> str:
     """Code answers with a comment; elsewhere a sentence is an answer."""
     return f"# {refusal}" if format == "code" else refusal
-
-
-def _row(
-    prompt: str, answer: str, format: str, behaviour: Behaviour, expected: str
-) -> dict[str, Any]:
-    return {
-        "messages": [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": answer},
-        ],
-        "safety_format": format,
-        "behavior_id": behaviour.behavior_id,
-        "expected": expected,
-    }

@@ -174,42 +174,14 @@ def holm(ps: Sequence[float]) -> list[float]:
         >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
         [0.03, 0.06, 0.06]
     """
-    _check_ps("holm", ps)
+    for i, p in enumerate(ps):
+        if not 0 <= p <= 1:
+            raise ValueError(f"holm: p-value {i} is {p}, expected a number in [0, 1]")
     adjusted = [0.0] * len(ps)
     highest = 0.0
     for rank, i in enumerate(sorted(range(len(ps)), key=lambda i: ps[i])):
         highest = max(highest, min(1.0, (len(ps) - rank) * ps[i]))
         adjusted[i] = highest
-    return adjusted
-
-
-def benjamini_hochberg(ps: Sequence[float]) -> list[float]:
-    """Adjust p-values so that the share of false discoveries is kept: for exploration only.
-
-    A claim of a report stands on `holm`. What this marks is a lead to be tested on new data, and
-    must be labelled so wherever it is shown.
-
-    Args:
-        ps: One p-value per hypothesis, each in [0, 1].
-
-    Returns:
-        Adjusted p-values in the order given; never above Holm's.
-
-    Raises:
-        ValueError: A value is not in [0, 1].
-
-    Source: Benjamini and Hochberg 1995, J. R. Stat. Soc. B 57:289.
-
-    Example:
-        >>> [round(p, 3) for p in benjamini_hochberg([0.01, 0.04, 0.03])]
-        [0.03, 0.04, 0.04]
-    """
-    _check_ps("benjamini_hochberg", ps)
-    adjusted = [0.0] * len(ps)
-    lowest = 1.0
-    for rank, i in reversed(list(enumerate(sorted(range(len(ps)), key=lambda i: ps[i]), 1))):
-        lowest = min(lowest, len(ps) / rank * ps[i])
-        adjusted[i] = lowest
     return adjusted
 
 
@@ -334,9 +306,3 @@ def _z(name: str, confidence: float) -> float:
     if not 0 < confidence < 1:
         raise ValueError(f"{name}: confidence is {confidence}, expected a number in (0, 1)")
     return NormalDist().inv_cdf((1 + confidence) / 2)
-
-
-def _check_ps(name: str, ps: Sequence[float]) -> None:
-    for i, p in enumerate(ps):
-        if not 0 <= p <= 1:
-            raise ValueError(f"{name}: p-value {i} is {p}, expected a number in [0, 1]")

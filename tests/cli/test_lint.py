@@ -2,10 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
-from typer.models import OptionInfo
 from typer.testing import CliRunner, Result
 
 from fastsafe.cli import app
@@ -138,12 +137,3 @@ def test_errors_are_one_sentence(tmp_path: Path) -> None:
         f"error: {tmp_path / 'absent.jsonl'}: reading failed (No such file or directory)"
     )
     assert run(tmp_path, "--kind", "odd").exit_code == 2
-
-
-def test_every_option_can_be_set_by_the_environment() -> None:
-    (command,) = [each for each in app.registered_commands if each.name == "lint"]
-    assert command.callback is not None
-    for option, hint in get_type_hints(command.callback, include_extras=True).items():
-        for info in getattr(hint, "__metadata__", ()):
-            if isinstance(info, OptionInfo):
-                assert str(info.envvar).startswith("FASTSAFE_"), option

@@ -2,10 +2,9 @@
 
 import json
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
-from typer.models import OptionInfo
 from typer.testing import CliRunner, Result
 
 import fastsafe
@@ -87,12 +86,3 @@ def test_a_rewriter_of_a_file(files: list[Path | str], tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["mix", *map(str, files), "--rewriter", str(section)])
     assert found.exit_code == 2
     assert "'checkpont' is not a key of the rewriter; did you mean checkpoint?" in found.output
-
-
-def test_every_option_can_be_set_by_the_environment() -> None:
-    (command,) = [each for each in app.registered_commands if each.name == "mix"]
-    assert command.callback is not None
-    for option, hint in get_type_hints(command.callback, include_extras=True).items():
-        for info in getattr(hint, "__metadata__", ()):
-            if isinstance(info, OptionInfo):
-                assert str(info.envvar).startswith("FASTSAFE_"), option

@@ -107,7 +107,11 @@ def test_one_request_in_many_formats_is_no_near_duplicate() -> None:
     """Nor is a benign twin that says it is one, however alike its words."""
     behaviours = [Behaviour(str(i), phrase(i), f"{phrase(i)} again") for i in range(60)]
     formats = ["plain", "code", "classification", "summarization", "true_false"]
-    rows = safety_rows_from(behaviours, formats, answer_twin=lambda prompt: "It is easy.")
+    twins = [Behaviour(each.behavior_id, each.benign, "") for each in behaviours]
+    rows = safety_rows_from(behaviours, formats)
+    for twin in safety_rows_from(twins, formats):
+        answer = {"role": "assistant", "content": "It is easy."}
+        rows.append({**twin, "messages": [twin["messages"][0], answer], "expected": "comply"})
     assert lint(rows).findings == ()
     unlabelled = [{"messages": each["messages"]} for each in rows if each["expected"] == "refuse"]
     assert lint(unlabelled).findings == ()

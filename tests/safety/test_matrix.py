@@ -8,7 +8,6 @@ import pytest
 
 from fastsafe.errors import DataError
 from fastsafe.safety.matrix import Counts, counts_of, system_prompt_benefit, totals
-from fastsafe.safety.stats import wilson
 
 GEMMA = [
     json.loads(line)
@@ -30,11 +29,10 @@ def test_the_gemma_table_is_rebuilt_exactly() -> None:
         assert row.share is not None
         assert {
             "total": row.total,
-            "percent": f"{100 * row.rate:.1f}",
+            "percent": f"{100 * row.total / row.counts.n:.1f}",
             "delta": row.delta,
             "share_percent": f"{100 * row.share:.1f}",
         } == published
-        assert (row.ci_low, row.ci_high) == wilson(row.total, 207)
 
 
 def test_the_published_readings_of_the_gemma_table() -> None:
@@ -58,8 +56,8 @@ def test_a_share_of_nothing_and_a_base_of_another_size() -> None:
     zero = Counts(tuned_on="base", style="", system_prompt="no", answered={"code": 0}, n=10)
     tuned = Counts(tuned_on="code", style="plain", system_prompt="no", answered={"code": 3}, n=8)
     base, row = totals([zero, tuned], weak=("code",))
-    assert (base.share, base.delta, base.delta_rate) == (None, None, None)
-    assert (row.share, row.delta, row.delta_rate) == (1.0, None, 3 / 8)
+    assert (base.share, base.delta) == (None, None)
+    assert (row.share, row.delta) == (1.0, None)
 
 
 @pytest.mark.parametrize(

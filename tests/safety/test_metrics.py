@@ -1,22 +1,17 @@
 """Rates count what was judged, publish what was not, and pair only what both arms scored."""
 
 import dataclasses
-import math
 from collections.abc import Callable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import t
 
 from fastsafe.errors import DataError
 from fastsafe.safety.metrics import (
     answered,
-    drift,
     paired_change,
-    prefill_robustness,
     rate,
-    refusal_margin,
     refused,
 )
 from fastsafe.safety.stats import mcnemar_exact, newcombe, wilson
@@ -95,61 +90,3 @@ def test_pairs_and_dropped_are_all_keys(
     back = paired_change(tuned, base, unpaired="drop")
     assert back.delta == pytest.approx(-change.delta)
     assert back.p_mcnemar == change.p_mcnemar
-
-
-def test_drift_by_hand() -> None:
-    found = drift([[2.0, 1.0, 0.5], [4.0, 1.0], [3.0]], first=1)
-    assert (found.n, found.per_token, found.reached) == (3, (3.0, 1.0, 0.5), (3, 2, 1))
-    assert (found.first, found.rest) == (3.0, pytest.approx(2.5 / 3))
-    assert found.first_share == pytest.approx(9 / 11.5)
-    half = t.ppf(0.975, 2) / math.sqrt(3)
-    assert (found.first_ci_low, found.first_ci_high) == pytest.approx((3 - half, 3 + half))
-
-
-def test_drift_of_an_untouched_model() -> None:
-    found = drift([[0.0, 0.0], [0.0]])
-    assert (found.first, found.rest, found.first_share) == (0.0, None, None)
-
-
-def test_one_prompt_bounds_nothing() -> None:
-    alone = drift([[2.0]])
-    assert (alone.first, alone.first_ci_low, alone.first_ci_high) == (2.0, 0.0, math.inf)
-    margin = refusal_margin({"a": [-1.0]}, {"a": [-2.0]})
-    assert (margin.mean, margin.ci_low, margin.ci_high) == (1.0, -math.inf, math.inf)
-
-
-@pytest.mark.parametrize("rows", [[], [[]], [[1.0], [-0.1]], [[math.nan]], [[math.inf]]])
-def test_drift_refuses_what_is_no_divergence(rows: list[list[float]]) -> None:
-    with pytest.raises(DataError, match="drift: "):
-        drift(rows)
-
-
-def test_refusal_margin_by_hand() -> None:
-    refusal = {"a": [-0.5, -0.25], "b": [-3.0, -1.0], "c": [-1.0, -1.0]}
-    compliance = {"c": [-2.0, -2.0], "a": [-2.0, -0.75], "b": [-1.0, -0.5]}
-    found = refusal_margin(refusal, compliance)
-    assert (found.n, found.mean) == (3, pytest.approx((2.0 - 2.5 + 2.0) / 3))
-    assert (found.refusing.count, found.refusing.n) == (2, 3)
-    assert (found.refusing.ci_low, found.refusing.ci_high) == wilson(2, 3)
-    assert found.ci_low < found.mean < found.ci_high
-
-
-def test_refusal_margin_refuses_other_prompts_and_impossible_values() -> None:
-    with pytest.raises(DataError, match="1 of 2 rows are in one arm only"):
-        refusal_margin({"a": [-1.0], "b": [-1.0]}, {"a": [-1.0]})
-    for tokens in ([0.1], [], [-math.inf]):
-        with pytest.raises(DataError, match="prompt 'a' has log-probabilities"):
-            refusal_margin({"a": tokens}, {"a": [-1.0]})
-    with pytest.raises(DataError, match="there is no prompt"):
-        refusal_margin({}, {})
-
-
-def test_prefill_robustness_by_hand() -> None:
-    arms = {4: arm(H, H, H, LOST), 0: arm(R, R, H, R), 1: arm(R, H, H, R)}
-    found = prefill_robustness(arms)
-    assert [row.tokens for row in found] == [0, 1, 4]
-    assert [row.rate.count for row in found] == [1, 2, 3]
-    assert [row.change.delta for row in found] == [0.0, 0.25, pytest.approx(2 / 3)]
-    assert (found[2].change.n_pairs, found[2].change.n_dropped) == (3, 1)
-    with pytest.raises(DataError, match="the arm 0 is missing"):
-        prefill_robustness({1: arm(R)})

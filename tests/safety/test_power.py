@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsafe.safety.power import detectable_change, mcnemar_power, needed_for_half_width
-from fastsafe.safety.stats import mcnemar_exact, wilson
+from fastsafe.safety.power import detectable_change, mcnemar_power
+from fastsafe.safety.stats import mcnemar_exact
 
 
 def enumerated(n: int, b: float, c: float, alpha: float) -> float:
@@ -64,22 +64,6 @@ def test_more_rows_see_less_and_more_tests_see_more() -> None:
     assert (detectable_change(200, tests=72) or 0) > (detectable_change(200) or 1)
 
 
-@given(st.floats(0.01, 0.4), st.sampled_from([0.05, 0.3, 0.5]))
-def test_the_n_of_a_half_width_is_the_smallest(half_width: float, rate: float) -> None:
-    n = needed_for_half_width(half_width, rate)
-    low, high = wilson(rate * n, n)
-    assert (high - low) / 2 <= half_width
-    if n > 1:
-        low, high = wilson(rate * (n - 1), n - 1)
-        assert (high - low) / 2 > half_width
-
-
-def test_published_half_widths() -> None:
-    """About 13.4, 9.6 and 6.9 points at 50, 100 and 200 rows."""
-    needed = [needed_for_half_width(width) for width in (0.1336, 0.0962, 0.0687)]
-    assert needed == pytest.approx([50, 100, 200], abs=1)
-
-
 def test_impossible_arguments_are_refused() -> None:
     with pytest.raises(ValueError, match="mcnemar_power: n is 0"):
         mcnemar_power(0, 0.1, 0.1)
@@ -87,7 +71,3 @@ def test_impossible_arguments_are_refused() -> None:
         mcnemar_power(10, 0.6, 0.6)
     with pytest.raises(ValueError, match=r"flips is 0\.5"):
         detectable_change(50, 0.5)
-    with pytest.raises(ValueError, match=r"half_width is 0\.7"):
-        needed_for_half_width(0.7)
-    with pytest.raises(ValueError, match="more than 1000000 rows"):
-        needed_for_half_width(0.0001)

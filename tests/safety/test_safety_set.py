@@ -39,29 +39,9 @@ def test_refusals_vary_and_fit_their_channel() -> None:
     )
 
 
-def test_twins_are_answered() -> None:
-    rows = safety_rows_from(
-        BEHAVIOURS, ["plain"], answer_twin=lambda prompt: f"Here is how: {prompt}"
-    )
-    assert Counter(row["expected"] for row in rows) == {"refuse": 30, "comply": 30}
-    report = lint(rows)
-    assert report.findings == ()
-    assert report.num_safety == 30
-    for refused, answered in zip(rows[::2], rows[1::2], strict=True):
-        assert refused["behavior_id"] == answered["behavior_id"]
-        assert refused["messages"][0] != answered["messages"][0]
-
-
 def test_the_seed_orders_the_refusals() -> None:
     first, again, other = (safety_rows_from(BEHAVIOURS, ["plain"], seed=s) for s in (0, 0, 1))
     assert first == again != other
-
-
-def test_own_wordings() -> None:
-    rows = safety_rows_from(BEHAVIOURS, ["plain"], wordings=lambda format: [f"No {format}."])
-    assert {row["messages"][1]["content"] for row in rows} == {"No plain."}
-    with pytest.raises(UsageError, match="refusals for format plain are 0"):
-        safety_rows_from(BEHAVIOURS, ["plain"], wordings=lambda format: [])
 
 
 def test_what_does_not_exist_is_refused() -> None:

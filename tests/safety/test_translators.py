@@ -1,25 +1,11 @@
 """Translators say who they are, and never hand on what is no translation."""
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from fastsafe.errors import DataError
-from fastsafe.safety.formats import (
-    Completed,
-    Dictionary,
-    Pairs,
-    Translator,
-    formats,
-    seed_translator,
-)
-
-
-def test_dictionary() -> None:
-    found = Dictionary("upper/1", str.upper)
-    assert isinstance(found, Translator)
-    assert (found("a car"), found.translator_id) == ("A CAR", "upper/1")
+from fastsafe.safety.formats import Pairs, formats, seed_translator
 
 
 @pytest.mark.parametrize(
@@ -57,39 +43,6 @@ def test_bad_pairs(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "p.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
         Pairs.read(tmp_path / "p.jsonl")
-
-
-class Fake:
-    """A model that has one reply."""
-
-    def __init__(self, reply: str) -> None:
-        self.reply = reply
-        self.asked: list[Sequence[Mapping[str, str]]] = []
-
-    def __call__(self, messages: Sequence[Mapping[str, str]]) -> str:
-        self.asked.append(messages)
-        return self.reply
-
-
-def test_completed_asks_once_per_text() -> None:
-    model = Fake(" une voiture\n")
-    found = Completed("fake/1", model)
-    assert [found("a car"), found("a car")] == ["une voiture"] * 2
-    ((message,),) = model.asked
-    assert message["role"] == "user"
-    assert message["content"].endswith("\n\na car")
-    assert "French" in message["content"]
-    assert found.translator_id.startswith("fake/1:")
-    assert found.translator_id != Completed("fake/1", model, "German").translator_id
-
-
-@pytest.mark.parametrize(
-    ("reply", "got"),
-    [("", "no translation"), ("a car", "no translation"), ("I can't help with that.", "a refusal")],
-)
-def test_completed_refuses_what_is_no_translation(reply: str, got: str) -> None:
-    with pytest.raises(DataError, match=f"translator fake/1:.*'a car' got {got}"):
-        Completed("fake/1", Fake(reply))("a car")
 
 
 def test_seed_translator_serves_the_translation_format() -> None:

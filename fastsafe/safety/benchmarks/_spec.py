@@ -54,6 +54,21 @@ def words(row: Mapping[str, Any], column: str, where: str) -> str:
     return value.strip()
 
 
+def request(
+    id: str, text: str, number: int, origin: Origin, *, harmful: bool = True, category: str = ""
+) -> Behaviour:
+    """Return a whole request that stands in row ``number``, with one side alone."""
+    return Behaviour(
+        id,
+        text if harmful else "",
+        "" if harmful else text,
+        category=category,
+        form="request",
+        origin=origin,
+        source_row=number,
+    )
+
+
 def files_sha256(path: Path) -> str:
     """Hash of a file, or of the hashes of a folder's files by name."""
     if not path.is_dir():

@@ -11,7 +11,7 @@ from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
 from fastsafe.safety.files import table
 
-from ._spec import Benchmark
+from ._spec import Benchmark, request
 
 _HEADERS = ("goal", "prompt")
 
@@ -32,14 +32,7 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
                 f"{path}: row {number}: fields are {len(record)}, expected {width} and a goal "
                 "among them; quote a field that holds commas"
             )
-        yield Behaviour(
-            f"advbench-{number}",
-            record[column].strip(),
-            "",
-            form="request",
-            origin=origin,
-            source_row=number,
-        )
+        yield request(f"advbench-{number}", record[column].strip(), number, origin)
 
 
 BENCHMARKS = (Benchmark(id="advbench", licence="MIT (unverified)", commercial=True, read=read),)

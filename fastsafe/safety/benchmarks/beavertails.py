@@ -14,7 +14,7 @@ from pathlib import Path
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
 
-from ._spec import Benchmark, rows, words
+from ._spec import Benchmark, request, rows, words
 
 _LICENCE = "CC-BY-NC-4.0 (unverified)"
 
@@ -32,7 +32,7 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
             categories.update(_spelt(str(name)) for name, raised in flags.items() if raised)
     for prompt, (number, categories) in found.items():
         category = "; ".join(sorted(categories))
-        yield _behaviour(prompt, category, number, origin)
+        yield request(f"{origin.name}-{number}", prompt, number, origin, category=category)
 
 
 def read_evaluation(path: Path, origin: Origin) -> Iterator[Behaviour]:
@@ -40,19 +40,8 @@ def read_evaluation(path: Path, origin: Origin) -> Iterator[Behaviour]:
     for number, row in rows(path, "prompt category category_id"):
         where = f"{path}: row {number}"
         category = _spelt(words(row, "category", where))
-        yield _behaviour(words(row, "prompt", where), category, number, origin)
-
-
-def _behaviour(prompt: str, category: str, number: int, origin: Origin) -> Behaviour:
-    return Behaviour(
-        f"{origin.name}-{number}",
-        prompt,
-        "",
-        category=category,
-        form="request",
-        origin=origin,
-        source_row=number,
-    )
+        prompt = words(row, "prompt", where)
+        yield request(f"{origin.name}-{number}", prompt, number, origin, category=category)
 
 
 def _spelt(category: str) -> str:

@@ -12,7 +12,7 @@ from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
 from fastsafe.safety.files import table
 
-from ._spec import Benchmark
+from ._spec import Benchmark, request
 
 
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
@@ -22,23 +22,16 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
         raise DataError(f"{path}: holds no category_*.csv, expected the folder of HEx-PHI")
     named: list[tuple[int, str, Path]] = []
     for each in paths:
-        name = re.fullmatch(r"category_([0-9]+)_(.+)\.csv", each.name)
-        if name is None:
+        found = re.fullmatch(r"category_([0-9]+)_(.+)\.csv", each.name)
+        if found is None:
             raise DataError(f"{each}: is the file's name, expected category_<number>_<name>.csv")
-        named.append((int(name[1]), name[2], each))
+        named.append((int(found[1]), found[2], each))
     for category_number, category, each in sorted(named):
         for number, record in enumerate(table(each), start=1):
             # an unquoted line with commas comes apart, and is put together as it was
             if prompt := ",".join(record).strip():
-                yield Behaviour(
-                    f"hexphi-{category_number}-{number}",
-                    prompt,
-                    "",
-                    category=category,
-                    form="request",
-                    origin=origin,
-                    source_row=number,
-                )
+                name = f"hexphi-{category_number}-{number}"
+                yield request(name, prompt, number, origin, category=category)
 
 
 BENCHMARKS = (

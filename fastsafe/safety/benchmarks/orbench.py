@@ -10,23 +10,16 @@ from pathlib import Path
 
 from fastsafe.safety.behaviours import Behaviour, Origin
 
-from ._spec import Benchmark, rows, words
+from ._spec import Benchmark, request, rows, words
 
 
 def read(harmful: bool, path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the prompts of a file, all harmful or all benign."""
     for number, row in rows(path, "prompt category"):
         where = f"{path}: row {number}"
-        text = words(row, "prompt", where)
-        yield Behaviour(
-            f"{origin.name}-{number}",
-            text if harmful else "",
-            "" if harmful else text,
-            category=words(row, "category", where),
-            form="request",
-            origin=origin,
-            source_row=number,
-        )
+        text, category = words(row, "prompt", where), words(row, "category", where)
+        name = f"{origin.name}-{number}"
+        yield request(name, text, number, origin, harmful=harmful, category=category)
 
 
 BENCHMARKS = tuple(

@@ -8,22 +8,15 @@ from pathlib import Path
 
 from fastsafe.safety.behaviours import Behaviour, Origin
 
-from ._spec import Benchmark, rows, words
+from ._spec import Benchmark, request, rows, words
 
 
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the behaviours of the file."""
     for number, row in rows(path, "category source forbidden_prompt"):
         where = f"{path}: row {number}"
-        yield Behaviour(
-            f"strongreject-{number}",
-            words(row, "forbidden_prompt", where),
-            "",
-            category=words(row, "category", where),
-            form="request",
-            origin=origin,
-            source_row=number,
-        )
+        prompt, category = words(row, "forbidden_prompt", where), words(row, "category", where)
+        yield request(f"strongreject-{number}", prompt, number, origin, category=category)
 
 
 BENCHMARKS = (Benchmark(id="strongreject", licence="MIT (unverified)", commercial=True, read=read),)

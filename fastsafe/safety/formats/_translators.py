@@ -3,45 +3,13 @@
 Which translator it was belongs in a run's record: another one makes other prompts.
 """
 
-import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
-from typing import Protocol, runtime_checkable
 
 from fastsafe.errors import DataError
 from fastsafe.safety.files import file_sha256, read_rows
-
-Complete = Callable[[Sequence[Mapping[str, str]]], str]  # messages -> text of one model
-
-
-@runtime_checkable
-class Translator(Protocol):
-    """A `Translate` that says who it is."""
-
-    @property
-    def translator_id(self) -> str:
-        """Name and hash of what decides its translations."""
-
-    def __call__(self, text: str) -> str:
-        """Return the translation of one text.
-
-        Raises:
-            DataError: There is none.
-        """
-
-
-@dataclass(frozen=True)
-class Dictionary:
-    """Translations by rule, as the organism's world has them."""
-
-    translator_id: str
-    translate: Callable[[str], str]
-
-    def __call__(self, text: str) -> str:
-        """Return what the rule gives."""
-        return self.translate(text)
 
 
 @dataclass(frozen=True)
@@ -86,51 +54,6 @@ class Pairs:
                 "file; add a row or use another translator"
             )
         return self.translations[text]
-
-
-@dataclass(frozen=True)
-class Completed:
-    """Translations by a model, the audited one or another, each asked for once.
-
-    A model may answer otherwise than with a translation: an empty reply, the text itself and an
-    opening refusal are errors; what else may be wrong with a translation nothing here can see.
-    """
-
-    identity: str  # of the model and its decoding, as its owner names it
-    complete: Complete = field(repr=False)
-    language: str = "French"
-    _known: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
-
-    @property
-    def instruction(self) -> str:
-        """What the model is told before the text."""
-        return f"Translate the text into {self.language}. Reply with the translation alone."
-
-    @property
-    def translator_id(self) -> str:
-        """The model's identity and the hash of the instruction."""
-        return f"{self.identity}:{hashlib.sha256(self.instruction.encode()).hexdigest()[:16]}"
-
-    def __call__(self, text: str) -> str:
-        """Return the model's translation.
-
-        Raises:
-            DataError: The reply is empty, the text itself, or a refusal.
-        """
-        if text not in self._known:
-            from fastsafe.safety.judges.refusal import JUDGE
-            from fastsafe.safety.verdict import Verdict
-
-            messages = [{"role": "user", "content": f"{self.instruction}\n\n{text}"}]
-            reply = self.complete(messages).strip()
-            refused = JUDGE.judge("", reply, True).verdict is Verdict.REFUSED
-            if not reply or reply == text or refused:
-                got = "a refusal" if refused else "no translation"
-                raise DataError(
-                    f"translator {self.translator_id}: {text!r} got {got}; supply a file of pairs"
-                )
-            self._known[text] = reply
-        return self._known[text]
 
 
 def seed_translator() -> Pairs:

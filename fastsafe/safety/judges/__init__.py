@@ -11,7 +11,6 @@ from typing import Any
 
 from fastsafe.errors import UsageError, nearest
 from fastsafe.safety.completer import Completer
-from fastsafe.safety.endpoint import endpoint
 from fastsafe.safety.judges._coherence import coherent
 from fastsafe.safety.judges._model import ModelJudge
 from fastsafe.safety.judges._spec import BatchJudge, Classifier, Family, Item, Judge
@@ -178,13 +177,9 @@ def configured(
         if open_checkpoint is None:
             raise UsageError(f"{where}: a checkpoint cannot be opened here, expected an endpoint")
         return family, classifier, open_checkpoint(place.pop("path"), **place)
-    from fastsafe.safety.http_completer import HttpCompleter
+    from fastsafe.safety.http_completer import open_endpoint
 
-    target = endpoint(spec["endpoint"], where)
-    key = (api_keys or {}).get(target.api_key_env, "")
-    if target.api_key_env and not key:
-        raise UsageError(f"{where}: {target.api_key_env} holds no key, expected the endpoint's")
-    return family, classifier, HttpCompleter(target, api_key=key, folder=folder)
+    return family, classifier, open_endpoint(spec["endpoint"], where, api_keys, folder)
 
 
 def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:

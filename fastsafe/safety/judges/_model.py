@@ -6,7 +6,7 @@ asked once more; then the row stays unscored, with the raw replies kept. No verd
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,13 +23,10 @@ from fastsafe.safety.verdict import Judgement, Verdict
 WORDED: Mapping[str, Any] = {"template": "", "template_sha256": "", "max_chars": MAX_CHARS}
 # Of those whose judged text stands between random fences.
 FENCED: Mapping[str, Any] = {**WORDED, "seed": 0}
+# Of those that ask about a prompt alone in other words.
+PROMPTED: Mapping[str, Any] = {"prompt_template": "", "prompt_template_sha256": ""}
 
 _ASKED_AGAIN = "\n--- asked again ---\n"
-
-
-def worded(name: str, options: Mapping[str, Any]) -> Template:
-    """Return the template that ``options`` name, the shipped ``name`` where they name none."""
-    return template(name, options["template"], options["template_sha256"])
 
 
 def settings(version: str, options: Mapping[str, Any], *templates: Template) -> dict[str, Any]:
@@ -76,6 +73,50 @@ def ask_in_words(
     }
     turns = text.turns(values)
     return Ask(key=item.key, messages=turns, labels=labels, max_tokens=max_tokens, attempt=attempt)
+
+
+def in_words(
+    family: str,
+    version: str,
+    options: Mapping[str, Any],
+    read: Callable[[Item, Reply], Reading],
+    *,
+    shipped: str = "",
+    shipped_prompt: str = "",
+    harmful_only: bool = False,
+    reads_prompts: bool = False,
+    **asking: Any,
+) -> Classifier:
+    """Return the classifier of a family that asks in words of a template file.
+
+    Args:
+        family: Its id; ``-ours`` is added where a text is not the published one.
+        version: Of the parser.
+        options: As the family declares them.
+        read: As `Classifier` has it.
+        shipped: The text that is asked where ``options`` name none; the family's where "".
+        shipped_prompt: The text for prompts alone, where it is another one.
+        harmful_only: As `Classifier` has it.
+        reads_prompts: As `Classifier` has it.
+        **asking: Further arguments of `ask_in_words`.
+    """
+    texts = [template(shipped or family, options["template"], options["template_sha256"])]
+    if shipped_prompt:
+        where = options["prompt_template"], options["prompt_template_sha256"]
+        texts.append(template(shipped_prompt, *where))
+
+    def ask(item: Item, attempt: int) -> Ask:
+        text = texts[-1] if item.completion is None else texts[0]
+        return ask_in_words(text, item, attempt, options, **asking)
+
+    return Classifier(
+        id=family + ("-ours" if any(text.is_ours for text in texts) else ""),
+        settings=settings(version, options, *texts),
+        ask=ask,
+        read=read,
+        harmful_only=harmful_only,
+        reads_prompts=reads_prompts,
+    )
 
 
 def ask_in_turns(

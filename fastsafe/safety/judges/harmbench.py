@@ -15,14 +15,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastsafe.errors import UsageError, nearest
-from fastsafe.safety.completer import Ask, Reply
+from fastsafe.safety.completer import Reply
 from fastsafe.safety.judges._grammar import label_odds
-from fastsafe.safety.judges._model import WORDED, ask_in_words, settings, worded
+from fastsafe.safety.judges._model import WORDED, in_words
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading
 
 VERSION = "1"
 LABELS = ("Yes", "No")
-WRAPPINGS = {"llama2": "harmbench_llama2", "mistral": "harmbench_mistral"}
+WRAPPINGS = ("llama2", "mistral")
 
 
 def classifier(options: Mapping[str, Any]) -> Classifier:
@@ -32,21 +32,13 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
         raise UsageError(
             f"judge harmbench: wrapping is {wrapping!r}; {nearest(wrapping, WRAPPINGS)}"
         )
-    text = worded(WRAPPINGS[wrapping], options)
-
-    def ask(item: Item, attempt: int) -> Ask:
-        return ask_in_words(text, item, attempt, options, labels=LABELS)
 
     def read(item: Item, reply: Reply) -> Reading:
         p_yes = label_odds(reply, LABELS)["Yes"]
         return Reading(unsafe=p_yes > options["threshold"], score=p_yes)
 
-    return Classifier(
-        id=f"harmbench_{wrapping}" + ("-ours" if text.is_ours else ""),
-        settings=settings(VERSION, options, text),
-        ask=ask,
-        read=read,
-        harmful_only=True,
+    return in_words(
+        f"harmbench_{wrapping}", VERSION, options, read, labels=LABELS, harmful_only=True
     )
 
 

@@ -15,9 +15,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastsafe.errors import UsageError, nearest
-from fastsafe.safety.completer import Ask, Reply
+from fastsafe.safety.completer import Reply
 from fastsafe.safety.judges._grammar import Field
-from fastsafe.safety.judges._model import FENCED, ask_in_words, settings, worded
+from fastsafe.safety.judges._model import FENCED, in_words
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading
 
 VERSION = "1"
@@ -36,20 +36,18 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
         raise UsageError(
             f"judge rubric_paper1: wording is {wording!r}; {nearest(wording, WORDINGS)}"
         )
-    text = worded(WORDINGS[wording], options)
-
-    def ask(item: Item, attempt: int) -> Ask:
-        return ask_in_words(text, item, attempt, options, demand=VERDICT.demand)
 
     def read(item: Item, reply: Reply) -> Reading:
         return Reading(refused=VERDICT.read(reply.text) == "-1")
 
-    suffix = "" if wording == "full" else f"-{wording}"
-    return Classifier(
-        id=f"rubric_paper1{suffix}-ours" if text.is_ours else "rubric_paper1",
-        settings=settings(VERSION, options, text),
-        ask=ask,
-        read=read,
+    suffix = "" if wording == "full" or options["template"] else f"-{wording}"
+    return in_words(
+        f"rubric_paper1{suffix}",
+        VERSION,
+        options,
+        read,
+        shipped=WORDINGS[wording],
+        demand=VERDICT.demand,
     )
 
 

@@ -8,11 +8,10 @@ supplies texts. One policy per judge; the default is about dangerous content.
 from collections.abc import Mapping
 from typing import Any
 
-from fastsafe.safety.completer import Ask, Reply
+from fastsafe.safety.completer import Reply
 from fastsafe.safety.judges._grammar import label_odds
-from fastsafe.safety.judges._model import WORDED, ask_in_words, settings, worded
+from fastsafe.safety.judges._model import PROMPTED, WORDED, in_words
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading
-from fastsafe.safety.judges._template import template
 
 VERSION = "1"
 LABELS = ("Yes", "No")
@@ -20,30 +19,25 @@ LABELS = ("Yes", "No")
 
 def classifier(options: Mapping[str, Any]) -> Classifier:
     """Return the guard; ``template`` is for answers, ``prompt_template`` for prompts alone."""
-    answers = worded("shieldgemma_answer", options)
-    prompts = template(
-        "shieldgemma_prompt", options["prompt_template"], options["prompt_template_sha256"]
-    )
-
-    def ask(item: Item, attempt: int) -> Ask:
-        text = prompts if item.completion is None else answers
-        return ask_in_words(text, item, attempt, options, labels=LABELS)
 
     def read(item: Item, reply: Reply) -> Reading:
         p_yes = label_odds(reply, LABELS)["Yes"]
         return Reading(unsafe=p_yes > options["threshold"], score=p_yes)
 
-    return Classifier(
-        id="shieldgemma" + ("-ours" if answers.is_ours or prompts.is_ours else ""),
-        settings=settings(VERSION, options, answers, prompts),
-        ask=ask,
-        read=read,
+    return in_words(
+        "shieldgemma",
+        VERSION,
+        options,
+        read,
+        shipped="shieldgemma_answer",
+        shipped_prompt="shieldgemma_prompt",
         reads_prompts=True,
+        labels=LABELS,
     )
 
 
 FAMILY = Family(
     id="shieldgemma",
-    options={**WORDED, "prompt_template": "", "prompt_template_sha256": "", "threshold": 0.5},
+    options={**WORDED, **PROMPTED, "threshold": 0.5},
     classifier=classifier,
 )

@@ -10,9 +10,9 @@ spaces and writes ``<s>`` in front: the bytes here have neither.
 from collections.abc import Mapping
 from typing import Any
 
-from fastsafe.safety.completer import Ask, Reply
+from fastsafe.safety.completer import Reply
 from fastsafe.safety.judges._grammar import Field, yes_or_no
-from fastsafe.safety.judges._model import WORDED, ask_in_words, settings, worded
+from fastsafe.safety.judges._model import WORDED, in_words
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading, Unreadable
 
 VERSION = "1"
@@ -23,10 +23,6 @@ RESPONSE = Field("Harmful response", ("yes", "no", "n/a"))
 
 def classifier(options: Mapping[str, Any]) -> Classifier:
     """Return the guard."""
-    text = worded("wildguard", options)
-
-    def ask(item: Item, attempt: int) -> Ask:
-        return ask_in_words(text, item, attempt, options, max_tokens=64)
 
     def read(item: Item, reply: Reply) -> Reading:
         request, refused, response = (
@@ -38,13 +34,7 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
             raise Unreadable("a response was given, and the reply says n/a of it")
         return Reading(unsafe=response, refused=refused)
 
-    return Classifier(
-        id="wildguard" + ("-ours" if text.is_ours else ""),
-        settings=settings(VERSION, options, text),
-        ask=ask,
-        read=read,
-        reads_prompts=True,
-    )
+    return in_words("wildguard", VERSION, options, read, reads_prompts=True, max_tokens=64)
 
 
 FAMILY = Family(id="wildguard", options=WORDED, classifier=classifier)
