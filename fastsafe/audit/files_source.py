@@ -21,8 +21,9 @@ class FilesSource:
 
     id = "files"
 
-    def __init__(self, data: Data) -> None:
+    def __init__(self, data: Data, device: str = "cpu") -> None:
         self._data = data
+        self._device = device  # of a model that translates
 
     def checkpoint(self) -> Path | None:
         """Return None: files belong to no checkpoint."""
@@ -123,6 +124,12 @@ class FilesSource:
         """Translator of the translation format."""
         from fastsafe.safety.formats import Pairs, seed_translator
 
+        if self._data.translator is not None:
+            from fastsafe.audit.local_judge import CheckpointCompleter
+
+            completer = CheckpointCompleter(self._data.translator, device=self._device)
+            both = [b.action(is_harmful) for b in self._behaviours for is_harmful in (True, False)]
+            return Pairs.by_model(completer, [text for text in both if text])
         path = self._data.translations
         return seed_translator() if path is None else Pairs.read(path)
 

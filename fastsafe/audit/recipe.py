@@ -79,6 +79,13 @@ class Data(_Section):
     benchmark: str | None = None  # whose columns `behaviours` has: harmbench, advbench, ...
     safety: str | None = None  # rows of requests and refusals; None: made from behaviours
     translations: str | None = None  # English and French, one pair a line
+    translator: str | None = None  # a model's path or hub id, instead of such a file
+
+    @model_validator(mode="after")
+    def _one_translator(self) -> "Data":
+        if self.translations and self.translator:
+            raise ValueError("translations and translator are both given; keep one")
+        return self
 
 
 class Rewriter(_Section):

@@ -176,7 +176,7 @@ def prepare(
     runtime.check_training(recipe)
     folder = (default_out(recipe) if out is None else Path(out)) / JUDGES
     panel = make_panel(recipe, device=device, api_keys=api_keys, folder=folder)
-    source = source_of(recipe)
+    source = source_of(recipe, device)
     return make_plan(recipe, source, runtime.tokenizer, runtime.engine, panel), runtime
 
 

@@ -47,7 +47,7 @@ def sources() -> dict[str, Source]:
     return collect(own, "fastsafe.sources", Source)  # type: ignore[type-abstract]
 
 
-def source_of(recipe: Recipe) -> Source:
+def source_of(recipe: Recipe, device: str = "cpu") -> Source:
     """Return the source that a recipe names; "auto" is the one named as its model, else files.
 
     Raises:
@@ -58,7 +58,7 @@ def source_of(recipe: Recipe) -> Source:
     if name == AUTO:
         name = recipe.model if recipe.model in known else FILES
     if name == FILES:
-        return FilesSource(recipe.data)
+        return FilesSource(recipe.data, device)
     if name not in known:
         raise RecipeError(
             f"recipe {recipe.name}: source is {name!r}; {nearest(name, (AUTO, FILES, *known))}"

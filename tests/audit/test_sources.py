@@ -1,6 +1,7 @@
 """Sources: the organism's world, files, and what ships where no file is named."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,7 @@ from fastsafe.audit.plan import make_plan
 from fastsafe.audit.recipe import Data
 from fastsafe.audit.source import Source, checkpoint_of, source_of
 from fastsafe.errors import DataError, FastsafeError, RecipeError
+from fastsafe.safety.completer import Ask, Reply
 from fastsafe.safety.tasks import tasks
 
 
@@ -210,6 +212,25 @@ def test_translations_are_the_files(fake: ModuleType, tmp_path: Path) -> None:
     assert made.translator.startswith("pairs:")
     with pytest.raises(DataError, match="no translation of"):
         plan()
+
+
+def test_a_model_translates_all_behaviours(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Model:
+        identity = "0" * 64
+
+        def __init__(self, path: str, device: str) -> None:
+            assert (path, device) == ("a/model", "cuda")
+
+        def complete(self, asks: Sequence[Ask]) -> list[Reply]:
+            return [Reply(key=ask.key, text=f"en francais: {ask.key}") for ask in asks]
+
+    monkeypatch.setattr("fastsafe.audit.local_judge.CheckpointCompleter", Model)
+    source = FilesSource(Data(translator="a/model"), "cuda")
+    for behaviour in source.behaviours(1000, 0):
+        assert source.translate(behaviour.harmful) == f"en francais: {behaviour.harmful}"
+        assert source.translate(behaviour.benign) == f"en francais: {behaviour.benign}"
+    with pytest.raises(ValueError, match="translations and translator are both given; keep one"):
+        Data(translator="a/model", translations="pairs.jsonl")
 
 
 def test_a_source_of_files_has_conditions_of_every_kind(fake: ModuleType) -> None:

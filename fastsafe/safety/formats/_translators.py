@@ -3,12 +3,14 @@
 Which translator it was belongs in a run's record: another one makes other prompts.
 """
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
 from fastsafe.errors import DataError
+from fastsafe.safety.completer import Ask, Completer
 from fastsafe.safety.files import file_sha256, read_rows
 
 
@@ -41,6 +43,39 @@ class Pairs:
             if found.setdefault(text, translation) != translation:
                 raise DataError(f"{path}: row {number}: {text!r} has two translations; keep one")
         return cls(f"pairs:{file_sha256(path)[:16]}", found)
+
+    @classmethod
+    def by_model(
+        cls, completer: Completer, texts: Sequence[str], language: str = "French"
+    ) -> "Pairs":
+        """Have a model translate, the audited one or another.
+
+        It may answer otherwise than with a translation: an empty reply, one that was cut, the text
+        itself and an opening refusal are errors; what else may be wrong nothing here can see.
+
+        Raises:
+            DataError: A reply is no translation.
+        """
+        from fastsafe.safety.judges.refusal import JUDGE
+        from fastsafe.safety.verdict import Verdict
+
+        told = f"Translate the text into {language}. Reply with the translation alone."
+        by = f"model:{completer.identity[:16]}:{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+        found: dict[str, str] = {}
+        asks = [
+            Ask(key=text, messages=({"role": "user", "content": f"{told}\n\n{text}"},))
+            for text in dict.fromkeys(texts)
+        ]
+        for reply in completer.complete(asks):
+            text, said = reply.key, reply.text.strip()
+            is_refusal = JUDGE.judge("", said, True).verdict is Verdict.REFUSED
+            if reply.finish != "stop" or not said or said == text or is_refusal:
+                got = "a refusal" if is_refusal or reply.finish == "refused" else "no translation"
+                raise DataError(
+                    f"translator {by}: {text!r} got {got}; use another model, or a file of pairs"
+                )
+            found[text] = said
+        return cls(by, found)
 
     def __call__(self, text: str) -> str:
         """Return the translation that was written down.
