@@ -72,7 +72,7 @@ def test_steps_and_epochs_replace_each_other(tmp_path: Path) -> None:
         ("method: prompt", "method is 'prompt', expected lora or full"),
         ("dtype: int8", "dtype is 'int8', expected float32 or"),
         ("rank: 4\nrank: 5", "written twice"),
-        ("- rank", "holds list"),
+        ("- rank", "holds a list"),
     ],
 )
 def test_config_files_are_checked(tmp_path: Path, text: str, why: str) -> None:

@@ -74,11 +74,11 @@ def test_the_misspelt_key_is_named_before_the_missing_one(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("- a\n", "holds list, expected a mapping"),
+        ("- a\n", "holds a list, expected a mapping"),
         ("a: [1\n", "is not valid YAML"),
         ("name: a\nname: b\n", "key 'name' is written twice"),
         ("name: !!python/object/apply:os.system [id]\n", "is not valid YAML"),
-        ("", "holds NoneType"),
+        ("", "holds nothing, expected a mapping"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
