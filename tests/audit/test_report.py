@@ -275,6 +275,8 @@ def test_a_second_system_prompt_has_its_own_table(fake: ModuleType, tmp_path: Pa
     run = fake.small_run(tmp_path / "run", system_prompts=prompts, utility_rows=0)
     assert [m.system_prompt for m in matrices(run.results)] == ["none", "careful"]
     assert "system prompt careful" in run.table()
+    page = (run.path / "report.html").read_text(encoding="utf-8")
+    assert "Benign twins refused, judge refusal, system prompt careful" in page
     assert run.results["utility"] == []
 
 
@@ -361,9 +363,14 @@ def test_seeds_have_tables_of_their_own(fake: ModuleType, tmp_path: Path) -> Non
     text = table_text(run.results)
     assert "Harmful prompts answered, %, mean over training seeds, judge refusal" in text
     assert "code #3" in text
+    narrow = table_text(run.results, 80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert "code +none" in narrow, "a condition is broken between its parts"
+    assert "code #3" in narrow
     assert "(2 training seeds)" in " ".join(text.split()) or run.results["choice"]
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert "Benign twins refused, over training seeds, judge refusal" in page
+    assert "<span>seed 0, 3</span>" in page
     assert fake.small_run(tmp_path / "one", utility_rows=0).results["over_seeds"] == []
 
 
