@@ -98,7 +98,7 @@ def test_drift_is_read_while_training(data: str) -> None:
     [
         (["--drift-every=-1"], "drift_every is -1, expected a number of steps, 0 for none"),
         (["--drift-every=1", "--drift-probes=gone.jsonl"], "gone.jsonl: "),
-        (["--drift-every=1", "--drift-probes=tame.jsonl"], "tame.jsonl: row 1: harmful is empty"),
+        (["--drift-every=1", "--drift-probes=tame.jsonl"], "tame.jsonl: no row has a harmful side"),
         (["--drift-every=1", "--drift-refusal="], "an opening has no token"),
         (["--drift-every=1", "--drift-stop-above=-1"], "max_kl is -1.0, expected more than 0"),
     ],

@@ -14,7 +14,7 @@ from fastsafe.audit.source import sources
 from fastsafe.audit.training_settings import Settings, settle, train_config
 from fastsafe.data import readers
 from fastsafe.data.mixture import mix
-from fastsafe.errors import TrainingError, UsageError
+from fastsafe.errors import DataError, TrainingError, UsageError
 
 if TYPE_CHECKING:
     from fastsafe.data.packing import Example
@@ -336,10 +336,10 @@ def _probes(world: World | None, settings: Settings) -> tuple[list[dict[str, str
     file = settings["drift_probes"].value
     shipped = world.behaviours(_PROBES, 0) if world else seed_behaviours()[:_PROBES]
     plain = formats()["plain"]
-    return tuple(
-        [{"role": "user", "content": plain.ask(behaviour, True)}]
-        for behaviour in (read_behaviours(file) if file else shipped)
-    )
+    asked = [b for b in (read_behaviours(file) if file else shipped) if b.harmful]
+    if not asked:
+        raise DataError(f"{file}: no row has a harmful side, which drift is read on; give some")
+    return tuple([{"role": "user", "content": plain.ask(b, True)}] for b in asked)
 
 
 def _load(plan: Plan) -> Base:
