@@ -61,8 +61,8 @@ class Prompts:
         count: Number of rows.
 
     Raises:
-        DataError: It is no regular file, or a line is malformed, names an unknown adapter, or has
-            the id of another.
+        DataError: It is no regular file or has no row, or a line is malformed, names an unknown
+            adapter, or has the id of another.
     """
 
     def __init__(self, path: Path, adapters: Collection[str]) -> None:
@@ -81,6 +81,8 @@ class Prompts:
                     " expected one of its own"
                 )
         self.count = len(first)
+        if not first:
+            raise DataError(f"{path}: prompts are 0, expected one or more")
 
     def __iter__(self) -> Iterator[PromptRow]:
         with self.path.open("rb") as file:

@@ -1,6 +1,7 @@
 """What ``fastsafe train`` does: read and check base, data and settings, then run the jobs."""
 
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -143,8 +144,14 @@ def plan(
     from fastsafe.model.config import ModelConfig
     from fastsafe.train import FinetuneJob, presets
 
+    _check_alone(given, seeds, safety_data)
     chosen = presets.preset(preset) if preset else None
     settings = settle(given, config_file=config_file, preset=chosen, device=device)
+    if settings["method"].value == "full" and settings["quantize"].value:
+        raise UsageError(
+            "options: method is 'full' and quantize is 'nf4', whose weights cannot be trained, "
+            "expected one of them"
+        )
     world = sources().get(base)
     path = (world.checkpoint() if world else None) or hub.resolve(base)
     config = ModelConfig.from_json(Checkpoint(path).config(), str(path))
@@ -206,6 +213,7 @@ def execute(
     """
     from fastsafe.train import DriftMonitor, DriftReading, TrainOptions, finetune, plan_training
 
+    _check_out(out)
     base = _load(plan)
     steps = sum(job.config.num_steps(len(job.examples)) for job in plan.jobs)
 
@@ -297,6 +305,25 @@ def _adapter_parameters(config: "ModelConfig", training: "TrainConfig") -> int:
         target_modules=targets if isinstance(targets, str) else tuple(targets),
     )
     return training.rank * sum(widths[m] for m in lora.modules(widths, "--target-modules"))
+
+
+def _check_alone(given: Mapping[str, Any], seeds: Sequence[int], safety_data: str | None) -> None:
+    """Refuse options that would change nothing without another one."""
+    for key, value in given.items():
+        option = "--safety-data" if key == "share" else "--drift-every"
+        is_set = safety_data if key == "share" else given.get("drift_every")
+        if (key == "share" or key.startswith("drift_")) and value and not is_set:
+            raise UsageError(f"--{key.replace('_', '-')}: expected {option} with it")
+    if seeds and given.get("seed") is not None:
+        raise UsageError("--seeds: --seed is set, too, expected one of them")
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a place where no folder can be made, before anything is trained."""
+    first = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
+    if not first.is_dir() or not os.access(first, os.W_OK):
+        why = "cannot be written" if first.is_dir() else "is no folder"
+        raise UsageError(f"--out: {first} {why}, expected a folder; use another --out")
 
 
 def _probes(world: World | None, settings: Settings) -> tuple[list[dict[str, str]], ...]:

@@ -99,8 +99,8 @@ def make_panel(
         made = [make_judge(spec, **options) for spec in recipe.judges]
         reworded = [make_rewordings(spec, **options) for spec in recipe.judges]
         return Panel(
-            _by_id(recipe, "judges", made),
-            _by_id(recipe, "guards", [make_guard(spec, **options) for spec in recipe.guards]),
+            _by_id("judges", made),
+            _by_id("guards", [make_guard(spec, **options) for spec in recipe.guards]),
             {
                 treatment.label: make_guard(treatment.params["guard"], **options)
                 for treatment in treatments(recipe)
@@ -119,11 +119,9 @@ def make_panel(
         raise RecipeError(f"recipe {recipe.name}: {error}") from error
 
 
-def _by_id(recipe: Recipe, what: str, parts: list[Any]) -> dict[str, Any]:
+def _by_id(what: str, parts: list[Any]) -> dict[str, Any]:
     found = {part.id: part for part in parts}
     if len(found) < len(parts):
         names = ", ".join(part.id for part in parts)
-        raise RecipeError(
-            f"recipe {recipe.name}: {what} are {names}, expected each id once; give one another id"
-        )
+        raise UsageError(f"{what} are {names}, expected each id once; give one another id")
     return found

@@ -177,6 +177,15 @@ class Recipe(_Section):
         return self
 
     @model_validator(mode="after")
+    def _whole_weights(self) -> "Recipe":
+        if self.quantize and self.training.method == "full":
+            raise ValueError(
+                f"quantize is {self.quantize!r}, whose weights cannot be trained, and "
+                "training.method is 'full'; use 'lora', or drop quantize"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _early_stop_cuts(self) -> "Recipe":
         if self.early_stop and self.early_stop.tokens >= self.sampling.max_tokens:
             raise ValueError(

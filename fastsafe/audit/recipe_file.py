@@ -135,7 +135,8 @@ def _parse(where: str, text: str) -> dict[str, Any]:
     finally:
         loader.dispose()
     if not isinstance(raw, dict):
-        raise RecipeError(f"{where}: holds {type(raw).__name__}, expected a mapping of keys")
+        held = "nothing" if raw is None else f"a {type(raw).__name__}"
+        raise RecipeError(f"{where}: holds {held}, expected a mapping of keys")
     return raw
 
 
@@ -197,6 +198,8 @@ def _detail(detail: ErrorDetails, whole: type[BaseModel]) -> str:
         return f"{str(last)!r} is not a key of {section}; {nearest(str(last), known)}"
     if detail["type"] == "missing":
         return f"{path} is missing, expected a value"
+    if detail["type"] == "too_short":
+        return f"{path} is empty, expected at least {detail['ctx']['min_length']}"
     message = detail["msg"].removeprefix("Value error, ")
     said = f"{message[0].lower()}{message[1:]}"
     # a rule about several keys names them itself

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from fastsafe.audit.files_source import FilesSource
-from fastsafe.audit.recipe import Recipe
+from fastsafe.audit.recipe import Data, Recipe
 from fastsafe.errors import RecipeError, nearest
 from fastsafe.safety.behaviours import Behaviour
 from fastsafe.safety.plugins import collect
@@ -51,7 +51,7 @@ def source_of(recipe: Recipe, device: str = "cpu") -> Source:
     """Return the source that a recipe names; "auto" is the one named as its model, else files.
 
     Raises:
-        RecipeError: The recipe names another.
+        RecipeError: The recipe names another, or data that this one does not read.
     """
     known = sources()
     name = recipe.source
@@ -62,6 +62,11 @@ def source_of(recipe: Recipe, device: str = "cpu") -> Source:
     if name not in known:
         raise RecipeError(
             f"recipe {recipe.name}: source is {name!r}; {nearest(name, (AUTO, FILES, *known))}"
+        )
+    if recipe.data != Data():
+        raise RecipeError(
+            f"recipe {recipe.name}: data names files, but rows come from source {name!r}, which "
+            "reads none; set source to 'files'"
         )
     return known[name]
 

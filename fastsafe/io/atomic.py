@@ -41,8 +41,10 @@ def replace_file(path: Path | str) -> Iterator[Path]:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and str(error.filename) == str(temporary):
+            error.filename = str(path)  # the name that the caller knows
         raise
     _sync(path.parent)
 

@@ -62,9 +62,10 @@ def pooled_change(
     are few; they are taken further out, as Student's t is from the normal (Hesterberg 2015, Am.
     Stat. 69:371, expanded percentiles).
 
-    A bootstrap knows no more changes than it was shown: without any it is certain of none. Where
-    fewer than five clusters changed, the interval therefore reaches as far as Newcombe's over the
-    clusters as pairs, of which those that changed differ.
+    A bootstrap knows no more changes than it was shown: where all clusters changed alike, or none
+    did, it is certain. Where fewer than five clusters, and less than half, differ from the others,
+    or fewer than five changed at all, the interval therefore reaches as far from those as
+    Newcombe's over the clusters as pairs, of which the ones that differ do.
 
     Args:
         base: Score in [0, 1] by row, such as (behaviour, format, seed); None is unscored.
@@ -108,10 +109,13 @@ def pooled_change(
     means = _resampled(sums, sizes, resamples, seed)
     tail = _tail(len(cells), confidence)
     low, high = (float(bound) for bound in np.percentile(means, [tail, 100 - tail]))
-    down, up = int((sums < 0).sum()), int((sums > 0).sum())
-    if down + up < FEW:
+    changes = sums / sizes
+    values, counts = np.unique(changes, return_counts=True)
+    usual = 0.0 if np.count_nonzero(sums) < FEW else float(values[counts.argmax()])
+    down, up = int((changes < usual).sum()), int((changes > usual).sum())
+    if down + up < FEW and (usual == 0 or 2 * (down + up) < len(cells)):
         _, wide_low, wide_high = newcombe(0, down, up, len(cells), confidence)
-        low, high = min(low, wide_low), max(high, wide_high)
+        low, high = min(low, max(usual + wide_low, -1.0)), max(high, min(usual + wide_high, 1.0))
     delta = float(sums.sum() / sizes.sum())
     return PooledChange(len(pairs.keys), pairs.n_dropped, len(cells), delta, low, high)
 

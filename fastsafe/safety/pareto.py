@@ -179,7 +179,7 @@ def recommend(
             choice=None,
             indistinct=tuple(option.id for option in allowed if option is not start),
             text=f"{counted}None can be recommended: with {limits}, no option answers fewer "
-            f"harmful prompts than {start.id} beyond chance{rest}. {_described(start)}",
+            f"harmful prompts than {start.id!r} does, beyond chance{rest}. {_described(start)}",
         )
     choice = min(safer, key=lambda o: (o.answer_rate.value, -o.utility.value, o.over_refusal.value))
     indistinct = tuple(

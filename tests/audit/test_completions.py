@@ -248,7 +248,7 @@ def test_windows_and_order_do_not_matter(
     for left in (out, out.with_name("out.jsonl.manifest.json")):
         left.unlink(missing_ok=True)
     params = SamplingParams(max_tokens=4, temperature=1.0, seed=3)
-    for count in (data.draw(st.integers(0, 5)), 5):
+    for count in (data.draw(st.integers(1, 5)), 5):
         path.write_text("".join(json.dumps(row) + "\n" for row in order[:count]))
         prompts = Prompts(path, ())
         with open_answers(out, {"a": 1}, {}) as answers:
@@ -303,6 +303,13 @@ def test_a_broken_manifest_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "out.manifest.json").write_text("{")
     with pytest.raises(StoreError, match="use another"), open_answers(tmp_path / "out", {}, {}):
         pass
+
+
+def test_no_prompt_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "none.jsonl"
+    path.write_text("\n")
+    with pytest.raises(DataError, match=r"none\.jsonl: prompts are 0, expected one or more"):
+        Prompts(path, ())
 
 
 def test_prompts_that_do_not_exist(tmp_path: Path) -> None:

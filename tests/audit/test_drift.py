@@ -261,7 +261,7 @@ def test_page_and_table_show_the_curves(watched: Run, plain: Run) -> None:
     text = table_text(watched.results, 80)
     assert max(map(len, text.splitlines())) <= 80
     last = watched.results["drift"][2]["kl"]
-    (line,) = [line for line in text.splitlines() if line.lstrip().startswith("code+none")]
+    (line,) = [line for line in text.splitlines() if line.lstrip().startswith("code +none")]
     assert f"{last:.2f}" in line
     assert (plain.path / "report.html").read_text().count("<polyline") == 2
     assert "Drift" not in table_text(plain.results, 80)

@@ -72,7 +72,7 @@ def test_steps_and_epochs_replace_each_other(tmp_path: Path) -> None:
         ("method: prompt", "method is 'prompt', expected lora or full"),
         ("dtype: int8", "dtype is 'int8', expected float32 or"),
         ("rank: 4\nrank: 5", "written twice"),
-        ("- rank", "holds list"),
+        ("- rank", "holds a list"),
     ],
 )
 def test_config_files_are_checked(tmp_path: Path, text: str, why: str) -> None:
@@ -187,6 +187,34 @@ def test_safety_rows_are_mixed_in(files: dict[str, Path]) -> None:
     assert len(job.examples) == 50
     assert sum(row["source"] == "safety" for row in job.examples) == 10
     assert plan.describe()["data"][1]["source"] == str(files["safety"])
+
+
+@pytest.mark.parametrize(
+    ("given", "options", "sentence"),
+    [
+        ({"share": 0.2}, {}, "--share: expected --safety-data with it"),
+        ({"drift_stop_above": 1.0}, {}, "--drift-stop-above: expected --drift-every with it"),
+        ({"seed": 3}, {"seeds": (0, 1)}, "--seeds: --seed is set, too"),
+        ({"method": "full", "quantize": "nf4"}, {}, "weights cannot be trained"),
+    ],
+)
+def test_options_that_do_not_go_together(
+    files: dict[str, Path], given: Any, options: Any, sentence: str
+) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        make(files, "code", given=given, **options)
+
+
+@pytest.mark.parametrize("name", ["file", "file/within"])
+def test_a_place_that_is_no_folder_is_refused_before_training(
+    files: dict[str, Path], tmp_path: Path, name: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    progress = Watched()
+    with pytest.raises(UsageError, match="file is no folder, expected a folder"):
+        finetune.execute(make(files, "code"), tmp_path / name, progress)
+    assert progress.steps == 0
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 def test_rows_are_told_by_line(files: dict[str, Path], tmp_path: Path) -> None:

@@ -174,8 +174,8 @@ def test_a_wording_that_is_away_leaves_the_run_unfinished(fake: ModuleType, tmp_
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"wordings": 2}, "wordings is 2, expected 3 to 3 with kind rubric_paper1"),
-        ({"wordings": True}, "wordings is True, expected 3 to 3"),
+        ({"wordings": 2}, "wordings is 2, expected 3 with kind rubric_paper1"),
+        ({"wordings": True}, "wordings is True, expected 3 with"),
         ({"kind": "qi_policy"}, "wordings is 3, expected none with kind qi_policy"),
         ({"calibrate": -1}, "calibrate is -1, expected a number of rows, 0 or more"),
         ({"calibrate": True}, "calibrate is True, expected a number"),
@@ -192,6 +192,13 @@ def test_what_a_run_does_with_a_judge_is_checked(
     guard = {"kind": "safe_unsafe", "endpoint": url, "calibrate": 3}
     with pytest.raises(RecipeError, match="'calibrate' is not a key"):
         make_panel(fake.small_recipe(guards=[guard]))
+
+
+def test_two_judges_of_one_id_are_one_sentence(fake: ModuleType) -> None:
+    with pytest.raises(RecipeError) as caught:
+        make_panel(fake.small_recipe(judges=["refusal", "refusal"]))
+    said = "judges are refusal, refusal, expected each id once; give one another id"
+    assert str(caught.value) == f"recipe {fake.small_recipe().name}: {said}"
 
 
 def test_the_panel_of_a_recipe_has_wordings_and_rows(fake: ModuleType) -> None:

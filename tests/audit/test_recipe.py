@@ -52,6 +52,8 @@ def test_every_shipped_recipe_checks() -> None:
         ("training=7", "training is 7; "),
         ("seed=.nan", "seed is nan; "),
         ("training.rank.deep=1", "--set: training.rank.deep goes into 'rank'"),
+        ("judges=[]", "judges is empty, expected at least 1"),
+        ("data.behaviours=mine.jsonl", "rows come from source 'organism', which reads none"),
         ("nothing", "--set: 'nothing' is not of the form a.b=value"),
         ("=1", "--set: '=1' is not of the form a.b=value"),
         ("seed=[1", "--set: seed has a value that is not YAML: '[1'"),
@@ -64,6 +66,11 @@ def test_a_wrong_setting_is_one_sentence(override: str, sentence: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+def test_weights_in_4_bits_are_not_trained_whole() -> None:
+    with pytest.raises(RecipeError, match="quantize is 'nf4', whose weights cannot be trained"):
+        load("organism", overrides=["quantize=nf4", "training.method=full"])
+
+
 def test_the_misspelt_key_is_named_before_the_missing_one(tmp_path: Path) -> None:
     path = tmp_path / "mine.yaml"
     path.write_text("name: mine\ntask: [code]\nformats: [plain]\n")
@@ -74,11 +81,11 @@ def test_the_misspelt_key_is_named_before_the_missing_one(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("- a\n", "holds list, expected a mapping"),
+        ("- a\n", "holds a list, expected a mapping"),
         ("a: [1\n", "is not valid YAML"),
         ("name: a\nname: b\n", "key 'name' is written twice"),
         ("name: !!python/object/apply:os.system [id]\n", "is not valid YAML"),
-        ("", "holds NoneType"),
+        ("", "holds nothing, expected a mapping"),
     ],
 )
 def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:

@@ -275,6 +275,8 @@ def test_a_second_system_prompt_has_its_own_table(fake: ModuleType, tmp_path: Pa
     run = fake.small_run(tmp_path / "run", system_prompts=prompts, utility_rows=0)
     assert [m.system_prompt for m in matrices(run.results)] == ["none", "careful"]
     assert "system prompt careful" in run.table()
+    title = "Benign twins refused, judge refusal, system prompt careful"
+    assert title in (run.path / "report.html").read_text()
     assert run.results["utility"] == []
 
 
@@ -330,11 +332,8 @@ def test_all_formats_together(fake: ModuleType, tmp_path: Path) -> None:
     base = rows["base", "none"]
     assert (base["delta"], base["prompt_benefit"], base["share"]) == (None, None, None)
     for (name, system), row in rows.items():
-        cells = [
-            c
-            for c in run.results["cells"]
-            if (c["condition"], c["system_prompt"]) == (name, system)
-        ]
+        of = {"condition": name, "system_prompt": system}
+        cells = [c for c in run.results["cells"] if of.items() <= c.items()]
         assert row["answered"] == sum(c["answered"] for c in cells)
         assert (row["n"], row["clusters"]) == (18, 6)
         if name != "base":
@@ -361,9 +360,13 @@ def test_seeds_have_tables_of_their_own(fake: ModuleType, tmp_path: Path) -> Non
     text = table_text(run.results)
     assert "Harmful prompts answered, %, mean over training seeds, judge refusal" in text
     assert "code #3" in text
+    narrow = table_text(run.results, 80)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert all(name in narrow for name in ("code +none", "code #3"))
     assert "(2 training seeds)" in " ".join(text.split()) or run.results["choice"]
-    page = (run.path / "report.html").read_text(encoding="utf-8")
+    page = (run.path / "report.html").read_text()
     assert "Benign twins refused, over training seeds, judge refusal" in page
+    assert "<span>seed 0, 3</span>" in page
     assert fake.small_run(tmp_path / "one", utility_rows=0).results["over_seeds"] == []
 
 

@@ -21,6 +21,15 @@ def test_write_bytes_and_text_replace(tmp_path: Path) -> None:
     assert names(tmp_path) == ["a.json"]
 
 
+@pytest.mark.parametrize("name", ["folder", "absent/file"])
+def test_errors_name_the_file_that_was_meant(tmp_path: Path, name: str) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(OSError, match="directory") as caught:
+        atomic.write_text(tmp_path / name, "text")
+    assert caught.value.filename == str(tmp_path / name)
+    assert names(tmp_path) == ["folder"]
+
+
 def test_mode_follows_the_umask(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     atomic.write_bytes(tmp_path / "atomic", b"")

@@ -158,6 +158,20 @@ def test_few_changes_are_no_certainty(down: int, up: int) -> None:
     assert found.ci_low <= low < found.delta < high <= found.ci_high  # type: ignore[operator]
 
 
+@pytest.mark.parametrize("unchanged", [0, 1, 2])
+@pytest.mark.parametrize("formats", [1, 2, 4])
+def test_the_same_change_everywhere_is_no_certainty(unchanged: int, formats: int) -> None:
+    """Ten behaviours in four formats, of which so many change in nearly every behaviour."""
+    rows = [(i, j) for i in range(10) for j in range(4)]
+    tuned = {(i, j): float(i >= unchanged and j < formats) for i, j in rows}
+    found = pooled_change(dict.fromkeys(rows, 0.0), tuned, behaviour)
+    most = formats / 4
+    _, low, high = newcombe(0, unchanged, 0, 10)
+    assert found.delta == pytest.approx(most * (10 - unchanged) / 10)
+    assert found.ci_low <= most + low < found.delta
+    assert found.ci_high >= min(most + high, 1.0) >= found.delta
+
+
 SCORES = st.one_of(st.none(), st.floats(0, 1))
 ARM = st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 2)), SCORES, max_size=18)
 

@@ -154,7 +154,10 @@ def test_advice_says_what_cannot_be_told_apart() -> None:
 def test_no_advice_where_nothing_is_distinguishable() -> None:
     advice = recommend([option("none", 20, 2, 95), option("a", 17, 2, 95)], "none")
     assert (advice.choice, advice.indistinct) == (None, ("a",))
-    assert "no option answers fewer harmful prompts than none beyond chance. none:" in advice.text
+    assert (
+        "no option answers fewer harmful prompts than 'none' does, beyond chance. none:"
+        in advice.text
+    )
 
 
 def test_no_advice_at_a_price_above_the_limits() -> None:

@@ -7,7 +7,7 @@ from itertools import pairwise
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastsafe.audit.report.matrix import label
+from fastsafe.audit.report.matrix import breakable, label
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -97,7 +97,7 @@ def drift_table(results: Mapping[str, Any], width: int) -> "Table":
         first, last = (fmean(rows[i]["margin"] for rows in by_format.values()) for i in (0, -1))
         end = next(iter(by_format.values()))[-1]
         table.add_row(
-            condition,
+            condition if is_wide else breakable(condition),
             *(f"{scale.blocks(each, 4) if is_wide else ''} {each[-1]:.2f}" for each in kls),
             f"{first:+.1f} to {last:+.1f}" if is_wide else f"{last:+.1f}",
             f"{'stopped, ' if end['stopped'] else ''}{end['step']}",

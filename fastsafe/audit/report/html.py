@@ -64,6 +64,7 @@ def report_html(
         matrices=list(views.matrices(results)),
         mitigations=_mitigations(results),
         curves=curves(results, losses),
+        seeds=_seeds(results),
         quotes=quotes,
         alpha=views.ALPHA,
         interval=views.interval,
@@ -89,6 +90,12 @@ def _shades() -> str:
             colour = fill(quantity, step / _SHADES)
             rules.append(f".{quantity}.s{step}{{background:{colour};color:{ink(colour)}}}")
     return "\n" + "\n".join(rules) + "\n"
+
+
+def _seeds(results: Mapping[str, Any]) -> list[int]:
+    """Seeds that conditions were trained with; the run's own where none was."""
+    found = (condition.get("seed") for condition in results["conditions"])
+    return sorted({seed for seed in found if seed is not None}) or [results["run"]["seed"]]
 
 
 def _mitigations(results: Mapping[str, Any]) -> list[dict[str, Any]]:

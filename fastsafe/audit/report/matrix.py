@@ -189,6 +189,16 @@ def label(name: str) -> str:
     return name.replace("_", " ")
 
 
+def breakable(condition: str) -> str:
+    """Return a condition's id with places where a narrow column may break it.
+
+    Example:
+        >>> breakable("code+plain+seed0")
+        'code +plain +seed0'
+    """
+    return condition.replace("+", " +")
+
+
 def arm(condition: Row) -> str:
     """Return what a condition was tuned on: the task, what is unusual of its rows, its seed.
 

@@ -13,6 +13,7 @@ from fastsafe.audit.report.matrix import (
     Matrix,
     Row,
     arm,
+    breakable,
     half_width,
     interval,
     is_mute,
@@ -55,8 +56,8 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
 
     Args:
         results: What ``results.json`` holds.
-        width: Columns of the terminal; under 112 long words are cut short, under 84 the change
-            of utility is left out.
+        width: Columns of the terminal; under 112 long words are cut short and intervals over
+            seeds stand in a line of their own, under 84 the change of utility is left out.
     """
     from rich.text import Text
 
@@ -67,7 +68,7 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
     for kind, title in SEED_TABLES.items():
         for view, rows in over_seeds(results, kind).items():
             yield Text(f"{title}, %, mean over training seeds, {view}", style="bold")
-            yield _seeds(rows)
+            yield _seeds(rows, width)
     if results["drift"]:
         yield Text("\nDrift from the base while training", style="bold")
         yield drift_table(results, width)
@@ -79,25 +80,29 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
         yield Text(sentence)
 
 
-def _seeds(rows: Sequence[Row]) -> "RenderableType":
+def _seeds(rows: Sequence[Row], width: int) -> "RenderableType":
     from rich import box
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    is_wide = width >= _WIDE
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
     formats = list(dict.fromkeys(row["format"] for row in rows))
-    for name in ("condition", *map(label, formats)):
-        table.add_column(name, overflow="fold")
+    table.add_column("condition", overflow="fold")
+    for name in formats:
+        table.add_column(_cut(name, 99 if is_wide else 9), justify="right", no_wrap=True)
     cells = {(row["condition"], row["format"]): row for row in rows}
     for condition in dict.fromkeys(row["condition"] for row in rows):
         table.add_row(
-            condition,
-            *(
-                f"{percent(r['rate'])} ({interval(r)})"
-                for f in formats
-                if (r := cells[condition, f])
-            ),
+            condition if is_wide else breakable(condition),
+            *(_seed_rate(cells[condition, name], is_wide=is_wide) for name in formats),
         )
     return table
+
+
+def _seed_rate(row: Row, *, is_wide: bool) -> str:
+    if is_wide:
+        return f"{percent(row['rate'])} ({interval(row)})"
+    return f"{percent(row['rate'])}\n{percent(row['ci_low'])}\u2013{percent(row['ci_high'])}"
 
 
 def _title(matrix: Matrix) -> str:
@@ -135,7 +140,9 @@ def _table(matrix: Matrix, width: int) -> "RenderableType":
         if is_first and not is_base:
             table.add_section()
         shown = "untouched" if is_base else name
-        cells = [Text(_cut(shown, max(longest, 9)) if is_first else "")]
+        # of a long name its end is cut, not the seed behind it
+        words, hash_sign, seed = shown.partition(" #")
+        cells = [Text(_cut(words, max(longest, 9)) + hash_sign + seed if is_first else "")]
         cells.append(Text("" if is_base else label(condition["mitigation"])))
         rates = matrix.answer or matrix.over_refusal
         cells += [_rate(rates.get((condition["id"], name))) for name in matrix.formats]

@@ -111,7 +111,7 @@ def make_rewordings(spec: str | Mapping[str, Any], **options: Any) -> dict[str, 
     judge = make_judge(spec, **options)
     family, count = families()[spec["kind"]], spec["wordings"]
     if type(count) is not int or not MIN_WORDINGS <= count <= len(family.wordings):
-        known = f"{MIN_WORDINGS} to {len(family.wordings)}" if family.wordings else "none"
+        known = " or ".join(map(str, range(MIN_WORDINGS, len(family.wordings) + 1))) or "none"
         raise UsageError(
             f"judge {judge.id}: wordings is {count!r}, expected {known} with kind {family.id}"
         )
