@@ -64,10 +64,10 @@ FASTSAFE_INLINE void last_rows(Index rows, const float* x, Index row, Index colu
   }
 }
 
-// panel[k, j] = w[first + j, k0 + k], zero beyond the last row of w
-FASTSAFE_INLINE void pack(const Matrix& w, Index first, Index columns, Index k0, Index depth,
+// panel[k, j] = w[n + j, k0 + k], zero beyond the last row of w
+FASTSAFE_INLINE void pack(const Matrix& w, Index n, Index columns, Index k0, Index depth,
                           float* panel) {
-  const float* from = w.data + first * w.row_stride + k0 * w.column_stride;
+  const float* from = w.data + n * w.row_stride + k0 * w.column_stride;
   if (w.row_stride == 1 && columns == kWidth) {
     for (Index k = 0; k < depth; ++k)
       std::memcpy(panel + k * kWidth, from + k * w.column_stride, kWidth * sizeof(float));
@@ -76,7 +76,17 @@ FASTSAFE_INLINE void pack(const Matrix& w, Index first, Index columns, Index k0,
   if (columns < kWidth) std::memset(panel, 0, depth * kWidth * sizeof(float));
   for (Index block = 0; block < depth; block += kLanes) {
     const Index end = std::min(block + kLanes, depth);
-    for (Index j = 0; j < columns; ++j)
+    Index first = 0;
+    if (w.column_stride == 1 && end - block == kLanes)
+      for (; first + kLanes <= columns; first += kLanes) {
+        Vec rows[kLanes];
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) rows[j] = load(from + (first + j) * w.row_stride + block);
+        transpose(rows);
+#pragma GCC unroll 16
+        for (int k = 0; k < kLanes; ++k) store(panel + (block + k) * kWidth + first, rows[k]);
+      }
+    for (Index j = first; j < columns; ++j)
       for (Index k = block; k < end; ++k)
         panel[k * kWidth + j] = from[j * w.row_stride + k * w.column_stride];
   }
