@@ -70,7 +70,8 @@ FASTSAFE_INLINE void norm_backward_body(float* dx, const float* dy, const float*
     const float scale = r[m], along = sum(products) / columns * scale * scale;
     for (Index c = 0; c < columns; c += kLanes) {
       const Index left = columns - c;
-      Vec d = get<Vec>(dy + c, left) * (get<Vec>(w + c, left) + shift) - get<Vec>(h + c, left) * along;
+      Vec d = get<Vec>(dy + c, left) * (get<Vec>(w + c, left) + shift);
+      d -= get<Vec>(h + c, left) * along;
       d *= scale;
       if (dh) d += get<Vec>(dh + m * columns + c, left);
       put(dx + c, d, left);
@@ -107,8 +108,8 @@ FASTSAFE_INLINE void gated_backward_body(float* d_gate_up, const float* dy, cons
       if (gelu) {
         const Vec t = hyperbolic_tangent(kGelu * (g + kCubic * g * g * g));
         active = 0.5f * g * (1.0f + t);
-        slope = 0.5f * (1.0f + t) +
-                0.5f * g * (1.0f - t * t) * kGelu * (1.0f + 3.0f * kCubic * g * g);
+        slope = 0.5f * (1.0f + t);
+        slope += 0.5f * g * (1.0f - t * t) * kGelu * (1.0f + 3.0f * kCubic * g * g);
       } else {
         const Vec s = 1.0f / (1.0f + exponential(-g));
         active = g * s;
@@ -133,8 +134,11 @@ FASTSAFE_INLINE void rope_body(float* y, Index y_row, const float* x, Index x_ro
       for (Index c = 0; c < half; c += kLanes) {
         const Index left = half - c;
         const Vec a = get<Vec>(from + c, left), b = get<Vec>(from + half + c, left);
-        put(to + c, a * get<Vec>(cos + c, left) + b * get<Vec>(sin + c, left) * sign, left);
-        put(to + half + c, b * get<Vec>(cos + half + c, left) + a * get<Vec>(sin + half + c, left) * sign, left);
+        Vec low = a * get<Vec>(cos + c, left), high = b * get<Vec>(cos + half + c, left);
+        low += b * get<Vec>(sin + c, left) * sign;
+        high += a * get<Vec>(sin + half + c, left) * sign;
+        put(to + c, low, left);
+        put(to + half + c, high, left);
       }
       if (to != from && rotated < dim)
         std::memcpy(to + rotated, from + rotated, (dim - rotated) * sizeof(float));

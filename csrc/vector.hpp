@@ -36,6 +36,8 @@ typedef float Sixteen __attribute__((vector_size(64)));
 
 // Vectors wider than a register. A compiler may take such a vector for one in memory and handle it
 // lane by lane (GCC 12 does, at a hundredth of the speed), so here it is two of half the width.
+// Of the sum of two products, the first is fused with it; operands of an operator have no order, so
+// a statement of its own makes it the first.
 template <class Half>
 struct Two {
   Half low, high;
