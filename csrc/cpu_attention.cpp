@@ -39,18 +39,19 @@ FASTSAFE_INLINE Matrix transposed(const Matrix& m) {
 }
 
 // y = (or +=) a b, where b is not transposed
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void multiply(float* y, Index y_row, bool accumulate, const Matrix& a,
                               const Matrix& b, bool roomy = false) {
   const Term term = {a, transposed(b)};
-  gemm<R>(y, y_row, accumulate ? Into::kSum : Into::kNew, &term, 1, roomy);
+  gemm<Set>(y, y_row, accumulate ? Into::kSum : Into::kNew, &term, 1, roomy);
 }
 
 FASTSAFE_INLINE Index padded(Index count) { return (count + kWidth - 1) / kWidth * kWidth; }
 
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void attention_body(float* out, Scale* scales, const float* q, const float* k,
                                     const float* v, const Attention& a) {
+  using Vec = typename Set::Vec;
   static thread_local std::vector<float> buffer;
   const Index group = a.heads / a.kv_heads, out_row = a.heads * a.dim;
   for (Index s = 0; s < a.sequences; ++s) {
@@ -65,14 +66,14 @@ FASTSAFE_INLINE void attention_body(float* out, Scale* scales, const float* q, c
             rows_of(q + head * a.dim, start + begin, b.queries(), a.q_row, a.dim);
         const Matrix keys = rows_of(k + kv, start + b.first, columns, a.kv_row, a.dim);
         const Matrix values = rows_of(v + kv, start + b.first, columns, a.kv_row, a.dim);
-        multiply<R>(scores, room, false, queries, transposed(keys), true);
+        multiply<Set>(scores, room, false, queries, transposed(keys), true);
         for (Index i = 0; i < b.queries(); ++i) {
           Index low, high;
           visible(b, i, a.window, &low, &high);
-          const Scale found = softmax(scores + i * room, low, high, room, a.scale, a.cap);
+          const Scale found = softmax<Vec>(scores + i * room, low, high, room, a.scale, a.cap);
           if (scales) scales[(start + begin + i) * a.heads + head] = found;
         }
-        multiply<R>(out + (start + begin) * out_row + head * a.dim, out_row, false,
+        multiply<Set>(out + (start + begin) * out_row + head * a.dim, out_row, false,
                     {scores, b.queries(), columns, room, 1}, values);
       }
     }
@@ -82,10 +83,11 @@ FASTSAFE_INLINE void attention_body(float* out, Scale* scales, const float* q, c
 // with P = softmax of the capped scores and dP = dO V^T: dV = P^T dO,
 // dS = P (dP - rowsum(P dP)), dQ = scale dS K, dK = scale dS^T Q; a cap's own slope is
 // 1 - (score / cap)^2
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void attention_backward_body(float* dq, float* dk, float* dv, const float* d_out,
                                              const Scale* scales, const float* q,
                                              const float* k, const float* v, const Attention& a) {
+  using Vec = typename Set::Vec;
   static thread_local std::vector<float> buffer;
   const Index group = a.heads / a.kv_heads, out_row = a.heads * a.dim;
   for (Index s = 0; s < a.sequences; ++s) {
@@ -105,8 +107,8 @@ FASTSAFE_INLINE void attention_backward_body(float* dq, float* dk, float* dv, co
         const Matrix upstream = rows_of(d_out + at, first, b.queries(), out_row, a.dim);
         const Matrix keys = rows_of(k + kv, start + b.first, columns, a.kv_row, a.dim);
         const Matrix values = rows_of(v + kv, start + b.first, columns, a.kv_row, a.dim);
-        multiply<R>(p, room, false, queries, transposed(keys), true);
-        multiply<R>(ds, room, false, upstream, transposed(values), true);
+        multiply<Set>(p, room, false, queries, transposed(keys), true);
+        multiply<Set>(ds, room, false, upstream, transposed(values), true);
         for (Index i = 0; i < b.queries(); ++i) {
           Index low, high, begin_at, end_at;
           visible(b, i, a.window, &low, &high);
@@ -118,26 +120,26 @@ FASTSAFE_INLINE void attention_backward_body(float* dq, float* dk, float* dv, co
           }
           Vec products = {};
           for (Index c = begin_at; c < end_at; c += kLanes) {
-            const Vec z = capped(load(p_row + c), a.scale, a.cap);
+            const Vec z = capped(load<Vec>(p_row + c), a.scale, a.cap);
             const Vec weight =
-                exponential(z - scale.top) * scale.inverse * within(low, high, c);
-            products += weight * load(ds_row + c);
+                exponential(z - scale.top) * scale.inverse * within<Vec>(low, high, c);
+            products += weight * load<Vec>(ds_row + c);
             store(p_row + c, weight);
             if (a.cap > 0) store(slopes_of_cap + c, 1.0f - z * z / (a.cap * a.cap));
           }
           const float along = sum(products);
           for (Index c = begin_at; c < end_at; c += kLanes) {
-            Vec slope = load(p_row + c) * (load(ds_row + c) - along) * a.scale;
-            if (a.cap > 0) slope *= load(slopes_of_cap + c);
+            Vec slope = load<Vec>(p_row + c) * (load<Vec>(ds_row + c) - along) * a.scale;
+            if (a.cap > 0) slope *= load<Vec>(slopes_of_cap + c);
             store(ds_row + c, slope);
           }
         }
         const Matrix weights = {p, b.queries(), columns, room, 1};
         const Matrix slopes = {ds, b.queries(), columns, room, 1};
-        multiply<R>(dq + first * a.q_row + at, a.q_row, false, slopes, keys);
-        multiply<R>(dk + (start + b.first) * a.kv_row + kv, a.kv_row, true, transposed(slopes),
+        multiply<Set>(dq + first * a.q_row + at, a.q_row, false, slopes, keys);
+        multiply<Set>(dk + (start + b.first) * a.kv_row + kv, a.kv_row, true, transposed(slopes),
                     queries);
-        multiply<R>(dv + (start + b.first) * a.kv_row + kv, a.kv_row, true, transposed(weights),
+        multiply<Set>(dv + (start + b.first) * a.kv_row + kv, a.kv_row, true, transposed(weights),
                     upstream);
       }
     }

@@ -19,27 +19,28 @@ int find_level() {
   return 0;
 }
 
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void product_body(float* y, Index y_row, bool accumulate, const Term* terms,
                                  int count, const float* bias) {
   const Index rows = terms[0].x.rows, columns = terms[0].w.rows;
   if (bias)
     for (Index m = 0; m < rows; ++m) std::memcpy(y + m * y_row, bias, columns * sizeof(float));
-  gemm<R>(y, y_row, accumulate ? Into::kChain : bias ? Into::kSum : Into::kNew, terms, count);
+  gemm<Set>(y, y_row, accumulate ? Into::kChain : bias ? Into::kSum : Into::kNew, terms, count);
 }
 
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void norm_body(float* y, float* h, float* r, const float* x, const float* residual,
                                const float* w, Index rows, Index columns, float alpha, float eps,
                                bool one_plus) {
+  using Vec = typename Set::Vec;
   const float shift = one_plus ? 1.0f : 0.0f;
   for (Index m = 0; m < rows; ++m, y += columns, x += columns) {
     Vec squares = {};
     for (Index c = 0; c < columns; c += kLanes) {
       const Index left = columns - c;
-      Vec v = get(x + c, left);
+      Vec v = get<Vec>(x + c, left);
       if (residual) {
-        v = get(residual + m * columns + c, left) + alpha * v;
+        v = get<Vec>(residual + m * columns + c, left) + alpha * v;
         put(h + m * columns + c, v, left);
       }
       squares += v * v;
@@ -49,28 +50,30 @@ FASTSAFE_INLINE void norm_body(float* y, float* h, float* r, const float* x, con
     const float* from = residual ? h + m * columns : x;
     for (Index c = 0; c < columns; c += kLanes) {
       const Index left = columns - c;
-      put(y + c, get(from + c, left) * scale * (get(w + c, left) + shift), left);
+      put(y + c, get<Vec>(from + c, left) * scale * (get<Vec>(w + c, left) + shift), left);
     }
   }
 }
 
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void norm_backward_body(float* dx, const float* dy, const float* dh,
                                         const float* h, const float* r, const float* w, Index rows,
                                         Index columns, bool one_plus) {
+  using Vec = typename Set::Vec;
   const float shift = one_plus ? 1.0f : 0.0f;
   for (Index m = 0; m < rows; ++m, dx += columns, dy += columns, h += columns) {
     Vec products = {};
     for (Index c = 0; c < columns; c += kLanes) {
       const Index left = columns - c;
-      products += get(dy + c, left) * (get(w + c, left) + shift) * get(h + c, left);
+      products += get<Vec>(dy + c, left) * (get<Vec>(w + c, left) + shift) * get<Vec>(h + c, left);
     }
     const float scale = r[m], along = sum(products) / columns * scale * scale;
     for (Index c = 0; c < columns; c += kLanes) {
       const Index left = columns - c;
-      Vec d = get(dy + c, left) * (get(w + c, left) + shift) - get(h + c, left) * along;
+      Vec d = get<Vec>(dy + c, left) * (get<Vec>(w + c, left) + shift);
+      d -= get<Vec>(h + c, left) * along;
       d *= scale;
-      if (dh) d += get(dh + m * columns + c, left);
+      if (dh) d += get<Vec>(dh + m * columns + c, left);
       put(dx + c, d, left);
     }
   }
@@ -78,33 +81,35 @@ FASTSAFE_INLINE void norm_backward_body(float* dx, const float* dy, const float*
 
 constexpr float kGelu = 0.7978845608f, kCubic = 0.044715f;  // sqrt(2 / pi)
 
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void gated_body(float* y, const float* gate_up, Index rows, Index columns,
                                 bool gelu) {
+  using Vec = typename Set::Vec;
   for (Index m = 0; m < rows; ++m, y += columns, gate_up += 2 * columns)
     for (Index c = 0; c < columns; c += kLanes) {
       const Index left = columns - c;
-      const Vec g = get(gate_up + c, left), up = get(gate_up + columns + c, left);
+      const Vec g = get<Vec>(gate_up + c, left), up = get<Vec>(gate_up + columns + c, left);
       const Vec active = gelu ? 0.5f * g * (1.0f + hyperbolic_tangent(kGelu * (g + kCubic * g * g * g)))
                               : g / (1.0f + exponential(-g));
       put(y + c, active * up, left);
     }
 }
 
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void gated_backward_body(float* d_gate_up, const float* dy, const float* gate_up,
                                          Index rows, Index columns, bool gelu) {
+  using Vec = typename Set::Vec;
   for (Index m = 0; m < rows; ++m, dy += columns, gate_up += 2 * columns, d_gate_up += 2 * columns)
     for (Index c = 0; c < columns; c += kLanes) {
       const Index left = columns - c;
-      const Vec g = get(gate_up + c, left), up = get(gate_up + columns + c, left);
-      const Vec d = get(dy + c, left);
+      const Vec g = get<Vec>(gate_up + c, left), up = get<Vec>(gate_up + columns + c, left);
+      const Vec d = get<Vec>(dy + c, left);
       Vec active, slope;
       if (gelu) {
         const Vec t = hyperbolic_tangent(kGelu * (g + kCubic * g * g * g));
         active = 0.5f * g * (1.0f + t);
-        slope = 0.5f * (1.0f + t) +
-                0.5f * g * (1.0f - t * t) * kGelu * (1.0f + 3.0f * kCubic * g * g);
+        slope = 0.5f * (1.0f + t);
+        slope += 0.5f * g * (1.0f - t * t) * kGelu * (1.0f + 3.0f * kCubic * g * g);
       } else {
         const Vec s = 1.0f / (1.0f + exponential(-g));
         active = g * s;
@@ -115,10 +120,11 @@ FASTSAFE_INLINE void gated_backward_body(float* d_gate_up, const float* dy, cons
     }
 }
 
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void rope_body(float* y, Index y_row, const float* x, Index x_row,
                                const float* cos, const float* sin, Index table_row, Index rows,
                                Index heads, Index dim, Index rotated, bool back) {
+  using Vec = typename Set::Vec;
   const Index half = rotated / 2;
   const float sign = back ? -1.0f : 1.0f;
   for (Index m = 0; m < rows; ++m, cos += table_row, sin += table_row)
@@ -127,11 +133,15 @@ FASTSAFE_INLINE void rope_body(float* y, Index y_row, const float* x, Index x_ro
       float* to = y + m * y_row + head * dim;
       for (Index c = 0; c < half; c += kLanes) {
         const Index left = half - c;
-        const Vec a = get(from + c, left), b = get(from + half + c, left);
-        put(to + c, a * get(cos + c, left) + b * get(sin + c, left) * sign, left);
-        put(to + half + c, b * get(cos + half + c, left) + a * get(sin + half + c, left) * sign, left);
+        const Vec a = get<Vec>(from + c, left), b = get<Vec>(from + half + c, left);
+        Vec low = a * get<Vec>(cos + c, left), high = b * get<Vec>(cos + half + c, left);
+        low += b * get<Vec>(sin + c, left) * sign;
+        high += a * get<Vec>(sin + half + c, left) * sign;
+        put(to + c, low, left);
+        put(to + half + c, high, left);
       }
-      if (rotated < dim) std::memcpy(to + rotated, from + rotated, (dim - rotated) * sizeof(float));
+      if (to != from && rotated < dim)
+        std::memcpy(to + rotated, from + rotated, (dim - rotated) * sizeof(float));
     }
 }
 

@@ -30,7 +30,7 @@ struct Queries {  // some (token, head) pairs of one row that look at one key/va
 };
 
 // Q queries over W pages at a time
-template <int Q, int W>
+template <class Vec, int Q, int W>
 FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, const float* q,
                             const Queries& b, const Paged& p) {
   static thread_local std::vector<float> buffer;
@@ -53,7 +53,7 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
     for (Index d = 0; d < p.dim; ++d)
 #pragma GCC unroll 4
       for (int w = 0; w < W; ++w) {
-        const Vec key = load(from[w] + d * kLanes);
+        const Vec key = load<Vec>(from[w] + d * kLanes);
 #pragma GCC unroll 4
         for (int j = 0; j < Q; ++j) sums[j][w] += x[j * p.dim + d] * key;
       }
@@ -63,7 +63,7 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
   for (Index j = 0; j < Q; ++j) {
     const Index position = b.position + b.token_of(j);
     const Index low = p.window ? std::max<Index>(0, position - p.window + 1) : 0;
-    softmax(scores + j * room, low - base, position + 1 - base, room, p.scale, p.cap);
+    softmax<Vec>(scores + j * room, low - base, position + 1 - base, room, p.scale, p.cap);
   }
   for (Index c = 0; c < room_of_value; c += 2 * kLanes) {
     const bool pair = c + kLanes < room_of_value;
@@ -77,7 +77,7 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
       const float* value = value_at(t);
       const float* weights = scores + t - base;
       for (Index i = 0; i < next - t; ++i, value += room_of_value) {
-        const Vec l = load(value), r = pair ? load(value + kLanes) : Vec{};
+        const Vec l = load<Vec>(value), r = pair ? load<Vec>(value + kLanes) : Vec{};
 #pragma GCC unroll 4
         for (int j = 0; j < Q; ++j) {
           left[j] += weights[j * room + i] * l;
@@ -92,8 +92,8 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
       for (int j = 0; j < Q; ++j)
         if (t <= b.position + b.token_of(j)) {
           const float weight = scores[j * room + t - base];
-          left[j] += weight * load(value);
-          if (pair) right[j] += weight * load(value + kLanes);
+          left[j] += weight * load<Vec>(value);
+          if (pair) right[j] += weight * load<Vec>(value + kLanes);
         }
     }
     for (Index j = 0; j < Q; ++j) {
@@ -119,10 +119,11 @@ FASTSAFE_INLINE void fetch(const float* keys, const float* values, Index row, In
   }
 }
 
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void paged_attention_body(float* out, float* keys, float* values, const float* q,
                                           const float* k, const float* v, const Paged& p) {
-  constexpr int W = R >= 12 ? 4 : 1;  // what registers have room for
+  using Vec = typename Set::Vec;
+  constexpr int W = Set::rows >= 12 ? 4 : 1;  // what registers have room for
   for (Index t = 0; t < p.starts[p.rows]; ++t)
     write_token(keys, values, k + t * p.kv_row, v + t * p.kv_row, p.places[t], p);
   const Index group = p.heads / p.kv_heads;
@@ -138,13 +139,13 @@ FASTSAFE_INLINE void paged_attention_body(float* out, float* keys, float* values
         const Queries b = {p.table + row * p.width, kv,        p.positions[token], token,
                            i % group,                 group};
         if (left >= 4) {
-          attend<4, W>(out, keys, values, q, b, p);
+          attend<Vec, 4, W>(out, keys, values, q, b, p);
           i += 4;
         } else if (left >= 2) {
-          attend<2, W>(out, keys, values, q, b, p);
+          attend<Vec, 2, W>(out, keys, values, q, b, p);
           i += 2;
         } else {
-          attend<1, W>(out, keys, values, q, b, p);
+          attend<Vec, 1, W>(out, keys, values, q, b, p);
           i += 1;
         }
       }

@@ -30,15 +30,15 @@ constexpr Index kDepth = 128;         // of a panel; also how many products one 
 enum class Into { kNew, kSum, kChain };  // y = sum, y = y + sum, y = y + first + second + ...
 
 // y[R, 32] of x[R, depth] panel[depth, 32]; all sums stay in registers
-template <int R>
+template <class Vec, int R>
 FASTSAFE_INLINE void tile(const float* x, Index row, Index column, const float* panel, Index depth,
                           float* y, Index y_row, Into into) {
   Vec sums[R][2] = {};
   if (into == Into::kChain)
     for (int i = 0; i < R; ++i)
-      for (int j = 0; j < 2; ++j) sums[i][j] = load(y + i * y_row + j * kLanes);
+      for (int j = 0; j < 2; ++j) sums[i][j] = load<Vec>(y + i * y_row + j * kLanes);
   for (Index k = 0; k < depth; ++k) {
-    const Vec left = load(panel + k * kWidth), right = load(panel + k * kWidth + kLanes);
+    const Vec left = load<Vec>(panel + k * kWidth), right = load<Vec>(panel + k * kWidth + kLanes);
 #pragma GCC unroll 16
     for (int i = 0; i < R; ++i) {
       const float a = x[i * row + k * column];
@@ -49,25 +49,26 @@ FASTSAFE_INLINE void tile(const float* x, Index row, Index column, const float* 
   for (int i = 0; i < R; ++i)
     for (int j = 0; j < 2; ++j) {
       float* to = y + i * y_row + j * kLanes;
-      store(to, into == Into::kSum ? load(to) + sums[i][j] : sums[i][j]);
+      store(to, into == Into::kSum ? load<Vec>(to) + sums[i][j] : sums[i][j]);
     }
 }
 
-template <int R>
+template <class Vec, int R>
 FASTSAFE_INLINE void last_rows(Index rows, const float* x, Index row, Index column,
                                const float* panel, Index depth, float* y, Index y_row, Into into) {
   if constexpr (R > 0) {
     if (rows == R)
-      tile<R>(x, row, column, panel, depth, y, y_row, into);
+      tile<Vec, R>(x, row, column, panel, depth, y, y_row, into);
     else
-      last_rows<R - 1>(rows, x, row, column, panel, depth, y, y_row, into);
+      last_rows<Vec, R - 1>(rows, x, row, column, panel, depth, y, y_row, into);
   }
 }
 
-// panel[k, j] = w[first + j, k0 + k], zero beyond the last row of w
-FASTSAFE_INLINE void pack(const Matrix& w, Index first, Index columns, Index k0, Index depth,
+// panel[k, j] = w[n + j, k0 + k], zero beyond the last row of w
+template <class Vec>
+FASTSAFE_INLINE void pack(const Matrix& w, Index n, Index columns, Index k0, Index depth,
                           float* panel) {
-  const float* from = w.data + first * w.row_stride + k0 * w.column_stride;
+  const float* from = w.data + n * w.row_stride + k0 * w.column_stride;
   if (w.row_stride == 1 && columns == kWidth) {
     for (Index k = 0; k < depth; ++k)
       std::memcpy(panel + k * kWidth, from + k * w.column_stride, kWidth * sizeof(float));
@@ -76,7 +77,17 @@ FASTSAFE_INLINE void pack(const Matrix& w, Index first, Index columns, Index k0,
   if (columns < kWidth) std::memset(panel, 0, depth * kWidth * sizeof(float));
   for (Index block = 0; block < depth; block += kLanes) {
     const Index end = std::min(block + kLanes, depth);
-    for (Index j = 0; j < columns; ++j)
+    Index first = 0;
+    if (!kIsTwo<Vec> && w.column_stride == 1 && end - block == kLanes)
+      for (; first + kLanes <= columns; first += kLanes) {
+        Sixteen rows[kLanes];
+#pragma GCC unroll 16
+        for (int j = 0; j < kLanes; ++j) rows[j] = load<Sixteen>(from + (first + j) * w.row_stride + block);
+        transpose(rows);
+#pragma GCC unroll 16
+        for (int k = 0; k < kLanes; ++k) store(panel + (block + k) * kWidth + first, rows[k]);
+      }
+    for (Index j = first; j < columns; ++j)
       for (Index k = block; k < end; ++k)
         panel[k * kWidth + j] = from[j * w.row_stride + k * w.column_stride];
   }
@@ -88,12 +99,14 @@ FASTSAFE_INLINE float* aligned(std::vector<float>& buffer, Index size) {
                                   ~std::uintptr_t{63});
 }
 
-// y[M, N] of the sum over terms of x[M, K] w[N, K]^T. R rows by 32 columns are in registers at a
-// time; a panel's terms follow one another while its part of y is in cache. With `roomy`, columns of
+// y[M, N] of the sum over terms of x[M, K] w[N, K]^T. A set's rows by 32 columns are in registers at
+// a time; a panel's terms follow one another while its part of y is in cache. With `roomy`, columns of
 // y up to a multiple of 32 are there to be overwritten.
-template <int R>
+template <class Set>
 FASTSAFE_INLINE void gemm(float* y, Index y_row, Into into, const Term* terms, int count,
                           bool roomy = false) {
+  using Vec = typename Set::Vec;
+  constexpr int R = Set::rows;
   static thread_local std::vector<float> buffer;
   const Index rows = terms[0].x.rows, width = terms[0].w.rows;
   float* panel = aligned(buffer, kDepth * kWidth + rows * kWidth);
@@ -111,13 +124,13 @@ FASTSAFE_INLINE void gemm(float* y, Index y_row, Into into, const Term* terms, i
       const Matrix &x = terms[term].x, &w = terms[term].w;
       for (Index k = 0; k < x.columns; k += kDepth) {
         const Index depth = std::min(kDepth, x.columns - k);
-        pack(w, n, columns, k, depth, panel);
+        pack<Vec>(w, n, columns, k, depth, panel);
         const float* from = x.data + k * x.column_stride;
         Index m = 0;
         for (; m + R <= rows; m += R)
-          tile<R>(from + m * x.row_stride, x.row_stride, x.column_stride, panel, depth,
+          tile<Vec, R>(from + m * x.row_stride, x.row_stride, x.column_stride, panel, depth,
                   out + m * out_row, out_row, next);
-        last_rows<R - 1>(rows - m, from + m * x.row_stride, x.row_stride, x.column_stride, panel,
+        last_rows<Vec, R - 1>(rows - m, from + m * x.row_stride, x.row_stride, x.column_stride, panel,
                          depth, out + m * out_row, out_row, next);
         if (next == Into::kNew) next = Into::kSum;
       }

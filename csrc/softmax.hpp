@@ -8,6 +8,7 @@ namespace fastsafe::cpu {
 
 constexpr float kHidden = 1e30f;  // subtracted from scores that a query may not see
 
+template <class Vec>
 FASTSAFE_INLINE Vec capped(Vec scores, float scale, float cap) {
   scores *= scale;
   return cap > 0 ? cap * hyperbolic_tangent(scores / cap) : scores;
@@ -22,26 +23,27 @@ FASTSAFE_INLINE void clear_around(float* row, Index room, Index* low, Index* hig
 }
 
 // softmax of one row in place over [low, high), zero elsewhere in [0, room), a multiple of 16
+template <class Vec>
 FASTSAFE_INLINE Scale softmax(float* row, Index low, Index high, Index room, float scale,
                               float cap) {
   Index begin = low, end = high;
   clear_around(row, room, &begin, &end);
   Vec tops = Vec{} - 2.0f * kHidden;
   for (Index c = begin; c < end; c += kLanes) {
-    const Vec hidden = (within(low, high, c) - 1.0f) * kHidden;
-    const Vec v = capped(load(row + c), scale, cap) + hidden;
+    const Vec hidden = (within<Vec>(low, high, c) - 1.0f) * kHidden;
+    const Vec v = capped(load<Vec>(row + c), scale, cap) + hidden;
     store(row + c, v);
     tops = larger(tops, v);
   }
   const float top = largest(tops);
   Vec sums = {};
   for (Index c = begin; c < end; c += kLanes) {
-    const Vec v = exponential(load(row + c) - top) * within(low, high, c);
+    const Vec v = exponential(load<Vec>(row + c) - top) * within<Vec>(low, high, c);
     store(row + c, v);
     sums += v;
   }
   const float inverse = 1.0f / sum(sums);
-  for (Index c = begin; c < end; c += kLanes) store(row + c, load(row + c) * inverse);
+  for (Index c = begin; c < end; c += kLanes) store(row + c, load<Vec>(row + c) * inverse);
   return {top, inverse};
 }
 

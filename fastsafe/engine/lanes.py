@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fastsafe.engine.lane import MERGED_SLOTS, Lane
-from fastsafe.engine.pages import is_native, page_tokens
+from fastsafe.engine.pages import cache_dtype, page_tokens
 from fastsafe.engine.planner import MemoryPlan, available_bytes, plan_memory, weight_bytes
 from fastsafe.engine.reading import Reader
 from fastsafe.engine.scheduler import FinishReason, Row, Work
@@ -75,8 +75,9 @@ def plan_lane(model: Transformer, merged: bool, batch_size: int, longest: int) -
         budget = int(budget * _HOST_SHARE / (os.cpu_count() or 1))
     plan = plan_memory(
         model.config,
-        itemsize=4 if is_native(device) else model.dtype.itemsize,
+        itemsize=model.dtype.itemsize,
         page_tokens=page_tokens(device),
+        cache_itemsize=cache_dtype(device, model.dtype).itemsize,
         budget_bytes=own + budget,
         device_kind=device.type,
         adapter_bytes=MERGED_SLOTS * own if merged else 0,

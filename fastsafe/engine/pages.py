@@ -33,6 +33,11 @@ def page_tokens(device: torch.device) -> int:
     return paged.PAGE if is_native(device) else DEVICE_PAGE
 
 
+def cache_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
+    """What keys and values are held in where the model's weights have ``dtype``."""
+    return torch.float32 if is_native(device) else dtype
+
+
 class PageStore:
     """Memory of all pages; on a GPU one more, where idle rows write.
 
@@ -47,14 +52,14 @@ class PageStore:
     ) -> None:
         self.num_pages = num_pages
         self.device = device
-        heads, dim = config.num_kv_heads, config.head_dim
+        heads, dim, held = config.num_kv_heads, config.head_dim, cache_dtype(device, dtype)
         shapes: Sequence[tuple[int, ...]]
         if is_native(device):
-            shapes, dtype = paged.page_shapes(num_pages, heads, dim), torch.float32
+            shapes = paged.page_shapes(num_pages, heads, dim)
         else:
             shapes = [(num_pages + 1, heads, DEVICE_PAGE, dim)] * 2
         self._pages = [
-            torch.empty(shape[0], config.num_layers, *shape[1:], device=device, dtype=dtype)
+            torch.empty(shape[0], config.num_layers, *shape[1:], device=device, dtype=held)
             for shape in shapes
         ]
         self.keys, self.values = (list(pages.unbind(1)) for pages in self._pages)

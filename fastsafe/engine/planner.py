@@ -20,8 +20,9 @@ from fastsafe.model.config import ModelConfig
 MAX_ROWS = {"cpu": 256, "cuda": 1024}
 # Prompt tokens of a step: the most, and the least that is still worth a launch.
 _PREFILL_TOKENS = {"cpu": (4096, 256), "cuda": (16384, 512)}
-# Held back for the allocator's fragments, the libraries' workspaces and CUDA graphs.
-_RESERVE = 0.06
+# Held back for the allocator's fragments, the libraries' workspaces and CUDA graphs. Of a host's
+# memory the caller plans with a part alone.
+_RESERVE = {"cpu": 0.0, "cuda": 0.06}
 # Most of what the weights leave that activations may take before prefill is cut smaller.
 _ACTIVATION_SHARE = 0.125
 # Pages beyond what the rows themselves need keep prefixes that later rows share.
@@ -65,6 +66,7 @@ def plan_memory(
     *,
     itemsize: int,
     page_tokens: int,
+    cache_itemsize: int,
     budget_bytes: int,
     device_kind: str,
     adapter_bytes: int = 0,
@@ -75,8 +77,9 @@ def plan_memory(
 
     Args:
         config: Shape of the model.
-        itemsize: Bytes of a weight, and of a number in the cache.
+        itemsize: Bytes of a weight, and of an activation.
         page_tokens: Tokens of a page.
+        cache_itemsize: Bytes of a number in the cache.
         budget_bytes: What may be taken, the weights included even when they are loaded.
         device_kind: "cpu" or "cuda".
         adapter_bytes: Of all adapters, and of merged copies of the weights.
@@ -88,8 +91,10 @@ def plan_memory(
     """
     most, least = _PREFILL_TOKENS[device_kind]
     fixed = weight_bytes(config, itemsize) + adapter_bytes
-    usable = int(budget_bytes * (1 - _RESERVE))
-    page = 2 * config.num_layers * config.num_kv_heads * config.head_dim * itemsize * page_tokens
+    share = 1 - _RESERVE[device_kind]
+    usable = int(budget_bytes * share)
+    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * cache_itemsize
+    page = token * page_tokens
     row_pages = -(-context // page_tokens)
     # fp32 logits, their copy in the weights' dtype, and what the sampler keeps of them
     row_logits = config.vocab_size * (2 * 4 + itemsize)
@@ -99,7 +104,9 @@ def plan_memory(
     ):
         prefill //= 2
     wanted = MAX_ROWS[device_kind] if batch_size == "auto" else batch_size
-    scratch = _activations(config, max(prefill, wanted), itemsize)
+    # a CPU computes prompts and drawn tokens in one step, a GPU in two
+    together = prefill + wanted if device_kind == "cpu" else max(prefill, wanted)
+    scratch = _activations(config, together, itemsize)
     room = usable - fixed - scratch
     rows = min(wanted, room // (row_pages * page + row_logits))
     if rows < 1:
@@ -108,7 +115,7 @@ def plan_memory(
             f"memory: weights of {_gib(fixed - adapter_bytes)}, adapters of {_gib(adapter_bytes)},"
             f" activations of {_gib(scratch)} and one row of {context} tokens of"
             f" {_gib(row_pages * page + row_logits)} need {_gib(need)}, expected at most"
-            f" {_gib(usable)}, which is {1 - _RESERVE:.0%} of what is free; use a smaller"
+            f" {_gib(usable)}, which is {share:.0%} of what is free; use a smaller"
             " checkpoint, a smaller dtype or shorter rows"
         )
     pages = min(
@@ -131,10 +138,11 @@ def plan_memory(
 
 
 def _activations(config: ModelConfig, tokens: int, itemsize: int) -> int:
-    """Bytes alive at once in the widest place of a layer: residual, norm, and MLP or attention."""
-    heads = config.num_heads * config.head_dim
+    """Bytes of a step's tokens in a layer: residual, norm, output, what attention gives, and the
+    widest of what comes between, which ``csrc/decoder.cpp`` has room for all at once."""
+    hidden, heads = config.hidden_size, config.num_heads * config.head_dim
     widest = max(3 * config.intermediate_size, config.qkv_features + 2 * heads)
-    return tokens * itemsize * (4 * config.hidden_size + widest)
+    return tokens * itemsize * (3 * hidden + max(hidden, heads) + widest)
 
 
 def _gib(size: int) -> str:

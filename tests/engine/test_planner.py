@@ -1,18 +1,21 @@
 """Sizes that fit, free memory, and the choice between merged and mixed adapters."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsafe
-from fastsafe.engine import planner
+from fastsafe.engine import lanes, planner
 from fastsafe.engine.planner import Rates, available_bytes, choose_adapters, plan_memory
 from fastsafe.errors import UsageError
 from fastsafe.io.checkpoint import Checkpoint
-from fastsafe.model import ModelConfig
+from fastsafe.model import ModelConfig, weights
+from fastsafe.model.transformer import Transformer
 
 GIB = 1 << 30
 LLAMA_8B = ModelConfig.from_json(
@@ -39,6 +42,7 @@ def plan(gib: float, **changes: Any) -> planner.MemoryPlan:
     options: dict[str, Any] = {
         "itemsize": 2,
         "page_tokens": 64,
+        "cache_itemsize": 2,
         "budget_bytes": int(gib * GIB),
         "device_kind": "cuda",
         "context": 600,
@@ -89,7 +93,8 @@ def test_a_batch_size_is_a_limit() -> None:
 
 def test_the_organism_in_host_memory() -> None:
     config = ModelConfig.from_json(Checkpoint(fastsafe.organism.path()).config(), "organism")
-    sizes = {"itemsize": 4, "page_tokens": 16, "device_kind": "cpu", "context": 512}
+    sizes: dict[str, Any] = {"itemsize": 4, "page_tokens": 16, "cache_itemsize": 4}
+    sizes |= {"device_kind": "cpu", "context": 512}
     found = plan_memory(config, budget_bytes=GIB, **sizes)
     assert found.batch_size == planner.MAX_ROWS["cpu"]
     assert sum(found.bytes.values()) < 3 * GIB // 4, "it does not take what it cannot use"
@@ -118,6 +123,7 @@ def test_a_plan_never_exceeds_its_budget(
     changes = {
         "itemsize": itemsize,
         "page_tokens": page,
+        "cache_itemsize": 4 if kind == "cpu" else itemsize,
         "device_kind": kind,
         "adapter_bytes": adapters * itemsize * LORA_R16,
         "batch_size": batch_size,
@@ -131,6 +137,32 @@ def test_a_plan_never_exceeds_its_budget(
     assert all(size >= 0 for size in found.bytes.values())
     assert found.num_pages * page >= found.batch_size * context, "every row can run to its end"
     assert 1 <= found.batch_size <= (5000 if batch_size == "auto" else batch_size)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_lane_needs_no_memory_for_weights_that_are_there(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
+) -> None:
+    """However many cores share what is left: the weights are in memory already, in their dtype."""
+    config = replace(LLAMA_8B, num_layers=2, vocab_size=64)
+    model = Transformer(config, weights.allocate(config, torch.device("cpu"), dtype))
+    monkeypatch.setattr(lanes, "available_bytes", lambda device: 8 * GIB)
+    monkeypatch.setattr("os.cpu_count", lambda: 32)
+    found = lanes.plan_lane(model, False, 8, 64)
+    assert found.batch_size == 8
+    assert found.bytes["weights"] == planner.weight_bytes(config, dtype.itemsize)
+    assert found.bytes["kv"] == found.num_pages * 2 * 2 * 8 * 128 * 16 * 4, "fp32 on a CPU"
+    assert sum(found.bytes.values()) - found.bytes["weights"] < GIB / 8
+
+
+def test_a_step_of_a_cpu_holds_prompts_and_drawn_tokens() -> None:
+    sizes: dict[str, Any] = {"itemsize": 4, "page_tokens": 16, "cache_itemsize": 4}
+    sizes |= {"budget_bytes": 64 * GIB, "device_kind": "cpu", "context": 64}
+    both = [plan_memory(LLAMA_8B, batch_size=rows, **sizes) for rows in (1, 257)]
+    each = [
+        found.bytes["activations"] / (found.prefill_tokens + found.batch_size) for found in both
+    ]
+    assert each[0] == each[1]
 
 
 def test_host_memory_is_what_the_kernel_says(tmp_path: Path) -> None:

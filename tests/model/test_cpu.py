@@ -70,17 +70,23 @@ def test_instruction_sets_agree_to_the_bit() -> None:
     torch.manual_seed(0)
     x, w, gate_up = torch.randn(37, 130), torch.randn(50, 130), 4 * torch.randn(37, 2 * 45)
     q, k = torch.randn(37, 4, 20), torch.randn(37, 2, 20)
-    shape = cpu.Shape(torch.tensor([0, 30, 37]), 0.3, None, None)
+    shape = cpu.Shape(torch.tensor([0, 30, 37]), 0.3, None, 2.0)
+    cos, sin, dy = torch.randn(37, 1, 18), torch.randn(37, 1, 18), torch.randn(37, 45)
     found: dict[str, list[Tensor]] = {}
     before = _native.instruction_set()
     for name in ("avx2", "avx512"):
         if _native.use_instruction_set(name):
+            out, scales = cpu.attention(q, k, k, shape)
+            y, h, scale = cpu.norm(x, x[0], 1e-6, False, -2 * x.flip(0), 0.3)
             found[name] = [
                 cpu.linear(x, w),
-                cpu.norm(x, x[0], 1e-6, False)[0],
-                cpu.gated(gate_up, False),
-                cpu.gated(gate_up, True),
-                cpu.attention(q, k, k, shape)[0],
+                *(y, h, scale),
+                cpu.norm_backward(x, x, h, scale, x[0], True),
+                *(cpu.gated(gate_up, gelu) for gelu in (False, True)),
+                *(cpu.gated_backward(dy, gate_up, gelu) for gelu in (False, True)),
+                *(cpu.rope(q, cos, sin, back=back) for back in (False, True)),
+                out,
+                *cpu.attention_backward(q, scales, q, k, k, shape),
             ]
     _native.use_instruction_set(before)
     if len(found) < 2:

@@ -1,5 +1,6 @@
 """The one call that runs all layers on a CPU gives the bits of ``Transformer.forward``."""
 
+import random
 from collections.abc import Callable
 from typing import Any
 
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor
 
 from fastsafe import _native
-from fastsafe.model import Adapter, AdapterBank
+from fastsafe.model import Adapter, AdapterBank, ModelConfig
 from fastsafe.model.lora import BASE, LoraWeights
 from fastsafe.model.native import Change, NativeDecoder, Span
 from fastsafe.model.paged import PAGE, Paged, page_shapes, paged_attention
 from fastsafe.model.peft import LoraConfig
+from fastsafe.model.rope_config import RopeConfig
 from fastsafe.model.transformer import Project, Transformer
 from tests.parity.conftest import FAMILIES
 
@@ -91,7 +93,11 @@ class Parts:
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_same_bits(build: Callable[..., Any], family: str, how: str) -> None:
-    model: Transformer = build(family).model
+    check_same_bits(build(family).model, how)
+
+
+def check_same_bits(model: Transformer, how: str) -> None:
+    """Two steps of all rows, on pages that hold NaN at first."""
     bank = adapters(model)
     ours, theirs = Pages(model), Pages(model)
     decoder = NativeDecoder(model)
@@ -128,6 +134,66 @@ def test_same_bits(build: Callable[..., Any], family: str, how: str) -> None:
     assert all(
         map(torch.equal, map(torch.nan_to_num, ours.keys), map(torch.nan_to_num, theirs.keys))
     )
+
+
+def odd_config(rng: random.Random) -> ModelConfig:
+    """Sizes and flags that no family combines: odd widths, one head, any window of any layer."""
+    kv_heads, num_layers = rng.choice([1, 2, 3]), rng.choice([1, 2, 3])
+    dim, placement = rng.choice([2, 6, 16, 18, 40]), rng.choice(["pre", "post", "both"])
+    ropes = [
+        RopeConfig(
+            kind="default",
+            theta=1e4,
+            rotary_dim=rng.randrange(2, dim + 1, 2),
+            max_positions=64,
+            original_max_positions=64,
+        )
+        for _ in range(2)
+    ]
+    return ModelConfig(
+        architecture="none",
+        vocab_size=rng.choice([2, 17, 40]),
+        hidden_size=rng.choice([1, 7, 16, 33, 130]),
+        intermediate_size=rng.choice([1, 16, 33, 131]),
+        num_layers=num_layers,
+        num_heads=kv_heads * rng.choice([1, 2, 3, 5]),
+        num_kv_heads=kv_heads,
+        head_dim=dim,
+        max_position_embeddings=64,
+        norm_eps=1e-5,
+        activation=rng.choice(["silu", "gelu_tanh"]),
+        tie_word_embeddings=True,
+        qkv_bias=rng.random() < 0.5,
+        o_bias=rng.random() < 0.5,
+        mlp_bias=rng.random() < 0.5,
+        fused_on_disk=False,
+        norm_one_plus=rng.random() < 0.5,
+        norm_placement=placement,
+        qk_norm=rng.choice([None, "head", "projection"]),
+        attention_scale=dim**-0.5,
+        attention_softcap=rng.choice([None, 2.0]),
+        logits_softcap=None,
+        embedding_scale=rng.choice([1.0, 3.3]),
+        # without norms before a block torch may fuse the sum, and no family scales it
+        residual_scale=1.0 if placement == "post" else rng.choice([1.0, 0.22]),
+        logits_scale=1.0,
+        windows=tuple(rng.choice([None, 1, 3, 17]) for _ in range(num_layers)),
+        ropes=tuple(ropes),
+        rope_of_layer=tuple(rng.randrange(2) for _ in range(num_layers)),
+        dtype=None,
+        ignored=(),
+    )
+
+
+@pytest.mark.parametrize("how", ["merged", "mixed"])
+@pytest.mark.parametrize("seed", range(40))
+@torch.no_grad()
+def test_same_bits_in_any_shape(seed: int, how: str) -> None:
+    model = Transformer.random(odd_config(random.Random(seed)), seed=seed)
+    for x in model.parameters():
+        if x.ndim == 1:  # norms and biases that do something
+            x += 0.1 * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))
+    check_same_bits(model, how)
 
 
 def test_bad_tokens_are_refused(build: Callable[..., Any]) -> None:
