@@ -114,7 +114,7 @@ def test_the_size_stays_what_was_promised() -> None:
         size[part_of(path)] += code_lines(path.read_text(encoding="utf-8"))
     assert {part: n for part, n in size.items() if n > BUDGETS[part]} == {}
     native = sum(lines(path) for path in SOURCES if path.suffix in {".cpp", ".hpp"})
-    assert native <= 2_750, "files, pages and batches, and a decoder on a CPU"
+    assert native <= 2_900, "files, pages and batches, and a decoder on a CPU"
 
 
 def test_code_lines_are_counted() -> None:
