@@ -9,6 +9,7 @@ namespace fastsafe::cpu {
 
 namespace {
 
+// what is in memory at once; the planner counts it (_activations in fastsafe/engine/planner.py)
 enum Buffer { kHidden, kNormed, kWide, kMixed, kOut, kGated, kShrunk };
 
 void gather(float* to, const float* from, const std::int64_t* index, Index count, Index columns) {

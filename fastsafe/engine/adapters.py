@@ -39,7 +39,7 @@ class Merged:
 
 
 class Projections:
-    """Makes the ``Project`` of each step of one lane.
+    """Makes the ``Project`` of each step of one lane whose model ``model.native`` does not take.
 
     Args:
         bank: The adapters.
@@ -63,10 +63,8 @@ class Projections:
             num_kept: Kept rows, those beyond the last segment included: copies of its last row.
         """
         if self._merged is None:
-            slots, ends, kept = torch.tensor([[0, 0, 0], *segments]).unbind(1)
-            kept[-1] = num_kept
-            ids = slots[1:].repeat_interleave(ends.diff())
-            return self._bank.mixed(ids, slots[1:].repeat_interleave(kept.diff()))
+            slots, ends, _ = torch.tensor([[0, 0, 0], *segments]).unbind(1)
+            return self._bank.mixed(slots[1:].repeat_interleave(ends.diff()))
         self._held = {
             slot: self._held[slot] if slot in self._held else self._merged.get(slot)
             for slot, _, _ in segments
@@ -80,7 +78,7 @@ class Projections:
 
 
 class Changes:
-    """Makes the spans of each step of one lane of a CPU; see ``Projections``."""
+    """Makes the spans of each step of one lane of a CPU in fp32; see ``Projections``."""
 
     def __init__(self, bank: AdapterBank, merged: Merged | None) -> None:
         self._bank = bank

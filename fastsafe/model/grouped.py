@@ -52,16 +52,12 @@ class AdapterStacks:
         keys = dict.fromkeys(key for adapter in adapters for key in adapter)
         self.stacks = {key: _stack(model, key, [a.get(key, ()) for a in adapters]) for key in keys}
 
-    def project(
-        self, adapter_ids: Sequence[int], kept_ids: Sequence[int] | None = None
-    ) -> "Grouped":
+    def project(self, adapter_ids: Sequence[int]) -> "Grouped":
         """Projection for packed rows with these slots; -1 is the base.
 
         The rows of a slot need not lie together, but it takes less copying when they do.
-        ``kept_ids`` are the slots of the rows that the last layer keeps, where they are known:
-        else the device is asked for their indices.
         """
-        return Grouped(self, list(adapter_ids), None if kept_ids is None else list(kept_ids))
+        return Grouped(self, list(adapter_ids))
 
     def fixed(self, num_rows: int) -> "FixedRows":
         """Projection for steps of ``num_rows`` rows that are sorted by slot, for a graph."""
@@ -102,12 +98,9 @@ def _stack(model: Transformer, key: Key, slots: Sequence[Sequence[ModuleUpdate]]
 class Grouped:
     """``Project`` of one batch whose rows have different adapters."""
 
-    def __init__(
-        self, stacks: AdapterStacks, ids: list[int], kept_ids: list[int] | None = None
-    ) -> None:
+    def __init__(self, stacks: AdapterStacks, ids: list[int]) -> None:
         self._stacks = stacks
         self._ids = ids
-        self._kept_ids = kept_ids
         self._all = self._rows(ids)
         self._kept: tuple[Tensor, _Rows] | None = None  # of the rows last asked for
 
@@ -125,10 +118,7 @@ class Grouped:
         if rows is None:
             return self._all
         if self._kept is None or self._kept[0] is not rows:
-            ids = self._kept_ids
-            if ids is None:
-                ids = [self._ids[i] for i in rows.tolist()]
-            self._kept = rows, self._rows(ids)
+            self._kept = rows, self._rows([self._ids[i] for i in rows.tolist()])
         return self._kept[1]
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:

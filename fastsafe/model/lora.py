@@ -277,13 +277,11 @@ class AdapterBank:
         known = ", ".join(self.names) or "none"
         raise AdapterError(f"adapter {name!r} is not loaded; loaded: {known}")
 
-    def mixed(self, adapter_ids: Tensor, kept_ids: Tensor | None = None) -> Project | None:
+    def mixed(self, adapter_ids: Tensor) -> Project | None:
         """Projection for a batch whose rows have different adapters.
 
         Args:
             adapter_ids: [N] integers, the slot of each packed row, -1 = base only.
-            kept_ids: [M] of the rows that the last layer keeps, where they are known; spares a
-                GPU a synchronisation.
         """
         present = [int(i) for i in torch.unique(adapter_ids) if i != BASE]
         if not present:
@@ -291,8 +289,7 @@ class AdapterBank:
         if self.model.device.type != "cpu" or INTERPRET:
             for slot in present:
                 self.updates(slot)  # an empty slot is an error
-            kept = None if kept_ids is None else kept_ids.tolist()
-            return self._all_stacks().project(adapter_ids.tolist(), kept)
+            return self._all_stacks().project(adapter_ids.tolist())
         return _Mixed(self.model, adapter_ids, {i: self.updates(i) for i in present})
 
     def fixed(self, num_rows: int) -> FixedRows | None:

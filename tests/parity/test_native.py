@@ -118,7 +118,7 @@ def check_same_bits(model: Transformer, how: str) -> None:
         keep, context = ends - 1, (ours.done + counts).repeat_interleave(counts)
         project: Project | None
         if how == "mixed":
-            project = bank.mixed(SLOTS.repeat_interleave(counts), SLOTS)
+            project = bank.mixed(SLOTS.repeat_interleave(counts))
         else:
             project = Parts(model, bank, counts)
         paged = theirs.step(counts)
