@@ -104,11 +104,15 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
   }
 }
 
+// Of a longer context its own beginning would be gone from the cache again.
+constexpr Index kFetched = 256;
+
 // what a row that draws reads is rarely in cache, and too scattered for the CPU to foresee
 FASTSAFE_INLINE void fetch(const float* keys, const float* values, Index row, Index kv,
                            const Paged& p) {
   const Index end = p.positions[p.starts[row + 1] - 1] + 1, room = whole(p.dim);
   const Index begin = p.window ? std::max<Index>(0, p.positions[p.starts[row]] - p.window + 1) : 0;
+  if (end - begin > kFetched) return;
   for (Index page = begin / kLanes; page * kLanes < end; ++page) {
     const Index id = p.table[row * p.width + page];
     const float* key = keys + id * p.key_page + kv * p.dim * kLanes;
