@@ -66,7 +66,7 @@ def plan_memory(
     *,
     itemsize: int,
     page_tokens: int,
-    cache_itemsize: int,
+    cache_itemsize: int | None = None,
     budget_bytes: int,
     device_kind: str,
     adapter_bytes: int = 0,
@@ -79,7 +79,7 @@ def plan_memory(
         config: Shape of the model.
         itemsize: Bytes of a weight, and of an activation.
         page_tokens: Tokens of a page.
-        cache_itemsize: Bytes of a number in the cache.
+        cache_itemsize: Bytes of a number in the cache; None: that of the weights.
         budget_bytes: What may be taken, the weights included even when they are loaded.
         device_kind: "cpu" or "cuda".
         adapter_bytes: Of all adapters, and of merged copies of the weights.
@@ -93,7 +93,8 @@ def plan_memory(
     fixed = weight_bytes(config, itemsize) + adapter_bytes
     share = 1 - _RESERVE[device_kind]
     usable = int(budget_bytes * share)
-    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * cache_itemsize
+    kv_itemsize = itemsize if cache_itemsize is None else cache_itemsize
+    token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * kv_itemsize
     page = token * page_tokens
     row_pages = -(-context // page_tokens)
     # fp32 logits, their copy in the weights' dtype, and what the sampler keeps of them
