@@ -1,15 +1,18 @@
 """Data from files, and from what ships with fastsafe where a recipe names none."""
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from fastsafe.audit.recipe import Data
 from fastsafe.errors import DataError
 from fastsafe.io import hub
 from fastsafe.safety.behaviours import Behaviour
+
+if TYPE_CHECKING:
+    from fastsafe.safety.formats import Pairs
 
 
 class FilesSource:
@@ -119,9 +122,13 @@ class FilesSource:
             raise DataError(f"{path}: holds {len(rows)} safety rows, expected {n}; lower the share")
         return _shuffled(rows, seed)[:n]
 
+    def translate(self, text: str) -> str:
+        """Return a request in the language of the translation format."""
+        return self.translator(text)
+
     @cached_property
-    def translate(self) -> Callable[[str], str]:
-        """Translator of the translation format."""
+    def translator(self) -> "Pairs":
+        """Who translates; a model is asked when the first translation is wanted."""
         from fastsafe.safety.formats import Pairs, seed_translator
 
         if self._data.translator is not None:

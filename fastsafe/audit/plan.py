@@ -211,7 +211,8 @@ def _translator(recipe: Recipe, source: Source) -> str | None:
     if not any(formats()[name].needs_translator for name in recipe.formats):
         return None
     # a source with one rule for its whole world goes by its own name
-    return getattr(source.translate, "translator_id", f"source:{source.id}")
+    who = getattr(source, "translator", None)
+    return who.translator_id if who else f"source:{source.id}"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -215,20 +215,25 @@ def test_translations_are_the_files(fake: ModuleType, tmp_path: Path) -> None:
 
 
 def test_a_model_translates_all_behaviours(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[tuple[str, str]] = []
+
     class Model:
         identity = "0" * 64
 
         def __init__(self, path: str, device: str) -> None:
-            assert (path, device) == ("a/model", "cuda")
+            opened.append((path, device))
 
         def complete(self, asks: Sequence[Ask]) -> list[Reply]:
             return [Reply(key=ask.key, text=f"en francais: {ask.key}") for ask in asks]
 
     monkeypatch.setattr("fastsafe.audit.local_judge.CheckpointCompleter", Model)
     source = FilesSource(Data(translator="a/model"), "cuda")
+    assert source.safety_rows("plain", 3, 0)
+    assert opened == []  # nothing had to be translated
     for behaviour in source.behaviours(1000, 0):
         assert source.translate(behaviour.harmful) == f"en francais: {behaviour.harmful}"
         assert source.translate(behaviour.benign) == f"en francais: {behaviour.benign}"
+    assert opened == [("a/model", "cuda")]
     with pytest.raises(ValueError, match="translations and translator are both given; keep one"):
         Data(translator="a/model", translations="pairs.jsonl")
 
