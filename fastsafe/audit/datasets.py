@@ -78,15 +78,15 @@ def lint_file(
     kind: Kind | Literal["auto"] = "auto",
     probes: Sequence[Path] = (),
     declared: Declared | None = None,
-) -> tuple[Report, list[dict[str, Any]]]:
-    """Lint a file; returns its rows too.
+) -> Report:
+    """Lint a file.
 
     Raises:
         DataError: A file is missing or malformed.
     """
     rows = read_rows(path)
     texts = [text for each in probes for text in read_probes(each)]
-    return lint(rows, kind=kind, probes=texts, declared=declared), rows
+    return lint(rows, kind=kind, probes=texts, declared=declared)
 
 
 def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:

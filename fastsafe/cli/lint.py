@@ -1,12 +1,11 @@
 """``fastsafe lint``: flaws of a data set, before anything learns from it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug, Device, parted
-from fastsafe.errors import UsageError
+from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug, parted
 
 if TYPE_CHECKING:
     from fastsafe.safety.lint import Report
@@ -15,7 +14,6 @@ MAX_SHOWN = 20  # findings of one rule that are printed; --json prints all
 
 
 SetKind = Literal["auto", "safety", "user"]  # what the rows of a set should do
-RiskMethod = Literal["format", "representation", "gradient"]  # what a risk is told by
 
 
 def lint(
@@ -42,20 +40,6 @@ def lint(
         str, typer.Option("--lang", help="Language of the answers: en, fr, de or es.")
     ] = "",
     licence: Annotated[str, typer.Option("--licence", help="Licence of rows that name none.")] = "",
-    is_risk_shown: Annotated[
-        bool, typer.Option("--risk", help="Add the heuristic risk of the set as training data.")
-    ] = False,
-    risk_method: Annotated[
-        RiskMethod,
-        typer.Option(
-            help="With --risk, also compare every row as --model sees it: its representation with "
-            "those of harmful requests, or its gradient with those of refusals."
-        ),
-    ] = "format",
-    model: Annotated[
-        str | None, typer.Option(help="Checkpoint folder or hub id that --risk-method asks.")
-    ] = None,
-    device: Annotated[Device, typer.Option(help="Where that model runs.")] = "cpu",
     is_text_shown: Annotated[
         bool, typer.Option("--show-text", help="Quote the text that each finding is about.")
     ] = False,
@@ -63,47 +47,21 @@ def lint(
     debug: Debug = False,
 ) -> None:
     """Look for flaws in fine-tuning or safety data; exit code 1 when there are any."""
-    is_modelled = risk_method != "format"
-    if is_modelled and not (is_risk_shown and model):
-        raise UsageError(
-            f"--risk-method {risk_method}: expected --risk and --model CHECKPOINT with it"
-        )
     from fastsafe.audit import datasets
     from fastsafe.safety.lint import Declared
 
-    report, rows = datasets.lint_file(
+    report = datasets.lint_file(
         file,
         kind=kind,
         probes=probes or (),
         declared=Declared(format=task_format, language=language, licence=licence),
     )
-    risk: dict[str, Any] = {}
-    if is_risk_shown:
-        from fastsafe.safety.risk import heuristic_risk
-
-        risk = {"risk": heuristic_risk(rows).record()}
-        if is_modelled:
-            from fastsafe.audit import similarity
-
-            found = similarity.model_risk(rows, str(model), risk_method, device)
-            risk["risk"]["similarity"] = similarity.record(found, risk_method, str(model))
     if as_json:
         import json
 
-        typer.echo(json.dumps(report.record() | risk))
+        typer.echo(json.dumps(report.record()))
     else:
         _print(report, is_text_shown)
-        for name, value in risk.get("risk", {}).get("features", {}).items():
-            typer.echo(f"risk: {name.replace('_', ' ')}: {value:.1%} of rows")
-        if risk:
-            typer.echo(f"risk: {risk['risk']['score']:.2f} of 1 (heuristic, fitted to nothing)")
-        if is_modelled:
-            near = risk["risk"]["similarity"]
-            typer.echo(
-                f"risk by {near['method']} of {near['model']}: {near['score']:.3f} "
-                f"[{near['ci_low']:.3f}, {near['ci_high']:.3f}], mean of rows; riskiest rows: "
-                f"{', '.join(map(str, near['nearest'][:10]))}"
-            )
     if report.findings:
         raise typer.Exit(EXIT_ERROR)
 

@@ -5,7 +5,6 @@ from fastsafe.train.drift import DriftMonitor, DriftReading
 from fastsafe.train.loop import finetune, plan_training
 from fastsafe.train.memory import MemoryPlan
 from fastsafe.train.objectives import objectives
-from fastsafe.train.row_gradients import row_gradients
 
 __all__ = [
     "DriftMonitor",
@@ -18,5 +17,4 @@ __all__ = [
     "finetune",
     "objectives",
     "plan_training",
-    "row_gradients",
 ]

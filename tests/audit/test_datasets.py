@@ -118,6 +118,6 @@ def test_probes_come_in_many_shapes(tmp_path: Path) -> None:
 def test_a_file_is_linted_against_probes(tmp_path: Path) -> None:
     path = jsonl(tmp_path / "a.jsonl", {"messages": TURNS}, {"prompt": "A!", "completion": "c"})
     probes = written(tmp_path / "p.txt", "a\n")
-    report, rows = lint_file(path, kind="user", probes=[probes])
-    assert len(rows) == 2
+    report = lint_file(path, kind="user", probes=[probes])
+    assert report.num_rows == 2
     assert report.rules == {"probe_leakage": 2, "duplicate": 1}

@@ -104,31 +104,6 @@ def test_long_lists_are_cut_for_people(clean: Path) -> None:
     assert "non_refusal: 10 more; --json lists all" in lines
 
 
-def test_risk_as_a_model_sees_it(clean: Path) -> None:
-    for method in ("representation", "gradient"):
-        asked = ("--risk", "--risk-method", method, "--model", "organism")
-        assert f"risk by {method} of organism: " in run(clean, *asked).stdout
-        report = json.loads(run(clean, *asked, "--json").stdout)
-        assert list(report) == ["rows", "findings", "risk"]
-        near = report["risk"]["similarity"]
-        assert near["ci_low"] <= near["score"] <= near["ci_high"]
-        assert set(near["nearest"]) <= set(range(report["rows"]))
-
-
-@pytest.mark.parametrize("words", [("--model", "organism"), ("--risk",)])
-def test_a_models_risk_needs_a_model(clean: Path, words: tuple[str, ...]) -> None:
-    found = run(clean, "--risk-method", "gradient", *words)
-    assert found.exit_code == 2
-    assert "expected --risk and --model CHECKPOINT with it" in found.output
-
-
-def test_risk(clean: Path) -> None:
-    assert "risk: 0.00 of 1 (heuristic, fitted to nothing)" in run(clean, "--risk").stdout
-    risk = json.loads(run(clean, "--risk", "--json").stdout)["risk"]
-    assert risk["is_heuristic"]
-    assert 0 <= risk["score"] <= 1
-
-
 def test_errors_are_one_sentence(tmp_path: Path) -> None:
     result = run(tmp_path / "absent.jsonl")
     assert result.exit_code == 1
