@@ -27,7 +27,7 @@ from typing import Any
 import torch
 
 from fastsafe import LLM, FinetuneJob, SamplingParams, TrainConfig, _native, finetune
-from fastsafe.audit.plan import BASE, Plan
+from fastsafe.audit.plan.make_plan import BASE, Plan
 from fastsafe.audit.run import prepare
 from fastsafe.data.packing import encode_row
 

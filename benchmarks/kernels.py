@@ -26,7 +26,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastsafe_kernels._gate import failures
+from fastsafe_kernels._accuracy import failures
 from fastsafe_kernels._spec import Dims, Kernel, registry
 
 cuda: Any = torch.cuda  # its events have no types

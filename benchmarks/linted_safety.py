@@ -18,16 +18,16 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
-from fastsafe.audit.plan import make_plan
-from fastsafe.audit.pooling import pooled
-from fastsafe.audit.recipe import Recipe
+from fastsafe.audit.plan.make_plan import make_plan
+from fastsafe.audit.recipe.schema import Recipe
+from fastsafe.audit.results.pooled_rates import pooled
 from fastsafe.audit.run import execute, prepare
-from fastsafe.audit.store import Store
+from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.organism import world
 from fastsafe.organism.source import OrganismSource
-from fastsafe.safety.clusters import pooled_change
 from fastsafe.safety.lint import Declared, lint
-from fastsafe.safety.metrics import answered, refused
+from fastsafe.safety.stats.clusters import pooled_change
+from fastsafe.safety.stats.rates import answered, refused
 from fastsafe.safety.verdict import Verdict
 
 sys.path.append(str(Path(__file__).parent))  # PYTHONSAFEPATH keeps it off

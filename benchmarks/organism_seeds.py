@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe import audit
-from fastsafe.audit.pooling import pooled
-from fastsafe.audit.store import Store
-from fastsafe.safety.metrics import answered
+from fastsafe.audit.results.pooled_rates import pooled
+from fastsafe.audit.store.sqlite_store import Store
+from fastsafe.safety.stats.rates import answered
 from fastsafe.safety.verdict import Verdict
 
 BEGIN, END = "<!-- {recipe}: begin -->", "<!-- {recipe}: end -->"

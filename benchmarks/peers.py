@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsafe_kernels import _gate
+from fastsafe_kernels import _accuracy
 from fastsafe_kernels._spec import Dims, Kernel
 
 LOOSE = 0.05  # of the largest value, or of all whole numbers: what a peer may differ by
@@ -51,8 +51,8 @@ class Peer:
 
         if self.check is not None:
             return self.check(args, fn(*args))
-        got = _gate._outputs(kernel, fn, args)
-        for what, expected in _gate._outputs(kernel, kernel.reference, args).items():
+        got = _accuracy._outputs(kernel, fn, args)
+        for what, expected in _accuracy._outputs(kernel, kernel.reference, args).items():
             if found := _far(what, got[what], expected):
                 return found
         return ""

@@ -15,7 +15,7 @@ import torch
 
 from fastsafe import TrainConfig
 from fastsafe.data.packing import Example
-from fastsafe.model import cpu
+from fastsafe.model import cpu_ops
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # token ids, attention mask, labels
 
@@ -45,7 +45,7 @@ def own_gemm_rate() -> float:
     torch.set_num_threads(1)
     try:
         with ThreadPoolExecutor(threads) as pool:
-            return sum(pool.map(lambda _: gemm_rate(cpu.linear), range(threads)))
+            return sum(pool.map(lambda _: gemm_rate(cpu_ops.linear), range(threads)))
     finally:
         torch.set_num_threads(threads)
 

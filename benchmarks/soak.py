@@ -30,9 +30,9 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe import FinetuneJob, SamplingParams, TrainConfig, finetune
-from fastsafe.audit.completions import Prompts, complete, identity_of, open_answers
-from fastsafe.audit.model_runtime import ModelRuntime
-from fastsafe.audit.progress import Progress
+from fastsafe.audit.backend.on_engine import ModelRuntime
+from fastsafe.commands.generate import Prompts, complete, identity_of, open_answers
+from fastsafe.progress import Progress
 
 MAX_TOKENS = 24
 WORDS = ("car", "boat", "house", "garden", "letter", "song", "cake", "lamp")

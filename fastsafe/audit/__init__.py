@@ -8,8 +8,8 @@ import sys
 from types import ModuleType
 from typing import Any
 
-from fastsafe.audit.recipe import Recipe
-from fastsafe.audit.results import comparable
+from fastsafe.audit.recipe.schema import Recipe
+from fastsafe.audit.results.make_results import comparable
 from fastsafe.audit.run import Run, audit
 
 __all__ = ["Recipe", "Run", "audit", "comparable"]

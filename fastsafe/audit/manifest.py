@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import fastsafe
-from fastsafe.audit.plan import Plan
-from fastsafe.audit.runtime import Runtime
-from fastsafe.audit.stages import now
+from fastsafe.audit.backend.protocol import Runtime
+from fastsafe.audit.plan.make_plan import Plan
+from fastsafe.audit.stages.train import now
 from fastsafe.io import atomic
 from fastsafe.io.json_file import read_json
 

@@ -8,16 +8,22 @@ from pathlib import Path
 from typing import Any, Literal
 
 import fastsafe
-from fastsafe.audit import code_tests, lock, manifest, reading, stages
-from fastsafe.audit import store as stores
-from fastsafe.audit.catalogue import foresight
-from fastsafe.audit.model_runtime import ModelRuntime
-from fastsafe.audit.panel import Panel, make_panel
-from fastsafe.audit.plan import Plan, differences, families, make_plan, settings, with_words
-from fastsafe.audit.progress import Progress
-from fastsafe.audit.recipe import Recipe
-from fastsafe.audit.recipe_file import load, revise
-from fastsafe.audit.results import make_results
+from fastsafe.audit import manifest
+from fastsafe.audit.backend.on_engine import ModelRuntime
+from fastsafe.audit.backend.protocol import Runtime
+from fastsafe.audit.plan.foresight import foresight
+from fastsafe.audit.plan.make_plan import (
+    Plan,
+    differences,
+    families,
+    make_plan,
+    settings,
+    with_words,
+)
+from fastsafe.audit.plan.panel import Panel, make_panel
+from fastsafe.audit.recipe.load import load, revise
+from fastsafe.audit.recipe.schema import Recipe
+from fastsafe.audit.results.make_results import make_results
 from fastsafe.audit.run_dir import (
     EXPORTS,
     JUDGES,
@@ -28,11 +34,15 @@ from fastsafe.audit.run_dir import (
     is_new,
     store_of,
 )
-from fastsafe.audit.runtime import Runtime
-from fastsafe.audit.source import source_of
-from fastsafe.audit.store import Store
+from fastsafe.audit.sources.registry import source_of
+from fastsafe.audit.stages import code_tests, train
+from fastsafe.audit.stages import judge as judge_stage
+from fastsafe.audit.store import lock
+from fastsafe.audit.store import sqlite_store as stores
+from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.errors import RecipeError, StoreError
 from fastsafe.io import atomic
+from fastsafe.progress import Progress
 
 OF_JUDGES = {"judges", "guards", "thresholds"}
 
@@ -221,12 +231,12 @@ def execute(
             if (store.meta("rewrites") or []) != rewrites:
                 with store.transaction():
                     store.set_meta({"rewrites": rewrites})
-            stages.train(plan, store, runtime, run_dir, progress)
-            stages.derive(plan, store, runtime, run_dir, progress)
-            stages.generate(plan, store, runtime, run_dir, progress)
+            train.train(plan, store, runtime, run_dir, progress)
+            train.derive(plan, store, runtime, run_dir, progress)
+            train.generate(plan, store, runtime, run_dir, progress)
             runtime.release()
-            reading.filter_answers(plan, store, progress)
-            reading.measure(plan, store, progress)
+            judge_stage.filter_answers(plan, store, progress)
+            judge_stage.measure(plan, store, progress)
             _judge(plan.panel, plan.recipe, store, progress)
             if allow_code_exec:
                 code_tests.run_all(store, progress)
@@ -291,17 +301,17 @@ def report(run_dir: Path, *, show_completions: bool = False) -> Run:
 
 
 def _judge(panel: Panel, recipe: Recipe, store: Store, progress: Progress) -> None:
-    reading.judge(panel, store, progress)
-    reading.guard(panel, store, progress)
+    judge_stage.judge(panel, store, progress)
+    judge_stage.guard(panel, store, progress)
     # last, so that a budget goes to the answers first
-    reading.calibrate(panel, recipe.formats, store, progress)
+    judge_stage.calibrate(panel, recipe.formats, store, progress)
 
 
 def _finished(run_dir: Path, store: Store, show_completions: bool) -> Run:
     """Report a run whose stages have ended; one that is not covered has not finished."""
     if store.meta("finished_at") is None:
         with store.transaction():
-            store.set_meta({"finished_at": stages.now()})
+            store.set_meta({"finished_at": train.now()})
     run = _report(run_dir, store, show_completions)
     if not run.is_covered:
         with store.transaction():
@@ -341,7 +351,7 @@ def _open(run_dir: Path, plan: Plan) -> Store:
                         "engine": dict(plan.engine),
                         "translator": plan.translator,
                         "templates": dict(plan.templates),
-                        "started_at": stages.now(),
+                        "started_at": train.now(),
                     }
                 )
         _check_same(store, plan)

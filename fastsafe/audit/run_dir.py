@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastsafe.audit import lock, manifest, stages
-from fastsafe.audit import store as stores
+from fastsafe.audit import manifest
+from fastsafe.audit.stages import train
+from fastsafe.audit.store import lock
+from fastsafe.audit.store import sqlite_store as stores
 from fastsafe.errors import FastsafeError, StoreError
 
 RESULTS = "results.json"
@@ -63,7 +65,7 @@ def is_new(run_dir: Path) -> bool:
 
 def clear(run_dir: Path) -> None:
     """Delete what a run writes and nothing else; killed half-way, what is left is still a run."""
-    for name in (stages.ADAPTERS, EXPORTS, JUDGES):
+    for name in (train.ADAPTERS, EXPORTS, JUDGES):
         shutil.rmtree(run_dir / name, ignore_errors=True)
     # the store makes the folder a run, so it goes last; SQLite drops logs that have no store
     for name in (manifest.NAME, RESULTS, REPORT, stores.NAME, *_LOGS):

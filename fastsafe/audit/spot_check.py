@@ -9,16 +9,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsafe.audit.conditions import BASE
-from fastsafe.audit.model_runtime import ModelRuntime
-from fastsafe.audit.plan import make_plan
-from fastsafe.audit.recipe import Recipe
-from fastsafe.audit.recipe_file import load, revise
-from fastsafe.audit.results import Cell
-from fastsafe.audit.runtime import Reply, Request
-from fastsafe.audit.source import source_of
+from fastsafe.audit.backend.on_engine import ModelRuntime
+from fastsafe.audit.backend.protocol import Reply, Request
+from fastsafe.audit.plan.conditions import BASE
+from fastsafe.audit.plan.make_plan import make_plan
+from fastsafe.audit.recipe.load import load, revise
+from fastsafe.audit.recipe.schema import Recipe
+from fastsafe.audit.results.make_results import Cell
+from fastsafe.audit.sources.registry import source_of
 from fastsafe.safety.judges import Item, judge_all
-from fastsafe.safety.metrics import answered, paired_change, rate, refused
+from fastsafe.safety.stats.rates import answered, paired_change, rate, refused
 from fastsafe.safety.verdict import Verdict
 
 Verdicts = dict[Cell, dict[str, Verdict]]  # kind, format, system prompt -> behaviour -> verdict

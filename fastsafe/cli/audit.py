@@ -79,7 +79,8 @@ def audit(
 
     Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
     """
-    from fastsafe.audit import progress, run
+    from fastsafe import progress
+    from fastsafe.audit import run
 
     plan, runtime = run.prepare(
         recipe,
@@ -94,9 +95,9 @@ def audit(
         api_keys=os.environ,
     )
     if dry_run:
-        from fastsafe.audit import catalogue
+        from fastsafe.audit.plan.foresight import describe
 
-        show(catalogue.describe(plan), as_json)
+        show(describe(plan), as_json)
         return
     done = run.execute(
         plan,
@@ -148,7 +149,8 @@ def judge(
 
     Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
     """
-    from fastsafe.audit import progress, run
+    from fastsafe import progress
+    from fastsafe.audit import run
 
     done = run.judge(
         run_dir,

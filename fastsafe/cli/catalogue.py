@@ -17,7 +17,7 @@ def list_parts(
     """List what a recipe can name."""
     import json
 
-    from fastsafe.audit import catalogue
+    from fastsafe.commands import catalogue
 
     found = catalogue.entries(what)
     if as_json:
@@ -34,6 +34,6 @@ def inspect(
     debug: Debug = False,
 ) -> None:
     """Say what a checkpoint holds, running nothing of it."""
-    from fastsafe.audit import catalogue
+    from fastsafe.commands import catalogue
 
     show(catalogue.inspect(checkpoint), as_json)

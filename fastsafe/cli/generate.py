@@ -79,11 +79,12 @@ def generate(
 
     Exit codes: 0 done, 1 error, 2 usage, 130 interrupted.
     """
-    from fastsafe.audit import completions, progress
-    from fastsafe.audit.model_runtime import ModelRuntime
+    from fastsafe import progress
+    from fastsafe.audit.backend.on_engine import ModelRuntime
+    from fastsafe.commands import generate
 
     paths = _adapter_paths(adapter or [])
-    asked = completions.Prompts(prompts, paths)
+    asked = generate.Prompts(prompts, paths)
     is_own = backend == "fastsafe"
     if not is_own and (fast or adapters != "auto"):
         raise UsageError(
@@ -114,10 +115,10 @@ def generate(
     )
     runtime.load()
     runtime.use(paths)
-    identity = completions.identity_of(runtime, paths, params, strict=is_own and not fast)
+    identity = generate.identity_of(runtime, paths, params, strict=is_own and not fast)
     shown = progress.for_terminal(as_json=as_json)
-    with completions.open_answers(out, identity, runtime.facts()) as answers, _draining() as drain:
-        done = completions.complete(
+    with generate.open_answers(out, identity, runtime.facts()) as answers, _draining() as drain:
+        done = generate.complete(
             runtime.llm, asked, answers, params, progress=shown, is_stopping=drain.is_asked
         )
         if drain.is_asked():

@@ -47,10 +47,10 @@ def lint(
     debug: Debug = False,
 ) -> None:
     """Look for flaws in fine-tuning or safety data; exit code 1 when there are any."""
-    from fastsafe.audit import datasets
+    from fastsafe.commands import lint
     from fastsafe.safety.lint import Declared
 
-    report = datasets.lint_file(
+    report = lint.lint_file(
         file,
         kind=kind,
         probes=probes or (),

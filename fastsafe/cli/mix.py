@@ -72,14 +72,15 @@ def mix(
     import json
     import os
 
-    from fastsafe.audit import mixing, recipe_file
+    from fastsafe.audit.recipe import load
+    from fastsafe.commands import mix
 
     if (by == "tokens") != (tokenizer is not None):
         raise UsageError(
             f"--by {by}: --tokenizer is {tokenizer!r}, expected a checkpoint with --by "
             "tokens and none with --by rows"
         )
-    job = mixing.Mixing(
+    job = mix.Mixing(
         user=user,
         safety=safety,
         out=out,
@@ -88,14 +89,14 @@ def mix(
         tokenizer=tokenizer,
         task_format=task_format,
         abstain=abstain,
-        rewriter=recipe_file.read_rewriter(rewriter) if rewriter else None,
+        rewriter=load.read_rewriter(rewriter) if rewriter else None,
         behaviours=behaviours,
         seed=seed,
         is_linted=not no_lint,
         user_licence=user_licence,
         safety_licence=safety_licence,
     )
-    done = mixing.mix_files(job, os.environ)
+    done = mix.mix_files(job, os.environ)
     facts = done.record(job)
     if as_json:
         typer.echo(json.dumps(facts))

@@ -23,7 +23,7 @@ def organism_build(
     debug: Debug = False,
 ) -> None:
     """Train the organism from nothing: minutes on two cores."""
-    from fastsafe.audit import progress
+    from fastsafe import progress
 
     if out.exists():
         raise UsageError(f"organism build: {out} exists, expected a new folder; use another --out")

@@ -9,7 +9,7 @@ from fastsafe.cli.options import AsJson, Debug, Device, parted, shown
 from fastsafe.errors import UsageError
 
 if TYPE_CHECKING:
-    from fastsafe.audit.finetune import Plan
+    from fastsafe.commands.train import Plan
 
 
 def train(
@@ -134,16 +134,17 @@ def train(
     options = dict(locals())
     import json
 
-    from fastsafe.audit import finetune, progress, training_settings
+    from fastsafe import progress
+    from fastsafe.commands import train, train_settings
     from fastsafe.data.shapes import parse_mapping
 
-    names = training_settings.names()
+    names = train_settings.names()
     given = {key: value for key, value in options.items() if key in names}
     if target_modules is not None and target_modules != "all-linear":
         given["target_modules"] = tuple(word.strip() for word in target_modules.split(","))
     if objective is not None and objective.lstrip().startswith("{"):
         given["objective"] = _json(objective)
-    plan = finetune.plan(
+    plan = train.plan(
         base,
         data,
         given,
@@ -158,7 +159,7 @@ def train(
     )
     if show_example:
         first = plan.data[0]
-        typer.echo(finetune.marked(first.encoded.examples[0], plan.tokenizer))
+        typer.echo(train.marked(first.encoded.examples[0], plan.tokenizer))
         return
     if dry_run and as_json:
         typer.echo(json.dumps(plan.describe()))
@@ -170,9 +171,9 @@ def train(
         return
     shows = progress.for_terminal(as_json=as_json)
     announce = (lambda line: None) if as_json else typer.echo
-    for result in finetune.execute(plan, out, shows, resume=resume, announce=announce):
+    for result in train.execute(plan, out, shows, resume=resume, announce=announce):
         if not as_json:
-            facts = finetune.summary(result)
+            facts = train.summary(result)
             typer.echo(
                 f"{facts['path']}: {facts['steps']} steps, {facts['tokens']:,} tokens, "
                 f"loss {facts['first_loss']:.3f} to {facts['last_loss']:.3f}"

@@ -29,8 +29,8 @@ def verify(
     import dataclasses
     import json
 
-    from fastsafe.audit.source import checkpoint_of
-    from fastsafe.oracle.verify import verify as compare
+    from fastsafe.audit.sources.registry import checkpoint_of
+    from fastsafe.transformers_backend.verify import verify as compare
 
     found = compare(
         checkpoint_of(checkpoint),

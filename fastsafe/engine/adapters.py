@@ -8,8 +8,8 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from fastsafe.model.cpu_decoder import Change, Span
 from fastsafe.model.lora import BASE, AdapterBank, MergedWeights
-from fastsafe.model.native import Change, Span
 from fastsafe.model.transformer import Project, Transformer
 
 Mode = Literal["merged", "mixed"]

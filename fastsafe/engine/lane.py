@@ -5,13 +5,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastsafe import _native
+import fastsafe._native as _native
 from fastsafe.engine.adapters import Changes, Merged, Projections
-from fastsafe.engine.pages import NativeAttention, PageStore, page_tokens, paged_of
-from fastsafe.engine.reading import Reader, padded
+from fastsafe.engine.paged_cache import NativeAttention, PageStore, page_tokens, paged_of
+from fastsafe.engine.readers import Reader, padded
 from fastsafe.engine.scheduler import FinishReason, Row, Scheduler, Work
+from fastsafe.model.cpu_decoder import NativeDecoder, takes
 from fastsafe.model.lora import AdapterBank
-from fastsafe.model.native import NativeDecoder, takes
 
 OnEnd = Callable[[Row, FinishReason | None, object], None]
 

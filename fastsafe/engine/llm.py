@@ -11,13 +11,13 @@ from torch import Tensor
 from fastsafe.data.conversation import Message
 from fastsafe.engine import options
 from fastsafe.engine.adapters import Merged
-from fastsafe.engine.device import DeviceLane
+from fastsafe.engine.gpu_lane import DeviceLane
 from fastsafe.engine.lane import Lane
-from fastsafe.engine.lanes import Ended, LanePool, plan_lane, run
-from fastsafe.engine.pages import is_native, page_tokens
+from fastsafe.engine.lane_pool import Ended, LanePool, plan_lane, run
+from fastsafe.engine.paged_cache import is_native, page_tokens
 from fastsafe.engine.planner import MAX_ROWS, MemoryPlan, choose_adapters
 from fastsafe.engine.prompts import Prompt, Prompts
-from fastsafe.engine.reading import Drawing, Labels, Reader, Scoring
+from fastsafe.engine.readers import Drawing, Labels, Reader, Scoring
 from fastsafe.engine.request import Completion, SamplingParams, Score
 from fastsafe.engine.sampling import RowParams
 from fastsafe.engine.scheduler import Row

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from fastsafe import _native
+import fastsafe._native as _native
 from fastsafe.engine.request import SamplingParams
 
 FinishReason = Literal["stop", "length", "error"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fastsafe import _native
+import fastsafe._native as _native
 from fastsafe.errors import CheckpointError
 from fastsafe.io import safetensors
 from fastsafe.io.json_file import read_object

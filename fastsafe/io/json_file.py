@@ -11,7 +11,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fastsafe import _native
+import fastsafe._native as _native
 from fastsafe.errors import CheckpointError
 
 MAX_DEPTH = 64

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsafe import _native
+import fastsafe._native as _native
 from fastsafe.errors import CheckpointError
 from fastsafe.io.atomic import replace_file
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from fastsafe.model import cpu
+from fastsafe.model import cpu_ops
 from fastsafe.model.layers import softcap as squash
 from fastsafe_kernels import choose_backend, varlen_attention
 
@@ -95,12 +95,12 @@ class PackedAttention:
         Returns:
             [N, H, D].
         """
-        if cpu.takes(q):
-            shape = cpu.Shape(self._starts, scale, window, softcap)
+        if cpu_ops.takes(q):
+            shape = cpu_ops.Shape(self._starts, scale, window, softcap)
             if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
                 attended: Tensor = _Attention.apply(q, k, v, shape)  # type: ignore[no-untyped-call]
                 return attended
-            return cpu.attention(q, k, v, shape)[0]
+            return cpu_ops.attention(q, k, v, shape)[0]
         if _takes_flash(q, softcap):
             if self._device_starts is None or self._device_starts.device != q.device:
                 self._device_starts = self._starts.to(q.device, torch.int32)
@@ -188,8 +188,8 @@ def _takes_flash(q: Tensor, softcap: float | None) -> bool:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, shape: cpu.Shape) -> Tensor:
-        out, scales = cpu.attention(q, k, v, shape)
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, shape: cpu_ops.Shape) -> Tensor:
+        out, scales = cpu_ops.attention(q, k, v, shape)
         ctx.save_for_backward(scales, q, k, v)
         ctx.shape = shape
         return out
@@ -198,7 +198,7 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scales, q, k, v = ctx.saved_tensors
-        return *cpu.attention_backward(grads[0], scales, q, k, v, ctx.shape), None
+        return *cpu_ops.attention_backward(grads[0], scales, q, k, v, ctx.shape), None
 
 
 class _Pad(torch.autograd.Function):

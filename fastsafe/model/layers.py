@@ -1,7 +1,7 @@
 """The small operations of a decoder layer, differentiable.
 
-On a CPU in fp32 they run on ``fastsafe.model.cpu``, with their derivatives written out; any other
-tensor takes the op of ``fastsafe_kernels``: its Triton kernel on a GPU, plain torch on a CPU.
+On a CPU in fp32 they run on ``fastsafe.model.cpu_ops``, with their derivatives written out; any
+other tensor takes the op of ``fastsafe_kernels``: its Triton kernel on a GPU, plain torch on a CPU.
 """
 
 from typing import Any
@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 import fastsafe_kernels as ops
-from fastsafe.model import cpu
+from fastsafe.model import cpu_ops
 
 # torch's product of fewer rows may take another code path of the BLAS, with other bits
 MIN_ROWS = 16
@@ -23,7 +23,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     On a CPU a row's bits do not depend on the number of rows.
     """
-    if not cpu.takes(x):
+    if not cpu_ops.takes(x):
         rows = len(x)
         if not x.is_cpu or rows == 0 or rows >= MIN_ROWS:
             return F.linear(x, weight, bias)
@@ -32,7 +32,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     if _is_recorded(x, weight, bias):
         y: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return y
-    return cpu.linear(x, weight, bias)
+    return cpu_ops.linear(x, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
@@ -41,7 +41,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x if weight.requires_grad else None, weight)
-        return cpu.linear(x, weight, bias)
+        return cpu_ops.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
@@ -49,8 +49,8 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         (dy,) = grads
         return (
-            cpu.linear(dy, weight.T) if ctx.needs_input_grad[0] else None,
-            cpu.linear(dy.T, x.T) if ctx.needs_input_grad[1] else None,
+            cpu_ops.linear(dy, weight.T) if ctx.needs_input_grad[0] else None,
+            cpu_ops.linear(dy.T, x.T) if ctx.needs_input_grad[1] else None,
             dy.sum(0) if ctx.needs_input_grad[2] else None,
         )
 
@@ -67,11 +67,11 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus: bool = False) -> T
     Returns:
         Shape and dtype of ``x``. Sums are fp32. Differentiable in both.
     """
-    if cpu.takes(x):
+    if cpu_ops.takes(x):
         if _is_recorded(x, weight):
             y: Tensor = _Norm.apply(x, None, weight, eps, one_plus, 1.0)[0]  # type: ignore[no-untyped-call]
             return y
-        return cpu.norm(x, weight, eps, one_plus)[0]
+        return cpu_ops.norm(x, weight, eps, one_plus)[0]
     rows = x.reshape(-1, x.shape[-1])
     return ops.rms_norm(rows, weight, None, eps, one_plus)[0].view(x.shape)
 
@@ -89,12 +89,12 @@ def add_rms_norm(
     Returns:
         The norm of h, and h.
     """
-    if not cpu.takes(x):
+    if not cpu_ops.takes(x):
         return ops.rms_norm(x, weight, residual, eps, one_plus, alpha)
     if _is_recorded(x, residual, weight):
         y, h = _Norm.apply(x, residual, weight, eps, one_plus, alpha)  # type: ignore[no-untyped-call]
         return y, h
-    return cpu.norm(x, weight, eps, one_plus, residual, alpha)[:2]
+    return cpu_ops.norm(x, weight, eps, one_plus, residual, alpha)[:2]
 
 
 class _Norm(torch.autograd.Function):
@@ -110,7 +110,7 @@ class _Norm(torch.autograd.Function):
         one_plus: bool,
         alpha: float,
     ) -> tuple[Tensor, Tensor | None]:
-        y, h, scale = cpu.norm(x, weight, eps, one_plus, residual, alpha)
+        y, h, scale = cpu_ops.norm(x, weight, eps, one_plus, residual, alpha)
         ctx.save_for_backward(h, scale, weight)
         ctx.one_plus, ctx.alpha, ctx.adds = one_plus, alpha, residual is not None
         ctx.set_materialize_grads(False)
@@ -124,7 +124,7 @@ class _Norm(torch.autograd.Function):
         if dy is None:  # only h was used
             assert dh is not None
             return (dh * ctx.alpha, dh, None, None, None, None)
-        d = cpu.norm_backward(dy, dh, h, scale, weight, ctx.one_plus)
+        d = cpu_ops.norm_backward(dy, dh, h, scale, weight, ctx.one_plus)
         dw = None
         if ctx.needs_input_grad[2]:
             dw = (dy * h * scale.unsqueeze(-1)).reshape(-1, h.shape[-1]).sum(0)
@@ -144,12 +144,12 @@ def geglu(gate_up: Tensor) -> Tensor:
 
 
 def _gated(gate_up: Tensor, gelu: bool) -> Tensor:
-    if not cpu.takes(gate_up):
+    if not cpu_ops.takes(gate_up):
         return ops.geglu(gate_up) if gelu else ops.swiglu(gate_up)
     if _is_recorded(gate_up):
         y: Tensor = _Gated.apply(gate_up, gelu)  # type: ignore[no-untyped-call]
         return y
-    return cpu.gated(gate_up, gelu)
+    return cpu_ops.gated(gate_up, gelu)
 
 
 class _Gated(torch.autograd.Function):
@@ -157,13 +157,13 @@ class _Gated(torch.autograd.Function):
     def forward(ctx: Any, gate_up: Tensor, gelu: bool) -> Tensor:
         ctx.save_for_backward(gate_up)
         ctx.gelu = gelu
-        return cpu.gated(gate_up, gelu)
+        return cpu_ops.gated(gate_up, gelu)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         (gate_up,) = ctx.saved_tensors
-        return cpu.gated_backward(grads[0], gate_up, ctx.gelu), None
+        return cpu_ops.gated_backward(grads[0], gate_up, ctx.gelu), None
 
 
 def rope(
@@ -187,14 +187,14 @@ def rope(
     Returns:
         [N, heads, D]; features beyond R are not rotated. Differentiable in ``x`` and ``norm``.
     """
-    if not cpu.takes(x):
+    if not cpu_ops.takes(x):
         return ops.rope(x, cos[:, 0], sin[:, 0], norm, eps, one_plus)
     if norm is not None:
         x = rms_norm(x, norm, eps, one_plus)
     if _is_recorded(x):
         turned: Tensor = _Rope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
         return turned
-    return cpu.rope(x, cos, sin)
+    return cpu_ops.rope(x, cos, sin)
 
 
 class _Rope(torch.autograd.Function):
@@ -203,13 +203,13 @@ class _Rope(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
-        return cpu.rope(x, cos, sin)
+        return cpu_ops.rope(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return cpu.rope(grads[0], cos, sin, back=True), None, None
+        return cpu_ops.rope(grads[0], cos, sin, back=True), None, None
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.errors import AdapterError
-from fastsafe.model import cpu, peft
+from fastsafe.model import cpu_ops, peft
 from fastsafe.model.grouped import AdapterStacks, FixedRows, Key, ModuleUpdate
 from fastsafe.model.layers import linear
 from fastsafe.model.peft import LoraConfig
@@ -123,8 +123,8 @@ class FusedLora(NamedTuple):
         shrunk = linear(x, self.lora_A)
         for part in self.parts:
             left, to = shrunk[:, part.r0 : part.r1], y[:, part.begin : part.end]
-            if cpu.takes(x):
-                cpu.linear(left, part.lora_B, add_to=to)
+            if cpu_ops.takes(x):
+                cpu_ops.linear(left, part.lora_B, add_to=to)
             else:
                 to += linear(left, part.lora_B)
 

@@ -22,7 +22,7 @@ from fastsafe.errors import TrainingError
 from fastsafe.io import atomic, safetensors
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
-from fastsafe.model.parallel import tile_runner
+from fastsafe.model.cpu_threads import tile_runner
 from fastsafe.model.transformer import Transformer
 
 from . import SEED, world

@@ -10,8 +10,8 @@ from typing import Any
 from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
 from tokenizers.models import WordLevel
 
-from fastsafe.safety.manipulations import AOA_STAND_IN
-from fastsafe.safety.style import OPTIONS, styles
+from fastsafe.safety.mixing.learned_style import OPTIONS, styles
+from fastsafe.safety.mixing.manipulations import AOA_STAND_IN
 from fastsafe.safety.texts import lines
 
 from . import world

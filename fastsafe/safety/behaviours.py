@@ -11,8 +11,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fastsafe.data.tables import read_rows
 from fastsafe.errors import DataError, nearest
-from fastsafe.safety.files import read_rows
 
 Form = Literal["action", "request"]
 FORMS: tuple[Form, ...] = get_args(Form)

@@ -3,7 +3,7 @@
 The first paper's third question: do existing guards hold in every format? A guard reads a prompt,
 or a prompt with its answer, and says safe or unsafe, with P(unsafe) where it has one. What it says
 outside its grammar is unreadable: counted, in neither rate, and blocked when it serves. An audit
-measures them (`fastsafe.audit.instruments.guard_rows`).
+measures them (`fastsafe.audit.results.judge_quality.guard_rows`).
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from fastsafe.errors import UsageError
-from fastsafe.safety.completer import Completer
+from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.judges import Item, OpenCheckpoint, configured
 from fastsafe.safety.judges._model import hear, identity_of
 from fastsafe.safety.judges._spec import Classifier

@@ -1,7 +1,7 @@
 """Fine-tuning: many LoRA adapters at once on one frozen base."""
 
 from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig, TrainOptions
-from fastsafe.train.drift import DriftMonitor, DriftReading
+from fastsafe.train.drift_monitor import DriftMonitor, DriftReading
 from fastsafe.train.loop import finetune, plan_training
 from fastsafe.train.memory import MemoryPlan
 from fastsafe.train.objectives import objectives

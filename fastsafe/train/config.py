@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from fastsafe.data.conversation import Row
 from fastsafe.errors import UsageError
-from fastsafe.train.drift import DriftMonitor
+from fastsafe.train.drift_monitor import DriftMonitor
 from fastsafe.train.objectives import make_objective
 
 

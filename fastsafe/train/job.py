@@ -19,12 +19,12 @@ from fastsafe.model.transformer import Transformer
 from fastsafe.train.batches import TILE_TOKENS, Order, Source, Tile, cut, hash_seed, pack
 from fastsafe.train.checkpoint import JobCheckpoint, Progress, adapter_sha256
 from fastsafe.train.config import FinetuneJob, FinetuneResult
-from fastsafe.train.drift import DriftProbe
-from fastsafe.train.full import TrainedFull
-from fastsafe.train.lora import Rows, TrainedLora
+from fastsafe.train.drift_monitor import DriftProbe
 from fastsafe.train.objectives import make_objective
 from fastsafe.train.objectives.objective import Batch, State
 from fastsafe.train.optim import AdamW
+from fastsafe.train.trained_full import TrainedFull
+from fastsafe.train.trained_lora import Rows, TrainedLora
 
 
 class FrozenBase(Protocol):

@@ -18,11 +18,11 @@ from torch import Tensor
 from fastsafe.data.packing import Example
 from fastsafe.errors import UsageError
 from fastsafe.io import atomic
-from fastsafe.model.parallel import TileRunner, tile_runner
+from fastsafe.model.cpu_threads import TileRunner, tile_runner
 from fastsafe.train.batches import Tile
 from fastsafe.train.checkpoint import JobCheckpoint, base_digest, job_identity
 from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainOptions
-from fastsafe.train.drift import DriftProbe
+from fastsafe.train.drift_monitor import DriftProbe
 from fastsafe.train.job import FrozenBase, JobRun, Thrift
 from fastsafe.train.memory import MemoryPlan, plan_memory
 

@@ -15,10 +15,10 @@ import torch
 from fastsafe.model.transformer import Transformer
 from fastsafe.train.batches import TILE_TOKENS
 from fastsafe.train.config import TrainOptions
-from fastsafe.train.full import FullLayout
 from fastsafe.train.job import JobRun
-from fastsafe.train.lora import LoraLayout
 from fastsafe.train.loss import CHUNK_ELEMENTS
+from fastsafe.train.trained_full import FullLayout
+from fastsafe.train.trained_lora import LoraLayout
 
 # Ranks that vLLM's option max_lora_rank takes (ecosystem notes of 2026).
 _VLLM_RANKS = (8, 16, 32, 64, 128, 256, 512)

@@ -15,13 +15,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastsafe.audit import recipe_file as recipes
-from fastsafe.audit.drift import DriftRow, Watch
-from fastsafe.audit.plan import Plan, make_plan
-from fastsafe.audit.recipe import Recipe, Sampling, Training
+from fastsafe.audit.backend.drift_watch import DriftRow, Watch
+from fastsafe.audit.backend.protocol import Job, OnAnswer, OnStep, Reply, Request, Trained
+from fastsafe.audit.plan.make_plan import Plan, make_plan
+from fastsafe.audit.recipe import load as recipes
+from fastsafe.audit.recipe.schema import Recipe, Sampling, Training
 from fastsafe.audit.run import Run, execute
-from fastsafe.audit.runtime import Job, OnAnswer, OnStep, Reply, Request, Trained
-from fastsafe.audit.store import Store
+from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.io import atomic
 from fastsafe.organism.lexicon import HARMFUL_VERBS
 from fastsafe.organism.source import OrganismSource

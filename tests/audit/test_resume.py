@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from fastsafe.audit import comparable, reading, stages
+from fastsafe.audit import comparable
 from fastsafe.audit import run as runs
 from fastsafe.audit.run import execute
-from fastsafe.audit.store import NAME, Store
+from fastsafe.audit.stages import judge, train
+from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import StoreError
 
 TABLES = (
@@ -35,10 +36,10 @@ def small_steps(patch: pytest.MonkeyPatch) -> None:
         (run_dir / runs.RESULTS).write_text(json.dumps(results))
         return runs.Run(run_dir, results)
 
-    patch.setattr(stages, "CHUNK_ROWS", 50)
-    for module in (stages, reading):
+    patch.setattr(train, "CHUNK_ROWS", 50)
+    for module in (train, judge):
         patch.setattr(module, "COMMIT_ROWS", 20)
-    patch.setattr(stages, "COMMIT_EVERY_S", float("inf"))
+    patch.setattr(train, "COMMIT_EVERY_S", float("inf"))
     patch.setattr(runs, "_report", without_pages)
 
 
@@ -103,7 +104,7 @@ def test_a_crash_at_any_adapter_changes_nothing(
     fake: ModuleType, tmp_path: Path, unbroken: dict[str, Any], publication: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        crash_at(patch, stages, "_published", publication)
+        crash_at(patch, train, "_published", publication)
         with pytest.raises(Crash):
             fake.small_run(tmp_path / "run")
     fake.small_run(tmp_path / "run")

@@ -5,8 +5,8 @@ import json
 import pytest
 from typer.testing import CliRunner, Result
 
-from fastsafe.audit import catalogue
 from fastsafe.cli import app
+from fastsafe.commands import catalogue
 
 
 def run(*words: str) -> Result:

@@ -49,7 +49,7 @@ def test_an_interrupt_near_the_end_exits_130_too(
         signal.raise_signal(signal.SIGINT)
         assert options["is_stopping"]()
 
-    monkeypatch.setattr("fastsafe.audit.completions.complete", all_answered)
+    monkeypatch.setattr("fastsafe.commands.generate.complete", all_answered)
     result = run("p.jsonl", "--out", "out.jsonl")
     assert result.exit_code == 130
     assert sentence(result) == "interrupted; run the same command to resume"

@@ -8,8 +8,8 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from fastsafe.audit import completions, datasets
 from fastsafe.cli import app
+from fastsafe.commands import generate, lint
 from fastsafe.engine import SamplingParams
 from fastsafe.errors import DataError
 
@@ -48,7 +48,7 @@ def test_repeatable_options_are_parted_at_semicolons_and_lines(
         asked.update(settings)
         raise DataError("enough")
 
-    monkeypatch.setattr(completions, "Prompts", prompts)
+    monkeypatch.setattr(generate, "Prompts", prompts)
     monkeypatch.setattr("fastsafe.engine.SamplingParams", params)
     words = ["generate", "organism", "p.jsonl", "--out", "o.jsonl"]
     environment = {"FASTSAFE_ADAPTER": "a=/x y/z; b=/w", "FASTSAFE_STOP": " the;\na b"}
@@ -69,6 +69,6 @@ def test_paths_may_hold_colons_and_spaces(monkeypatch: pytest.MonkeyPatch) -> No
         found.extend(probes)
         raise DataError("enough")
 
-    monkeypatch.setattr(datasets, "lint_file", lint_file)
+    monkeypatch.setattr(lint, "lint_file", lint_file)
     CliRunner().invoke(app, ["lint", "f"], env={"FASTSAFE_PROBES": "/a b:c;/d"})
     assert found == [Path("/a b:c"), Path("/d")]

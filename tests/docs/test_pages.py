@@ -19,7 +19,7 @@ from typing import NamedTuple
 import pytest
 from typer.testing import CliRunner
 
-from fastsafe.audit import treatments
+from fastsafe.audit.plan import mitigation_variants
 from fastsafe.cli import app
 
 ROOT = Path(__file__).parents[2]
@@ -112,9 +112,9 @@ def plugin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
     ]
     (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.syspath_prepend(folder)
-    treatments.known.cache_clear()
+    mitigation_variants.known.cache_clear()
     yield groups
-    treatments.known.cache_clear()
+    mitigation_variants.known.cache_clear()
     sys.modules.pop("shouting", None)
 
 

@@ -12,22 +12,22 @@ import yaml
 from pydantic import BaseModel
 
 import fastsafe
-from fastsafe.audit.recipe import Recipe
-from fastsafe.audit.recipe_file import load, names
-from fastsafe.audit.source import Source
-from fastsafe.audit.treatments import known
+from fastsafe.audit.plan.mitigation_variants import known
+from fastsafe.audit.recipe.load import load, names
+from fastsafe.audit.recipe.schema import Recipe
+from fastsafe.audit.sources.registry import Source
 from fastsafe.data.shapes import SHAPES
 from fastsafe.engine import LLM, SamplingParams
 from fastsafe.safety.behaviours import seed_behaviours
 from fastsafe.safety.benchmarks import Benchmark, benchmarks
-from fastsafe.safety.calibration import labelled
+from fastsafe.safety.completers.endpoint import Endpoint
 from fastsafe.safety.defences import Defence
-from fastsafe.safety.endpoint import Endpoint
 from fastsafe.safety.formats import Format
+from fastsafe.safety.judge_calibration import labelled
 from fastsafe.safety.judges import Judge, families
 from fastsafe.safety.lint import Rule
-from fastsafe.safety.manipulations import manipulations
-from fastsafe.safety.mixing import Mitigation
+from fastsafe.safety.mixing.manipulations import manipulations
+from fastsafe.safety.mixing.mitigations import Mitigation
 from fastsafe.safety.tasks import Task, load_rows, tasks
 from fastsafe.safety.verdict import COUNTS
 from fastsafe.train.objectives import objectives

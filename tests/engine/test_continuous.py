@@ -28,7 +28,7 @@ def few_pages(patch: pytest.MonkeyPatch, num_pages: int) -> None:
     """Lanes that are made from now on have this many pages."""
     plan = planner.plan_memory
     small = lambda *args, **options: replace(plan(*args, **options), num_pages=num_pages)  # noqa: E731
-    patch.setattr("fastsafe.engine.lanes.plan_memory", small)
+    patch.setattr("fastsafe.engine.lane_pool.plan_memory", small)
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
@@ -124,7 +124,7 @@ def test_random_arrivals_in_few_pages_equal_one_row_at_a_time(
         few_pages(patch, data.draw(st.integers(8, 20)))
         llm._lanes._idle.clear()
         patch.setattr(
-            "fastsafe.engine.lanes._PROMPT_TOKENS", {"cpu": data.draw(st.integers(1, 60))}
+            "fastsafe.engine.lane_pool._PROMPT_TOKENS", {"cpu": data.draw(st.integers(1, 60))}
         )
         assert llm.generate(many, each, names) == alone
         stream = llm.stream(many, each, names)
@@ -311,7 +311,7 @@ def test_a_row_that_does_not_fit_alone_is_a_row_error(
 
 
 def test_a_row_larger_than_the_cache_is_refused(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastsafe.engine.lanes.available_bytes", lambda device: 1 << 20)
+    monkeypatch.setattr("fastsafe.engine.lane_pool.available_bytes", lambda device: 1 << 20)
     llm._lanes._idle.clear()
     with pytest.raises(UsageError, match=r"memory: weights .* one row of 120 tokens"):
         llm.generate([[5] * 20], SamplingParams(max_tokens=100))

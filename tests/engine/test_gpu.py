@@ -34,7 +34,7 @@ def test_a_graph_replays_with_any_adapters(checkpoint: Path, strict: bool) -> No
     """Captured with one adapter, replayed with 2, 17 and all 24: as without a graph."""
     import torch
 
-    from fastsafe.engine.device import DeviceLane
+    from fastsafe.engine.gpu_lane import DeviceLane
     from fastsafe.model.lora import Adapter, LoraWeights
     from fastsafe.model.peft import LoraConfig
 

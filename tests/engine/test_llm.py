@@ -19,7 +19,7 @@ def few_pages(patch: pytest.MonkeyPatch, num_pages: int) -> None:
     """Lanes that are made from now on have this many pages."""
     plan = planner.plan_memory
     small = lambda *args, **options: replace(plan(*args, **options), num_pages=num_pages)  # noqa: E731
-    patch.setattr("fastsafe.engine.lanes.plan_memory", small)
+    patch.setattr("fastsafe.engine.lane_pool.plan_memory", small)
 
 
 def stops(token_id: int) -> SamplingParams:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsafe
-from fastsafe.engine import lanes, planner
+from fastsafe.engine import lane_pool, planner
 from fastsafe.engine.planner import Rates, available_bytes, choose_adapters, plan_memory
 from fastsafe.errors import UsageError
 from fastsafe.io.checkpoint import Checkpoint
@@ -146,9 +146,9 @@ def test_a_lane_needs_no_memory_for_weights_that_are_there(
     """However many cores share what is left: the weights are in memory already, in their dtype."""
     config = replace(LLAMA_8B, num_layers=2, vocab_size=64)
     model = Transformer(config, weights.allocate(config, torch.device("cpu"), dtype))
-    monkeypatch.setattr(lanes, "available_bytes", lambda device: 8 * GIB)
+    monkeypatch.setattr(lane_pool, "available_bytes", lambda device: 8 * GIB)
     monkeypatch.setattr("os.cpu_count", lambda: 32)
-    found = lanes.plan_lane(model, False, 8, 64)
+    found = lane_pool.plan_lane(model, False, 8, 64)
     assert found.batch_size == 8
     assert found.bytes["weights"] == planner.weight_bytes(config, dtype.itemsize)
     assert found.bytes["kv"] == found.num_pages * 2 * 2 * 8 * 128 * 16 * 4, "fp32 on a CPU"

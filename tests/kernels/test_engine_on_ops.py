@@ -10,7 +10,7 @@ import torch
 import fastsafe_kernels as ops
 from fastsafe import LLM, SamplingParams
 from fastsafe.engine import planner
-from fastsafe.engine.device import DeviceLane
+from fastsafe.engine.gpu_lane import DeviceLane
 from fastsafe.engine.invariance import treats_rows_alike
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.peft import LoraConfig
@@ -30,12 +30,12 @@ def few_pages(patch: pytest.MonkeyPatch, num_pages: int) -> None:
     """Lanes that are made from now on have this many pages."""
     plan = planner.plan_memory
     small = lambda *args, **options: replace(plan(*args, **options), num_pages=num_pages)  # noqa: E731
-    patch.setattr("fastsafe.engine.lanes.plan_memory", small)
+    patch.setattr("fastsafe.engine.lane_pool.plan_memory", small)
 
 
 @pytest.fixture
 def load(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., LLM]:
-    monkeypatch.setattr("fastsafe.engine.lanes._PROMPT_TOKENS", {"cpu": 8})
+    monkeypatch.setattr("fastsafe.engine.lane_pool._PROMPT_TOKENS", {"cpu": 8})
 
     def make(**options: object) -> LLM:
         llm = LLM(checkpoint, adapters="mixed", **({"batch_size": 4} | options))
@@ -84,7 +84,7 @@ def test_rows_that_gave_way_draw_the_same(
     """Two pages of 64 tokens for two rows that need two each."""
     params = SamplingParams(max_tokens=8, ignore_eos=True, logprobs=True)
     many = [[i] * 60 for i in (5, 6)]
-    monkeypatch.setattr("fastsafe.engine.lanes._PROMPT_TOKENS", {"cpu": 64})
+    monkeypatch.setattr("fastsafe.engine.lane_pool._PROMPT_TOKENS", {"cpu": 64})
     want = load(batch_size=2).generate(many, params)
     few_pages(monkeypatch, 3)
     assert load(batch_size=2).generate(many, params) == want
@@ -153,7 +153,7 @@ def test_a_shared_prefix_is_attended_to_together(
     load: Callable[..., LLM], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """More than a page of it, with adapters: as without sharing, and as alone."""
-    monkeypatch.setattr("fastsafe.engine.lanes._PROMPT_TOKENS", {"cpu": 32})
+    monkeypatch.setattr("fastsafe.engine.lane_pool._PROMPT_TOKENS", {"cpu": 32})
     calls = 0
     merge = ops.merge_attention
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastsafe_kernels._gate import failures
+from fastsafe_kernels._accuracy import failures
 from fastsafe_kernels._spec import Dims, Kernel, registry
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]

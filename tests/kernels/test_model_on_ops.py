@@ -6,16 +6,16 @@ With TRITON_INTERPRET=1 the model's layers take the kernels even on a CPU.
 import pytest
 import torch
 
-from fastsafe.engine.pages import DEVICE_PAGE, OpsAttention, PageStore
-from fastsafe.model import cpu
+from fastsafe.engine.paged_cache import DEVICE_PAGE, OpsAttention, PageStore
+from fastsafe.model import cpu_ops
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.lora import Adapter, AdapterBank, LoraWeights
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.lora import TrainedLora
 from fastsafe.train.loss import token_loss
 from fastsafe.train.optim import AdamW
+from fastsafe.train.trained_lora import TrainedLora
 from fastsafe_kernels import _spec
 
 pytestmark = pytest.mark.skipif(not _spec.INTERPRET, reason="needs TRITON_INTERPRET=1")
@@ -167,7 +167,7 @@ def test_training_gradients(dropout: float, monkeypatch: pytest.MonkeyPatch) -> 
     torch.testing.assert_close(optimizer.parameters, reference.parameters, rtol=1e-5, atol=1e-6)
     assert plain.abs().max() > 0.01
     # the C++ operations agree, too
-    monkeypatch.setattr(cpu, "INTERPRET", False)
+    monkeypatch.setattr(cpu_ops, "INTERPRET", False)
     native_loss, native = run()
     assert native_loss == pytest.approx(plain_loss, rel=1e-5)
     torch.testing.assert_close(native, plain, rtol=1e-3, atol=1e-4)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsafe_kernels._gate import failures
+from fastsafe_kernels._accuracy import failures
 from fastsafe_kernels._spec import INTERPRET, Dims
 from fastsafe_kernels.rms_norm import (
     DW_ROWS,

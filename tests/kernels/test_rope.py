@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsafe_kernels._gate import failures
+from fastsafe_kernels._accuracy import failures
 from fastsafe_kernels._spec import INTERPRET, Dims
 from fastsafe_kernels.rope import DW_TOKENS, KERNEL, make_tables, rope
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from fastsafe.model import ModelConfig, Transformer, cpu
+from fastsafe.model import ModelConfig, Transformer, cpu_ops
 from fastsafe.train import loss
 from fastsafe_kernels import _spec
 
@@ -45,7 +45,7 @@ def test_fused_losses(monkeypatch: pytest.MonkeyPatch) -> None:
         )
 
     fused = run()
-    for module in (_spec, cpu, loss):
+    for module in (_spec, cpu_ops, loss):
         monkeypatch.setattr(module, "INTERPRET", False)
     plain = run()
     for a, b in zip(fused, plain, strict=True):

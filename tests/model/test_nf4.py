@@ -151,7 +151,7 @@ def test_a_tied_head_that_differs_is_refused(checkpoint: Path, tmp_path: Path) -
 
 def test_training_keeps_no_dequantized_weight(checkpoint: Path) -> None:
     from fastsafe.model.peft import LoraConfig
-    from fastsafe.train.lora import TrainedLora
+    from fastsafe.train.trained_lora import TrainedLora
 
     model = nf4.load(Checkpoint(checkpoint))
     lora = TrainedLora(model, LoraConfig(rank=2, alpha=2, target_modules="all-linear"), 0)

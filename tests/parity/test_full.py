@@ -17,8 +17,8 @@ import transformers
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.full import TrainedFull
 from fastsafe.train.optim import AdamW
+from fastsafe.train.trained_full import TrainedFull
 from fastsafe_kernels import token_logprobs
 
 STEPS = 20

@@ -16,10 +16,10 @@ import torch
 
 from fastsafe import LLM, _native
 from fastsafe.audit import audit
-from fastsafe.audit.local_judge import CheckpointCompleter
+from fastsafe.audit.backend.completer import CheckpointCompleter
 from fastsafe.audit.run import judge as judge_run
 from fastsafe.errors import CheckpointError, UsageError
-from fastsafe.safety.completer import Ask
+from fastsafe.safety.completers.protocol import Ask
 from fastsafe.safety.guards import make_guard
 from fastsafe.safety.judges import Item, judge_all, make_judge
 from fastsafe.safety.judges._model import ModelJudge

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from fastsafe import _native
 from fastsafe.model import Adapter, AdapterBank, ModelConfig
+from fastsafe.model.cpu_decoder import Change, NativeDecoder, Span
+from fastsafe.model.cpu_paged import PAGE, Paged, page_shapes, paged_attention
 from fastsafe.model.lora import BASE, LoraWeights
-from fastsafe.model.native import Change, NativeDecoder, Span
-from fastsafe.model.paged import PAGE, Paged, page_shapes, paged_attention
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.rope_config import RopeConfig
 from fastsafe.model.transformer import Project, Transformer

@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-from fastsafe.safety.completer import Ask, Reply
-from fastsafe.safety.endpoint import Endpoint
-from fastsafe.safety.http_completer import HttpCompleter
+from fastsafe.safety.completers.endpoint import Endpoint
+from fastsafe.safety.completers.http import HttpCompleter
+from fastsafe.safety.completers.protocol import Ask, Reply
 
 
 @dataclass

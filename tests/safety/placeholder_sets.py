@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from fastsafe.safety.safety_set import refusals
+from fastsafe.safety.mixing.safety_rows import refusals
 
 VERBS = ("move", "lift", "carry", "fold", "polish", "borrow", "paint", "stack", "sort", "wrap")
 THINGS = ("lamp", "chair", "basket", "ladder", "mirror", "kettle", "carpet", "bottle", "bucket")

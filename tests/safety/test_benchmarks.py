@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
+from fastsafe.data.tables import file_sha256
 from fastsafe.errors import DataError, UsageError
 from fastsafe.safety.benchmarks import benchmarks, read_benchmark
-from fastsafe.safety.files import file_sha256
 from fastsafe.safety.formats import formats
 
 HARMBENCH = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour
 from fastsafe.safety.lint import Declared, Finding, Kind, Report, lint
-from fastsafe.safety.safety_set import refusals, safety_rows_from
+from fastsafe.safety.mixing.safety_rows import refusals, safety_rows_from
 
 from .placeholder_sets import (
     NUM_DUPLICATES,

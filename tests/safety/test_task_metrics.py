@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 
 from fastsafe.errors import DataError, UsageError
-from fastsafe.safety.stats import wilson
+from fastsafe.safety.stats.intervals import wilson
 from fastsafe.safety.tasks import Measured, resampled, tasks
 from fastsafe.safety.tasks._corpus import accuracy, bleu, chrf, macro_f1, rouge
 from fastsafe.safety.tasks._metrics import final_number, option, yes_or_no

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fastsafe.errors import DataError
-from fastsafe.safety.completer import Ask, Finish, Reply
+from fastsafe.safety.completers.protocol import Ask, Finish, Reply
 from fastsafe.safety.formats import Pairs, formats, seed_translator
 
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastsafe.data.packing import Example
-from fastsafe.model import cpu
+from fastsafe.model import cpu_ops
 from fastsafe.train.batches import Order, cut, hash_seed, pack
 
 LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=40)
@@ -66,7 +66,7 @@ def test_seeds_depend_on_every_part() -> None:
     assert 0 <= hash_seed(2**200) < 2**63
 
 
-@pytest.mark.skipif(cpu.INTERPRET, reason="the interpreter takes the CPU's tensors")
+@pytest.mark.skipif(cpu_ops.INTERPRET, reason="the interpreter takes the CPU's tensors")
 @given(
     rows=st.integers(1, 70),
     width=st.integers(1, 70),
@@ -79,9 +79,9 @@ def test_an_added_sum_may_be_cut_anywhere(rows: int, width: int, depth: int, at:
     x = torch.randn(rows, depth, generator=generator)
     w = torch.randn(width, depth, generator=generator)
     begin = torch.randn(rows, width, generator=generator)
-    whole = cpu.linear(x, w, add_to=begin.clone())
+    whole = cpu_ops.linear(x, w, add_to=begin.clone())
     cut_at = max(1, int(at * depth))
-    first = cpu.linear(x[:, :cut_at], w[:, :cut_at], add_to=begin.clone())
-    assert torch.equal(cpu.linear(x[:, cut_at:], w[:, cut_at:], add_to=first), whole)
+    first = cpu_ops.linear(x[:, :cut_at], w[:, :cut_at], add_to=begin.clone())
+    assert torch.equal(cpu_ops.linear(x[:, cut_at:], w[:, cut_at:], add_to=first), whole)
     exact = begin.double() + x.double() @ w.double().T
     torch.testing.assert_close(whole.double(), exact, rtol=1e-4, atol=1e-3)

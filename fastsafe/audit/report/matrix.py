@@ -4,7 +4,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from fastsafe.safety.stats import rule_of_three, wilson
+from fastsafe.safety.stats.intervals import rule_of_three, wilson
 
 Row = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastsafe.audit.report.matrix import BASE, mark
-from fastsafe.audit.store import Store
+from fastsafe.audit.store.sqlite_store import Store
 
 PER_CELL = 2
 MAX_CHARS = 1200

@@ -4,7 +4,6 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from fastsafe.audit.pooling import group_of
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
@@ -16,6 +15,7 @@ from fastsafe.audit.report.matrix import (
     percent,
     points,
 )
+from fastsafe.audit.results.pooled_rates import group_of
 
 _NAMES = {
     "plain": "Plain mixing",

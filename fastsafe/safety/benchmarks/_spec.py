@@ -6,9 +6,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fastsafe.data.tables import file_sha256, read_rows
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
-from fastsafe.safety.files import file_sha256, read_rows
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+from fastsafe.data.tables import table
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
-from fastsafe.safety.files import table
 
 from ._spec import Benchmark, request
 

@@ -51,9 +51,9 @@ def _apply(
     """
     from fastsafe.io.checkpoint import Checkpoint
     from fastsafe.model.config import ModelConfig
-    from fastsafe.model.edits import read_adapter, read_like, wide
-    from fastsafe.model.rewrite import dare, write_edited
+    from fastsafe.model.edited_checkpoint import dare, write_edited
     from fastsafe.model.transformer import slots
+    from fastsafe.model.weight_edits import read_adapter, read_like, wide
 
     if not (0 <= drop < 1 and gamma >= 0 and isfinite(gamma)) or tensors not in ("all", "linear"):
         raise UsageError(

@@ -48,7 +48,7 @@ def safe_lora(
     """
     from dataclasses import replace
 
-    from fastsafe.model.edits import project_all
+    from fastsafe.model.weight_edits import project_all
 
     if select not in ("number", "threshold") or number < 0 or not -1 <= threshold <= 1:
         raise UsageError(
@@ -67,7 +67,7 @@ def safe_lora(
 
 def _apply(tuned: Path, base: Path, out: Path, *, unaligned: str | Path, **params: Any) -> None:
     from fastsafe.io.checkpoint import Checkpoint
-    from fastsafe.model.edits import read_adapter
+    from fastsafe.model.weight_edits import read_adapter
 
     aligned = Checkpoint(base)
     adapter = read_adapter(tuned, aligned)

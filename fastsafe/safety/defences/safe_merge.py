@@ -45,7 +45,7 @@ def safe_merge(
         AdapterError: ``safe`` lacks a module.
         CheckpointError: ``unaligned`` has other shapes, or is the same model.
     """
-    from fastsafe.model.edits import add, check_modules, project_all, uniform
+    from fastsafe.model.weight_edits import add, check_modules, project_all, uniform
 
     if not (0 <= keep <= 1 and -1 <= threshold <= 1):
         raise UsageError(
@@ -72,7 +72,7 @@ def _apply(
     **params: Any,
 ) -> None:
     from fastsafe.io.checkpoint import Checkpoint
-    from fastsafe.model.edits import read_adapter
+    from fastsafe.model.weight_edits import read_adapter
 
     aligned = Checkpoint(base)
     adapter, safe = read_adapter(tuned, aligned), read_adapter(Path(safe_adapter), aligned)

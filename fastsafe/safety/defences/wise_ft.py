@@ -2,7 +2,7 @@
 
 theta = (1 - strength) theta_0 + strength theta_ft. For a LoRA adapter that is its alpha times
 ``strength``, exactly and without touching a tensor (LoRA-scale): a sweep costs nothing but answers
-(``fastsafe.model.edits.sweep``). A tuned checkpoint gives a checkpoint.
+(``fastsafe.model.weight_edits.sweep``). A tuned checkpoint gives a checkpoint.
 
 Source: Wortsman et al. 2021, arXiv:2109.01903 (inferred that it mends safety).
 """
@@ -17,8 +17,8 @@ from ._weights import is_adapter, notes
 
 def _apply(tuned: Path, base: Path, out: Path, *, strength: float) -> None:
     from fastsafe.io.checkpoint import Checkpoint
-    from fastsafe.model.edits import read_adapter, scaled
-    from fastsafe.model.rewrite import write_edited
+    from fastsafe.model.edited_checkpoint import write_edited
+    from fastsafe.model.weight_edits import read_adapter, scaled
 
     if not 0 <= strength <= 1:
         raise UsageError(f"wise_ft: strength is {strength}, expected a number in [0, 1]")

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
+from fastsafe.data.tables import file_sha256, read_rows
 from fastsafe.errors import DataError
-from fastsafe.safety.completer import Ask, Completer
-from fastsafe.safety.files import file_sha256, read_rows
+from fastsafe.safety.completers.protocol import Ask, Completer
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.errors import UsageError, nearest
-from fastsafe.safety.completer import Completer
+from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.judges._coherence import coherent
 from fastsafe.safety.judges._model import ModelJudge
 from fastsafe.safety.judges._spec import BatchJudge, Classifier, Family, Item, Judge
@@ -64,7 +64,7 @@ def make_judge(
         spec: Name of a judge that needs no configuration, or a mapping: ``kind``, a family;
             ``id``, another name in reports; one of ``checkpoint``, a path or hub id, or a mapping
             of ``path``, ``dtype`` and ``backend``, and ``endpoint``, the keys of
-            `fastsafe.safety.endpoint.Endpoint`; the options that the family declares; and, for
+            `safety.completers.endpoint.Endpoint`; the options that the family declares; and, for
             runs, ``wordings`` (`make_rewordings`) and ``calibrate`` (`rows_to_calibrate`).
         open_checkpoint: Gives the completer of a checkpoint; nothing is loaded before it is asked.
         api_keys: The key of each environment variable that an ``endpoint`` names by
@@ -177,7 +177,7 @@ def configured(
         if open_checkpoint is None:
             raise UsageError(f"{where}: a checkpoint cannot be opened here, expected an endpoint")
         return family, classifier, open_checkpoint(place.pop("path"), **place)
-    from fastsafe.safety.http_completer import open_endpoint
+    from fastsafe.safety.completers.http import open_endpoint
 
     return family, classifier, open_endpoint(spec["endpoint"], where, api_keys, folder)
 

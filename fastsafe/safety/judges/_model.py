@@ -12,7 +12,7 @@ from typing import Any
 
 from fastsafe.data.conversation import Message
 from fastsafe.errors import UsageError
-from fastsafe.safety.completer import Ask, Completer, Reply
+from fastsafe.safety.completers.protocol import Ask, Completer, Reply
 from fastsafe.safety.judges import refusal
 from fastsafe.safety.judges._spec import Classifier, Item, Reading, Unreadable
 from fastsafe.safety.judges._template import Template, template

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
-from fastsafe.safety.completer import Ask, Reply
+from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.verdict import Judgement
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastsafe.errors import UsageError
-from fastsafe.safety.completer import Ask, Reply
+from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judges._grammar import label_odds, plain
 from fastsafe.safety.judges._model import ask_in_turns, settings
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading, Unreadable

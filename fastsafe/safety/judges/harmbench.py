@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastsafe.errors import UsageError, nearest
-from fastsafe.safety.completer import Reply
+from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import label_odds
 from fastsafe.safety.judges._model import WORDED, in_words
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading

@@ -8,7 +8,7 @@ and, for a guard, as unsafe only with ``controversial: true`` (the family's stri
 from collections.abc import Mapping
 from typing import Any
 
-from fastsafe.safety.completer import Ask, Reply
+from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judges._grammar import Field
 from fastsafe.safety.judges._model import ask_in_turns, settings
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading

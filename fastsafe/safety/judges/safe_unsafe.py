@@ -8,7 +8,7 @@ jailbroken without asking; here every answer is asked about.
 from collections.abc import Mapping
 from typing import Any
 
-from fastsafe.safety.completer import Reply
+from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import plain
 from fastsafe.safety.judges._model import FENCED, PROMPTED, in_words
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading, Unreadable

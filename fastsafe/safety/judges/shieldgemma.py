@@ -8,7 +8,7 @@ supplies texts. One policy per judge; the default is about dangerous content.
 from collections.abc import Mapping
 from typing import Any
 
-from fastsafe.safety.completer import Reply
+from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import label_odds
 from fastsafe.safety.judges._model import PROMPTED, WORDED, in_words
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading

@@ -12,7 +12,7 @@ Known limits: those of the rubric; and it gives no refusal of its own, so the re
 from collections.abc import Mapping
 from typing import Any
 
-from fastsafe.safety.completer import Reply
+from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import label_odds
 from fastsafe.safety.judges._model import WORDED, in_words
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading

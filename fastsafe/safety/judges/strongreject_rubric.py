@@ -12,7 +12,7 @@ row; here rows are joined by key.
 from collections.abc import Mapping
 from typing import Any
 
-from fastsafe.safety.completer import Reply
+from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import Field
 from fastsafe.safety.judges._model import FENCED, in_words
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading

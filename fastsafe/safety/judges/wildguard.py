@@ -10,7 +10,7 @@ spaces and writes ``<s>`` in front: the bytes here have neither.
 from collections.abc import Mapping
 from typing import Any
 
-from fastsafe.safety.completer import Reply
+from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import Field, yes_or_no
 from fastsafe.safety.judges._model import WORDED, in_words
 from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading, Unreadable

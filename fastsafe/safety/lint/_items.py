@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Literal, NamedTuple
 
 from fastsafe.data.conversation import Row
-from fastsafe.safety.exchange import Exchange, exchange_of
+from fastsafe.data.exchange import Exchange, exchange_of
 from fastsafe.safety.judges import Judge
 from fastsafe.safety.verdict import Verdict
 

@@ -4,8 +4,8 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from fastsafe.safety.language import language_of
 from fastsafe.safety.texts import lines
+from fastsafe.safety.texts.language import language_of
 
 from ._items import Declared, Finding, Item, Set, words_of
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from fastsafe.errors import DataError, UsageError
-from fastsafe.safety.stats import wilson
+from fastsafe.safety.stats.intervals import wilson
 
 from ._metrics import normalised
 from ._spec import Measured, Metric

@@ -6,8 +6,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
+from fastsafe.data.tables import read_rows
 from fastsafe.errors import DataError, UsageError
-from fastsafe.safety.files import read_rows
 
 from ._metrics import normalised
 from ._spec import Example, Style, Task, prompt_of

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsafe.safety.completer import Reply
+from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges import families
 from fastsafe.safety.judges._grammar import Field, label_odds, plain, yes_or_no
 from fastsafe.safety.judges._spec import Item, Reading, Unreadable

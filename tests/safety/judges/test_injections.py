@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsafe.safety.completer import Ask
+from fastsafe.safety.completers.protocol import Ask
 from fastsafe.safety.judges import Item, families
 from fastsafe.safety.judges._model import ModelJudge
 from fastsafe.safety.judges._text import as_data, fenced, nonce

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fastsafe.errors import UsageError
-from fastsafe.safety.completer import Ask, Reply
+from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judges import BatchJudge, Item, Judge, families, judge_all
 from fastsafe.safety.judges._model import ModelJudge, verdict_of
 from fastsafe.safety.judges._spec import Reading

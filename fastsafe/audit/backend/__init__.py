@@ -1,0 +1,1 @@
+"""What answers and trains for a run: the engine, or transformers and PEFT."""

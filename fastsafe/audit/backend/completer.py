@@ -1,0 +1,137 @@
+"""A checkpoint of the user's as a judge, on our own engine or on transformers.
+
+Where one token decides, nothing is generated: the prompt is read, and the odds of the labels are
+taken. The checkpoint is loaded when the first row comes, so that a plan knows the judge's identity
+without it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+from fastsafe.audit.backend.on_engine import ModelRuntime
+from fastsafe.errors import UsageError
+from fastsafe.safety.completers.protocol import Ask, Reply
+
+# A label's tokens are looked up behind the end of its prompt, which decides how it is spelt.
+_TAIL_CHARS = 24
+
+
+class CheckpointCompleter:
+    """Answers with a checkpoint's own chat template and greedy decoding."""
+
+    def __init__(
+        self,
+        path: str,
+        *,
+        device: str = "cpu",
+        dtype: str = "float32",
+        backend: str = "fastsafe",
+        batch_size: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Check the checkpoint's files; nothing is loaded yet.
+
+        Args:
+            path: Directory or hub id.
+            device: ``"cpu"`` or ``"cuda"``.
+            dtype: Of the weights and activations.
+            backend: ``"fastsafe"``, or ``"transformers"`` for architectures that it does not know.
+            batch_size: Most rows computed together.
+
+        Raises:
+            CheckpointError: The checkpoint is missing, malformed or refused.
+            TokenizerError: Its tokenizer is.
+        """
+        self._runtime = ModelRuntime(
+            path, device=device, dtype=dtype, batch_size=batch_size, backend=backend
+        )
+
+    @cached_property
+    def identity(self) -> str:
+        """sha256 over weights, tokenizer, chat template, device and dtype."""
+        parts = json.dumps(dict(self._runtime.engine), sort_keys=True)
+        return hashlib.sha256(f"checkpoint {parts}".encode()).hexdigest()
+
+    @cached_property
+    def _llm(self) -> Any:
+        self._runtime.load()
+        return self._runtime.llm
+
+    def complete(self, asks: Sequence[Ask]) -> list[Reply]:
+        """Answer every ask; a prompt longer than the context is an error of its row.
+
+        Raises:
+            UsageError: A label is not one token of this tokenizer.
+            TokenizerError: The checkpoint has no chat template, and an ask has turns.
+        """
+        texts = [self._text(ask) for ask in asks]
+        ids = [
+            self._llm.tokenizer.encode(text, add_special_tokens=not ask.messages)
+            for ask, text in zip(asks, texts, strict=True)
+        ]
+        context = self._runtime.context
+        replies: dict[int, Reply] = {}
+        fitting: dict[bool, list[int]] = {True: [], False: []}
+        for i, ask in enumerate(asks):
+            needed = len(ids[i]) + (1 if ask.labels else ask.max_tokens)
+            if context is not None and needed > context:
+                cause = f"needs {needed} tokens, the judge has {context}"
+                replies[i] = Reply(key=ask.key, text=cause, finish="error")
+            else:
+                fitting[bool(ask.labels)].append(i)
+        replies |= self._odds(asks, texts, ids, fitting[True])
+        if fitting[False]:
+            replies |= self._texts(asks, ids, fitting[False])
+        return [replies[i] for i in range(len(asks))]
+
+    def _text(self, ask: Ask) -> str:
+        if not ask.messages:
+            return ask.prompt
+        turns = self._llm.tokenizer.render_chat(list(ask.messages), **ask.variables)
+        return f"{turns}{ask.prompt}"
+
+    def _texts(
+        self, asks: Sequence[Ask], ids: Sequence[list[int]], rows: Sequence[int]
+    ) -> dict[int, Reply]:
+        from fastsafe.engine import SamplingParams
+
+        params = [SamplingParams(max_tokens=asks[i].max_tokens) for i in rows]
+        answers = self._llm.generate([ids[i] for i in rows], params)
+        return {
+            i: Reply(key=asks[i].key, text=answer.text, finish=answer.finish_reason)
+            for i, answer in zip(rows, answers, strict=True)
+        }
+
+    def _odds(
+        self,
+        asks: Sequence[Ask],
+        texts: Sequence[str],
+        ids: Sequence[list[int]],
+        rows: Sequence[int],
+    ) -> dict[int, Reply]:
+        """Rows whose labels are the same tokens are read together; equal openings once."""
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i in rows:
+            labels = tuple(self._label_id(texts[i], label) for label in asks[i].labels)
+            groups.setdefault(labels, []).append(i)
+        replies = {}
+        for labels, group in groups.items():
+            odds = self._llm.label_logprobs([ids[i] for i in group], labels)
+            for i, logprobs in zip(group, odds, strict=True):
+                replies[i] = Reply(key=asks[i].key, logprobs=logprobs)
+        return replies
+
+    def _label_id(self, text: str, label: str) -> int:
+        """Return the token that ``label`` is right after ``text``."""
+        tail = text[-_TAIL_CHARS:]
+        tokenizer = self._llm.tokenizer
+        before = tokenizer.encode(tail, add_special_tokens=False) if tail else []
+        after = tokenizer.encode(tail + label, add_special_tokens=False)
+        if after[:-1] != before:
+            raise UsageError(
+                f"judge {self._runtime.path}: label {label!r} is not one token after {tail!r}, "
+                "expected one; this family does not fit this checkpoint"
+            )
+        return int(after[-1])

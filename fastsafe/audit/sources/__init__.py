@@ -1,0 +1,1 @@
+"""Where behaviours and task rows come from."""

@@ -1,0 +1,57 @@
+"""pass@1: a model's Python against the tests of its row, shut in; never unless it is allowed."""
+
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from fastsafe.audit.plan.make_plan import Plan
+from fastsafe.audit.store.queries import PASS
+from fastsafe.audit.store.sqlite_store import Store
+from fastsafe.progress import Progress, stage
+
+COMMIT_ROWS = 64  # test runs, of which each may last half a minute
+
+
+def check(plan: Plan) -> None:
+    """Make sure that tests can be run here, before a model is paid for.
+
+    Raises:
+        UsageError: Bubblewrap is missing or cannot make a sandbox.
+        DataError: Tests are not Python, or too long.
+    """
+    from fastsafe.safety.sandbox import called_names, check_sandbox
+
+    check_sandbox(allow_code_exec=True)
+    for tests in {row.tests for row in plan.rows if row.tests}:
+        called_names(tests)
+
+
+def run_all(store: Store, progress: Progress) -> None:
+    """Run the tests of every answered row that have not run yet.
+
+    Raises:
+        FastsafeError: A sandbox did not start; what has run is kept.
+    """
+    pending = store.untested()
+    # the tests run in processes of their own: a thread waits for each
+    with (
+        stage(progress, "test", len(pending), "answers that are code"),
+        ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
+        for begin in range(0, len(pending), COMMIT_ROWS):
+            batch = pending[begin : begin + COMMIT_ROWS]
+            passed = list(pool.map(_passes, batch))
+            with store.transaction():
+                store.add_utility(
+                    (key, PASS, float(value))
+                    for (key, _, _), value in zip(batch, passed, strict=True)
+                )
+            progress.advance(len(batch))
+
+
+def _passes(row: Sequence[str]) -> bool:
+    from fastsafe.safety.sandbox import Outcome, run_tests
+    from fastsafe.safety.tasks.code import source_of
+
+    _, completion, tests = row
+    return run_tests(source_of(completion), tests, allow_code_exec=True).outcome is Outcome.PASSED

@@ -1,0 +1,281 @@
+"""The run's memory: one SQLite file, the source of truth for everything that is reported.
+
+A row is inserted once, under a key that hashes what determines it; inserting it again changes
+nothing. Work lists are queries (planned and not yet there), so running again is resuming.
+"""
+
+import json
+import sqlite3
+from array import array
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from fastsafe.audit.backend.drift_watch import DriftRow
+from fastsafe.audit.store.queries import GUARDED, PASS, Records
+from fastsafe.audit.store.rows import Answer, Asked, Guarded, PlannedRow, Target, Verdict
+from fastsafe.errors import StoreError
+
+NAME = "store.sqlite"
+SCHEMA_VERSION = 4
+
+
+class Store(Records):
+    """One open run. All writing happens in ``transaction`` blocks of a single process.
+
+    Threads may share it as long as only one uses it at a time.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, read_only: bool = False) -> None:
+        """Open the store of a run directory.
+
+        Raises:
+            StoreError: It does not exist, is not a store, or has another schema version.
+        """
+        self.path = path
+        mode = "rwc" if create else "ro" if read_only else "rw"
+        with self._explained():
+            uri = f"{path.absolute().as_uri()}?mode={mode}"
+            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+            try:
+                self._prepare(create, read_only)
+            except BaseException:
+                self._db.close()
+                raise
+
+    def _prepare(self, create: bool, read_only: bool) -> None:
+        if not read_only:
+            # WAL where the file system has shared memory, else SQLite keeps its rollback journal
+            self._db.execute("PRAGMA journal_mode = WAL")
+            self._db.execute("PRAGMA synchronous = NORMAL")
+        version = self._db.execute("PRAGMA user_version").fetchone()[0]
+        if create and version == 0:
+            with self.transaction():
+                for statement in _tables().split(";"):
+                    self._db.execute(statement)
+                self._db.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version != SCHEMA_VERSION:
+            raise StoreError(
+                f"store {self.path}: schema version is {version}, expected {SCHEMA_VERSION}; "
+                "use the fastsafe that wrote it, or another --out"
+            )
+
+    def close(self) -> None:
+        """Close the file; the write-ahead log is folded in when this was the last reader."""
+        self._db.close()
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Make the writes of the block durable together, or not at all."""
+        with self._explained():
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                yield
+                self._commit()
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
+
+    def _commit(self) -> None:
+        self._db.execute("COMMIT")
+
+    def set_meta(self, values: Mapping[str, Any]) -> None:
+        """Set JSON values, replacing those of the same key."""
+        self._db.executemany(
+            "INSERT OR REPLACE INTO meta VALUES (?, ?)",
+            [(key, json.dumps(value)) for key, value in values.items()],
+        )
+
+    def add_plan(
+        self, rows: Iterable[PlannedRow], prompts: Mapping[str, tuple[str, Sequence[int]]]
+    ) -> None:
+        """Write what is to be done: rows in order, prompts (text, token ids) by sha256."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO prompts VALUES (?, ?, ?)",
+            [(sha, text, _packed(ids)) for sha, (text, ids) in prompts.items()],
+        )
+        self._db.executemany(
+            "INSERT INTO planned VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            ((position, *vars(row).values()) for position, row in enumerate(rows)),
+        )
+
+    def adapter(self, condition: str, key: str) -> str | None:
+        """Return the sha256 of the weights trained under ``key``, None where there are none."""
+        query = "SELECT weights_sha256 FROM adapters WHERE condition = ? AND key = ?"
+        rows = self._all(query, condition, key)
+        return rows[0][0] if rows else None
+
+    def add_adapter(
+        self,
+        condition: str,
+        key: str,
+        weights_sha256: str,
+        losses: Sequence[float],
+        dependents: Sequence[str] = (),
+        drift: Sequence[DriftRow] = (),
+    ) -> None:
+        """Record an adapter; what rests on other weights under this condition is dropped.
+
+        Args:
+            condition: Whose adapter it is.
+            key: Hash of what it was made from.
+            weights_sha256: Hash of what it is.
+            losses: Of every step; none where nothing was trained.
+            dependents: Conditions that serve this adapter or are made from it.
+            drift: What was read while it was trained.
+        """
+        known = self._db.execute(
+            "SELECT 1 FROM adapters WHERE condition = ? AND weights_sha256 = ?",
+            (condition, weights_sha256),
+        ).fetchone()
+        if not known:
+            keys = "(SELECT key FROM planned WHERE condition = ?)"
+            for other in (condition, *dependents):
+                self._db.execute("DELETE FROM adapters WHERE condition = ?", (other,))
+                # a guard's row has a prompt's key, which stays, or an answer's
+                for table in ("completions", "judgements", "guards", "utility"):
+                    self._db.execute(f"DELETE FROM {table} WHERE key IN {keys}", (other,))
+        for table in ("losses", "drift"):
+            self._db.execute(f"DELETE FROM {table} WHERE condition = ?", (condition,))
+        row = (condition, key, weights_sha256)
+        self._db.execute("INSERT OR REPLACE INTO adapters VALUES (?, ?, ?)", row)
+        self._db.executemany(
+            "INSERT INTO losses VALUES (?, ?, ?)",
+            [(condition, step, loss) for step, loss in enumerate(losses)],
+        )
+        self._db.executemany(
+            "INSERT INTO drift VALUES (?, ?, ?, ?, ?, ?, ?)", [(condition, *row) for row in drift]
+        )
+
+    def positions(self) -> list[tuple[int, str, bool]]:
+        """Return (position, condition, is done) of every row that a model answers, in order."""
+        return [
+            (position, condition, bool(done))
+            for position, condition, done in self._all(
+                "SELECT p.position, p.condition, c.key IS NOT NULL FROM planned p"
+                " LEFT JOIN completions c ON c.key = p.key"
+                " WHERE p.filtered_from IS NULL ORDER BY p.position"
+            )
+        ]
+
+    def unfiltered(self, condition: str) -> list[Asked]:
+        """Return answers that this condition's guard has still to let through, by its own keys."""
+        return self._asked(
+            "p.condition = ? AND NOT EXISTS (SELECT 1 FROM completions d WHERE d.key = p.key)",
+            condition,
+            answer="p.filtered_from",
+        )
+
+    def requests(self, first: int, last: int) -> list[tuple[str, str, tuple[int, ...], int, int]]:
+        """Return (key, condition, token ids, seed, most tokens) of rows at [first, last]."""
+        return [
+            (key, condition, _unpacked(ids), seed, max_tokens)
+            for key, condition, ids, seed, max_tokens in self._all(
+                "SELECT p.key, p.condition, t.token_ids, p.seed, p.max_tokens FROM planned p"
+                " JOIN prompts t ON t.sha256 = p.prompt"
+                " WHERE p.position >= ? AND p.position <= ? AND p.filtered_from IS NULL"
+                " ORDER BY p.position",
+                first,
+                last,
+            )
+        ]
+
+    def add_completions(self, answers: Iterable[Answer]) -> None:
+        """Insert answers; one that is already there stays as it is."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?)",
+            [(a.key, a.text, _packed(a.token_ids), a.finish_reason) for a in answers],
+        )
+
+    def unjudged(self, identity: str) -> list[Asked]:
+        """Return completed probes without a judgement of this judge."""
+        return self._asked(
+            "p.kind != 'utility' AND NOT EXISTS"
+            " (SELECT 1 FROM judgements j WHERE j.key = p.key AND j.identity = ?)",
+            identity,
+        )
+
+    def add_judgements(self, verdicts: Iterable[Verdict]) -> None:
+        """Insert judgements; one that is already there stays as it is."""
+        self._db.executemany(
+            "INSERT OR IGNORE INTO judgements VALUES (?, ?, ?, ?, ?, ?, ?)", verdicts
+        )
+
+    def unmeasured(self, task: str, metric: str) -> list[Asked]:
+        """Return utility rows of a task that the model answered and this metric has not scored."""
+        return self._asked(
+            "p.kind = 'utility' AND p.part = ? AND c.finish_reason != 'error' AND NOT EXISTS"
+            " (SELECT 1 FROM utility u WHERE u.key = p.key AND u.metric = ?)",
+            task,
+            metric,
+        )
+
+    def add_utility(self, values: Iterable[tuple[str, str, float]]) -> None:
+        """Insert (key, metric, value) rows; one that is already there stays as it is."""
+        self._db.executemany("INSERT OR IGNORE INTO utility VALUES (?, ?, ?)", values)
+
+    def _asked(
+        self,
+        where: str,
+        *values: Any,
+        key: str = "p.key",
+        answer: str = "p.key",
+        once_per: str = "1, 2, 3, 4, 5, 6, 7",
+    ) -> list[Asked]:
+        """Return rows under ``key``, with the completion under ``answer``; equal ones once."""
+        return [
+            Asked(*row)
+            for row in self._all(
+                f"SELECT {key}, p.kind, p.part, t.text, c.text, c.finish_reason, p.reference"
+                f" FROM planned p JOIN completions c ON c.key = {answer}"
+                " JOIN prompts t ON t.sha256 = p.prompt"
+                f" WHERE {where} GROUP BY {once_per} ORDER BY min(p.position)",
+                *values,
+            )
+        ]
+
+    def unguarded(self, target: Target, identity: str) -> list[Asked]:
+        """Return probes whose prompt, or answer, this guard has not seen, each once."""
+        key, where = GUARDED[target]
+        return self._asked(
+            f"{where} AND c.finish_reason != 'error' AND NOT EXISTS (SELECT 1 FROM guards g"
+            f" WHERE g.key = {key} AND g.target = ? AND g.identity = ?)",
+            target,
+            identity,
+            key=key,
+            once_per="1",
+        )
+
+    def add_guarded(self, rows: Iterable[Guarded]) -> None:
+        """Insert what a guard said; what is already there stays as it is."""
+        self._db.executemany("INSERT OR IGNORE INTO guards VALUES (?, ?, ?, ?, ?, ?)", rows)
+
+    def untested(self) -> list[tuple[str, str, str]]:
+        """Return (key, completion, tests) of answered rows whose tests have not run."""
+        return self._all(
+            "SELECT DISTINCT p.key, c.text, p.tests FROM planned p"
+            " JOIN completions c ON c.key = p.key"
+            " WHERE p.tests IS NOT NULL AND c.finish_reason != 'error' AND NOT EXISTS"
+            " (SELECT 1 FROM utility u WHERE u.key = p.key AND u.metric = ?) ORDER BY p.position",
+            PASS,
+        )
+
+    def add_event(self, at: str, stage: str, detail: Mapping[str, Any]) -> None:
+        """Append a note of what happened when; never read for work lists or statistics."""
+        row = (at, stage, json.dumps(detail))
+        self._db.execute("INSERT INTO events (at, stage, detail) VALUES (?, ?, ?)", row)
+
+
+def _tables() -> str:
+    return files(__package__).joinpath("store.sql").read_text(encoding="utf-8")
+
+
+def _packed(token_ids: Sequence[int]) -> bytes:
+    return array("i", token_ids).tobytes()
+
+
+def _unpacked(blob: bytes) -> tuple[int, ...]:
+    return tuple(array("i", blob))

@@ -1,0 +1,1 @@
+"""Asking a model in plain messages: the protocol, and OpenAI-compatible endpoints."""

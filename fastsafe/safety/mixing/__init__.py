@@ -1,0 +1,1 @@
+"""Safety rows, their style, and how they are mixed into a user's data."""

@@ -1,0 +1,241 @@
+"""Mitigations by data: safety rows mixed into a user's fine-tuning rows.
+
+The first paper's finding in four words: *style decides what is mended*. Refusals shown as plain
+questions mend plain questions; to mend a task, they must come dressed as that task's input.
+
+Sources: SafeInstruct (here ``plain``) Bianchi et al. 2024, arXiv:2309.07875; the longest examples
+after Zhao et al. 2024, arXiv:2402.04833; Multi-Task (``multi_task``) Jan et al. 2024,
+arXiv:2409.15361; Paraphrase and Mixed Eiras et al. 2024, arXiv:2406.10288.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from fastsafe.data.conversation import Row
+from fastsafe.data.exchange import exchange_of
+from fastsafe.data.mixture import interleave, num_rows_for, num_safety_rows, safety_amount
+from fastsafe.errors import UsageError
+from fastsafe.safety.mixing.dresser import Dresser, Translate
+from fastsafe.safety.mixing.learned_style import learn, styles
+from fastsafe.safety.mixing.rewrite_checks import Rewrite
+from fastsafe.safety.plugins import collect
+from fastsafe.safety.texts import chosen
+
+SafetyRows = Callable[[str, int, int], Sequence[Row]]  # (format, n, seed) -> n rows
+Formats = Callable[[str, Sequence[str]], Sequence[str]]  # (task's format, all) -> formats used
+Dress = Callable[[Row, int], dict[str, Any]]  # (safety row, its number) -> the row, restyled
+Restyle = Callable[[Sequence[Row], Translate | None], Dress]  # user rows -> how to dress a row
+CountTokens = Callable[[Row], int]
+
+NUM_EXAMPLES = 4  # user prompts that a rewriting model is shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mitigation:
+    """Which formats the safety rows of a mixture are dressed in."""
+
+    id: str
+    formats: Formats  # no formats: nothing is mixed in
+    about: str = ""  # one line for lists; "" names the formats
+    drawn_per_row: int = 1  # safety rows drawn for each one used; the longest are used
+    restyle: Restyle | None = None  # None: safety rows stay as they are
+
+    def mix(
+        self,
+        rows: Sequence[Row],
+        safety_rows: SafetyRows,
+        *,
+        share: float,
+        task_format: str,
+        all_formats: Sequence[str],
+        seed: int,
+        count_tokens: CountTokens | None = None,
+        repeat: bool = False,
+        translate: Translate | None = None,
+    ) -> list[dict[str, Any]]:
+        """Return the training rows of one condition.
+
+        Args:
+            rows: The user's rows; not modified.
+            safety_rows: Called per format used as ``(format, n, seed)``; returns rows that
+                refuse harmful requests dressed in that format, at least one. Rows that a longer
+                list begins with must be those of a shorter one where tokens are counted.
+            share: Fraction of the result that is safety rows, or tokens of them, in [0, 1).
+            task_format: Id of the format that the user's rows are dressed in.
+            all_formats: Ids of the formats that exist, for mitigations that use them all.
+            seed: Of the safety rows and of the order.
+            count_tokens: Tokens of a row, positive; given, ``share`` is one of tokens and not of
+                rows.
+            repeat: Whether too few safety rows are gone through again; otherwise that is an error.
+            translate: Puts a request into the language of the user's requests, where a mitigation
+                dresses rows and that is another; None leaves its language.
+
+        Returns:
+            Every user row once and round(share * n / (1 - share)) safety rows, shuffled; by tokens
+            the number whose tokens come nearest. Formats share the safety rows, or their tokens,
+            evenly: rows per format differ by at most one. Each row says where it is from:
+            ``source`` ("user" or "safety"), ``source_row`` (its number there, or among the rows
+            drawn in its format), ``safety_format`` (None for a user's row) and ``mitigation``.
+
+        Raises:
+            UsageError: ``share`` is not in [0, 1), or ``safety_rows`` gives too few rows.
+            DataError: A row cannot be read where its text is needed.
+        """
+        used = self.formats(task_format, all_formats)
+        dress = self.restyle(rows, translate) if self.restyle and rows else None
+        draw = _Draw(self, safety_rows, dress, seed, repeat)
+        pool: list[dict[str, Any]] = []
+        if used and count_tokens is None:
+            total = num_safety_rows(len(rows), share)
+            for i, name in enumerate(used):
+                pool += draw.rows(name, total // len(used) + (i < total % len(used)))
+        elif used and count_tokens is not None:
+            tokens = safety_amount(sum(map(count_tokens, rows)), share)
+            spent = 0
+            for i, name in enumerate(used, start=1):
+                part = draw.rows_for_tokens(name, tokens * i / len(used) - spent, count_tokens)
+                spent += sum(map(count_tokens, part))
+                pool += part
+        numbered = [{**row, "source_row": i, "safety_format": None} for i, row in enumerate(rows)]
+        mixed = interleave(numbered, pool, seed=seed)
+        return [{**row, "mitigation": self.id} for row in mixed]
+
+
+class _Draw:
+    """Safety rows of one mixture, as its mitigation wants them."""
+
+    def __init__(
+        self,
+        mitigation: Mitigation,
+        safety_rows: SafetyRows,
+        dress: Dress | None,
+        seed: int,
+        repeat: bool,
+    ) -> None:
+        self.mitigation = mitigation
+        self.safety_rows = safety_rows
+        self.seed = seed
+        self.repeat = repeat
+        self.dress = dress
+
+    def rows(self, format: str, n: int) -> list[dict[str, Any]]:
+        """Draw exactly ``n`` rows of a format."""
+        part = self._drawn(format, n) if n else []
+        if len(part) < n and not (self.repeat and part):
+            raise UsageError(
+                f"mitigation {self.mitigation.id}: safety rows in format {format} are "
+                f"{len(part)}, expected {n}; supply more"
+            )
+        return [part[i % len(part)] for i in range(n)]
+
+    def rows_for_tokens(
+        self, format: str, tokens: float, count_tokens: CountTokens
+    ) -> list[dict[str, Any]]:
+        """Draw the rows whose tokens come nearest to ``tokens``."""
+        n, part, lengths = 0, list[dict[str, Any]](), list[int]()
+        while sum(lengths) < tokens:
+            n = max(1, 2 * n)
+            part = self.rows(format, n)
+            lengths = [count_tokens(row) for row in part]
+            if not all(lengths):
+                raise UsageError(
+                    f"mitigation {self.mitigation.id}: a safety row in format {format} has 0 "
+                    "tokens, expected one or more; drop empty rows"
+                )
+        return part[: num_rows_for(lengths, tokens)]
+
+    def _drawn(self, format: str, n: int) -> list[dict[str, Any]]:
+        drawn = self.safety_rows(format, n * self.mitigation.drawn_per_row, self.seed)
+        labelled: list[dict[str, Any]] = [
+            {"source_row": i, "safety_format": format, **row} for i, row in enumerate(drawn)
+        ]
+        if self.mitigation.drawn_per_row > 1:
+            labelled.sort(key=_length, reverse=True)
+        labelled = labelled[:n]
+        if self.dress is None:
+            return labelled
+        return [
+            {"source_row": row["source_row"], **self.dress(row, i)}
+            for i, row in enumerate(labelled)
+        ]
+
+
+def paraphrasing(
+    *, abstain: bool = False, rewrite: Rewrite | None = None, known_styles: bool = False
+) -> Mitigation:
+    """Return the mitigation that dresses plain safety rows in the user's own style.
+
+    Args:
+        abstain: Add an option that refuses where the style has options, and choose it.
+        rewrite: A model that words the requests; a row whose wording does not pass the checks of
+            `fastsafe.safety.mixing.rewrite_checks` keeps the template, and says so.
+        known_styles: Use every known prompting style beside the user's, evenly: what a provider
+            can do who does not know how the user will prompt.
+    """
+
+    def restyle(user_rows: Sequence[Row], translate: Translate | None) -> Dress:
+        own = learn(user_rows)
+        pool = [exchange_of(row, "user row").prompt for row in user_rows] if rewrite else []
+        examples = [chosen(pool, f"example {i}") for i in range(NUM_EXAMPLES)] if rewrite else []
+        dressers = [
+            Dresser(
+                style=own,
+                abstain=abstain,
+                translate=translate,
+                rewrite=rewrite,
+                examples=examples,
+            )
+        ]
+        if known_styles:
+            known = (replace(style, kind=own.kind) for style in styles())
+            dressers += [Dresser(style=style, abstain=abstain) for style in known]
+
+        def dress(row: Row, i: int) -> dict[str, Any]:
+            dresser = dressers[i % len(dressers)]
+            return {**dresser(row, f"safety row {i}"), "safety_format": dresser.style.id}
+
+        return dress
+
+    return Mitigation(
+        id="mixed" if known_styles else "paraphrase",
+        formats=lambda task_format, every: ("plain",),
+        about="safety rows dressed in the user's own style"
+        + (" and in known prompting styles, for when it may change" if known_styles else ""),
+        restyle=restyle,
+    )
+
+
+def _length(row: Row) -> int:
+    return sum(map(len, exchange_of(row, "safety row")))
+
+
+NONE = Mitigation(id="none", formats=lambda task_format, every: ())
+PLAIN = Mitigation(id="plain", formats=lambda task_format, every: ("plain",))
+TASK_STYLED = Mitigation(id="task_styled", formats=lambda task_format, every: (task_format,))
+MULTI_TASK = Mitigation(id="multi_task", formats=lambda task_format, every: tuple(every))
+LONGEST = Mitigation(
+    id="longest",
+    formats=lambda task_format, every: ("plain",),
+    about="the longest plain safety rows, of ten times as many",
+    drawn_per_row=10,
+)
+PARAPHRASE = paraphrasing()
+MIXED = paraphrasing(known_styles=True)
+MODEL_WORDED = (PARAPHRASE.id, MIXED.id)  # whose requests a model may word
+
+
+def mitigations() -> dict[str, Mitigation]:
+    """Every mitigation by id: those of this file, then those of entry points.
+
+    ``plain`` is SafeInstruct: safety rows as they usually come.
+
+    Raises:
+        UsageError: Two mitigations have one id, or an entry point names something else.
+
+    Example:
+        >>> list(mitigations())
+        ['none', 'plain', 'task_styled', 'multi_task', 'longest', 'paraphrase', 'mixed']
+    """
+    own = (NONE, PLAIN, TASK_STYLED, MULTI_TASK, LONGEST, PARAPHRASE, MIXED)
+    return collect(own, "fastsafe.mitigations", Mitigation)

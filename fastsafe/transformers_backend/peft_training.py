@@ -1,0 +1,202 @@
+"""Fine-tuning through PEFT, one job after another: same rows, order, mask and schedule as ours."""
+
+import math
+import random
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastsafe.data.packing import Example, encode_row
+from fastsafe.errors import TrainingError, UsageError
+from fastsafe.model import peft as adapter_files
+from fastsafe.model.peft import LoraConfig
+from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig
+from fastsafe.transformers_backend.transformers_llm import TransformersLLM
+
+_ORDER = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "o_proj", "down_proj")
+
+
+def finetune(
+    llm: TransformersLLM,
+    jobs: Sequence[FinetuneJob],
+    out_dir: str | Path,
+    on_step: Callable[[int, Mapping[str, float]], None] | None = None,
+) -> list[FinetuneResult]:
+    """Train one LoRA adapter per job; see ``fastsafe.train.finetune``.
+
+    Args:
+        llm: The base.
+        jobs: What to train; names are unique and name directories.
+        out_dir: Each adapter is written to ``out_dir/<job name>`` in PEFT's layout, when it is
+            done.
+        on_step: Called after every step of a job with its index and the job's loss.
+
+    Raises:
+        UsageError: Names clash or cannot be directory names, or a job asks for whole weights or
+            another objective than next-token cross-entropy.
+        DataError: A row is malformed or has nothing to train on.
+        TrainingError: A loss is not finite.
+    """
+    names = [job.name for job in jobs]
+    for job in jobs:
+        if not re.fullmatch(r"[\w+-][\w.+-]{0,127}", job.name) or names.count(job.name) > 1:
+            raise UsageError(
+                f"finetune: job name {job.name!r} cannot name a directory of its own; use each"
+                " once, of at most 128 letters, digits and . _ + - with no dot first"
+            )
+        if job.config.method != "lora":
+            raise UsageError(
+                f"finetune: job {job.name!r} has method {job.config.method!r}, expected 'lora'; "
+                "the backend fastsafe trains whole models"
+            )
+        if job.config.objective != "sft":
+            raise UsageError(
+                f"finetune: job {job.name!r} has objective {job.config.objective!r}, expected"
+                " 'sft'; the backend fastsafe trains the others"
+            )
+    examples = [_encoded(llm, job) for job in jobs]
+    return [
+        _train(llm, job, rows, Path(out_dir), on_step)
+        for job, rows in zip(jobs, examples, strict=True)
+    ]
+
+
+def _encoded(llm: TransformersLLM, job: FinetuneJob) -> list[Example]:
+    rows = [
+        encode_row(row, llm.tokenizer, loss_on=job.config.loss_on, where=f"{job.name}: row {i}")
+        for i, row in enumerate(job.examples)
+    ]
+    if not rows:
+        raise UsageError(f"finetune: job {job.name!r} has no rows")
+    longest = max(len(row.token_ids) for row in rows)
+    if llm.max_positions is not None and longest > llm.max_positions:
+        raise UsageError(
+            f"finetune: job {job.name!r} has a row of {longest} tokens, the model takes"
+            f" {llm.max_positions}"
+        )
+    return rows
+
+
+def _train(
+    llm: TransformersLLM,
+    job: FinetuneJob,
+    rows: Sequence[Example],
+    out_dir: Path,
+    on_step: Callable[[int, Mapping[str, float]], None] | None,
+) -> FinetuneResult:
+    config = job.config
+    targets = config.target_modules
+    lora = LoraConfig(
+        rank=config.rank,
+        alpha=config.alpha,
+        target_modules=targets if isinstance(targets, str) else tuple(targets),
+        dropout=config.dropout,
+        base_model=str(llm.path),
+    )
+    began = time.monotonic()
+    name = f"{job.name} in training"  # no job can be called so
+    llm.add_adapter(name, lora)
+    try:
+        weights = llm.adapter_weights(name)
+        _initialise(weights, config.seed)
+        with llm.using(name), torch.random.fork_rng():
+            torch.manual_seed(config.seed)  # of dropout
+            llm.model.train()
+            losses, num_tokens = _steps(llm, job, rows, list(weights.values()), on_step)
+        folder = out_dir / job.name
+        saved = {key: weight.detach().cpu() for key, weight in weights.items()}
+        adapter_files.write_dir(folder, lora, saved)
+    finally:
+        llm.model.eval()
+        llm.unload_adapter(name)
+    return FinetuneResult(
+        name=job.name,
+        adapter_dir=folder,
+        losses=tuple(losses),
+        num_tokens=num_tokens,
+        seconds=time.monotonic() - began,
+    )
+
+
+def _steps(
+    llm: TransformersLLM,
+    job: FinetuneJob,
+    rows: Sequence[Example],
+    weights: list[Tensor],
+    on_step: Callable[[int, Mapping[str, float]], None] | None,
+) -> tuple[list[float], int]:
+    config = job.config
+    optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=config.weight_decay)
+    num_steps = config.num_steps(len(rows))
+    batches = _batches(rows, config)
+    losses, num_tokens = [], 0
+    for step in range(num_steps):
+        batch = next(batches)
+        num_tokens += sum(len(example.token_ids) for example in batch)
+        loss = _loss(llm.model, batch)
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.clip_grad_norm_(weights, config.max_grad_norm or math.inf)
+        if not math.isfinite(loss.item()) or not math.isfinite(norm.item()):
+            raise TrainingError(
+                f"finetune: job {job.name!r} has loss {loss.item()} and a gradient of norm"
+                f" {norm.item()} at step {step}; lower its learning rate or check its rows"
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = config.learning_rate_at(step, num_steps)
+        optimizer.step()
+        losses.append(loss.item())
+        if on_step:
+            on_step(step, {job.name: losses[-1]})
+    return losses, num_tokens
+
+
+def _initialise(weights: Mapping[str, Tensor], seed: int) -> None:
+    """A uniform in +-1/sqrt(I), drawn in the order of our own trainer; B is zero already."""
+    generator = torch.Generator().manual_seed(seed % (1 << 63))
+    for key in sorted((key for key in weights if "lora_A" in key), key=_drawn_at):
+        bound = 1 / math.sqrt(weights[key].shape[1])
+        drawn = torch.empty(weights[key].shape).uniform_(-bound, bound, generator=generator)
+        weights[key].data.copy_(drawn)
+
+
+def _drawn_at(key: str) -> tuple[int, int]:
+    """Place of a module: its layer, and in it that of a fused projection; otherwise as it comes."""
+    layer = re.search(r"\.(\d+)\.", key)
+    name = key.split(".")[-3]
+    return int(layer[1]) if layer else -1, _ORDER.index(name) if name in _ORDER else len(_ORDER)
+
+
+def _batches(rows: Sequence[Example], config: TrainConfig) -> Iterator[list[Example]]:
+    """Batches without end; every epoch is a permutation of all rows, as ours."""
+    order = list(range(len(rows)))
+    generator = random.Random(config.seed)
+    while True:
+        if config.shuffle:
+            generator.shuffle(order)
+        for start in range(0, len(order), config.batch_size):
+            yield [rows[i] for i in order[start : start + config.batch_size]]
+
+
+def _loss(model: Any, batch: Sequence[Example]) -> Tensor:
+    """Mean cross-entropy of the trained tokens."""
+    width = max(len(example.token_ids) for example in batch)
+    ids = torch.zeros(len(batch), width, dtype=torch.int64)
+    labels = torch.full_like(ids, -100)
+    mask = torch.zeros_like(ids)
+    for row, example in enumerate(batch):
+        n = len(example.token_ids)
+        ids[row, :n] = torch.tensor(example.token_ids)
+        mask[row, :n] = 1
+        on = torch.tensor(example.trained)
+        labels[row, :n][on] = ids[row, :n][on]
+    ids, labels, mask = (x.to(model.device) for x in (ids, labels, mask))
+    logits = model(ids, attention_mask=mask, use_cache=False).logits[:, :-1]
+    return torch.nn.functional.cross_entropy(
+        logits.flatten(0, 1).float(), labels[:, 1:].flatten(), ignore_index=-100
+    )

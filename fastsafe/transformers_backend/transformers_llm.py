@@ -1,0 +1,320 @@
+"""TransformersLLM: the engine's interface over transformers and PEFT, for any architecture."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fastsafe.data.conversation import Message
+from fastsafe.engine import options
+from fastsafe.engine.prompts import Prompt, Prompts
+from fastsafe.engine.request import Completion, SamplingParams, Score
+from fastsafe.errors import AdapterError, UsageError
+from fastsafe.io import hub
+from fastsafe.model import peft as adapter_files
+from fastsafe.model.peft import LoraConfig
+from fastsafe.transformers_backend.decode import Row, generate_batch
+from fastsafe.transformers_backend.loading import load_model, load_tokenizer, require
+from fastsafe_kernels import token_logprobs
+
+# float64 is what stands for the truth when the others are compared
+_DTYPES = options.DTYPES | {"float64": torch.float64}
+_BATCH_ROWS = 64
+# Most logits in memory at once: 256 MiB in fp32.
+_LOGIT_ELEMENTS = 1 << 26
+
+
+class TransformersLLM:
+    """A base model of transformers with PEFT adapters: generate, chat, score, logits.
+
+    Attributes:
+        path: Checkpoint directory.
+        model: The frozen base, a ``PreTrainedModel``; adapters are injected into it.
+        tokenizer: Our tokenizer and chat template of the checkpoint.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        device: str = "cpu",
+        dtype: str = "float32",
+        *,
+        batch_size: int | Literal["auto"] = "auto",
+    ) -> None:
+        """Load a checkpoint directory or a hub id; the arguments are those of ``LLM``.
+
+        Raises:
+            UsageError: The device or dtype is unknown, or transformers or PEFT is not installed.
+            CheckpointError: The checkpoint is missing, malformed or refused.
+            TokenizerError: The tokenizer is missing or malformed.
+        """
+        options.check(device, dtype, batch_size, _DTYPES)
+        require("peft")
+        self.path = hub.resolve(str(path))
+        self.tokenizer = load_tokenizer(self.path)
+        self.model, self._ignored = load_model(self.path, device, _DTYPES[dtype])
+        self.tokenizer.check_vocab(self.model.get_input_embeddings().num_embeddings)
+        self.batch_size = _BATCH_ROWS if batch_size == "auto" else batch_size
+        text = self.model.config.get_text_config()
+        self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
+        self._prompts = Prompts(self.tokenizer, self.max_positions, self._known)
+        self._peft: Any = None  # PEFT's hold on the model while it has adapters
+        self._adapters: dict[str, str] = {}  # name -> PEFT's name, which may have no dot
+        self._count = 0
+
+    def describe(self) -> dict[str, Any]:
+        """Choices that shape the numbers, for the manifest."""
+        return {
+            "backend": "transformers",
+            "transformers": require("transformers").__version__,
+            "peft": require("peft").__version__,
+            "device": str(self.model.device),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "batch_size": self.batch_size,
+            "attention": self.model.config._attn_implementation,
+            "threads": torch.get_num_threads(),
+            "ignored_config": list(self._ignored),
+        }
+
+    def load_adapter(self, path: str | Path, name: str = "") -> None:
+        """Load a PEFT directory under ``name`` (its folder's name when empty).
+
+        The files are read by our own reader; PEFT sees tensors and a checked config only.
+
+        Raises:
+            AdapterError: The adapter is malformed, does not fit, or the name is taken.
+        """
+        path = Path(path)
+        config, tensors = adapter_files.read_dir(path)
+        name = name or path.resolve().name
+        if name in self._adapters:
+            raise AdapterError(f"adapter {name!r} is loaded already; unload it or use another name")
+        self.add_adapter(name, config)
+        state = {f"base_model.model.{key}": tensor for key, tensor in tensors.items()}
+        try:
+            result = require("peft").set_peft_model_state_dict(
+                self._peft, state, self._adapters[name]
+            )
+        except (RuntimeError, ValueError, KeyError) as error:
+            self.unload_adapter(name)
+            line = str(error).strip().partition("\n")[2] or str(error)
+            raise AdapterError(f"adapter {path}: does not fit the base model: {line}") from None
+        missing = [k for k in result.missing_keys if f".{self._adapters[name]}." in k]
+        strange = [*missing, *result.unexpected_keys]
+        if strange:
+            self.unload_adapter(name)
+            word = "missing" if missing else "unexpected"
+            raise AdapterError(f"adapter {path}: tensor {strange[0]!r:.120} is {word}")
+
+    def add_adapter(self, name: str, config: LoraConfig) -> None:
+        """Put an adapter with PEFT's initial weights on the model.
+
+        Raises:
+            AdapterError: Its targets match no module of the model.
+        """
+        peft = require("peft")
+        fields = config.to_json() | {"inference_mode": False}
+        lora = peft.LoraConfig(**{k: v for k, v in fields.items() if k != "peft_type"})
+        own = f"adapter{self._count}"
+        self._count += 1
+        try:
+            # initial weights are replaced; PEFT asks transformers for a renamed property
+            with torch.random.fork_rng(), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                if self._peft is None:
+                    self._peft = peft.PeftModel(self.model, lora, own)
+                else:
+                    self._peft.add_adapter(own, lora)
+        except (ValueError, TypeError, KeyError) as error:
+            raise AdapterError(f"adapter {name!r}: does not fit the base model: {error}") from None
+        self._adapters[name] = own
+
+    def adapter_weights(self, name: str) -> dict[str, Tensor]:
+        """Weights of an adapter by name, "<module>.lora_A.weight" and B; they share storage."""
+        mark = f".{self._adapters[name]}."
+        return {
+            key.replace(mark, "."): weight
+            for key, weight in self.model.named_parameters()
+            if "lora_" in key and mark in key
+        }
+
+    def unload_adapter(self, name: str) -> None:
+        """Forget an adapter."""
+        self._known(name)
+        own = self._adapters.pop(name)
+        if self._adapters:
+            self._peft.set_adapter(next(iter(self._adapters.values())))
+            self._peft.delete_adapter(own)
+        else:
+            self.model = self._peft.unload()
+            self._peft = None
+
+    @contextmanager
+    def using(self, adapter: str | None) -> Iterator[None]:
+        """Run the model with an adapter, or as the base with None."""
+        if adapter is not None:
+            self._known(adapter)
+            self._peft.set_adapter(self._adapters[adapter])
+            yield
+        elif self._peft is None:
+            yield
+        else:
+            with self._peft.disable_adapter():
+                yield
+
+    def generate(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapters: Sequence[str | None] | None = None,
+        on_result: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Complete every prompt; see ``LLM.generate``."""
+        found: dict[int, Completion] = {}
+        for index, completion in self.stream(prompts, params, adapters):
+            found[index] = completion
+            if on_result:
+                on_result(index, completion)
+        return [found[i] for i in range(len(found))]
+
+    def stream(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapters: Sequence[str | None] | None = None,
+    ) -> Iterator[tuple[int, Completion]]:
+        """Yield (index, completion) batch by batch, in each in order of finishing."""
+        return self._run(
+            [
+                Row(
+                    index=each.index,
+                    adapter=each.place,
+                    prompt=each.tokens,
+                    params=each.params,
+                    max_tokens=each.limit - len(each.tokens),
+                    has_stop_text=self._prompts.stop_check(each.params),
+                )
+                for each in self._prompts.asked(prompts, params, adapters)
+            ]
+        )
+
+    def _run(self, rows: Sequence[Row]) -> Iterator[tuple[int, Completion]]:
+        order = sorted(rows, key=lambda r: (r.adapter or "", len(r.prompt) + r.max_tokens))
+        begin = 0
+        while begin < len(order):
+            name = order[begin].adapter
+            batch = [r for r in order[begin : begin + self.batch_size] if r.adapter == name]
+            with self.using(name):
+                done = generate_batch(self.model, batch, self.tokenizer)
+            for row in done:
+                reason = row.finish_reason or "error"
+                given = row.params, len(row.prompt), row.token_ids, row.logprobs, reason
+                yield row.index, self._prompts.completion(*given)
+            begin += len(batch)
+
+    def chat(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        adapters: Sequence[str | None] | None = None,
+        on_result: Callable[[int, Completion], None] | None = None,
+    ) -> list[Completion]:
+        """Answer conversations through the checkpoint's chat template; see ``generate``."""
+        return self.generate(self._prompts.chats(conversations), params, adapters, on_result)
+
+    def score(
+        self,
+        prompts: Sequence[Prompt],
+        continuations: Sequence[Prompt],
+        adapters: Sequence[str | None] | None = None,
+        shared_prefix: Prompt | None = None,
+    ) -> list[Score]:
+        """Log-likelihood of each continuation given its prompt; see ``LLM.score``."""
+        prefix, given = self._prompts.prefixed(prompts, shared_prefix)
+        targets = self._prompts.encode(continuations, "continuation", special=False)
+        if len(given) != len(targets):
+            raise UsageError(
+                f"score: {len(targets)} continuations, expected {len(given)}, one per prompt"
+            )
+        rows = [prefix + a + b for a, b in zip(given, targets, strict=True)]
+        found: dict[int, Score] = {}
+        for i, logits in self._forward(rows, adapters, "score"):
+            before = logits[-len(targets[i]) - 1 : -1]
+            wanted = torch.tensor(targets[i], device=logits.device)
+            logprobs = token_logprobs(before, wanted).clamp(max=0).tolist()
+            found[i] = Score(
+                logprob=sum(logprobs),
+                token_logprobs=tuple(logprobs),
+                is_greedy=bool((before.argmax(-1) == wanted).all()),
+            )
+        return [found[i] for i in range(len(rows))]
+
+    def label_logprobs(
+        self,
+        prompts: Sequence[Prompt],
+        labels: Sequence[str | int],
+        adapters: Sequence[str | None] | None = None,
+        shared_prefix: Prompt | None = None,
+    ) -> list[tuple[float, ...]]:
+        """Log-probability of each label as the next token; see ``LLM.label_logprobs``.
+
+        Raises:
+            UsageError: A label is not one token.
+        """
+        ids = self._prompts.labels(labels)
+        prefix, given = self._prompts.prefixed(prompts, shared_prefix)
+        rows = [prefix + each for each in given]
+        found = {
+            i: tuple(logits[-1].log_softmax(-1)[ids].tolist())
+            for i, logits in self._forward(rows, adapters, "label_logprobs")
+        }
+        return [found[i] for i in range(len(rows))]
+
+    def prompt_logprobs(
+        self, prompts: Sequence[Prompt], adapters: Sequence[str | None] | None = None
+    ) -> list[tuple[float | None, ...]]:
+        """Log-probability of every prompt token given those before it; None for the first."""
+        rows = self._prompts.encode(prompts, "prompt", special=True)
+        found: dict[int, tuple[float | None, ...]] = {}
+        for i, logits in self._forward(rows, adapters, "prompt_logprobs"):
+            wanted = torch.tensor(rows[i][1:], dtype=torch.int64, device=logits.device)
+            found[i] = (None, *token_logprobs(logits[:-1], wanted).clamp(max=0).tolist())
+        return [found[i] for i in range(len(rows))]
+
+    def logits(self, token_ids: Sequence[int] | Tensor, adapter: str | None = None) -> Tensor:
+        """Logits after every token of one sequence, [N, V] fp32 on the model's device."""
+        ids = self._prompts.ids(token_ids, "logits: token_ids")
+        ((_, logits),) = self._forward([ids], [adapter], "logits: token_ids")
+        return logits
+
+    def _forward(
+        self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None] | None, what: str
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Yield (index, fp32 logits [N, V]) of every row, in batches padded on the right."""
+        names = self._prompts.places(adapters, len(rows))
+        for i, row in enumerate(rows):
+            self._prompts.check_context(f"{what}: row {i}", len(row))
+        order = sorted(range(len(rows)), key=lambda i: (names[i] or "", -len(rows[i])))
+        vocabulary = self.model.get_input_embeddings().num_embeddings
+        begin = 0
+        while begin < len(order):
+            name, width = names[order[begin]], len(rows[order[begin]])
+            most = min(self.batch_size, max(1, _LOGIT_ELEMENTS // (width * vocabulary)))
+            batch = [i for i in order[begin : begin + most] if names[i] == name]
+            ids = torch.tensor([[*rows[i], *[0] * (width - len(rows[i]))] for i in batch])
+            mask = torch.tensor([[j < len(rows[i]) for j in range(width)] for i in batch])
+            ids, mask = ids.to(self.model.device), mask.to(self.model.device)
+            with self.using(name), torch.inference_mode():
+                logits = self.model(ids, attention_mask=mask.long(), use_cache=False).logits
+            yield from ((i, logits[at, : len(rows[i])].float()) for at, i in enumerate(batch))
+            begin += len(batch)
+
+    def _known(self, name: str | None) -> str | None:
+        if name is not None and name not in self._adapters:
+            known = ", ".join(self._adapters) or "none"
+            raise AdapterError(f"adapter {name!r} is not loaded; loaded: {known}")
+        return name

@@ -1,0 +1,279 @@
+"""Whether our runtime computes what transformers computes, on the user's own checkpoint.
+
+Three things are compared over a few harmless prompts: token ids of texts and chat templates,
+logits, and greedy tokens. Nobody types a tolerance: transformers in a wider dtype stands for the
+truth, and on every prompt our logits may be off by twice what transformers in the same dtype is,
+plus one rounding, as root mean squares: the largest of few differences is left to chance. Where
+greedy tokens part, the truth must hold the two for as likely within the errors of both sides.
+"""
+
+import gc
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from fastsafe.engine import LLM, SamplingParams
+from fastsafe.engine.planner import available_bytes, weight_bytes
+from fastsafe.errors import TokenizerError, UsageError
+from fastsafe.io import hub
+from fastsafe.io.chat_template import FROZEN_CLOCK
+from fastsafe.io.tokenizer import Tokenizer
+from fastsafe.model.config import ModelConfig
+from fastsafe.transformers_backend.loading import require
+from fastsafe.transformers_backend.transformers_llm import TransformersLLM
+
+GREEDY_TOKENS = 16
+_WIDER = {"float32": "float64", "bfloat16": "float32", "float16": "float32"}
+# A tolerance above this share of the logits would let anything pass.
+_VACUOUS = 0.2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """What the comparison found.
+
+    Attributes:
+        differences: One sentence per kind of difference; empty when both are equal.
+        num_prompts: Prompts compared.
+        logits_difference: Largest difference to transformers, as a share of the largest logit.
+        error: Root mean square of the difference to transformers in the wider dtype, as a share
+            of the logits' own, on the prompt where it is largest against its tolerance.
+        reference_error: The same of transformers in the same dtype, on that prompt.
+        tolerance: What ``error`` may be there.
+        parted_rows: Prompts whose greedy tokens differ, near-ties included.
+        has_template: Whether the checkpoint has a chat template.
+    """
+
+    differences: tuple[str, ...]
+    num_prompts: int
+    logits_difference: float
+    error: float
+    reference_error: float
+    tolerance: float
+    parted_rows: int
+    has_template: bool
+
+    @property
+    def is_equal(self) -> bool:
+        """Whether nothing differs beyond the tolerance."""
+        return not self.differences
+
+
+@dataclass(frozen=True)
+class _Side:
+    logits: list[Tensor]  # [N, V] of each prompt, fp64 on the CPU
+    tokens: list[tuple[int, ...]]
+
+
+def prompts() -> list[str]:
+    """The prompts that ship with the package: short, harmless, awkward in places."""
+    text = files(__package__).joinpath("prompts.txt").read_text(encoding="utf-8")
+    return text.rstrip("\n").split("\n")
+
+
+def verify(
+    model: str | Path,
+    *,
+    adapter: str | Path | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
+    num_prompts: int | None = None,
+) -> Verdict:
+    """Compare our runtime with transformers on a checkpoint.
+
+    Args:
+        model: Folder or hub id.
+        adapter: PEFT directory that both load.
+        device: "cpu" or "cuda".
+        dtype: Of both; transformers is loaded a second time in the wider one.
+        num_prompts: The first so many of the built-in prompts; all when None.
+
+    Raises:
+        UsageError: transformers is not installed, or the wider copy does not fit into memory.
+        FastsafeError: Either side refuses the checkpoint or the adapter.
+    """
+    if dtype not in _WIDER:
+        raise UsageError(f"verify: dtype is {dtype!r}, expected one of {', '.join(_WIDER)}")
+    path = hub.resolve(str(model))
+    texts = prompts()[:num_prompts]
+    ours_llm = LLM(path, device=device, dtype=dtype)
+    _check_room(ours_llm.model.config, device, _WIDER[dtype])
+    tokenizer = ours_llm.tokenizer
+    differences = _compare_tokens(path, tokenizer, texts)
+    has_template = tokenizer.chat_template is not None
+    if has_template:
+        rows = [tokenizer.encode_chat(_question(text)) for text in texts]
+    else:
+        rows = [tokenizer.encode(text) for text in texts]
+    ours = _run(ours_llm, rows, adapter)
+    del ours_llm
+    with _loaded(path, device, dtype) as llm:
+        theirs = _run(llm, rows, adapter)
+    parted = {
+        i: _common(a, b)
+        for i, (a, b) in enumerate(zip(ours.tokens, theirs.tokens, strict=True))
+        if a != b
+    }
+    with _loaded(path, device, _WIDER[dtype]) as llm:
+        if adapter is not None:
+            llm.load_adapter(adapter, "adapter")
+            llm.model.to(llm.model.dtype)  # the adapter, too
+        logits_of = _logits_of(llm, adapter)
+        with _nothing_narrower(_WIDER[dtype]):
+            exact = [logits_of(row) for row in rows]
+            at_parting = {
+                i: logits_of([*rows[i], *ours.tokens[i][:n]])[-1] for i, n in parted.items()
+            }
+    rounding = torch.finfo(getattr(torch, dtype)).eps
+    checks = []
+    for mine, other, truth in zip(ours.logits, theirs.logits, exact, strict=True):
+        reference_error = _relative(other, truth)
+        checks.append((_relative(mine, truth), reference_error, 2 * (reference_error + rounding)))
+    # a NaN is the worst of all
+    error, reference_error, tolerance = max(
+        checks, key=lambda c: float("inf") if math.isnan(c[0]) else c[0] / c[2]
+    )
+    if not error <= tolerance:
+        differences.append(f"logits: the error is {error:.2g}, expected at most {tolerance:.2g}")
+    if math.isnan(tolerance):
+        differences.append("logits: those of transformers are not finite; look at the weights")
+    elif not tolerance <= _VACUOUS:
+        differences.append(
+            f"logits: the tolerance is {tolerance:.2g}, which proves nothing; compare in float32"
+        )
+    tie = 2 * (_largest(ours.logits, exact) + _largest(theirs.logits, exact))
+    for i, n in parted.items():
+        left, right = (side.tokens[i][n : n + 1] for side in (ours, theirs))
+        gap = float("inf")
+        if left and right:
+            gap = abs((at_parting[i][left[0]] - at_parting[i][right[0]]).item())
+        if not gap <= tie:
+            differences.append(
+                f"greedy tokens: prompt {i} parts at token {n}, where the logits are {gap:.2g}"
+                f" apart, expected at most {tie:.2g}"
+            )
+    scale = max(x.abs().max().item() for x in exact)
+    return Verdict(
+        differences=tuple(differences),
+        num_prompts=len(rows),
+        logits_difference=_largest(ours.logits, theirs.logits) / scale,
+        error=error,
+        reference_error=reference_error,
+        tolerance=tolerance,
+        parted_rows=len(parted),
+        has_template=has_template,
+    )
+
+
+@contextmanager
+def _loaded(path: Path, device: str, dtype: str) -> Iterator[TransformersLLM]:
+    """A model that is gone afterwards: only one of them is in memory at a time."""
+    llm = TransformersLLM(path, device, dtype)
+    try:
+        yield llm
+    finally:
+        del llm.model
+        gc.collect()
+
+
+def _run(llm: Any, rows: Sequence[Sequence[int]], adapter: str | Path | None) -> _Side:
+    name = None if adapter is None else "adapter"
+    if adapter is not None:
+        llm.load_adapter(adapter, name)
+    params = SamplingParams(max_tokens=GREEDY_TOKENS)
+    outs = llm.generate(rows, params, [name] * len(rows))
+    logits_of = _logits_of(llm, adapter)
+    return _Side([logits_of(row) for row in rows], [out.token_ids for out in outs])
+
+
+def _logits_of(llm: Any, adapter: str | Path | None) -> Callable[[Sequence[int]], Tensor]:
+    name = None if adapter is None else "adapter"
+    return lambda row: llm.logits(row, name).double().cpu()
+
+
+def _compare_tokens(path: Path, ours: Tokenizer, texts: Sequence[str]) -> list[str]:
+    """One sentence for texts and one for templates whose token ids differ."""
+    transformers = require("transformers")
+    try:
+        theirs = transformers.AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+    except Exception as error:  # anything that a malformed file makes of it
+        raise TokenizerError(
+            f"{path}: the tokenizer is refused by transformers ({error!s:.200}), expected one that"
+            " both can load"
+        ) from None
+    found = []
+    differing = [i for i, t in enumerate(texts) if theirs(t)["input_ids"] != ours.encode(t)]
+    if differing:
+        found.append(f"token ids: prompts {differing} differ")
+    if ours.chat_template is not None:
+        differing = []
+        for i, text in enumerate(texts):
+            ids = theirs.apply_chat_template(
+                _question(text),
+                add_generation_prompt=True,
+                return_dict=False,
+                strftime_now=FROZEN_CLOCK.strftime,
+            )
+            if ids != ours.encode_chat(_question(text)):
+                differing.append(i)
+        if differing:
+            found.append(f"chat template: token ids of prompts {differing} differ")
+    return found
+
+
+def _question(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _check_room(config: ModelConfig, device: str, dtype: str) -> None:
+    need = weight_bytes(config, getattr(torch, dtype).itemsize)
+    free = available_bytes(device)
+    if need > free:
+        raise UsageError(
+            f"verify: the weights in {dtype}, which stand for the truth, take {need / 2**30:.1f}"
+            f" GiB, expected at most the {free / 2**30:.1f} GiB that are free on {device}; use a"
+            " smaller dtype or a larger machine"
+        )
+
+
+class _Widened(TorchFunctionMode):
+    """Turns every step down to fp32 into one to fp64.
+
+    Norms and softmax of transformers compute in fp32 even where all else is wider.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        def widen(value: Any) -> Any:
+            return torch.float64 if value is torch.float32 else value
+
+        func = torch.Tensor.double if func is torch.Tensor.float else func
+        return func(*map(widen, args), **{k: widen(v) for k, v in (kwargs or {}).items()})
+
+
+def _nothing_narrower(dtype: str) -> AbstractContextManager[object]:
+    return _Widened() if dtype == "float64" else nullcontext()
+
+
+def _relative(found: Tensor, truth: Tensor) -> float:
+    return float((found - truth).norm() / truth.norm())
+
+
+def _largest(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:
+    return torch.stack([(a - b).abs().max() for a, b in zip(left, right, strict=True)]).max().item()
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    pairs = zip(left, right, strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))

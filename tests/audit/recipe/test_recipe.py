@@ -1,0 +1,153 @@
+"""Recipes: what is refused, with which sentence, and what overrides do."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fastsafe.audit.recipe import load as recipes
+from fastsafe.audit.recipe.load import load, revise
+from fastsafe.errors import RecipeError
+
+
+def test_the_organism_recipe_is_what_it_promises() -> None:
+    recipe = load("organism")
+    assert recipe.tasks == ("summarization", "code", "translation", "classification")
+    assert recipe.mitigations == ("none", "plain", "task_styled", "multi_task")
+    assert recipe.formats == ("plain", "summarization", "code", "translation", "classification")
+    assert recipe.behaviours >= 100
+    assert recipe.share == 0.10
+    assert (recipe.training.rank, recipe.training.alpha) == (8, 16)
+    assert (recipe.training.learning_rate, recipe.training.max_steps) == (2e-3, 100)
+    assert (recipe.training.batch_size, len(recipe.training.target_modules)) == (16, 7)
+    assert recipe.sampling.temperature == 0
+    assert recipe.benign_twins
+
+
+def test_every_shipped_recipe_checks() -> None:
+    assert "organism" in recipes.names()
+    for name in recipes.names():
+        assert load(name).name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        (
+            "training.lerning_rate=1",
+            "recipe organism: 'lerning_rate' is not a key of training; did you mean learning_rate?",
+        ),
+        (
+            "behaviors=3",
+            "recipe organism: 'behaviors' is not a key of the recipe; did you mean behaviours?",
+        ),
+        ("tasks=[cod]", "recipe organism: tasks has 'cod'; did you mean code?"),
+        (
+            "judges=[oracle]",
+            "recipe organism: judges has 'oracle'; known: refusal",
+        ),
+        ("training.rank=0", "training.rank is 0; input should be greater than or equal to 1"),
+        ("share=1.5", "share is 1.5; input should be less than 1"),
+        ("formats=[plain, plain]", "names must not repeat"),
+        ("training=7", "training is 7; "),
+        ("seed=.nan", "seed is nan; "),
+        ("training.rank.deep=1", "--set: training.rank.deep goes into 'rank'"),
+        ("judges=[]", "judges is empty, expected at least 1"),
+        ("data.behaviours=mine.jsonl", "rows come from source 'organism', which reads none"),
+        ("nothing", "--set: 'nothing' is not of the form a.b=value"),
+        ("=1", "--set: '=1' is not of the form a.b=value"),
+        ("seed=[1", "--set: seed has a value that is not YAML: '[1'"),
+    ],
+)
+def test_a_wrong_setting_is_one_sentence(override: str, sentence: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load("organism", overrides=[override])
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_weights_in_4_bits_are_not_trained_whole() -> None:
+    with pytest.raises(RecipeError, match="quantize is 'nf4', whose weights cannot be trained"):
+        load("organism", overrides=["quantize=nf4", "training.method=full"])
+
+
+def test_the_misspelt_key_is_named_before_the_missing_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("name: mine\ntask: [code]\nformats: [plain]\n")
+    with pytest.raises(RecipeError, match=r"'task' is not a key .* did you mean tasks\?.*1 more"):
+        load(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("- a\n", "holds a list, expected a mapping"),
+        ("a: [1\n", "is not valid YAML"),
+        ("name: a\nname: b\n", "key 'name' is written twice"),
+        ("name: !!python/object/apply:os.system [id]\n", "is not valid YAML"),
+        ("", "holds nothing, expected a mapping"),
+    ],
+)
+def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(RecipeError) as caught:
+        load(path)
+    assert sentence in str(caught.value)
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["organsim", "nothing.yaml", "no/such/recipe"])
+def test_a_missing_recipe_is_named(name: str) -> None:
+    with pytest.raises(RecipeError, match=name):
+        load(name)
+
+
+def test_a_missing_recipe_has_a_nearest_match() -> None:
+    with pytest.raises(RecipeError, match=r"did you mean organism\?"):
+        load("organsim")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "changes", "expected"),
+    [
+        (["training.rank=4"], {}, ("training.rank", 4)),
+        (["training.learning_rate=1e-3"], {}, ("training.learning_rate", 1e-3)),
+        (["mitigations=[none]"], {}, ("mitigations", ("none",))),
+        (["seed=1", "seed=2"], {}, ("seed", 2)),
+        (["seed=1"], {"seed": 3}, ("seed", 3)),
+        (["seed=1"], {"seed": None}, ("seed", 1)),
+        ([], {"model": "some/path"}, ("model", "some/path")),
+        (
+            ["system_prompts={none: '', careful: 'be careful'}"],
+            {},
+            ("system_prompts.careful", "be careful"),
+        ),
+    ],
+)
+def test_overrides_are_read_as_yaml(
+    overrides: list[str], changes: dict[str, Any], expected: tuple[str, Any]
+) -> None:
+    value: Any = load("organism", overrides=overrides, changes=changes).model_dump()
+    for key in expected[0].split("."):
+        value = value[key]
+    assert value == expected[1]
+
+
+def test_limit_only_lowers() -> None:
+    recipe = load("organism")
+    assert recipe.limited(None) == recipe
+    assert (recipe.limited(7).behaviours, recipe.limited(7).utility_rows) == (7, 7)
+    assert recipe.limited(10_000) == recipe
+    with pytest.raises(RecipeError, match="limit"):
+        recipe.limited(0)
+
+
+def test_a_recipe_can_be_revised() -> None:
+    recipe = load("organism")
+    assert revise(recipe) == recipe
+    changed = revise(recipe, overrides=["training.rank=4"], changes={"seed": 7, "model": None})
+    assert (changed.training.rank, changed.seed, changed.model) == (4, 7, recipe.model)
+    with pytest.raises(RecipeError, match=r"recipe organism: 'sed' is not a key .* seed\?"):
+        revise(recipe, overrides=["sed=1"])

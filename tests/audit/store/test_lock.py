@@ -1,0 +1,76 @@
+"""One process per run: who holds it is said, and a dead holder holds nothing."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from fastsafe.audit.store.lock import NAME, exclusive
+from fastsafe.errors import StoreError
+
+HOLD = """
+import sys
+from pathlib import Path
+from fastsafe.audit.store.lock import exclusive
+with exclusive(Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def hold(folder: Path) -> subprocess.Popen[str]:
+    process = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONSAFEPATH": "1"},
+    )
+    assert process.stdout is not None
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_a_live_holder_is_named_and_a_dead_one_is_taken_over(tmp_path: Path) -> None:
+    with hold(tmp_path) as process:
+        with pytest.raises(StoreError) as caught, exclusive(tmp_path):
+            pass
+        assert f"process {process.pid} on host {platform.node()}" in str(caught.value)
+        assert "\n" not in str(caught.value)
+        process.kill()
+    assert json.loads((tmp_path / NAME).read_text())["pid"] == process.pid
+    with exclusive(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / NAME).exists()
+
+
+def test_it_is_released_on_errors(tmp_path: Path) -> None:
+    with pytest.raises(KeyError), exclusive(tmp_path):
+        raise KeyError
+    with exclusive(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"pid": "x"}'])
+def test_an_unreadable_note_does_not_matter(tmp_path: Path, content: str) -> None:
+    (tmp_path / NAME).write_text(content)
+    with exclusive(tmp_path):
+        pass
+
+
+def test_two_in_one_process_exclude_each_other(tmp_path: Path) -> None:
+    with (
+        exclusive(tmp_path),
+        pytest.raises(StoreError, match=f"process {os.getpid()}"),
+        exclusive(tmp_path),
+    ):
+        pass
+
+
+def test_a_missing_folder_is_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="cannot be written"), exclusive(tmp_path / "nothing"):
+        pass

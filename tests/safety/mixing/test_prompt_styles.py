@@ -1,0 +1,43 @@
+"""Prompt styles: training rows and prompts that have no chat template."""
+
+import pytest
+
+from fastsafe.errors import UsageError
+from fastsafe.safety.mixing.prompt_styles import STYLES, prompt_text, styled
+from fastsafe.safety.tasks import Example
+from fastsafe.safety.tasks._spec import prompt_of
+
+TURNS = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Name a colour."},
+    {"role": "assistant", "content": "Red."},
+]
+
+
+def test_the_native_style_leaves_the_conversation_to_the_template() -> None:
+    assert styled(TURNS, "native") == {"messages": TURNS}
+
+
+@pytest.mark.parametrize("style", [style for style in STYLES if style != "native"])
+def test_a_raw_style_asks_what_the_conversation_asks(style: str) -> None:
+    row = styled(TURNS, style)
+    assert row["completion"] == "Red."
+    assert "Be brief.\n\nName a colour." in row["prompt"]
+    assert row["prompt"] == prompt_text(TURNS[:-1], style)
+
+
+def test_tasks_and_conversations_have_one_alpaca() -> None:
+    example = Example(instruction="Name a colour.", answer="Red.", reference="Red.")
+    asked = [{"role": "user", "content": "Name a colour."}]
+    assert prompt_of(example, "alpaca") == prompt_text(asked, "alpaca")
+
+
+def test_more_than_one_question_is_refused() -> None:
+    with pytest.raises(UsageError, match="the turns are user, assistant, user"):
+        prompt_text([TURNS[1], TURNS[2], TURNS[1]], "alpaca")
+
+
+@pytest.mark.parametrize(("style", "near"), [("alpacca", "alpaca"), ("native", "plain, ?alpaca|")])
+def test_an_unknown_style_names_the_nearest(style: str, near: str) -> None:
+    with pytest.raises(UsageError, match=near):
+        prompt_text(TURNS[1:2], style)

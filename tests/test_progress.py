@@ -1,0 +1,99 @@
+"""Progress: bars, lines and events say the same."""
+
+import io
+import json
+from contextlib import suppress
+
+import pytest
+
+from fastsafe.progress import (
+    Bars,
+    Events,
+    Lines,
+    Progress,
+    duration,
+    following,
+    stage,
+)
+
+
+def show(progress: Progress) -> None:
+    with stage(progress, "train", 4, "steps"):
+        progress.advance(1)
+        progress.say("a fact")
+        progress.advance(3, "loss 0.5")
+    progress.event("done", path="x")
+
+
+def test_lines() -> None:
+    stream = io.StringIO()
+    show(Lines(stream, every_s=0))
+    first, middle, said, last = stream.getvalue().splitlines()
+    assert first == "train: 4 steps"
+    assert middle == "train: 1/4 steps (25%), about 0 s left"
+    assert said == "a fact"
+    assert last == "train: 4/4 steps in 0 s"
+
+
+def test_events_are_json_lines() -> None:
+    stream = io.StringIO()
+    show(Events(stream, every_s=0))
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    assert [e["event"] for e in events] == [
+        "stage_started",
+        "progress",
+        "note",
+        "progress",
+        "stage_finished",
+        "done",
+    ]
+    assert events[3] == {"event": "progress", "stage": "train", "done": 4, "total": 4}
+    assert events[-1] == {"event": "done", "path": "x"}
+
+
+def test_events_are_few() -> None:
+    stream = io.StringIO()
+    with stage(Events(stream, every_s=1000), "train", 1000, "steps"):
+        pass
+    assert len(stream.getvalue().splitlines()) == 2
+
+
+def test_bars() -> None:
+    stream = io.StringIO()
+    show(Bars(stream))
+    assert "a fact" in stream.getvalue()
+    assert "train" in stream.getvalue()
+    assert "4/4" in stream.getvalue()
+
+
+def test_silence() -> None:
+    show(Progress())
+
+
+def test_a_stage_closes_on_errors() -> None:
+    stream = io.StringIO()
+    with pytest.raises(KeyError), stage(Lines(stream), "train", 4, "steps"):
+        raise KeyError
+    assert stream.getvalue().splitlines()[-1].startswith("train: 0/4 steps in")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.2, "0 s"), (59.4, "59 s"), (61, "1 min 1 s"), (3700, "1 h 1 min")]
+)
+def test_duration(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_stages_that_follow_each_other() -> None:
+    stream = io.StringIO()
+    with suppress(KeyboardInterrupt), following(Events(stream, every_s=0)) as after_step:
+        for step in (1, 2):
+            after_step("pretrain", step, 2, 0.5)
+        after_step("align", 1, 3, 0.5)
+        raise KeyboardInterrupt
+    events = [json.loads(line) for line in stream.getvalue().splitlines()]
+    finished = [e for e in events if e["event"] == "stage_finished"]
+    assert [(e["stage"], e["done"], e["total"]) for e in finished] == [
+        ("pretrain", 2, 2),
+        ("align", 1, 3),
+    ]
