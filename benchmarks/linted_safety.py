@@ -168,12 +168,13 @@ def main() -> None:
     lines = ["| flaws | probes | raw | linted | linted less raw |", "|---|---|---|---|---|"]
     notes = []
     for dose in (1.0, 4.0):
-        plan, runtime = prepare(recipe(dose, options.seeds))
+        plan, backend = prepare(recipe(dose, options.seeds))
         found = []
         for source in (Raw(dose), Linted(dose)):
             out = options.runs / f"{type(source).__name__.lower()}-{dose:g}"
-            own = make_plan(plan.recipe, source, runtime.tokenizer, runtime.engine)
-            execute(own, runtime, out)
+            model = backend.tokenizer, backend.engine, plan.panel
+            with_source = make_plan(plan.recipe, plan.inputs.variants, source, *model)
+            execute(with_source, backend, out)
             found.append((verdicts(out, "harmful"), verdicts(out, "benign")))
         (raw, raw_twins), (linted, linted_twins) = found
         for name in (*FORMATS, ""):

@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe import FinetuneJob, SamplingParams, TrainConfig, finetune
-from fastsafe.audit.backend.on_engine import ModelRuntime
+from fastsafe.audit.backend.open import open_backend
 from fastsafe.commands.generate import Prompts, complete, identity_of, open_answers
 from fastsafe.progress import Progress
 
@@ -131,7 +131,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.rows < 10:
         parser.error(f"--rows: it is {options.rows}, expected at least 10")
-    runtime = ModelRuntime("organism")
+    runtime = open_backend("fastsafe", "organism")
     runtime.load()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fastsafe
-from fastsafe.audit.backend.protocol import Runtime
+from fastsafe.audit.backend.protocol import Backend
 from fastsafe.audit.plan.make_plan import Plan
 from fastsafe.audit.stages.train import now
 from fastsafe.io import atomic
@@ -18,7 +18,7 @@ MAX_BYTES = 64 << 20
 REVISABLE = ("fastsafe", "recipe", "judges", "guards", "families")
 
 
-def write_manifest(run_dir: Path, plan: Plan, runtime: Runtime, started_at: str) -> None:
+def write_manifest(run_dir: Path, plan: Plan, backend: Backend, started_at: str) -> None:
     """Write ``manifest.json`` once: the resolved recipe, hashes, declared tests and versions.
 
     The families of tests stand here before the first answer exists, so that nobody can choose
@@ -40,7 +40,7 @@ def write_manifest(run_dir: Path, plan: Plan, runtime: Runtime, started_at: str)
         "templates": dict(plan.templates),
         "families": plan.families(),
         "num_answers": len(plan.rows),
-        "environment": runtime.facts(),
+        "environment": backend.facts(),
         "revisions": [],
     }
     if path.exists():

@@ -1,24 +1,27 @@
-"""One audit from recipe to report."""
+"""Run one audit from recipe to report; judge or report a finished one again."""
 
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 import fastsafe
 from fastsafe.audit import manifest
-from fastsafe.audit.backend.on_engine import ModelRuntime
-from fastsafe.audit.backend.protocol import Runtime
-from fastsafe.audit.plan.foresight import foresight
+from fastsafe.audit.backend.completer import CheckpointCompleter
+from fastsafe.audit.backend.open import open_backend
+from fastsafe.audit.backend.protocol import Backend
+from fastsafe.audit.plan.checks import check_recipe
+from fastsafe.audit.plan.foresight import power_summary
 from fastsafe.audit.plan.make_plan import (
     Plan,
     differences,
     families,
     make_plan,
+    reword_rows,
     settings,
-    with_words,
 )
 from fastsafe.audit.plan.panel import Panel, make_panel
 from fastsafe.audit.recipe.load import load, revise
@@ -37,6 +40,7 @@ from fastsafe.audit.run_dir import (
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.audit.stages import code_tests, train
 from fastsafe.audit.stages import judge as judge_stage
+from fastsafe.audit.stages.generate import generate
 from fastsafe.audit.store import lock
 from fastsafe.audit.store import sqlite_store as stores
 from fastsafe.audit.store.sqlite_store import Store
@@ -44,16 +48,16 @@ from fastsafe.errors import RecipeError, StoreError
 from fastsafe.io import atomic
 from fastsafe.progress import Progress
 
-OF_JUDGES = {"judges", "guards", "thresholds"}
+JUDGE_SETTINGS = {"judges", "guards", "thresholds"}
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run directory and what it found.
+    """A run directory and its results.
 
     Attributes:
         path: The run directory.
-        results: What ``results.json`` holds, schema ``fastsafe.results/1``.
+        results: The content of ``results.json``, schema ``fastsafe.results/1``.
     """
 
     path: Path
@@ -89,31 +93,31 @@ def audit(
     allow_code_exec: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Fine-tune, probe, judge and report, as a recipe says.
+    """Fine-tune, probe, judge and report, following a recipe.
 
     Args:
         recipe: Name of a shipped recipe, path of a YAML file, or a ``Recipe``.
         out: Run directory; ``runs/<recipe's name>`` when None. An unfinished run there is
             continued, a finished one is reported again.
         model: Checkpoint folder, hub id or ``"organism"``, instead of the recipe's.
-        overrides: ``a.b=c`` settings on top of the recipe.
+        overrides: ``a.b=c`` settings that replace the recipe's.
         limit: Most behaviours per cell and utility rows per task.
-        seed: Of training, mixing and sampling, instead of the recipe's.
+        seed: Seed of training, mixing and sampling, instead of the recipe's.
         device: ``"cpu"`` or ``"cuda"``.
         batch_size: Most rows computed together.
         backend: ``"fastsafe"`` or ``"transformers"``.
         api_keys: Keys of judges' endpoints, by the name that the recipe gives them.
-        resume: False starts over and deletes what the run directory holds.
+        resume: False deletes the run in the directory and starts over.
         show_completions: Whether ``report.html`` quotes prompts and completions.
-        allow_code_exec: Whether Python that a model writes is run against its rows' tests, shut in
-            by bubblewrap.
-        progress: Where to show progress; nowhere when None.
+        allow_code_exec: Whether Python that a model writes is run against its rows' tests, in a
+            bubblewrap sandbox.
+        progress: Receives progress; None shows none.
 
     Returns:
         The finished run.
 
     Raises:
-        RecipeError: The recipe does not exist or does not check.
+        RecipeError: The recipe does not exist or is not valid.
         CheckpointError: The checkpoint is missing, malformed or refused.
         StoreError: The run directory is in use, from another recipe, or cannot be written.
 
@@ -121,7 +125,7 @@ def audit(
         >>> run = audit("organism", out="runs/first", limit=10)  # doctest: +SKIP
         >>> print(run.table())  # doctest: +SKIP
     """
-    plan, runtime = prepare(
+    plan, opened = prepare(
         recipe,
         model=model,
         overrides=overrides,
@@ -135,7 +139,7 @@ def audit(
     )
     return execute(
         plan,
-        runtime,
+        opened,
         Path(out) if out is not None else default_out(plan.recipe),
         resume=resume,
         show_completions=show_completions,
@@ -145,7 +149,7 @@ def audit(
 
 
 def default_out(recipe: Recipe) -> Path:
-    """Return the run directory of a recipe that was given none."""
+    """Return the run directory that a recipe has where the caller names none."""
     return Path("runs") / recipe.name
 
 
@@ -161,13 +165,13 @@ def prepare(
     backend: str = "fastsafe",
     out: str | Path | None = None,
     api_keys: Mapping[str, str] | None = None,
-) -> tuple[Plan, ModelRuntime]:
+) -> tuple[Plan, Backend]:
     """Check the recipe and the checkpoint and lay out the run; nothing is written.
 
     Arguments are those of ``audit``.
 
     Raises:
-        FastsafeError: The recipe, the checkpoint or its tokenizer does not check.
+        FastsafeError: The recipe, the checkpoint or its tokenizer is not valid.
     """
     changes = {"model": model, "seed": seed}
     if isinstance(recipe, Recipe):
@@ -175,24 +179,25 @@ def prepare(
     else:
         recipe = load(recipe, overrides=overrides, changes=changes)
     recipe = recipe.limited(limit)
-    runtime = ModelRuntime(
+    variants = check_recipe(recipe)
+    source = source_of(recipe, partial(CheckpointCompleter, device=device))
+    opened = open_backend(
+        backend,
         recipe.model,
         device=device,
         dtype=recipe.dtype,
         quantize=recipe.quantize,
         batch_size=batch_size,
-        backend=backend,
     )
-    runtime.check_training(recipe)
+    opened.check_training(recipe, [variant.objective for variant in variants])
     folder = (default_out(recipe) if out is None else Path(out)) / JUDGES
-    panel = make_panel(recipe, device=device, api_keys=api_keys, folder=folder)
-    source = source_of(recipe, device)
-    return make_plan(recipe, source, runtime.tokenizer, runtime.engine, panel), runtime
+    panel = make_panel(recipe, variants, device=device, api_keys=api_keys, folder=folder)
+    return make_plan(recipe, variants, source, opened.tokenizer, opened.engine, panel), opened
 
 
 def execute(
     plan: Plan,
-    runtime: Runtime,
+    backend: Backend,
     run_dir: Path,
     *,
     resume: bool = True,
@@ -200,18 +205,18 @@ def execute(
     allow_code_exec: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Do what is planned and not yet done in ``run_dir``, then report.
+    """Do the planned work that ``run_dir`` does not hold yet, then report.
 
     Raises:
         StoreError: The run directory is in use, from another recipe, or cannot be written.
-        UsageError: Code is allowed to run, and cannot be shut in here.
+        UsageError: Code may run, and there is no sandbox to run it in.
     """
     progress = progress or Progress()
     if allow_code_exec:
         code_tests.check(plan)
     if is_new(run_dir) or not resume:
-        # a checkpoint that cannot be loaded must leave no trace
-        runtime.load()
+        # a checkpoint that cannot be loaded must leave no run directory behind
+        backend.load()
     with explained(run_dir):
         run_dir.mkdir(parents=True, exist_ok=True)
     with lock.exclusive(run_dir), explained(run_dir):
@@ -221,20 +226,20 @@ def execute(
             clear(run_dir)
         with closing(_open(run_dir, plan)) as store:
             started_at = store.meta("started_at")
-            manifest.write_manifest(run_dir, plan, runtime, started_at)
+            manifest.write_manifest(run_dir, plan, backend, started_at)
             progress.event("run_started", out=str(run_dir), answers=len(plan.rows))
-            for sentence in foresight(plan).values():
+            for sentence in power_summary(plan).values():
                 progress.say(sentence)
             if plan.recipe.rewrite:
-                runtime.release()  # room for the model that words
-            plan, rewrites = with_words(plan, progress)
+                backend.release()  # makes room for the rewriter
+            plan, rewrites = reword_rows(plan, progress)
             if (store.meta("rewrites") or []) != rewrites:
                 with store.transaction():
                     store.set_meta({"rewrites": rewrites})
-            train.train(plan, store, runtime, run_dir, progress)
-            train.derive(plan, store, runtime, run_dir, progress)
-            train.generate(plan, store, runtime, run_dir, progress)
-            runtime.release()
+            train.train(plan, store, backend, run_dir, progress)
+            train.derive(plan, store, backend, run_dir, progress)
+            generate(plan, store, backend, run_dir, progress)
+            backend.release()
             judge_stage.filter_answers(plan, store, progress)
             judge_stage.measure(plan, store, progress)
             _judge(plan.panel, plan.recipe, store, progress)
@@ -255,43 +260,45 @@ def judge(
     show_completions: bool = False,
     progress: Progress | None = None,
 ) -> Run:
-    """Judge the answers of a run, and report it again; nothing is trained or generated.
+    """Judge the answers of a run and report it again; nothing is trained or generated.
 
     Args:
-        run_dir: Of a run, finished or not.
-        recipe: Whose judges, guards and thresholds to take; None takes those of the run.
-        overrides: ``a.b=c`` settings of judges, guards and thresholds on top.
-        device: Where judges that are checkpoints run.
+        run_dir: A run directory, finished or not.
+        recipe: Recipe whose judges, guards and thresholds are used; None uses those of the run.
+        overrides: ``a.b=c`` settings of judges, guards and thresholds that replace the recipe's.
+        device: Device of judges that are checkpoints.
         api_keys: As for ``audit``.
         show_completions: As for ``audit``.
         progress: As for ``audit``.
 
     Raises:
-        RecipeError: A judge does not check, or something else was set.
+        RecipeError: A judge is not valid, or another key was set.
         StoreError: There is no run, it is in use, or cannot be written.
     """
     progress, path = progress or Progress(), store_of(run_dir)
     with lock.exclusive(run_dir), explained(run_dir), closing(Store(path)) as store:
         old = Recipe.model_validate(store.meta("recipe"))
-        taken = load(recipe) if recipe is not None else old
-        taken = revise(old, changes={key: getattr(taken, key) for key in OF_JUDGES})
-        new = revise(taken, overrides=overrides)
-        if old.model_dump(exclude=OF_JUDGES) != new.model_dump(exclude=OF_JUDGES):
+        given = load(recipe) if recipe is not None else old
+        new = revise(old, changes={key: getattr(given, key) for key in JUDGE_SETTINGS})
+        new = revise(new, overrides=overrides)
+        if old.model_dump(exclude=JUDGE_SETTINGS) != new.model_dump(exclude=JUDGE_SETTINGS):
             raise RecipeError(
-                f"run {run_dir}: only {', '.join(sorted(OF_JUDGES))} can be set anew; "
+                f"run {run_dir}: only {', '.join(sorted(JUDGE_SETTINGS))} can be set anew; "
                 "for the rest use fastsafe audit with another --out"
             )
-        panel = make_panel(new, device=device, api_keys=api_keys, folder=run_dir / JUDGES)
-        kept = _keep(store, new, panel)
-        record = {key: kept[key] for key in ("recipe", "judges", "guards")}
-        record |= {"fastsafe": kept["version"], "families": families(store.cells(), panel)}
+        variants = check_recipe(new)
+        folder = run_dir / JUDGES
+        panel = make_panel(new, variants, device=device, api_keys=api_keys, folder=folder)
+        recorded = _record_panel(store, new, panel)
+        record = {key: recorded[key] for key in ("recipe", "judges", "guards")}
+        record |= {"fastsafe": recorded["version"], "families": families(store.cells(), panel)}
         manifest.revise_manifest(run_dir, record)
         _judge(panel, new, store, progress)
         return _finished(run_dir, store, show_completions)
 
 
 def report(run_dir: Path, *, show_completions: bool = False) -> Run:
-    """Compute results and report of a run again from its store, finished or not.
+    """Compute the results and the report of a run again from its store, finished or not.
 
     Raises:
         StoreError: There is no run, or the reports cannot be written.
@@ -303,12 +310,12 @@ def report(run_dir: Path, *, show_completions: bool = False) -> Run:
 def _judge(panel: Panel, recipe: Recipe, store: Store, progress: Progress) -> None:
     judge_stage.judge(panel, store, progress)
     judge_stage.guard(panel, store, progress)
-    # last, so that a budget goes to the answers first
+    # last, so that answers come first where a budget limits judging
     judge_stage.calibrate(panel, recipe.formats, store, progress)
 
 
 def _finished(run_dir: Path, store: Store, show_completions: bool) -> Run:
-    """Report a run whose stages have ended; one that is not covered has not finished."""
+    """Report a run whose stages have ended; it is finished only if every cell is covered."""
     if store.meta("finished_at") is None:
         with store.transaction():
             store.set_meta({"finished_at": train.now()})
@@ -355,16 +362,16 @@ def _open(run_dir: Path, plan: Plan) -> Store:
                     }
                 )
         _check_same(store, plan)
-        _keep(store, plan.recipe, plan.panel)
+        _record_panel(store, plan.recipe, plan.panel)
     except BaseException:
         store.close()
         raise
     return store
 
 
-def _keep(store: Store, recipe: Recipe, panel: Panel) -> dict[str, Any]:
-    """Keep who judges, which a later command may change; returns what is kept."""
-    kept = {
+def _record_panel(store: Store, recipe: Recipe, panel: Panel) -> dict[str, Any]:
+    """Record judges, guards and thresholds in the store; ``fastsafe judge`` may replace them."""
+    values = {
         "recipe": recipe.model_dump(mode="json"),
         "judges": panel.identities,
         "guards": panel.guard_identities,
@@ -373,10 +380,10 @@ def _keep(store: Store, recipe: Recipe, panel: Panel) -> dict[str, Any]:
         "calibrated": dict(panel.calibrated),
         "version": fastsafe.__version__,
     }
-    if any(store.meta(key) != value for key, value in kept.items()):
+    if any(store.meta(key) != value for key, value in values.items()):
         with store.transaction():
-            store.set_meta(kept)
-    return kept
+            store.set_meta(values)
+    return values
 
 
 def _check_same(store: Store, plan: Plan) -> None:

@@ -1,18 +1,22 @@
-"""A small audit of one given model against its base: no training, no run directory.
+"""Audit one tuned model against its base: no training, no run directory.
 
-Asks both the probes of a recipe and judges the answers by its first judge. What is asked, how it is
-drawn and how it is judged is what ``fastsafe audit`` does, so that the rates compare.
+Both answer the probes of a recipe, and its first judge reads the answers. Prompts, sampling and
+judging are those of ``fastsafe audit``, so that the rates are comparable.
 """
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsafe.audit.backend.on_engine import ModelRuntime
-from fastsafe.audit.backend.protocol import Reply, Request
+from fastsafe.audit.backend.completer import CheckpointCompleter
+from fastsafe.audit.backend.on_engine import EngineBackend
+from fastsafe.audit.backend.protocol import Answer, Backend, Request
+from fastsafe.audit.plan.checks import check_recipe
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.plan.make_plan import make_plan
+from fastsafe.audit.plan.panel import make_panel
 from fastsafe.audit.recipe.load import load, revise
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.results.make_results import Cell
@@ -23,13 +27,13 @@ from fastsafe.safety.verdict import Verdict
 
 Verdicts = dict[Cell, dict[str, Verdict]]  # kind, format, system prompt -> behaviour -> verdict
 
-# What training would need is of no use here.
+# No training rows, mitigations or utility rows are needed here.
 _PROBES_ONLY = ("utility_rows=0", "mitigations=[none]", "training.rows=1")
 _RATES = (("harmful", "answer_rate", answered), ("benign", "over_refusal_rate", refused))
 
 
 class SpotCheck:
-    """The probes of a recipe, and the base's answers to them, had once."""
+    """The probes of a recipe and the base's verdicts on them, which are computed once."""
 
     def __init__(
         self,
@@ -40,25 +44,29 @@ class SpotCheck:
         device: str = "cpu",
         batch_size: int | Literal["auto"] = "auto",
     ) -> None:
-        """Lay out the probes; the base is loaded at the first check.
+        """Render the probes; the base is loaded at the first check.
 
         Args:
             base: Checkpoint folder, hub id, or the name of a source that has a checkpoint.
-            recipe: Whose formats, behaviours, system prompts, sampling and judge are used.
+            recipe: Recipe whose formats, behaviours, system prompts, sampling and judge are used.
             limit: Most behaviours per format.
-            device: Where the answers are computed; beside a training model it takes memory.
+            device: Device that generates; the base takes memory there beside a model in training.
             batch_size: Most prompts computed together.
 
         Raises:
-            FastsafeError: The recipe or the base does not check.
+            FastsafeError: The recipe or the base is not valid.
         """
-        changed: dict[str, Any] = {"overrides": _PROBES_ONLY, "changes": {"model": base}}
-        found = revise(recipe, **changed) if isinstance(recipe, Recipe) else load(recipe, **changed)
-        self._recipe = found.limited(limit)
+        whole = recipe if isinstance(recipe, Recipe) else load(recipe)
+        probes = revise(whole, overrides=_PROBES_ONLY, changes={"model": base})
+        self._recipe = probes.limited(limit)
+        variants = check_recipe(self._recipe)
         self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
-        self._base = self._runtime(base)
-        source = source_of(found)
-        self._plan = make_plan(self._recipe, source, self._base.tokenizer, self._base.engine)
+        self._base = self._backend(base)
+        source = source_of(self._recipe, partial(CheckpointCompleter, device=device))
+        panel = make_panel(self._recipe, variants, device=device)
+        self._plan = make_plan(
+            self._recipe, variants, source, self._base.tokenizer, self._base.engine, panel
+        )
         self._rows = [row for row in self._plan.rows if row.condition == BASE]
         self._verdicts_of_base: Verdicts | None = None
 
@@ -68,7 +76,7 @@ class SpotCheck:
         return self._base.path
 
     def adapter(self, path: str | Path) -> list[dict[str, Any]]:
-        """Rates of the base with a PEFT adapter, one row per format and kind of probe.
+        """Return the rates of the base with a PEFT adapter, one row per format and kind of probe.
 
         Returns:
             Rows of ``format``, ``system_prompt``, ``measure`` ("answer_rate" on harmful probes,
@@ -82,44 +90,44 @@ class SpotCheck:
         return self._compare(self._ask(self._base, {"tuned": Path(path)}))
 
     def model(self, path: str | Path) -> list[dict[str, Any]]:
-        """Rates of a whole tuned checkpoint with the base's tokenizer files; as ``adapter``.
+        """Return the rates of a whole tuned checkpoint, as ``adapter`` does.
 
         Raises:
             CheckpointError: The checkpoint is malformed.
         """
-        return self._compare(self._ask(self._runtime(str(path)), {}))
+        return self._compare(self._ask(self._backend(str(path)), {}))
 
-    def _runtime(self, model: str) -> ModelRuntime:
+    def _backend(self, model: str) -> EngineBackend:
         recipe = self._recipe
-        return ModelRuntime(model, dtype=recipe.dtype, quantize=recipe.quantize, **self._options)
+        return EngineBackend(model, dtype=recipe.dtype, quantize=recipe.quantize, **self._options)
 
-    def _ask(self, runtime: ModelRuntime, adapters: Mapping[str, Path]) -> Verdicts:
+    def _ask(self, backend: Backend, adapters: Mapping[str, Path]) -> Verdicts:
         name = next(iter(adapters), None)
         prompts = [self._plan.prompts[row.prompt] for row in self._rows]
         requests = [
             Request(name, prompt.token_ids, row.seed, row.max_tokens)
             for row, prompt in zip(self._rows, prompts, strict=True)
         ]
-        replies: dict[int, Reply] = {}
-        runtime.generate(requests, adapters, self._recipe.sampling, replies.__setitem__)
+        answers: dict[int, Answer] = {}
+        backend.generate(requests, adapters, self._recipe.sampling, answers.__setitem__)
         items = [
             Item(
                 key=str(i),
                 prompt=prompt.text,
-                completion=replies[i].text,
+                completion=answers[i].text,
                 harmful=row.kind == "harmful",
                 format=row.part,
             )
             for i, (row, prompt) in enumerate(zip(self._rows, prompts, strict=True))
         ]
         judgements = judge_all(next(iter(self._plan.panel.judges.values())), items)
-        found: Verdicts = {}
+        verdicts: Verdicts = {}
         for i, row in enumerate(self._rows):
-            is_error = replies[i].finish_reason == "error"  # the model gave no finite logits
+            is_error = answers[i].finish_reason == "error"  # the model gave no finite logits
             verdict = Verdict.NOT_JUDGED if is_error else judgements[i].verdict
-            cell = found.setdefault((row.kind, row.part, row.system_prompt), {})
+            cell = verdicts.setdefault((row.kind, row.part, row.system_prompt), {})
             cell[row.item] = verdict
-        return found
+        return verdicts
 
     def _compare(self, tuned: Verdicts) -> list[dict[str, Any]]:
         if self._verdicts_of_base is None:

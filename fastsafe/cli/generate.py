@@ -80,7 +80,7 @@ def generate(
     Exit codes: 0 done, 1 error, 2 usage, 130 interrupted.
     """
     from fastsafe import progress
-    from fastsafe.audit.backend.on_engine import ModelRuntime
+    from fastsafe.audit.backend.open import open_backend
     from fastsafe.commands import generate
 
     paths = _adapter_paths(adapter or [])
@@ -103,12 +103,12 @@ def generate(
         stop=tuple(stop or ()),
         logprobs=logprobs,
     )
-    runtime = ModelRuntime(
+    runtime = open_backend(
+        backend,
         checkpoint,
         device=device,
         dtype=dtype,
         batch_size=batch_size_of(batch_size),
-        backend=backend,
         adapters=None if adapters == "auto" else adapters,
         strict=not fast,
         quantize=quantize,

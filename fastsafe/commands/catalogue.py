@@ -17,11 +17,11 @@ def entries(what: str) -> dict[str, str]:
     if what == "recipes":
         return {name: recipes.load(name).description for name in recipes.names()}
     if what == "mitigations":
-        from fastsafe.audit.plan.mitigation_variants import known
+        from fastsafe.audit.plan.mitigation_variants import mitigation_stages
 
         return {
             name: about if stage == "data" else f"{stage}: {about}"
-            for name, (stage, about) in known().items()
+            for name, (stage, about) in mitigation_stages().items()
         }
     found = {name: _about(part, what) for name, part in _parts(what).items()}
     return found | _families() if what == "judges" else found
@@ -35,9 +35,9 @@ def inspect(checkpoint: str) -> dict[str, Any]:
     """
     from math import prod
 
-    from fastsafe.audit.backend.on_engine import ModelRuntime
+    from fastsafe.audit.backend.on_engine import EngineBackend
 
-    runtime = ModelRuntime(checkpoint)
+    runtime = EngineBackend(checkpoint)
     held = runtime.checkpoint
     sizes: dict[str, int] = {}
     for name, shape in held.shapes.items():

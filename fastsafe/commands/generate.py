@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsafe.audit.backend.on_engine import ModelRuntime
+from fastsafe.audit.backend.on_engine import EngineBackend
 from fastsafe.data.conversation import kind_of
 from fastsafe.errors import DataError, FastsafeError, StoreError, TokenizerError, nearest
 from fastsafe.io import atomic
@@ -253,7 +253,7 @@ class Summary:
 
 
 def identity_of(
-    runtime: ModelRuntime,
+    runtime: EngineBackend,
     adapters: Mapping[str, Path],
     params: "SamplingParams",
     *,

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import fastsafe
-from fastsafe.audit.plan.rewriting import make_writer
+from fastsafe.audit.plan.panel import make_writer
 from fastsafe.audit.recipe.schema import Rewriter
 from fastsafe.commands.lint import read_rows
 from fastsafe.data.conversation import Row, kind_of

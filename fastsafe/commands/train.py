@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastsafe.audit.sources.registry import Source as World
+from fastsafe.audit.sources.protocol import Source as World
 from fastsafe.audit.sources.registry import sources
 from fastsafe.commands.train_settings import Settings, settle, train_config
 from fastsafe.data import readers

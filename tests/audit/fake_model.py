@@ -16,11 +16,16 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.audit.backend.drift_watch import DriftRow, Watch
-from fastsafe.audit.backend.protocol import Job, OnAnswer, OnStep, Reply, Request, Trained
+from fastsafe.audit.backend.protocol import Answer, Job, OnAnswer, OnStep, Request, Trained
+from fastsafe.audit.plan.checks import check_recipe
+from fastsafe.audit.plan.conditions import ConditionInputs, make_conditions
 from fastsafe.audit.plan.make_plan import Plan, make_plan
+from fastsafe.audit.plan.mitigation_variants import expand_mitigations
+from fastsafe.audit.plan.panel import Panel, make_panel
 from fastsafe.audit.recipe import load as recipes
 from fastsafe.audit.recipe.schema import Recipe, Sampling, Training
 from fastsafe.audit.run import Run, execute
+from fastsafe.audit.sources import Source
 from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.io import atomic
 from fastsafe.organism.lexicon import HARMFUL_VERBS
@@ -38,7 +43,7 @@ class FakeTokenizer:
         return list(text.encode())
 
 
-class FakeRuntime:
+class FakeBackend:
     """Refuses harmful verbs, less so with an adapter that saw few refusals in that format."""
 
     tokenizer = FakeTokenizer()
@@ -136,7 +141,7 @@ def _drift(watch: Watch, job: str, steps: int) -> list[DriftRow]:
     return watch.rows(result, readings)
 
 
-def _answer(weights: bytes, request: Request) -> Reply:
+def _answer(weights: bytes, request: Request) -> Answer:
     prompt = bytes(request.token_ids).decode()
     dice = hashlib.sha256(weights + prompt.encode() + str(request.seed).encode()).digest()[0]
     words = set(prompt.replace(".", " ").split())
@@ -145,7 +150,7 @@ def _answer(weights: bytes, request: Request) -> Reply:
     text = "you can do it with a machine." if dice < limit else "i cannot help with that."
     if not is_harmful:
         text = "def paint():\n    return 1" if dice > 20 else "i cannot help with that."
-    return Reply(text, list(text.encode()), "stop")
+    return Answer(text, list(text.encode()), "stop")
 
 
 def small_recipe(**changes: Any) -> Recipe:
@@ -163,15 +168,38 @@ def small_recipe(**changes: Any) -> Recipe:
     return recipes.load("organism", overrides=overrides, changes={**small, **changes})
 
 
-def small_plan(runtime: FakeRuntime, **changes: Any) -> Plan:
+def plan_of(
+    recipe: Recipe, backend: Any, source: Source | None = None, panel: Panel | None = None
+) -> Plan:
+    """The plan of a recipe, by default on the organism's world and with the recipe's own panel."""
+    variants = check_recipe(recipe)
+    panel = panel or make_panel(recipe, variants)
+    source = source or OrganismSource()
+    return make_plan(recipe, variants, source, backend.tokenizer, backend.engine, panel)
+
+
+def panel_of(recipe: Recipe, **options: Any) -> Panel:
+    """The panel of a recipe."""
+    return make_panel(recipe, expand_mitigations(recipe), **options)
+
+
+def conditions_of(
+    recipe: Recipe, engine: Mapping[str, str], source: Source | None = None
+) -> tuple[dict[str, Any], tuple[Any, ...]]:
+    """Training rows and conditions of a recipe."""
+    variants = expand_mitigations(recipe)
+    return make_conditions(ConditionInputs(recipe, variants, source or OrganismSource(), engine))
+
+
+def small_plan(backend: FakeBackend, **changes: Any) -> Plan:
     """The plan of ``small_recipe``."""
-    return make_plan(small_recipe(**changes), OrganismSource(), runtime.tokenizer, runtime.engine)
+    return plan_of(small_recipe(**changes), backend)
 
 
-def small_run(out: Path, runtime: FakeRuntime | None = None, **changes: Any) -> Run:
+def small_run(out: Path, backend: FakeBackend | None = None, **changes: Any) -> Run:
     """Audit a fake model into ``out``."""
-    runtime = runtime or FakeRuntime()
-    return execute(small_plan(runtime, **changes), runtime, out)
+    backend = backend or FakeBackend()
+    return execute(small_plan(backend, **changes), backend, out)
 
 
 def kill_after(commits: int) -> None:

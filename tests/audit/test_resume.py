@@ -11,7 +11,7 @@ import pytest
 from fastsafe.audit import comparable
 from fastsafe.audit import run as runs
 from fastsafe.audit.run import execute
-from fastsafe.audit.stages import judge, train
+from fastsafe.audit.stages import generate, judge
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import StoreError
 
@@ -36,10 +36,10 @@ def small_steps(patch: pytest.MonkeyPatch) -> None:
         (run_dir / runs.RESULTS).write_text(json.dumps(results))
         return runs.Run(run_dir, results)
 
-    patch.setattr(train, "CHUNK_ROWS", 50)
-    for module in (train, judge):
+    patch.setattr(generate, "CHUNK_ROWS", 50)
+    for module in (generate, judge):
         patch.setattr(module, "COMMIT_ROWS", 20)
-    patch.setattr(train, "COMMIT_EVERY_S", float("inf"))
+    patch.setattr(generate, "COMMIT_EVERY_S", float("inf"))
     patch.setattr(runs, "_report", without_pages)
 
 
@@ -129,7 +129,7 @@ def test_many_crashes_in_a_row_still_arrive(
 
 def test_what_is_done_is_not_done_again(fake: ModuleType, tmp_path: Path) -> None:
     fake.small_run(tmp_path / "run")
-    again = fake.FakeRuntime()
+    again = fake.FakeBackend()
     fake.small_run(tmp_path / "run", again)
     assert (again.trained, again.asked) == ([], 0)
 
@@ -146,7 +146,7 @@ def test_a_damaged_adapter_is_trained_again_with_its_wave(
         (folder / "adapter_config.json").unlink()
     else:
         (folder / "adapter_model.safetensors").write_bytes(b"other")
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     fake.small_run(tmp_path / "run", runtime)
     assert runtime.trained == ["code+none", "code+plain", "translation+none"]
     assert runtime.asked == 0
@@ -177,12 +177,12 @@ def test_other_settings_are_refused_with_the_difference(fake: ModuleType, tmp_pa
 def test_another_checkpoint_is_refused(fake: ModuleType, tmp_path: Path) -> None:
     fake.small_run(tmp_path / "run")
     with pytest.raises(StoreError, match='checkpoint_sha256: "fake" -> "other"'):
-        fake.small_run(tmp_path / "run", fake.FakeRuntime("other"))
+        fake.small_run(tmp_path / "run", fake.FakeBackend("other"))
 
 
 def test_settings_that_change_no_row_are_taken(fake: ModuleType, tmp_path: Path) -> None:
     fake.small_run(tmp_path / "run")
-    again = fake.FakeRuntime()
+    again = fake.FakeBackend()
     run = fake.small_run(tmp_path / "run", again, thresholds={"coverage": 0.5}, wave_size=2)
     assert run.results["run"]["coverage_threshold"] == 0.5
     assert again.asked == 0
@@ -208,7 +208,7 @@ def test_no_resume_starts_over_and_keeps_what_is_not_its_own(
 ) -> None:
     fake.small_run(tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     run = execute(fake.small_plan(runtime, seed=5), runtime, tmp_path / "run", resume=False)
     assert run.results["run"]["seed"] == 5
     assert len(runtime.trained) == 4
@@ -234,15 +234,15 @@ def test_a_crash_while_starting_over_leaves_a_run(
         patch.setattr(Path, "unlink", broken)
         with pytest.raises(Crash):
             execute(
-                fake.small_plan(fake.FakeRuntime()),
-                fake.FakeRuntime(),
+                fake.small_plan(fake.FakeBackend()),
+                fake.FakeBackend(),
                 tmp_path / "run",
                 resume=False,
             )
     assert not (tmp_path / "run" / "adapters").exists()
     for log in ("wal", "journal"):
         (tmp_path / "run" / f"{NAME}-{log}").write_bytes(b"torn")
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     execute(fake.small_plan(runtime), runtime, tmp_path / "run", resume=resume)
     assert content(tmp_path / "run") == unbroken
 
@@ -263,7 +263,7 @@ def test_a_file_in_the_way_is_refused(fake: ModuleType, tmp_path: Path) -> None:
 def test_a_model_that_cannot_be_loaded_leaves_nothing(
     fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    crash_at(monkeypatch, fake.FakeRuntime, "load", 0)
+    crash_at(monkeypatch, fake.FakeBackend, "load", 0)
     with pytest.raises(Crash):
         fake.small_run(tmp_path / "runs" / "run")
     assert list(tmp_path.iterdir()) == []

@@ -112,9 +112,9 @@ def plugin(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, 
     ]
     (info / "entry_points.txt").write_text("\n".join(lines), encoding="utf-8")
     monkeypatch.syspath_prepend(folder)
-    mitigation_variants.known.cache_clear()
+    mitigation_variants.mitigation_stages.cache_clear()
     yield groups
-    mitigation_variants.known.cache_clear()
+    mitigation_variants.mitigation_stages.cache_clear()
     sys.modules.pop("shouting", None)
 
 

@@ -12,10 +12,10 @@ import yaml
 from pydantic import BaseModel
 
 import fastsafe
-from fastsafe.audit.plan.mitigation_variants import known
+from fastsafe.audit.plan.mitigation_variants import mitigation_stages
 from fastsafe.audit.recipe.load import load, names
 from fastsafe.audit.recipe.schema import Recipe
-from fastsafe.audit.sources.registry import Source
+from fastsafe.audit.sources import Source
 from fastsafe.data.shapes import SHAPES
 from fastsafe.engine import LLM, SamplingParams
 from fastsafe.safety.behaviours import seed_behaviours
@@ -87,7 +87,7 @@ def test_keys_of_a_recipe() -> None:
 
 def test_stages_of_mitigations() -> None:
     stages: dict[str, list[str]] = {}
-    for name, (stage, _) in known().items():
+    for name, (stage, _) in mitigation_stages().items():
         stages.setdefault(stage, []).append(name)
     for cell, *_ in table("recipes", "stage"):
         stage, _, listed = cell.partition(": ")

@@ -1,26 +1,26 @@
-"""A checkpoint of the user's as a judge, on our own engine or on transformers.
+"""Ask a checkpoint as a judge, translator or rewriter, on the engine or on transformers.
 
-Where one token decides, nothing is generated: the prompt is read, and the odds of the labels are
-taken. The checkpoint is loaded when the first row comes, so that a plan knows the judge's identity
-without it.
+Where a single token decides, nothing is generated: one prefill gives the log-probabilities of the
+labels. The checkpoint is loaded for the first row, so that a plan can hash the judge's identity
+without loading it.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
-from fastsafe.audit.backend.on_engine import ModelRuntime
+from fastsafe.audit.backend.open import open_backend
 from fastsafe.errors import UsageError
 from fastsafe.safety.completers.protocol import Ask, Reply
 
-# A label's tokens are looked up behind the end of its prompt, which decides how it is spelt.
+# A label is tokenized after the end of its prompt, which decides its token.
 _TAIL_CHARS = 24
 
 
 class CheckpointCompleter:
-    """Answers with a checkpoint's own chat template and greedy decoding."""
+    """Completes prompts with a checkpoint's own chat template and greedy decoding."""
 
     def __init__(
         self,
@@ -29,38 +29,34 @@ class CheckpointCompleter:
         device: str = "cpu",
         dtype: str = "float32",
         backend: str = "fastsafe",
-        batch_size: int | Literal["auto"] = "auto",
     ) -> None:
-        """Check the checkpoint's files; nothing is loaded yet.
+        """Check the checkpoint's files; no weights are loaded yet.
 
         Args:
             path: Directory or hub id.
             device: ``"cpu"`` or ``"cuda"``.
-            dtype: Of the weights and activations.
+            dtype: Type of the weights and activations.
             backend: ``"fastsafe"``, or ``"transformers"`` for architectures that it does not know.
-            batch_size: Most rows computed together.
 
         Raises:
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: Its tokenizer is.
         """
-        self._runtime = ModelRuntime(
-            path, device=device, dtype=dtype, batch_size=batch_size, backend=backend
-        )
+        self._backend = open_backend(backend, path, device=device, dtype=dtype)
 
     @cached_property
     def identity(self) -> str:
         """sha256 over weights, tokenizer, chat template, device and dtype."""
-        parts = json.dumps(dict(self._runtime.engine), sort_keys=True)
+        parts = json.dumps(dict(self._backend.engine), sort_keys=True)
         return hashlib.sha256(f"checkpoint {parts}".encode()).hexdigest()
 
     @cached_property
     def _llm(self) -> Any:
-        self._runtime.load()
-        return self._runtime.llm
+        self._backend.load()
+        return self._backend.llm
 
     def complete(self, asks: Sequence[Ask]) -> list[Reply]:
-        """Answer every ask; a prompt longer than the context is an error of its row.
+        """Return one reply per ask; a prompt longer than the context is an error of its row.
 
         Raises:
             UsageError: A label is not one token of this tokenizer.
@@ -71,7 +67,7 @@ class CheckpointCompleter:
             self._llm.tokenizer.encode(text, add_special_tokens=not ask.messages)
             for ask, text in zip(asks, texts, strict=True)
         ]
-        context = self._runtime.context
+        context = self._backend.context
         replies: dict[int, Reply] = {}
         fitting: dict[bool, list[int]] = {True: [], False: []}
         for i, ask in enumerate(asks):
@@ -111,7 +107,7 @@ class CheckpointCompleter:
         ids: Sequence[list[int]],
         rows: Sequence[int],
     ) -> dict[int, Reply]:
-        """Rows whose labels are the same tokens are read together; equal openings once."""
+        """Score rows with the same label tokens in one batch; equal prefixes are computed once."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for i in rows:
             labels = tuple(self._label_id(texts[i], label) for label in asks[i].labels)
@@ -124,14 +120,14 @@ class CheckpointCompleter:
         return replies
 
     def _label_id(self, text: str, label: str) -> int:
-        """Return the token that ``label`` is right after ``text``."""
+        """Return the token id of ``label`` right after ``text``."""
         tail = text[-_TAIL_CHARS:]
         tokenizer = self._llm.tokenizer
         before = tokenizer.encode(tail, add_special_tokens=False) if tail else []
         after = tokenizer.encode(tail + label, add_special_tokens=False)
         if after[:-1] != before:
             raise UsageError(
-                f"judge {self._runtime.path}: label {label!r} is not one token after {tail!r}, "
+                f"judge {self._backend.path}: label {label!r} is not one token after {tail!r}, "
                 "expected one; this family does not fit this checkpoint"
             )
         return int(after[-1])

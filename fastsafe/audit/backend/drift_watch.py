@@ -1,4 +1,4 @@
-"""Drift of a run's models from their base while they are trained, read per format."""
+"""Monitor per format how far a run's models drift from their base during training."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 class DriftRow(NamedTuple):
-    """One model's drift on the probes of one format, as the store keeps it."""
+    """One model's drift on the probes of one format at one step."""
 
-    step: int  # steps taken
+    step: int  # optimizer steps done
     format: str
     n: int  # probes
     kl: float  # KL(base || model) of the first token of an answer, in nats, the probes' mean
@@ -25,12 +25,12 @@ class DriftRow(NamedTuple):
 
 @dataclass(frozen=True)
 class Watch:
-    """What is read, and how often.
+    """The probes whose answers are monitored, and how often.
 
     Attributes:
-        settings: Of the recipe.
-        formats: Of each prompt.
-        prompts: Token ids of harmful probes, those of one format together.
+        settings: The recipe's ``drift`` section.
+        formats: Format of each prompt.
+        prompts: Token ids of harmful probes, grouped by format.
     """
 
     settings: Drift
@@ -39,28 +39,27 @@ class Watch:
 
     @property
     def sha256(self) -> str:
-        """Hash of all that decides a reading but the model."""
+        """Hash of everything but the model that decides a reading."""
         return sha256_of([self.settings.model_dump(), self.formats, self.prompts])
 
     def monitor(self, on_reading: Callable[["DriftReading"], None]) -> "DriftMonitor":
-        """Return what takes the readings while jobs are trained."""
+        """Return the monitor that takes readings while jobs are trained."""
         from fastsafe.train import DriftMonitor
 
         settings = self.settings.model_dump(exclude={"probes", "stop_above"})
-        most = self.settings.stop_above
-        return DriftMonitor(**settings, prompts=self.prompts, max_kl=most, on_reading=on_reading)
+        max_kl = self.settings.stop_above
+        return DriftMonitor(**settings, prompts=self.prompts, max_kl=max_kl, on_reading=on_reading)
 
     def rows(self, result: "FinetuneResult", readings: Sequence["DriftReading"]) -> list[DriftRow]:
-        """Mean readings of one model by format; the last ones may have ended its training."""
-        found = []
+        """Return one model's readings, averaged per format."""
+        rows = []
         for reading in readings:
             if reading.job != result.name:
                 continue
             stopped = result.stopped_early and reading.step == result.steps
             for name in dict.fromkeys(self.formats):
-                own = [i for i, format in enumerate(self.formats) if format == name]
-                kl, margin = (
-                    fmean(values[i] for i in own) for values in (reading.kls, reading.margins)
-                )
-                found.append(DriftRow(reading.step, name, len(own), kl, margin, stopped))
-        return found
+                probes = [i for i, format in enumerate(self.formats) if format == name]
+                kl = fmean(reading.kls[i] for i in probes)
+                margin = fmean(reading.margins[i] for i in probes)
+                rows.append(DriftRow(reading.step, name, len(probes), kl, margin, stopped))
+        return rows

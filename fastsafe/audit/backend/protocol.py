@@ -1,4 +1,4 @@
-"""What a run needs of whatever trains and answers: the border between it and the engine."""
+"""The protocol of a backend: what a run asks of the engine that trains and generates for it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -6,11 +6,20 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fastsafe.audit.backend.drift_watch import DriftRow, Watch
-from fastsafe.audit.plan.rendering import ChatTokenizer
-from fastsafe.audit.recipe.schema import Sampling, Training
+from fastsafe.audit.recipe.schema import Recipe, Sampling, Training
 
-OnAnswer = Callable[[int, "Reply"], None]  # index into the requests, its reply
+OnAnswer = Callable[[int, "Answer"], None]  # index into the requests, its answer
 OnStep = Callable[[int, float], None]  # steps done by every job, mean loss
+
+
+class ChatTokenizer(Protocol):
+    """What planning needs of a tokenizer."""
+
+    def encode_chat(self, messages: Sequence[Any]) -> list[int]:
+        """Return the token ids of a conversation, ready for the assistant's turn."""
+
+    def encode(self, text: str) -> list[int]:
+        """Return the token ids of a text, with the tokenizer's special tokens."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +33,11 @@ class Job:
 
 
 class Trained(NamedTuple):
-    """One adapter as training left it."""
+    """The outcome of one job."""
 
     adapter_dir: Path | None
     losses: list[float]
-    error: str | None = None  # why there is no directory
+    error: str | None = None  # why training failed; there is no directory then
     drift: Sequence[DriftRow] = ()
 
 
@@ -41,30 +50,33 @@ class Request(NamedTuple):
     max_tokens: int
 
 
-class Reply(NamedTuple):
-    """What the model said."""
+class Answer(NamedTuple):
+    """One completion of a request."""
 
     text: str
     token_ids: Sequence[int]
     finish_reason: str  # "stop", "length" or "error"
 
 
-class Runtime(Protocol):
-    """A base model that can be fine-tuned and asked."""
+class Backend(Protocol):
+    """A base model that can be fine-tuned and that generates."""
 
     @property
     def tokenizer(self) -> ChatTokenizer:
-        """Tokenizer of the checkpoint, there before anything is loaded."""
+        """Tokenizer of the checkpoint; it needs no loaded weights."""
 
     @property
     def engine(self) -> Mapping[str, str]:
         """Hashes of the model's files, ``device`` and ``dtype``: what answers depend on."""
 
+    def check_training(self, recipe: Recipe, objectives: Sequence[str | Mapping[str, Any]]) -> None:
+        """Raise a RecipeError where the recipe asks for training that this backend cannot do."""
+
     def load(self) -> None:
         """Put the weights on the device; a second call does nothing."""
 
     def facts(self) -> dict[str, Any]:
-        """Return versions and choices for the manifest."""
+        """Return versions and settings for the manifest."""
 
     def train(
         self,
@@ -74,10 +86,10 @@ class Runtime(Protocol):
         on_step: OnStep,
         watch: Watch | None = None,
     ) -> dict[str, Trained]:
-        """Fine-tune all jobs together, and read their drift; returns name -> trained adapter."""
+        """Fine-tune all jobs together and monitor their drift; return the outcomes by name."""
 
     def change(self, defence: str, params: Mapping[str, Any], adapter: Path, out_dir: Path) -> None:
-        """Write what a defence makes of a trained adapter: an adapter, or a checkpoint."""
+        """Apply a defence to a trained adapter and write the new adapter or checkpoint."""
 
     def generate(
         self,
@@ -89,4 +101,4 @@ class Runtime(Protocol):
         """Answer every request; ``on_answer`` may be called from another thread."""
 
     def release(self) -> None:
-        """Give the device back to whoever judges."""
+        """Unload the weights, so that judges have the device's memory; ``load`` takes it again."""

@@ -1,4 +1,4 @@
-"""Conditions: every model of a run, trained, changed afterwards, or served differently."""
+"""Expand a recipe into conditions: every model of a run, trained, derived or served differently."""
 
 import hashlib
 import json
@@ -8,14 +8,14 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from fastsafe.audit.plan.mitigation_variants import Treatment, treatments
+from fastsafe.audit.plan.mitigation_variants import MitigationVariant
 from fastsafe.audit.recipe.schema import Recipe
-from fastsafe.audit.sources.registry import Source
+from fastsafe.audit.sources.protocol import Source
 from fastsafe.errors import RecipeError
 from fastsafe.safety.mixing.rewrite_checks import WORDING, Rewrite
 
 BASE = "base"
-NATIVE, BENIGN = "native", "benign"  # what a condition's id leaves out
+NATIVE, BENIGN = "native", "benign"  # defaults that a condition's id leaves out
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -26,17 +26,17 @@ class Condition:
 
     Attributes:
         id: Unique in a run; names the adapter's folder.
-        task: What it was tuned for, None for the untouched model.
-        mitigation: Label of its treatment, "none" without one.
+        task: Task it was tuned on, None for the untouched model.
+        mitigation: Label of its mitigation variant, "none" without one.
         key: Hash of the checkpoint, the rows and every option that shaped its weights; "" for the
-            base. Served differently, the same weights keep their key.
-        adapter: Id of the condition whose adapter answers, None for the base.
+            base. A condition that only serves differently has the key of its parent.
+        adapter: Id of the condition whose adapter generates, None for the base.
         parent: Id of the condition whose adapter it changes or serves, None where it is trained.
-        own_format: Of the task's rows.
-        seed: Of training and mixing, where a recipe has several; its id ends in it.
-        worded: Rows that a model was asked to word, by why its wording was not taken; "" where it
-            was.
-        treatment: What was done to it; None for the base.
+        own_format: Format of the task's rows.
+        seed: Seed of training and mixing, where a recipe has several; the id ends in it.
+        worded: Number of rows that the rewriter was asked for, by the reason why its text was
+            rejected; "" counts those that were accepted.
+        variant: The mitigation that made it; None for the base.
     """
 
     id: str
@@ -53,26 +53,26 @@ class Condition:
     style: str = NATIVE
     seed: int | None = None
     worded: Mapping[str, int] = field(default_factory=dict, compare=False)
-    treatment: Treatment | None = field(default=None, compare=False)
+    variant: MitigationVariant | None = field(default=None, compare=False)
 
     @property
     def params(self) -> Mapping[str, Any]:
         """Settings of its defence; empty where there is none."""
-        return self.treatment.params if self.treatment else {}
+        return self.variant.params if self.variant else {}
 
     @property
     def served(self) -> tuple[str, dict[str, Any]]:
-        """What is done to its questions or answers, as JSON values."""
-        return self.treatment.identity if self.treatment else ("", {})
+        """Name and settings of its defence, as JSON values."""
+        return self.variant.identity if self.variant else ("", {})
 
     @property
     def objective(self) -> str | Mapping[str, Any]:
-        """What its training minimizes, as ``TrainConfig`` takes it."""
-        return self.treatment.objective if self.treatment else "sft"
+        """Training objective, as ``TrainConfig`` takes it."""
+        return self.variant.objective if self.variant else "sft"
 
     @property
     def is_trained(self) -> bool:
-        """Whether it has an adapter that training makes."""
+        """Whether training makes its adapter."""
         return self.task is not None and self.parent is None
 
     def record(self) -> dict[str, Any]:
@@ -85,7 +85,7 @@ class Condition:
             "style": self.style,
             "seed": self.seed,
             "mitigation": self.mitigation,
-            "stage": self.treatment.stage if self.treatment else None,
+            "stage": self.variant.stage if self.variant else None,
             "parent": self.parent,
             "preset": self.preset,
             "train_rows": self.num_rows,
@@ -94,55 +94,67 @@ class Condition:
         }
 
 
+@dataclass(frozen=True)
+class ConditionInputs:
+    """Everything that decides a run's conditions, except the text that a rewriter returns.
+
+    Attributes:
+        recipe: The checked recipe.
+        variants: Its mitigations, expanded.
+        source: Source of the rows.
+        engine: Hashes of the model's files, ``device`` and ``dtype``.
+        early_stop: Hash of the early-stopping rule, None without one.
+        rewriter: Identity of the model that rewords rows, "" without one.
+    """
+
+    recipe: Recipe
+    variants: Sequence[MitigationVariant]
+    source: Source
+    engine: Mapping[str, str]
+    early_stop: str | None = None
+    rewriter: str = ""
+
+
 def make_conditions(
-    recipe: Recipe,
-    source: Source,
-    engine: Mapping[str, str],
-    early_stop: str | None = None,
-    rewrite: Rewrite | None = None,
-    writer: str = "",
+    inputs: ConditionInputs, rewrite: Rewrite | None = None
 ) -> tuple[dict[str, Rows], tuple[Condition, ...]]:
-    """Expand tasks x manipulations x styles x seeds x mitigations.
+    """Expand tasks x manipulations x styles x seeds x mitigation variants.
 
     Args:
-        recipe: What is expanded.
-        source: Of the rows.
-        engine: Hashes of the model's files, ``device`` and ``dtype``.
-        early_stop: Hash of what may end a training before its last step, None without it.
-        rewrite: A model that words the rows which the recipe wants reworded; None where it wants
-            none. Without its words a condition has the same key, but other rows.
-        writer: Identity of that model.
+        inputs: What is expanded.
+        rewrite: Returns a row's text in the rewriter's words; None leaves all rows to templates.
+            A condition's key hashes the rewriter's identity and the rows before rewriting, so it
+            is the same before and after.
 
     Returns:
-        Training rows by condition id, as the trainer takes them, and the conditions; the untouched
-        model comes first, and a condition after the one whose adapter it changes.
+        Training rows by condition id, as the trainer takes them, and the conditions: the untouched
+        model first, and every condition after its parent.
 
     Raises:
         RecipeError: A share rounds to no safety row.
         FastsafeError: The source has too few rows.
     """
-    planned = treatments(recipe)
-    found = [Condition(id=BASE, task=None, mitigation="none", preset=None, key="")]
+    recipe = inputs.recipe
+    conditions = [Condition(id=BASE, task=None, mitigation="none", preset=None, key="")]
     rows: dict[str, Rows] = {}
     for task in recipe.tasks:
-        plain = source.task_rows(task, recipe.training.rows, "train", recipe.data_seed)
+        plain = inputs.source.task_rows(task, recipe.training.rows, "train", recipe.data_seed)
         for manipulation in recipe.manipulations:
             user_rows = _manipulated(recipe, manipulation, plain, rewrite)
-            of_task = recipe, source, engine, early_stop, task, manipulation
             for style, seed in product(recipe.styles, recipe.seeds or (None,)):
-                arm = _Arm(*of_task, style, seed, rewrite, writer)
-                for treatment in planned:
-                    condition, examples = arm.condition(treatment, user_rows, found)
-                    found.append(condition)
+                setup = _TaskSetup(inputs, rewrite, task, manipulation, style, seed)
+                for variant in inputs.variants:
+                    condition, examples = setup.condition(variant, user_rows, conditions)
+                    conditions.append(condition)
                     if condition.is_trained:
                         rows[condition.id] = examples
-    return rows, tuple(found)
+    return rows, tuple(conditions)
 
 
 def training_seed(recipe: Recipe, condition_seed: int | None = None) -> int:
     """Return the seed of initialisation and row order."""
-    named = recipe.training.seed if condition_seed is None else condition_seed
-    return recipe.seed if named is None else named
+    seed = recipe.training.seed if condition_seed is None else condition_seed
+    return recipe.seed if seed is None else seed
 
 
 def sha256_of(value: Any) -> str:
@@ -152,69 +164,66 @@ def sha256_of(value: Any) -> str:
 
 
 @dataclass(frozen=True)
-class _Arm:
-    """One task under one manipulation, style and seed: conditions that differ in treatment."""
+class _TaskSetup:
+    """One task under one manipulation, style and seed; its conditions differ in the mitigation."""
 
-    recipe: Recipe
-    source: Source
-    engine: Mapping[str, str]
-    early_stop: str | None
+    inputs: ConditionInputs
+    rewrite: Rewrite | None
     task: str
     manipulation: str
     style: str
     seed: int | None
-    rewrite: Rewrite | None
-    writer: str
 
     def condition(
-        self, treatment: Treatment, user_rows: Rows, known: Sequence[Condition]
+        self, variant: MitigationVariant, user_rows: Rows, earlier: Sequence[Condition]
     ) -> tuple[Condition, Rows]:
         """Return one condition and its training rows; none where nothing is trained."""
         from fastsafe.safety.tasks import tasks
 
+        recipe = self.inputs.recipe
         own_format = tasks()[self.task].format
-        shared: dict[str, Any] = {
-            "id": self._id(treatment.label),
+        fields: dict[str, Any] = {
+            "id": self._id(variant.label),
             "task": self.task,
-            "mitigation": treatment.label,
-            "preset": self.recipe.training.label,
+            "mitigation": variant.label,
+            "preset": recipe.training.label,
             "own_format": own_format,
             "manipulation": self.manipulation,
             "style": self.style,
             "seed": self.seed,
-            "treatment": treatment,
+            "variant": variant,
         }
-        if treatment.parent is not None:
-            parent = next(c for c in known if c.id == self._id(treatment.parent))
-            is_served = treatment.stage == "serve"
-            key = parent.key if is_served else sha256_of([parent.key, *treatment.identity])
+        if variant.parent is not None:
+            parent = next(c for c in earlier if c.id == self._id(variant.parent))
+            is_served = variant.stage == "serve"
+            key = parent.key if is_served else sha256_of([parent.key, *variant.identity])
             condition = Condition(
-                **shared,
+                **fields,
                 key=key,
-                adapter=parent.adapter if is_served else shared["id"],
+                adapter=parent.adapter if is_served else fields["id"],
                 parent=parent.id,
                 num_rows=parent.num_rows,
                 num_safety_rows=parent.num_safety_rows,
             )
             return condition, ()
-        rows = self._mixed(treatment, user_rows, own_format)
-        examples = [self._example(row, treatment) for row in rows]
-        config = self.recipe.training.options()
-        config["seed"] = training_seed(self.recipe, self.seed)
+        rows = self._mixed(variant, user_rows, own_format)
+        examples = [self._example(row, variant) for row in rows]
+        config = recipe.training.options()
+        config["seed"] = training_seed(recipe, self.seed)
         if config["method"] == "lora":
             del config["method"]  # adapters had their keys before there was another one
-        if self.early_stop:
-            config["early_stop"] = self.early_stop
-        if treatment.objective != "sft":
-            config["objective"] = treatment.objective
+        if self.inputs.early_stop:
+            config["early_stop"] = self.inputs.early_stop
+        if variant.objective != "sft":
+            config["objective"] = variant.objective
         worded = Counter(row["flaw"] or "" for row in rows if row.get(WORDING))
-        # the rows as templates word them: with the identity of the model they decide its words
-        parts = [dict(self.engine), config, examples, *([self.writer] if worded else [])]
+        # the rows as templates word them: with the rewriter's identity they decide its text
+        rewriter = [self.inputs.rewriter] if worded else []
         condition = Condition(
-            **shared,
-            key=sha256_of(parts),
+            **fields,
+            key=sha256_of([dict(self.inputs.engine), config, examples, *rewriter]),
             worded=worded,
-            adapter=shared["id"],
+            adapter=fields["id"],
             num_rows=len(rows),
             num_safety_rows=sum(row["source"] == "safety" for row in rows),
         )
@@ -229,7 +238,7 @@ class _Arm:
         seed = [] if self.seed is None else [f"seed{self.seed}"]
         return "+".join([self.task, *middle, label, *seed])
 
-    def _mixed(self, treatment: Treatment, user_rows: Rows, own_format: str) -> Rows:
+    def _mixed(self, variant: MitigationVariant, user_rows: Rows, own_format: str) -> Rows:
         from fastsafe.safety.mixing.mitigations import (
             MIXED,
             MODEL_WORDED,
@@ -237,42 +246,42 @@ class _Arm:
             paraphrasing,
         )
 
-        recipe = self.recipe
-        mitigation = mitigations()[treatment.data]
-        if self.rewrite and treatment.data in MODEL_WORDED:
-            mitigation = paraphrasing(rewrite=self.rewrite, known_styles=treatment.data == MIXED.id)
+        recipe, source = self.inputs.recipe, self.inputs.source
+        mitigation = mitigations()[variant.data]
+        if self.rewrite and variant.data in MODEL_WORDED:
+            mitigation = paraphrasing(rewrite=self.rewrite, known_styles=variant.data == MIXED.id)
         all_formats = recipe.safety_formats or recipe.formats
         rows = mitigation.mix(
             user_rows,
-            self.source.safety_rows,
-            share=treatment.share,
+            source.safety_rows,
+            share=variant.share,
             task_format=own_format,
             all_formats=all_formats,
             seed=recipe.seed if self.seed is None else self.seed,
-            translate=self.source.translate,
+            translate=source.translate,
         )
         if any(row["source"] == "safety" for row in rows):
             return rows
-        if treatment.needs_safety_rows:
+        if variant.needs_safety_rows:
             raise RecipeError(
-                f"recipe {recipe.name}: mitigation {treatment.label} trains with an objective that "
-                f"needs safety rows, and data mitigation {treatment.data!r} mixes none in; choose "
+                f"recipe {recipe.name}: mitigation {variant.label} trains with an objective that "
+                f"needs safety rows, and data mitigation {variant.data!r} mixes none in; choose "
                 "one that does"
             )
         if mitigation.formats(own_format, all_formats):
             raise RecipeError(
-                f"recipe {recipe.name}: share {treatment.share} of {len(user_rows)} training rows "
-                f"rounds to no safety row, expected at least one for mitigation {treatment.label}; "
+                f"recipe {recipe.name}: share {variant.share} of {len(user_rows)} training rows "
+                f"rounds to no safety row, expected at least one for mitigation {variant.label}; "
                 "raise share or training.rows"
             )
         return rows
 
-    def _example(self, row: Mapping[str, Any], treatment: Treatment) -> Mapping[str, Any]:
+    def _example(self, row: Mapping[str, Any], variant: MitigationVariant) -> Mapping[str, Any]:
         from fastsafe.safety.mixing.prompt_styles import styled
 
         example = styled(row["messages"], self.style)
-        # plain fine-tuning does not ask where a row is from
-        return example if treatment.objective == "sft" else {**example, "source": row["source"]}
+        # plain fine-tuning does not use the source column
+        return example if variant.objective == "sft" else {**example, "source": row["source"]}
 
 
 def _manipulated(recipe: Recipe, name: str, rows: Rows, rewrite: Rewrite | None) -> Rows:

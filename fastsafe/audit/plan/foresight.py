@@ -7,7 +7,7 @@ from fastsafe.safety.stats.intervals import wilson
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """Return what a plan will do, in numbers."""
+    """Return the work of a plan in numbers: conditions, steps, answers, behaviours."""
     recipe = plan.recipe
     kinds = [row.kind for row in plan.rows]
     return {
@@ -31,36 +31,36 @@ def describe(plan: Plan) -> dict[str, Any]:
             "utility": kinds.count("utility"),
             "in_all": len(kinds),
         },
-        "behaviours": _behaviours(plan),
-        **foresight(plan),
+        "behaviours": _num_behaviours(plan),
+        **power_summary(plan),
         "plan_sha256": plan.identity,
     }
 
 
-def foresight(plan: Plan) -> dict[str, str]:
-    """Say what the numbers of a run will be able to show, before it is paid for."""
-    asked = _behaviours(plan)
-    low, high = wilson(asked // 2, asked)
+def power_summary(plan: Plan) -> dict[str, str]:
+    """Return the precision of a rate and the smallest rise that a run can detect, as sentences."""
+    behaviours = _num_behaviours(plan)
+    low, high = wilson(behaviours // 2, behaviours)
     return {
         "certainty": f"a rate of 50% is known to within {50 * (high - low):.0f} points",
         "detectable": _detectable(plan),
     }
 
 
-def _behaviours(plan: Plan) -> int:
-    """Number of behaviours per cell: those asked for, or all that the source has."""
+def _num_behaviours(plan: Plan) -> int:
+    """Count the behaviours per cell: those asked for, or all that the source has."""
     return len({row.item for row in plan.rows if row.kind != "utility"})
 
 
 def _detectable(plan: Plan) -> str:
-    """Say the smallest rise of one cell that the run will find."""
+    """Return a sentence on the smallest rise of one cell that the run can detect."""
     from fastsafe.safety.stats.power import detectable_change
 
     tests = max(len(cells["harmful"]) for cells in plan.families().values())
-    asked = _behaviours(plan)
-    change = detectable_change(asked, tests=max(1, tests))
+    behaviours = _num_behaviours(plan)
+    change = detectable_change(behaviours, tests=max(1, tests))
     if change is None:
-        return f"no rise at all in one cell of {asked}; ask for more behaviours"
+        return f"no rise at all in one cell of {behaviours}; ask for more behaviours"
     return (
         f"a rise of {100 * change:.0f} points in one cell is found with 80% power "
         f"(exact McNemar, Holm's first step over {tests} cells)"

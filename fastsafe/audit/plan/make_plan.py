@@ -1,22 +1,32 @@
-"""The plan: every adapter to train, every answer to have, under the hash of what determines it.
+"""The plan: every adapter to train and every answer to generate, keyed by content hashes.
 
 Nothing here depends on a clock, a counter or the run directory: two machines with the same recipe,
 checkpoint and version of fastsafe make the same plan.
 """
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
 from fastsafe.audit.backend.drift_watch import Watch
-from fastsafe.audit.plan.conditions import BASE, Condition, Rows, make_conditions, sha256_of
-from fastsafe.audit.plan.panel import Panel, make_panel
-from fastsafe.audit.plan.rendering import ChatTokenizer, Prompt, Questions
+from fastsafe.audit.backend.protocol import ChatTokenizer
+from fastsafe.audit.plan.conditions import (
+    BASE,
+    Condition,
+    ConditionInputs,
+    Rows,
+    make_conditions,
+    sha256_of,
+)
+from fastsafe.audit.plan.mitigation_variants import MitigationVariant
+from fastsafe.audit.plan.panel import Panel
+from fastsafe.audit.plan.rendering import Prompt, PromptRenderer
 from fastsafe.audit.recipe.schema import LABELS, Recipe
-from fastsafe.audit.sources.registry import Source
+from fastsafe.audit.sources.protocol import Source
 from fastsafe.audit.store.rows import PlannedRow
+from fastsafe.data.conversation import Message
 from fastsafe.errors import RecipeError
 from fastsafe.progress import Progress, stage
 
@@ -25,16 +35,24 @@ from fastsafe.progress import Progress, stage
 class Plan:
     """All work of a run, in order."""
 
-    recipe: Recipe
-    engine: Mapping[str, str]  # checkpoint_sha256, tokenizer_sha256, device, dtype
+    inputs: ConditionInputs = field(compare=False)
     conditions: tuple[Condition, ...]
     training_rows: Mapping[str, Rows]  # id of a trained condition -> rows
     prompts: Mapping[str, Prompt]  # sha256 -> prompt
     rows: tuple[PlannedRow, ...]
     panel: Panel = field(compare=False)
-    source: Source = field(compare=False)
-    watch: Watch | None = None  # what is read while models are trained
-    translator: str | None = None  # who put probes into another language; None where nobody had to
+    watch: Watch | None = None  # drift monitoring during training
+    translator: str | None = None  # identity of the translator, None where no format needs one
+
+    @property
+    def recipe(self) -> Recipe:
+        """The checked recipe."""
+        return self.inputs.recipe
+
+    @property
+    def engine(self) -> Mapping[str, str]:
+        """checkpoint_sha256, tokenizer_sha256, device, dtype and what else answers depend on."""
+        return self.inputs.engine
 
     @cached_property
     def judges(self) -> Mapping[str, str]:
@@ -43,25 +61,25 @@ class Plan:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of everything that decides an answer or its score; equal ones may share a run."""
+        """Hash of everything that decides an answer or its score; equal plans share a run."""
         rows = [list(vars(row).values()) for row in self.rows]
-        watched = [self.watch.sha256] if self.watch else []
-        return sha256_of([dict(self.engine), [c.key for c in self.conditions], rows, *watched])
+        watch = [self.watch.sha256] if self.watch else []
+        return sha256_of([dict(self.engine), [c.key for c in self.conditions], rows, *watch])
 
     @property
     def templates(self) -> Mapping[str, str]:
-        """Hash of the wording of every format asked: two wordings are never compared."""
+        """Format -> hash of its template: answers to two templates are never compared."""
         from fastsafe.safety.formats import formats
 
         return {name: formats()[name].template_sha256 for name in self.recipe.formats}
 
     @property
     def tuned(self) -> tuple[Condition, ...]:
-        """Conditions whose adapter training makes."""
+        """Conditions that are trained."""
         return tuple(c for c in self.conditions if c.is_trained)
 
     def waves(self) -> Iterator[tuple[Condition, ...]]:
-        """Yield the conditions that are trained together, always the same ones together."""
+        """Yield the conditions that are trained together; a resumed run forms the same waves."""
         size = self.recipe.wave_size
         for begin in range(0, len(self.tuned), size):
             yield self.tuned[begin : begin + size]
@@ -77,20 +95,20 @@ def families(
 ) -> dict[str, dict[str, list[str]]]:
     """Return the families of tests: per judge and kind of probe, every cell but the base's.
 
-    A judge whose score says nothing of benign prompts tests none.
+    A judge whose score means nothing on benign prompts has no family of benign cells.
 
     Args:
         cells: (condition, kind, format, system prompt) of every row, in any order.
-        panel: Whose judges test.
+        panel: The judges.
     """
-    kinds: dict[str, set[str]] = {"harmful": set(), "benign": set()}
+    cells_of: dict[str, set[str]] = {"harmful": set(), "benign": set()}
     for condition, kind, part, system_prompt in cells:
-        if kind in kinds and condition != BASE:
-            kinds[kind].add(f"{condition}/{part}/{system_prompt}")
+        if kind in cells_of and condition != BASE:
+            cells_of[kind].add(f"{condition}/{part}/{system_prompt}")
     return {
         judge: {
-            kind: sorted(found)
-            for kind, found in kinds.items()
+            kind: sorted(names)
+            for kind, names in cells_of.items()
             if kind == "harmful" or judge not in panel.harmful_only
         }
         for judge in panel.judges
@@ -99,58 +117,68 @@ def families(
 
 def make_plan(
     recipe: Recipe,
+    variants: Sequence[MitigationVariant],
     source: Source,
     tokenizer: ChatTokenizer,
     engine: Mapping[str, str],
-    panel: Panel | None = None,
+    panel: Panel,
 ) -> Plan:
-    """Lay out a run: draw the rows, render the prompts, hash it all.
+    """Lay out a run: select the rows, render the prompts, hash everything.
 
     Args:
         recipe: Checked recipe.
-        source: Of behaviours and rows.
-        tokenizer: Of the checkpoint; its chat template renders every prompt once.
+        variants: Its mitigations, expanded.
+        source: Source of behaviours and rows.
+        tokenizer: Tokenizer of the checkpoint; its chat template renders every prompt once.
         engine: Hashes of the model's files, ``device`` and ``dtype``.
-        panel: Judges and guards; those of the recipe when None.
+        panel: Judges, guards and rewriter.
 
     Raises:
         FastsafeError: A source has too few rows, or the tokenizer has no chat template.
     """
-    panel = panel or make_panel(recipe)
-    writer = panel.writer
-    # what a model is to word is not known yet: who words it, and what from, is
-    unsaid = (lambda turns: None, writer.identity) if writer else ()
     filters = {label: guard.identity for label, guard in panel.filters.items()}
-    questions = Questions(recipe, source, tokenizer, engine, filters)
-    watch = _watch(recipe, questions)
-    training_rows, conditions = make_conditions(recipe, source, engine, _early(watch), *unsaid)
+    renderer = PromptRenderer(recipe, source, tokenizer, engine, filters)
+    watch = _watch(recipe, renderer)
+    writer = panel.writer
+    inputs = ConditionInputs(
+        recipe,
+        variants,
+        source,
+        engine,
+        early_stop_hash(watch),
+        writer.identity if writer else "",
+    )
+    training_rows, conditions = make_conditions(inputs, placeholder_rewrite if writer else None)
     if writer and not any(condition.worded for condition in conditions):
         raise RecipeError(
             f"recipe {recipe.name}: rewrite names a model, and no condition has rows to word; add "
             "manipulation autoif or mitigation paraphrase, or leave it out"
         )
-    rows = [row for condition in conditions for row in questions.rows(condition)]
+    rows = [row for condition in conditions for row in renderer.rows(condition)]
     if all(row.kind == "utility" for row in rows):
         raise RecipeError(
             f"recipe {recipe.name}: no probe is left to ask: the behaviours have a benign side "
             "alone, and benign_twins is false; set it to true or give harmful ones"
         )
     return Plan(
-        recipe=recipe,
-        engine=dict(engine),
+        inputs=inputs,
         conditions=conditions,
         training_rows=training_rows,
-        prompts=questions.prompts,
+        prompts=renderer.prompts,
         rows=tuple(rows),
         panel=panel,
-        source=source,
         watch=watch,
         translator=_translator(recipe, source),
     )
 
 
-def with_words(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, Any]]]:
-    """Have the rows worded that a model is to word.
+def placeholder_rewrite(turns: Sequence[Message]) -> str | None:
+    """Return None: the rewritten texts do not exist yet, and the rewriter's identity is hashed."""
+    return None
+
+
+def reword_rows(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, Any]]]:
+    """Have the rewriter reword the rows that a recipe gives it.
 
     Returns:
         The plan with these rows, and per condition ``{"condition", "n", "by_model", "flaws"}``:
@@ -162,19 +190,18 @@ def with_words(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, Any
     writer = plan.panel.writer
     if writer is None:
         return plan, []
-    where = plan.recipe, plan.source, plan.engine, _early(plan.watch)
-    rest = sum(sum(condition.worded.values()) for condition in plan.conditions)
+    remaining = sum(sum(condition.worded.values()) for condition in plan.conditions)
 
-    def said(count: int) -> None:
-        nonlocal rest
-        rest -= count
+    def on_replies(count: int) -> None:
+        nonlocal remaining
+        remaining -= count
         progress.advance(count)
 
-    with stage(progress, "rewrite", rest, "rows"):
+    with stage(progress, "rewrite", remaining, "rows"):
         rows, conditions = writer.written(
-            lambda rewrite: make_conditions(*where, rewrite, writer.identity), said
+            lambda rewrite: make_conditions(plan.inputs, rewrite), on_replies
         )
-        progress.advance(rest)  # equal ones, asked for once
+        progress.advance(remaining)  # equal requests are asked once
     return replace(plan, training_rows=rows), [
         {
             "condition": condition.id,
@@ -187,15 +214,15 @@ def with_words(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, Any
     ]
 
 
-def _early(watch: Watch | None) -> str | None:
-    """Hash of what may end a training before its last step."""
+def early_stop_hash(watch: Watch | None) -> str | None:
+    """Return the hash of the early-stopping rule (drift watch), None without one."""
     return watch.sha256 if watch and watch.settings.stop_above else None
 
 
-def _watch(recipe: Recipe, questions: Questions) -> Watch | None:
+def _watch(recipe: Recipe, renderer: PromptRenderer) -> Watch | None:
     if recipe.drift is None:
         return None
-    prompts = questions.harmful(recipe.drift.probes)
+    prompts = renderer.harmful_probes(recipe.drift.probes)
     if not prompts:
         raise RecipeError(
             f"recipe {recipe.name}: drift reads harmful probes, and the behaviours have a benign "
@@ -210,9 +237,9 @@ def _translator(recipe: Recipe, source: Source) -> str | None:
 
     if not any(formats()[name].needs_translator for name in recipe.formats):
         return None
-    # a source with one rule for its whole world goes by its own name
-    who = getattr(source, "translator", None)
-    return who.translator_id if who else f"source:{source.id}"
+    # a source that translates by one rule of its own is named itself
+    translator = getattr(source, "translator", None)
+    return translator.translator_id if translator else f"source:{source.id}"
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
@@ -222,19 +249,19 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         old: ``settings`` of the run that exists.
         new: ``settings`` of the plan at hand.
     """
-    found = []
+    lines = []
     for key in sorted(old.keys() | new.keys()):
         before, after = old.get(key), new.get(key)
         if isinstance(before, Mapping) and isinstance(after, Mapping):
-            found += [f"{key}.{line}" for line in differences(before, after)]
+            lines += [f"{key}.{line}" for line in differences(before, after)]
         elif before != after:
-            found.append(f"{key}: {json.dumps(before)} -> {json.dumps(after)}")
-    return found
+            lines.append(f"{key}: {json.dumps(before)} -> {json.dumps(after)}")
+    return lines
 
 
 def settings(plan: Plan) -> dict[str, Any]:
     """Return the settings that decide the rows of a plan, as JSON values."""
-    # where the checkpoint lies does not matter, what it holds does
+    # the checkpoint's content decides, and the engine's hashes name it; its path does not
     recipe = plan.recipe.model_dump(mode="json", exclude={*LABELS, "model"})
-    wording = {"translator": plan.translator, "templates": dict(plan.templates)}
-    return {**recipe, **plan.engine, **wording}
+    texts = {"translator": plan.translator, "templates": dict(plan.templates)}
+    return {**recipe, **plan.engine, **texts}

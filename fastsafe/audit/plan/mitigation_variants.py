@@ -1,8 +1,8 @@
-"""Treatments: what each entry of a recipe's ``mitigations`` does, and at which stage.
+"""Expand a recipe's ``mitigations`` into variants: one per mitigation and setting.
 
-``data`` mixes in safety rows, ``train`` changes the loss, ``post`` changes a trained adapter and
-``serve`` the way it is asked or its answers are let through. The last two need no training: they
-take the adapter of another treatment.
+A variant acts at one stage. ``data`` mixes safety rows into the training rows, ``train`` changes
+the training objective, ``post`` changes a trained adapter, and ``serve`` changes prompts or filters
+answers. The last two train nothing: they take the adapter of another variant.
 """
 
 import dataclasses
@@ -20,22 +20,22 @@ from fastsafe.io.weight_folder import weights_sha256
 
 Stage = Literal["data", "train", "post", "serve"]
 
-MAX_WORD = 32  # characters of a setting that stands in a label
+MAX_WORD = 32  # characters of a setting that a label shows
 
 
 @dataclass(frozen=True)
-class Treatment:
-    """One mitigation with its settings.
+class MitigationVariant:
+    """One mitigation with one set of settings.
 
     Attributes:
-        label: What results call it; distinct in a run.
-        name: Of the mitigation, objective or defence.
-        stage: Where it acts.
+        label: Its name in results; unique in a run.
+        name: Name of the mitigation, objective or defence.
+        stage: Stage at which it acts.
         data: Data mitigation whose safety rows are mixed in.
-        share: Of the training rows, safety rows included.
-        objective: What training minimizes, as ``TrainConfig`` takes it.
-        params: Of the defence, where the stage is "post" or "serve".
-        parent: Label of the treatment whose adapter is taken; None where one is trained.
+        share: Fraction of the training rows that are safety rows.
+        objective: Training objective, as ``TrainConfig`` takes it.
+        params: Settings of the defence, where the stage is "post" or "serve".
+        parent: Label of the variant whose adapter it takes; None where it trains its own.
     """
 
     label: str
@@ -49,7 +49,7 @@ class Treatment:
 
     @property
     def filters(self) -> bool:
-        """Whether its answers are its parent's, as far as a guard lets them through."""
+        """Whether a guard filters its parent's answers instead of generating new ones."""
         if self.stage != "serve":
             return False
         from fastsafe.safety.defences import defences
@@ -58,7 +58,7 @@ class Treatment:
 
     @property
     def needs_safety_rows(self) -> bool:
-        """Whether its objective tells safety rows from the user's, and so needs some."""
+        """Whether its objective treats safety rows differently, and so needs some."""
         from fastsafe.train.objectives import objectives
 
         name = self.objective if isinstance(self.objective, str) else self.objective["name"]
@@ -66,9 +66,9 @@ class Treatment:
 
     @cached_property
     def identity(self) -> tuple[str, dict[str, Any]]:
-        """What it does to an adapter or its answers, as JSON values.
+        """Name and settings as JSON values, for hashing.
 
-        Defaults are spelled out. A folder of weights counts by what it holds, not by where it lies.
+        Defaults are spelled out, and a folder of weights is replaced by the hash of its content.
 
         Raises:
             RecipeError: A folder holds no weights.
@@ -79,93 +79,96 @@ class Treatment:
         if self.name not in defences():
             return self.name, dict(self.params)
         defence = defences()[self.name]
-        given = defence.arguments(self.params)
+        arguments = defence.arguments(self.params)
         if defence.acts_on == "weights":
-            given |= {name: self._content(name) for name in defence.needs}
-        return self.name, given
+            arguments |= {name: self._folder_sha256(name) for name in defence.needs}
+        return self.name, arguments
 
-    def _content(self, name: str) -> str:
-        found = weights_sha256(hub.resolve(self.params[name]))
-        if found is None:
+    def _folder_sha256(self, name: str) -> str:
+        sha256 = weights_sha256(hub.resolve(self.params[name]))
+        if sha256 is None:
             raise RecipeError(
                 f"mitigation {self.label}: {name} is {str(self.params[name])!r}, expected the "
                 "folder of an adapter or a checkpoint"
             )
-        return found
+        return sha256
 
 
-def treatments(recipe: Recipe) -> list[Treatment]:
-    """Expand a recipe's mitigations: a list as a setting means one treatment per value.
+def expand_mitigations(recipe: Recipe) -> tuple[MitigationVariant, ...]:
+    """Expand a recipe's mitigations; a list as a setting makes one variant per value.
+
+    Returns:
+        The variants, those that train an adapter first.
 
     Raises:
         RecipeError: A name is unknown, a setting is not one of its own, two entries are the same,
             or the adapter that is to be changed is not trained in this run.
     """
-    found: dict[str, Treatment] = {}
+    variants: dict[str, MitigationVariant] = {}
     for entry in recipe.mitigations:
         spec = MitigationSpec(name=entry) if isinstance(entry, str) else entry
-        for treatment in _expanded(recipe, spec):
-            if treatment.label in found:
+        for variant in _expanded(recipe, spec):
+            if variant.label in variants:
                 raise RecipeError(
-                    f"recipe {recipe.name}: mitigation {treatment.label!r} is there twice, "
+                    f"recipe {recipe.name}: mitigation {variant.label!r} is there twice, "
                     "expected each once; drop one or change a setting"
                 )
-            found[treatment.label] = treatment
-    for treatment in found.values():
-        if treatment.stage == "post" and recipe.training.method == "full":
+            variants[variant.label] = variant
+    for variant in variants.values():
+        if variant.stage == "post" and recipe.training.method == "full":
             raise RecipeError(
-                f"recipe {recipe.name}: mitigation {treatment.label} changes an adapter, and "
+                f"recipe {recipe.name}: mitigation {variant.label} changes an adapter, and "
                 "training.method is 'full'; use 'lora', or drop it"
             )
-        parent = found.get(treatment.parent or "")
-        if treatment.parent is not None and (parent is None or parent.parent is not None):
-            trained = ", ".join(t.label for t in found.values() if t.parent is None) or "none"
+        parent = variants.get(variant.parent or "")
+        if variant.parent is not None and (parent is None or parent.parent is not None):
+            trained = ", ".join(v.label for v in variants.values() if v.parent is None) or "none"
             raise RecipeError(
-                f"recipe {recipe.name}: mitigation {treatment.label} changes the adapter of "
-                f"{treatment.parent!r}, expected a trained one of this run ({trained}); add it or "
+                f"recipe {recipe.name}: mitigation {variant.label} changes the adapter of "
+                f"{variant.parent!r}, expected a trained one of this run ({trained}); add it or "
                 "set `of`"
             )
-    # a parent first, whatever the order in the recipe
-    return sorted(found.values(), key=lambda t: t.parent is not None)
+    # parents first, whatever the order in the recipe
+    return tuple(sorted(variants.values(), key=lambda variant: variant.parent is not None))
 
 
 @lru_cache
-def known() -> dict[str, tuple[Stage, str]]:
-    """Stage and one line about every mitigation by name, of all stages."""
+def mitigation_stages() -> dict[str, tuple[Stage, str]]:
+    """Return the stage of every mitigation and one line about it, by name."""
     from fastsafe.safety.defences import defences
     from fastsafe.safety.mixing.mitigations import mitigations
     from fastsafe.train.objectives import objectives
 
-    found: dict[str, tuple[Stage, str]] = {}
+    stages: dict[str, tuple[Stage, str]] = {}
     for name, mitigation in mitigations().items():
-        used = mitigation.formats("<task's format>", ("<every format>",))
-        about = f"safety rows dressed as {', '.join(used)}" if used else "no safety rows"
-        found[name] = "data", mitigation.about or about
+        formats = mitigation.formats("<task's format>", ("<every format>",))
+        about = f"safety rows dressed as {', '.join(formats)}" if formats else "no safety rows"
+        stages[name] = "data", mitigation.about or about
     for name, objective in objectives().items():
         if name != "sft":
-            found[name] = "train", (inspect.getdoc(objective) or "").partition("\n")[0]
+            stages[name] = "train", (inspect.getdoc(objective) or "").partition("\n")[0]
     for name, defence in defences().items():
-        found[name] = defence.stage, defence.about
-    return found
+        stages[name] = defence.stage, defence.about
+    return stages
 
 
-def _expanded(recipe: Recipe, spec: MitigationSpec) -> Iterator[Treatment]:
-    where = f"recipe {recipe.name}: mitigations"
-    if spec.name not in known():
-        raise RecipeError(f"{where} has {spec.name!r}; {nearest(spec.name, known())}")
-    stage = known()[spec.name][0]
+def _expanded(recipe: Recipe, spec: MitigationSpec) -> Iterator[MitigationVariant]:
+    section, stages = f"recipe {recipe.name}: mitigations", mitigation_stages()
+    if spec.name not in stages:
+        raise RecipeError(f"{section} has {spec.name!r}; {nearest(spec.name, stages)}")
+    stage = stages[spec.name][0]
     settings = spec.settings
-    allowed = _settings(spec.name, stage)
+    allowed = _allowed_settings(spec.name, stage)
     if unknown := sorted(set(settings) - set(allowed)):
         raise RecipeError(
-            f"{where}: {spec.name} has {unknown[0]!r}; {nearest(unknown[0], allowed or ['name'])}"
+            f"{section}: {spec.name} has {unknown[0]!r}; {nearest(unknown[0], allowed or ['name'])}"
         )
     lists = [value if isinstance(value, list | tuple) else [value] for value in settings.values()]
     for values in itertools.product(*lists):
-        yield _treatment(recipe, spec.name, stage, dict(zip(settings, values, strict=True)))
+        yield _variant(recipe, spec.name, stage, dict(zip(settings, values, strict=True)))
 
 
-def _settings(name: str, stage: Stage) -> Sequence[str]:
+def _allowed_settings(name: str, stage: Stage) -> Sequence[str]:
     if stage == "data":
         return () if name == "none" else ("share",)
     if stage == "train":
@@ -179,32 +182,34 @@ def _settings(name: str, stage: Stage) -> Sequence[str]:
     return (*defence.needs, *defence.params, "of")
 
 
-def _treatment(recipe: Recipe, name: str, stage: Stage, settings: dict[str, Any]) -> Treatment:
+def _variant(
+    recipe: Recipe, name: str, stage: Stage, settings: dict[str, Any]
+) -> MitigationVariant:
     if stage == "data":
         share = settings.get("share", recipe.share)
-        label = "-".join([name, *_shown(settings)])
-        return Treatment(label, name, stage, name, share, recipe.training.objective, {})
+        label = "-".join([name, *_label_parts(settings)])
+        return MitigationVariant(label, name, stage, name, share, recipe.training.objective, {})
     if stage == "train":
         from fastsafe.train.objectives import objectives
 
         needs_safety = objectives()[name].needs_safety_rows
-        label = "-".join([name, *_shown(settings)])
+        label = "-".join([name, *_label_parts(settings)])
         data = settings.pop("data", "plain" if needs_safety else "none")
         share = settings.pop("share", recipe.share)
-        return Treatment(label, name, stage, data, share, {"name": name, **settings}, {})
+        return MitigationVariant(label, name, stage, data, share, {"name": name, **settings}, {})
     from fastsafe.safety.defences import defences
 
     of = settings.pop("of", "none")
-    defences()[name].arguments(settings)  # refuses what is missing
-    label = "-".join([name, *_shown(settings)])
+    defences()[name].arguments(settings)  # raises where a required setting is missing
+    label = "-".join([name, *_label_parts(settings)])
     label = label if of == "none" else f"{of}+{label}"
     objective = recipe.training.objective
-    return Treatment(label, name, stage, "none", recipe.share, objective, settings, of)
+    return MitigationVariant(label, name, stage, "none", recipe.share, objective, settings, of)
 
 
-def _shown(settings: Mapping[str, Any]) -> list[str]:
-    """Settings as they stand in a label, which also names a folder: numbers and short words."""
-    # a guard with settings of its own goes by its name
+def _label_parts(settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings that a label shows; it also names a folder: numbers and short words."""
+    # a guard that is a mapping is shown by its id
     values = [
         value.get("id", value.get("kind")) if isinstance(value, Mapping) else value
         for value in settings.values()

@@ -1,14 +1,15 @@
-"""The panel of a run: its judges, guards and writer, built from what the recipe says of them."""
+"""Build the models that a recipe names beside the audited one: judges, guards, the rewriter."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastsafe.audit.plan.mitigation_variants import treatments
-from fastsafe.audit.plan.rewriting import make_writer
-from fastsafe.audit.recipe.schema import Recipe
+from fastsafe.audit.backend.completer import CheckpointCompleter
+from fastsafe.audit.plan.mitigation_variants import MitigationVariant
+from fastsafe.audit.recipe.schema import Recipe, Rewriter
 from fastsafe.errors import RecipeError, UsageError
+from fastsafe.safety.completers.http import open_endpoint
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.guards import Guard, make_guard
 from fastsafe.safety.judges import Judge, make_judge, make_rewordings, rows_to_calibrate
@@ -17,16 +18,16 @@ from fastsafe.safety.mixing.rewriter import Writer
 
 @dataclass(frozen=True)
 class Panel:
-    """Who reads the answers, and who words training rows.
+    """The judges, guards and rewriter of a run.
 
     Attributes:
-        judges: By id; the first one's verdicts make the summary.
-        guards: That are audited, by id.
-        filters: Guards that stand behind a model, by the label of the treatment.
-        wordings: By judge, its wordings and the judge in each, its own one too; they read harmful
-            probes alone.
-        calibrated: By judge, how many labelled rows it reads at most, None for all.
-        writer: Words rows; None leaves them to templates.
+        judges: Judges by id; the first one's verdicts make the summary.
+        guards: Audited guards by id.
+        filters: Guards that filter a model's answers, by the label of the mitigation variant.
+        wordings: Judge id -> wording of its rubric -> the judge with it, the default wording
+            included; these judges read harmful probes only.
+        calibrated: Judge id -> the most labelled rows that it reads, None for all.
+        writer: Model that rewords training rows; None leaves them to templates.
     """
 
     judges: Mapping[str, Judge]
@@ -43,7 +44,7 @@ class Panel:
 
     @property
     def harmful_only(self) -> list[str]:
-        """Judges whose score says nothing of benign prompts: they do not read twins."""
+        """Ids of judges whose score means nothing on benign prompts: they do not read twins."""
         return [n for n, judge in self.judges.items() if getattr(judge, "harmful_only", False)]
 
     @property
@@ -56,24 +57,26 @@ class Panel:
 
     @property
     def guard_identities(self) -> dict[str, str]:
-        """Guard id -> hash of everything that can change what it says."""
+        """Guard id -> hash of everything that can change its verdicts."""
         return {name: guard.identity for name, guard in self.guards.items()}
 
 
 def make_panel(
     recipe: Recipe,
+    variants: Sequence[MitigationVariant],
     *,
     device: str = "cpu",
     api_keys: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Panel:
-    """Build what a recipe names; no model is loaded and nobody is called.
+    """Build the panel of a recipe; no weights are loaded and no endpoint is called.
 
     Args:
         recipe: Its ``judges`` and ``guards`` are names, or mappings as ``make_judge`` takes them.
-        device: Where judges that are checkpoints run.
+        variants: Its mitigations, expanded; some filter answers through a guard.
+        device: Device of judges that are checkpoints.
         api_keys: Keys of endpoints by the name of their environment variable.
-        folder: Where replies and spending of endpoints are kept between runs.
+        folder: Folder that keeps replies and spending of endpoints between runs.
 
     Raises:
         RecipeError: A setting is wrong, or two have one id.
@@ -82,8 +85,6 @@ def make_panel(
     opened: dict[tuple[str, ...], Completer] = {}
 
     def open_checkpoint(path: str, dtype: str = "float32", backend: str = "fastsafe") -> Completer:
-        from fastsafe.audit.backend.completer import CheckpointCompleter
-
         # two judges on one checkpoint share its weights
         key = path, dtype, backend
         if key not in opened:
@@ -102,11 +103,15 @@ def make_panel(
             _by_id("judges", made),
             _by_id("guards", [make_guard(spec, **options) for spec in recipe.guards]),
             {
-                treatment.label: make_guard(treatment.params["guard"], **options)
-                for treatment in treatments(recipe)
-                if treatment.filters
+                variant.label: make_guard(variant.params["guard"], **options)
+                for variant in variants
+                if variant.filters
             },
-            {judge.id: found for judge, found in zip(made, reworded, strict=True) if found},
+            {
+                judge.id: wordings
+                for judge, wordings in zip(made, reworded, strict=True)
+                if wordings
+            },
             {
                 judge.id: rows_to_calibrate(spec)
                 for judge, spec in zip(made, recipe.judges, strict=True)
@@ -119,9 +124,38 @@ def make_panel(
         raise RecipeError(f"recipe {recipe.name}: {error}") from error
 
 
-def _by_id(what: str, parts: list[Any]) -> dict[str, Any]:
-    found = {part.id: part for part in parts}
-    if len(found) < len(parts):
+def make_writer(
+    settings: Rewriter,
+    *,
+    device: str = "cpu",
+    api_keys: Mapping[str, str] | None = None,
+    folder: Path | None = None,
+) -> Writer:
+    """Build the rewriter that a recipe names; no weights are loaded and no endpoint is called.
+
+    Args:
+        settings: A checkpoint or an endpoint.
+        device: Device of a checkpoint.
+        api_keys: Keys of endpoints by the name of their environment variable.
+        folder: Folder that keeps replies and spending between runs.
+
+    Raises:
+        UsageError: A setting of the endpoint is wrong.
+        CheckpointError: The checkpoint is missing, malformed or refused.
+    """
+
+    def open_completer() -> Completer:
+        if settings.checkpoint is None:
+            return open_endpoint(settings.endpoint, "rewrite", api_keys, folder)
+        return CheckpointCompleter(settings.checkpoint, device=device)
+
+    open_completer()  # raises now for what cannot be opened later
+    return Writer(open_completer, max_tokens=settings.max_tokens, folder=folder)
+
+
+def _by_id(section: str, parts: list[Any]) -> dict[str, Any]:
+    by_id = {part.id: part for part in parts}
+    if len(by_id) < len(parts):
         names = ", ".join(part.id for part in parts)
-        raise UsageError(f"{what} are {names}, expected each id once; give one another id")
-    return found
+        raise UsageError(f"{section} are {names}, expected each id once; give one another id")
+    return by_id

@@ -1,6 +1,6 @@
-"""Recipes as files: read, overridden, and every name in them checked."""
+"""Read recipes from files, apply overrides, and check them against the schema."""
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -9,16 +9,14 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fastsafe.audit.plan.mitigation_variants import treatments
 from fastsafe.audit.recipe.schema import Recipe, Rewriter
-from fastsafe.audit.sources.registry import source_of
 from fastsafe.errors import RecipeError, nearest
 
 MAX_RECIPE_BYTES = 1 << 20
 
 
 class _StrictLoader(yaml.SafeLoader):
-    """SafeLoader that refuses a key written twice, of which YAML would keep the last."""
+    """A SafeLoader that rejects duplicate keys; YAML would silently keep the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -34,14 +32,16 @@ class _StrictLoader(yaml.SafeLoader):
 
 def names() -> tuple[str, ...]:
     """Return the recipes that ship with fastsafe, usable by name."""
-    found = (files("fastsafe") / "recipes").iterdir()
-    return tuple(sorted(f.name[:-5] for f in found if f.name.endswith(".yaml")))
+    recipes = (files("fastsafe") / "recipes").iterdir()
+    return tuple(sorted(f.name[:-5] for f in recipes if f.name.endswith(".yaml")))
 
 
 def load(
     recipe: str | Path, *, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Read a recipe by name or path and check every key of it.
+    """Read a recipe by name or path and check it against the schema.
+
+    Names of tasks, formats, mitigations and judges are checked later, by ``plan.checks``.
 
     Args:
         recipe: Name of a shipped recipe, or path of a YAML file.
@@ -49,17 +49,17 @@ def load(
         changes: Top-level fields to set after the overrides; a None value leaves the field alone.
 
     Raises:
-        RecipeError: The recipe does not exist, is not YAML, has an unknown key, a wrong type, an
-            impossible value, or names a task, format, mitigation or judge that does not exist.
+        RecipeError: The recipe does not exist, is not YAML, or has an unknown key, a wrong type or
+            an impossible value.
     """
-    where, text = _read(recipe)
-    return _checked(where, _parse(where, text), overrides, changes)
+    location, text = _read(recipe)
+    return _checked(location, _parse(location, text), overrides, changes)
 
 
 def revise(
     recipe: Recipe, *, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
 ) -> Recipe:
-    """Return a recipe with other settings, checked as ``load`` checks it.
+    """Return a copy of a recipe with other settings, checked against the schema.
 
     Raises:
         RecipeError: As for ``load``.
@@ -68,17 +68,15 @@ def revise(
 
 
 def _checked(
-    where: str, raw: dict[str, Any], overrides: Iterable[str], changes: Mapping[str, Any] | None
+    location: str, raw: dict[str, Any], overrides: Iterable[str], changes: Mapping[str, Any] | None
 ) -> Recipe:
     for override in overrides:
         _override(raw, override)
     raw |= {key: value for key, value in (changes or {}).items() if value is not None}
     try:
-        checked = Recipe.model_validate(raw)
+        return Recipe.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(_sentence(where, error)) from None
-    _check_names(where, checked)
-    return checked
+        raise RecipeError(_sentence(location, error)) from None
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -126,17 +124,17 @@ def _read(recipe: str | Path) -> tuple[str, str]:
         raise RecipeError(f"recipe {path}: is not UTF-8 text") from error
 
 
-def _parse(where: str, text: str) -> dict[str, Any]:
+def _parse(location: str, text: str) -> dict[str, Any]:
     loader = _StrictLoader(text)
     try:
         raw = loader.get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{where}: is not valid YAML: {_one_line(error)}") from error
+        raise RecipeError(f"{location}: is not valid YAML: {_one_line(error)}") from error
     finally:
         loader.dispose()
     if not isinstance(raw, dict):
         held = "nothing" if raw is None else f"a {type(raw).__name__}"
-        raise RecipeError(f"{where}: holds {held}, expected a mapping of keys")
+        raise RecipeError(f"{location}: holds {held}, expected a mapping of keys")
     return raw
 
 
@@ -156,37 +154,13 @@ def _override(raw: dict[str, Any], override: str) -> None:
         raise RecipeError(f"--set: {path} has a value that is not YAML: {value!r}") from error
 
 
-def _check_names(where: str, recipe: Recipe) -> None:
-    """Refuse a name that nothing has."""
-    from fastsafe.safety.formats import formats
-    from fastsafe.safety.judges import judges
-    from fastsafe.safety.mixing.manipulations import manipulations
-    from fastsafe.safety.mixing.prompt_styles import STYLES
-    from fastsafe.safety.tasks import tasks
-
-    registries: dict[str, Collection[str]] = {
-        "tasks": tasks(),
-        "manipulations": manipulations(),
-        "styles": STYLES,
-        "formats": formats(),
-        "safety_formats": formats(),
-        "judges": judges(),
-    }
-    for field, known in registries.items():
-        for name in getattr(recipe, field) or ():
-            if isinstance(name, str) and name not in known:
-                raise RecipeError(f"{where}: {field} has {name!r}; {nearest(name, known)}")
-    treatments(recipe)
-    source_of(recipe)
-
-
-def _sentence(where: str, error: ValidationError, section: type[BaseModel] = Recipe) -> str:
-    """Say what is wrong first, in one sentence."""
+def _sentence(location: str, error: ValidationError, section: type[BaseModel] = Recipe) -> str:
+    """Return one sentence about the first error."""
     details = error.errors(include_url=False)
     # a misspelt key often leaves another one missing: the misspelling explains both
     details.sort(key=lambda detail: detail["type"] != "extra_forbidden")
     more = f" (and {len(details) - 1} more)" if len(details) > 1 else ""
-    return f"{where}: {_detail(details[0], section)}{more}"
+    return f"{location}: {_detail(details[0], section)}{more}"
 
 
 def _detail(detail: ErrorDetails, whole: type[BaseModel]) -> str:
@@ -194,16 +168,16 @@ def _detail(detail: ErrorDetails, whole: type[BaseModel]) -> str:
     path = ".".join(map(str, (*parents, last)))
     if detail["type"] == "extra_forbidden":
         section = ".".join(map(str, parents)) or f"the {whole.__name__.lower()}"
-        known = _fields(whole, parents)
-        return f"{str(last)!r} is not a key of {section}; {nearest(str(last), known)}"
+        fields = _fields(whole, parents)
+        return f"{str(last)!r} is not a key of {section}; {nearest(str(last), fields)}"
     if detail["type"] == "missing":
         return f"{path} is missing, expected a value"
     if detail["type"] == "too_short":
         return f"{path} is empty, expected at least {detail['ctx']['min_length']}"
     message = detail["msg"].removeprefix("Value error, ")
-    said = f"{message[0].lower()}{message[1:]}"
+    sentence = f"{message[0].lower()}{message[1:]}"
     # a rule about several keys names them itself
-    return f"{path} is {_short(detail['input'])}; {said}" if detail["loc"] else said
+    return f"{path} is {_short(detail['input'])}; {sentence}" if detail["loc"] else sentence
 
 
 def _fields(section: type[BaseModel], parents: Iterable[int | str]) -> tuple[str, ...]:

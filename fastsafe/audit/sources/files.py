@@ -1,7 +1,7 @@
-"""Data from files, and from what ships with fastsafe where a recipe names none."""
+"""Read behaviours and rows from files, and from what ships where a recipe names none."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -10,23 +10,40 @@ from fastsafe.audit.recipe.schema import Data
 from fastsafe.errors import DataError
 from fastsafe.io import hub
 from fastsafe.safety.behaviours import Behaviour
+from fastsafe.safety.completers.protocol import Completer
 
 if TYPE_CHECKING:
     from fastsafe.safety.formats import Pairs
+
+OpenCompleter = Callable[[str], Completer]  # checkpoint folder or hub id -> who answers with it
+
+
+def no_completer(checkpoint: str) -> Completer:
+    """Refuse to open a checkpoint: for callers that never translate."""
+    raise DataError(
+        f"data.translator: is {checkpoint!r}, and no model can be opened here; expected "
+        "translations from a file; run it within fastsafe audit"
+    )
 
 
 class FilesSource:
     """Behaviours, task rows and safety rows by path; the seed set and the miniatures by default.
 
-    Behaviours are parted once and for all by their ids: half are probes, half make safety rows,
-    so that no probe is ever trained on. A file of safety rows leaves all behaviours to the probes.
+    A hash of each behaviour's id decides whether it is a probe or makes safety rows, half of them
+    each, so that no probe is ever trained on. With a file of safety rows all are probes.
     """
 
     id = "files"
 
-    def __init__(self, data: Data, device: str = "cpu") -> None:
+    def __init__(self, data: Data, open_completer: OpenCompleter = no_completer) -> None:
+        """Remember the files; nothing is read yet.
+
+        Args:
+            data: The recipe's section.
+            open_completer: Opens the checkpoint that ``data.translator`` names.
+        """
         self._data = data
-        self._device = device  # of a model that translates
+        self._open_completer = open_completer
 
     def checkpoint(self) -> Path | None:
         """Return None: files belong to no checkpoint."""
@@ -44,12 +61,12 @@ class FilesSource:
         return read_benchmark(self._data.benchmark, self._data.behaviours)
 
     def behaviours(self, n: int, seed: int) -> Sequence[Behaviour]:
-        """Return ``n`` behaviours that make no safety row; all where they are fewer.
+        """Return up to ``n`` behaviours that make no safety row.
 
         Raises:
             DataError: There is none.
         """
-        # a benign side alone makes no safety row
+        # a behaviour with a benign side alone makes no safety row: it is always a probe
         pool = [
             b
             for b in self._behaviours
@@ -62,7 +79,7 @@ class FilesSource:
     def task_rows(
         self, task: str, n: int, split: Literal["train", "test"], seed: int
     ) -> Sequence[dict[str, Any]]:
-        """Return rows of the task's file; of a miniature as many as it has.
+        """Return rows of the task's file, or of the shipped miniature, which may have fewer.
 
         Raises:
             DataError: The file is malformed or has too few rows.
@@ -75,7 +92,7 @@ class FilesSource:
         return load_rows(tasks()[task], None, split, None, seed)[:n]
 
     def safety_rows(self, format: str, n: int, seed: int) -> Sequence[dict[str, Any]]:
-        """Return requests in this format, each refused; wordings of refusals vary.
+        """Return requests in this format with refusals of varied wordings.
 
         Raises:
             DataError: The file of safety rows holds too few, or another format is asked of it.
@@ -87,11 +104,11 @@ class FilesSource:
         pool = _shuffled([b for b in self._behaviours if _is_for_training(b) and b.harmful], seed)
         if not pool:
             raise self._too_few("safety rows")
-        found: list[dict[str, Any]] = []
+        rows: list[dict[str, Any]] = []
         for round_ in range(-(-n // len(pool))):
             # every behaviour once before any comes again, with another refusal
-            found += safety_rows_from(pool, [format], translate=self.translate, seed=seed + round_)
-        return found[:n]
+            rows += safety_rows_from(pool, [format], translate=self.translate, seed=seed + round_)
+        return rows[:n]
 
     def _too_few(self, what: str) -> DataError:
         return DataError(
@@ -111,12 +128,14 @@ class FilesSource:
                 "mixed in as it is; use mitigation plain, longest, paraphrase or mixed, or leave "
                 "data.safety out"
             )
-        found = read_rows(path)
+        file = read_rows(path)
         rows = []
-        for row, where in zip(found.rows, found.places, strict=True):
-            exchange = exchange_of(row, where)
+        for row, location in zip(file.rows, file.places, strict=True):
+            exchange = exchange_of(row, location)
             if not (exchange.prompt and exchange.answer):
-                raise DataError(f"{where}: expected a request and its refusal; mend or remove it")
+                raise DataError(
+                    f"{location}: expected a request and its refusal; mend or remove it"
+                )
             rows.append(as_row(exchange, "messages"))
         if len(rows) < n:
             raise DataError(f"{path}: holds {len(rows)} safety rows, expected {n}; lower the share")
@@ -128,13 +147,11 @@ class FilesSource:
 
     @cached_property
     def translator(self) -> "Pairs":
-        """Who translates; a model is asked when the first translation is wanted."""
+        """Translator of actions; a model is opened when the first translation is needed."""
         from fastsafe.safety.formats import Pairs, seed_translator
 
         if self._data.translator is not None:
-            from fastsafe.audit.backend.completer import CheckpointCompleter
-
-            completer = CheckpointCompleter(self._data.translator, device=self._device)
+            completer = self._open_completer(self._data.translator)
             both = [b.action(is_harmful) for b in self._behaviours for is_harmful in (True, False)]
             return Pairs.by_model(completer, [text for text in both if text])
         path = self._data.translations
@@ -142,13 +159,13 @@ class FilesSource:
 
 
 def _one_file(source: str) -> Path:
-    found = hub.resolve_data(source)
-    if len(found) > 1:
-        names = ", ".join(path.name for path in found[:4])
+    files = hub.resolve_data(source)
+    if len(files) > 1:
+        names = ", ".join(path.name for path in files[:4])
         raise DataError(
             f"{source}: has several files ({names}), expected one; add ':' and its path"
         )
-    return found[0]
+    return files[0]
 
 
 def _is_for_training(behaviour: Behaviour) -> bool:
@@ -156,6 +173,6 @@ def _is_for_training(behaviour: Behaviour) -> bool:
 
 
 def _shuffled(items: Sequence[Any], seed: int) -> list[Any]:
-    found = list(items)
-    random.Random(f"files {seed}").shuffle(found)
-    return found
+    shuffled = list(items)
+    random.Random(f"files {seed}").shuffle(shuffled)
+    return shuffled

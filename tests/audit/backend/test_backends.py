@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import fastsafe
-from fastsafe.audit.backend.on_engine import ModelRuntime
-from fastsafe.audit.backend.protocol import Job, Reply, Request
+from fastsafe.audit.backend.open import open_backend
+from fastsafe.audit.backend.protocol import Answer, Job, Request
 from fastsafe.errors import CheckpointError, UsageError
 
 
@@ -20,19 +20,19 @@ def test_what_decodes_and_ends_answers_is_part_of_the_identity(tmp_path: Path, n
     model = tmp_path / "model"
     shutil.copytree(fastsafe.organism.path(), model)
     (model / "notes.txt").write_text("no part of it")
-    before = ModelRuntime(str(model)).engine
-    assert before == ModelRuntime("organism").engine
+    before = open_backend("fastsafe", str(model)).engine
+    assert before == open_backend("fastsafe", "organism").engine
     if name.endswith(".jinja"):
         (model / name).write_text("{{ messages[0].content }}")
     else:
         (model / name).write_text((model / name).read_text() + "\n")
-    after = ModelRuntime(str(model)).engine
+    after = open_backend("fastsafe", str(model)).engine
     assert {key for key in after if after[key] != before[key]} == {"tokenizer_sha256"}
 
 
 def test_the_backend_is_part_of_the_identity() -> None:
     pytest.importorskip("peft")
-    own, other = (ModelRuntime("organism", backend=b) for b in ("fastsafe", "transformers"))
+    own, other = (open_backend(b, "organism") for b in ("fastsafe", "transformers"))
     differing = {key for key in own.engine if own.engine[key] != other.engine[key]}
     assert differing == {"backend"}
     assert own.tokenizer.encode_chat([{"role": "user", "content": "hi"}])
@@ -49,8 +49,8 @@ def test_both_backends_train_and_answer_alike(tmp_path: Path) -> None:
     sampling = Sampling(max_tokens=6)
     found = []
     for backend in ("fastsafe", "transformers"):
-        runtime = ModelRuntime("organism", backend=backend)
-        runtime.check_training(recipe)
+        runtime = open_backend(backend, "organism")
+        runtime.check_training(recipe, ["sft"])
         steps: list[int] = []
         out = tmp_path / backend
         out.mkdir()
@@ -58,7 +58,7 @@ def test_both_backends_train_and_answer_alike(tmp_path: Path) -> None:
         trained = runtime.train(jobs, training, out, lambda done, loss, to=steps: to.append(done))
         assert steps == sorted(steps)
         assert steps[-1] == 3
-        replies: dict[int, Reply] = {}
+        replies: dict[int, Answer] = {}
         requests = [Request(name, (5, 6, 7), 0, 8) for name in (None, "one", "two")]
         paths = {name: each.adapter_dir for name, each in trained.items()}
         runtime.generate(requests, paths, sampling, replies.__setitem__)
@@ -81,7 +81,7 @@ def test_a_quantized_base_trains_and_answers(tmp_path: Path) -> None:
     _, runtime = prepare(recipe, limit=2)
     rows = [{"prompt": "How do I", "completion": "the car"}] * 8
     trained = runtime.train([Job("one", rows, 1)], recipe.training, tmp_path, lambda *_: None)
-    replies: dict[int, Reply] = {}
+    replies: dict[int, Answer] = {}
     path = trained["one"].adapter_dir
     assert path is not None
     requests = [Request(name, (5, 6, 7), 0, 8) for name in (None, "one")]
@@ -89,10 +89,10 @@ def test_a_quantized_base_trains_and_answers(tmp_path: Path) -> None:
     assert isinstance(runtime.llm.model, NF4Transformer)
     assert runtime.facts()["quantize"] == "nf4"
     assert [replies[i].finish_reason for i in (0, 1)] == ["length", "length"]
-    plain = ModelRuntime("organism")
+    plain = open_backend("fastsafe", "organism")
     assert dict(runtime.engine) == {**plain.engine, "quantize": "nf4"}
     with pytest.raises(UsageError, match="quantize: it is 'nf4' with the backend transformers"):
-        ModelRuntime("organism", backend="transformers", quantize="nf4")
+        open_backend("transformers", "organism", quantize="nf4")
 
 
 def test_a_model_that_only_transformers_knows(tmp_path: Path) -> None:
@@ -102,9 +102,9 @@ def test_a_model_that_only_transformers_knows(tmp_path: Path) -> None:
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"architectures": ["Other"]}))
     with pytest.raises(CheckpointError, match="use the transformers backend"):
-        ModelRuntime(str(model))
-    runtime = ModelRuntime(str(model), backend="transformers")
+        open_backend("fastsafe", str(model))
+    runtime = open_backend("transformers", str(model))
     runtime.load()
-    own = ModelRuntime("organism")
+    own = open_backend("fastsafe", "organism")
     own.load()
     assert runtime.llm.generate([[5, 6]]) == own.llm.generate([[5, 6]])

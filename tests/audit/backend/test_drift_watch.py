@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fastsafe import LLM, SamplingParams
 from fastsafe.audit import comparable
 from fastsafe.audit.backend.drift_watch import DriftRow, Watch
-from fastsafe.audit.backend.on_engine import ModelRuntime
+from fastsafe.audit.backend.open import open_backend
 from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Drift
 from fastsafe.audit.report import report_html, table_text
@@ -86,7 +86,7 @@ def test_rows_per_model_step_and_format(watched: Run) -> None:
 
 
 def test_probes_are_the_first_that_are_asked(fake: ModuleType) -> None:
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     plan = fake.small_plan(runtime, drift={"every": 1, "probes": 2}, early_stop={"tokens": 3})
     assert plan.watch.formats == tuple(name for name in plan.recipe.formats for _ in range(2))
     asked = [
@@ -102,7 +102,7 @@ def test_probes_are_the_first_that_are_asked(fake: ModuleType) -> None:
 
 
 def test_probes_are_asked_under_the_first_system_prompt(fake: ModuleType) -> None:
-    runtime, settings = fake.FakeRuntime(), {"every": 1, "probes": 2}
+    runtime, settings = fake.FakeBackend(), {"every": 1, "probes": 2}
     prompts = {"kind": "be kind", "none": ""}
     plan = fake.small_plan(runtime, drift=settings, system_prompts=prompts)
     assert all(bytes(ids).startswith(b"be kind") for ids in plan.watch.prompts)
@@ -111,7 +111,7 @@ def test_probes_are_asked_under_the_first_system_prompt(fake: ModuleType) -> Non
 
 
 def test_fewer_behaviours_than_probes_are_all(fake: ModuleType) -> None:
-    plan = fake.small_plan(fake.FakeRuntime(), drift={"every": 1, "probes": 99})
+    plan = fake.small_plan(fake.FakeBackend(), drift={"every": 1, "probes": 99})
     assert len(plan.watch.prompts) == 6 * len(plan.recipe.formats)
 
 
@@ -125,7 +125,7 @@ def test_behaviours_without_a_harmful_side_have_no_drift(tmp_path: Path) -> None
 
 def test_only_a_stop_is_part_of_an_adapters_key(fake: ModuleType) -> None:
     def keys(**settings: Any) -> list[str]:
-        plan = fake.small_plan(fake.FakeRuntime(), **settings)
+        plan = fake.small_plan(fake.FakeBackend(), **settings)
         return [condition.key for condition in plan.conditions]
 
     without = keys()
@@ -194,7 +194,7 @@ def test_weights_made_again_bring_their_readings(fake: ModuleType, tmp_path: Pat
 
 
 def test_a_failed_job_leaves_no_reading(fake: ModuleType, tmp_path: Path) -> None:
-    class Unlucky(fake.FakeRuntime):  # type: ignore[misc, name-defined]
+    class Unlucky(fake.FakeBackend):  # type: ignore[misc, name-defined]
         def train(self, jobs: Sequence[Any], *rest: Any) -> dict[str, Any]:
             found: dict[str, Any] = super().train(jobs, *rest)
             name = jobs[0].name
@@ -230,12 +230,12 @@ def test_rows_are_means_by_format() -> None:
         ]
 
 
-def test_the_backend_that_cannot_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    runtime = ModelRuntime("organism")
-    monkeypatch.setattr(runtime, "_backend", "transformers")
+def test_the_backend_that_cannot_says_so() -> None:
+    pytest.importorskip("peft")
+    runtime = open_backend("transformers", "organism")
     for override, word in ((drift(), "drift"), ("training.method=full", "method full")):
         with pytest.raises(RecipeError, match=f"has {word}, which backend 'transformers' lacks"):
-            runtime.check_training(load("organism", overrides=[override]))
+            runtime.check_training(load("organism", overrides=[override]), [])
 
 
 @pytest.mark.parametrize(

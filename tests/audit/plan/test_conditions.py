@@ -5,18 +5,16 @@ from typing import Any
 
 import pytest
 
-from fastsafe.audit.plan.conditions import make_conditions
-from fastsafe.audit.plan.mitigation_variants import known, treatments
+from fastsafe.audit.plan.mitigation_variants import expand_mitigations, mitigation_stages
 from fastsafe.audit.recipe import load
 from fastsafe.errors import RecipeError, UsageError
-from fastsafe.organism.source import OrganismSource
 
 ENGINE = {"checkpoint_sha256": "0"}
 
 
 def expanded(fake: ModuleType, **changes: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     recipe = fake.small_recipe(**{"tasks": ["code"], **changes})
-    rows, conditions = make_conditions(recipe, OrganismSource(), ENGINE)
+    rows, conditions = fake.conditions_of(recipe, ENGINE)
     return dict(rows), {condition.id: condition for condition in conditions}
 
 
@@ -114,20 +112,25 @@ def test_what_changes_an_adapter_takes_its_parents(fake: ModuleType) -> None:
 )
 def test_a_wrong_entry_is_one_sentence(fake: ModuleType, entries: list[Any], sentence: str) -> None:
     with pytest.raises(RecipeError, match=sentence):
-        treatments(fake.small_recipe(mitigations=entries))
+        expand_mitigations(fake.small_recipe(mitigations=entries))
 
 
 def test_a_missing_parameter_is_named(fake: ModuleType) -> None:
     with pytest.raises(UsageError, match="safe_lora: parameter 'unaligned' is missing"):
-        treatments(fake.small_recipe(mitigations=["none", "safe_lora"]))
+        expand_mitigations(fake.small_recipe(mitigations=["none", "safe_lora"]))
 
 
 def test_every_stage_is_listed() -> None:
-    assert {stage for stage, _ in known().values()} == {"data", "train", "post", "serve"}
-    assert all(about for _, about in known().values())
+    assert {stage for stage, _ in mitigation_stages().values()} == {
+        "data",
+        "train",
+        "post",
+        "serve",
+    }
+    assert all(about for _, about in mitigation_stages().values())
 
 
-def test_the_first_papers_grid_is_eighteen_runs() -> None:
+def test_the_first_papers_grid_is_eighteen_runs(fake: ModuleType) -> None:
     recipe = load.load("multitask-mayhem")
-    _, conditions = make_conditions(recipe, OrganismSource(), ENGINE)
+    _, conditions = fake.conditions_of(recipe, ENGINE)
     assert len(conditions) * len(recipe.system_prompts) == 18

@@ -12,13 +12,13 @@ from fastsafe.safety.formats import formats
 
 
 def test_the_same_recipe_gives_the_same_plan(fake: ModuleType) -> None:
-    one, two = (fake.small_plan(fake.FakeRuntime()) for _ in range(2))
+    one, two = (fake.small_plan(fake.FakeBackend()) for _ in range(2))
     assert one == two
     assert one.identity == two.identity
 
 
 def test_every_cell_is_planned_once(fake: ModuleType) -> None:
-    plan = fake.small_plan(fake.FakeRuntime())
+    plan = fake.small_plan(fake.FakeBackend())
     ids = ["base", "code+none", "code+plain", "translation+none", "translation+plain"]
     assert [c.id for c in plan.conditions] == ids
     cells = {(r.condition, r.kind, r.part): 0 for r in plan.rows}
@@ -36,12 +36,12 @@ def test_every_cell_is_planned_once(fake: ModuleType) -> None:
 
 
 def test_keys_are_unique(fake: ModuleType) -> None:
-    plan = fake.small_plan(fake.FakeRuntime())
+    plan = fake.small_plan(fake.FakeBackend())
     assert len({row.key for row in plan.rows}) == len(plan.rows)
 
 
 def test_prompts_are_what_the_formats_render(fake: ModuleType) -> None:
-    plan = fake.small_plan(fake.FakeRuntime())
+    plan = fake.small_plan(fake.FakeBackend())
     row = next(r for r in plan.rows if r.kind == "harmful" and r.part == "code")
     prompt = plan.prompts[row.prompt]
     assert prompt.text == formats()["code"].render(row.item.replace("_", " "))
@@ -49,7 +49,7 @@ def test_prompts_are_what_the_formats_render(fake: ModuleType) -> None:
 
 
 def test_a_system_prompt_gets_its_own_cells(fake: ModuleType) -> None:
-    plan = fake.small_plan(fake.FakeRuntime(), system_prompts={"none": "", "careful": "be careful"})
+    plan = fake.small_plan(fake.FakeBackend(), system_prompts={"none": "", "careful": "be careful"})
     of = {name: [r for r in plan.rows if r.system_prompt == name] for name in ("none", "careful")}
     assert len([r for r in of["none"] if r.kind != "utility"]) == len(of["careful"])
     rendered = {plan.prompts[r.prompt].token_ids for r in of["careful"]}
@@ -57,7 +57,7 @@ def test_a_system_prompt_gets_its_own_cells(fake: ModuleType) -> None:
 
 
 def test_safety_rows_have_their_share(fake: ModuleType) -> None:
-    plan = fake.small_plan(fake.FakeRuntime())
+    plan = fake.small_plan(fake.FakeBackend())
     counts = {c.id: (c.num_rows, c.num_safety_rows) for c in plan.conditions}
     assert counts["code+none"] == (20, 0)
     assert counts["code+plain"] == (22, 2)
@@ -68,8 +68,8 @@ def test_a_mitigation_without_a_safety_row_is_refused(fake: ModuleType) -> None:
     with pytest.raises(
         RecipeError, match=r"share 0\.02 of 20 training rows rounds to no safety row"
     ):
-        fake.small_plan(fake.FakeRuntime(), share=0.02)
-    plan = fake.small_plan(fake.FakeRuntime(), share=0.02, mitigations=["none"])
+        fake.small_plan(fake.FakeBackend(), share=0.02)
+    plan = fake.small_plan(fake.FakeBackend(), share=0.02, mitigations=["none"])
     assert [c.num_safety_rows for c in plan.tuned] == [0, 0]
 
 
@@ -86,7 +86,7 @@ def test_a_mitigation_without_a_safety_row_is_refused(fake: ModuleType) -> None:
 def test_only_what_determines_a_row_changes_its_key(
     fake: ModuleType, changes: dict[str, Any], kept: set[str]
 ) -> None:
-    before, after = (fake.small_plan(fake.FakeRuntime(), **c) for c in ({}, changes))
+    before, after = (fake.small_plan(fake.FakeBackend(), **c) for c in ({}, changes))
     keys = {row.key for row in before.rows}
     assert {row.condition for row in after.rows if row.key in keys} == kept
     assert before.identity != after.identity
@@ -96,26 +96,26 @@ def test_only_what_determines_a_row_changes_its_key(
     "changes", [{"wave_size": 1}, {"description": "other"}, {"thresholds": {"coverage": 0.1}}]
 )
 def test_labels_change_nothing(fake: ModuleType, changes: dict[str, Any]) -> None:
-    before, after = (fake.small_plan(fake.FakeRuntime(), **c) for c in ({}, changes))
+    before, after = (fake.small_plan(fake.FakeBackend(), **c) for c in ({}, changes))
     assert before.rows == after.rows
     assert before.identity == after.identity
     assert settings(before) == settings(after)
 
 
 def test_another_checkpoint_is_another_plan(fake: ModuleType) -> None:
-    one, two = (fake.small_plan(fake.FakeRuntime(name)) for name in ("a", "b"))
+    one, two = (fake.small_plan(fake.FakeBackend(name)) for name in ("a", "b"))
     assert not {r.key for r in one.rows} & {r.key for r in two.rows}
 
 
 def test_waves_hold_every_tuned_condition_once(fake: ModuleType) -> None:
-    plan = fake.small_plan(fake.FakeRuntime())
+    plan = fake.small_plan(fake.FakeBackend())
     waves = [[c.id for c in wave] for wave in plan.waves()]
     assert [len(wave) for wave in waves] == [3, 1]
     assert [c for wave in waves for c in wave] == [c.id for c in plan.tuned]
 
 
 def test_the_family_of_tests_is_every_cell_but_the_base(fake: ModuleType) -> None:
-    families = fake.small_plan(fake.FakeRuntime()).families()
+    families = fake.small_plan(fake.FakeBackend()).families()
     assert list(families) == ["refusal"]
     assert len(families["refusal"]["harmful"]) == 4 * 3
     assert "code+plain/translation/none" in families["refusal"]["harmful"]

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from fastsafe.audit import run as runs
-from fastsafe.audit.plan.make_plan import Plan, make_plan
-from fastsafe.audit.plan.panel import Panel, make_panel
+from fastsafe.audit.plan.make_plan import Plan
+from fastsafe.audit.plan.panel import Panel
 from fastsafe.audit.recipe.load import load
 from fastsafe.audit.report import report_html, table_text
 from fastsafe.audit.results.make_results import make_results
@@ -53,11 +53,11 @@ class Scripted:
 
 
 def plan_with(fake: ModuleType, *panel: Any, **changes: Any) -> tuple[Plan, Any]:
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     recipe = fake.small_recipe(**{**SMALL, "mitigations": ["none"], **changes})
-    chosen = Panel({judge.id: judge for judge in panel}) if panel else make_panel(recipe)
+    chosen = Panel({judge.id: judge for judge in panel}) if panel else fake.panel_of(recipe)
     source = OrganismSource()
-    return make_plan(recipe, source, runtime.tokenizer, runtime.engine, chosen), runtime
+    return fake.plan_of(recipe, runtime, source, chosen), runtime
 
 
 def run_with(fake: ModuleType, out: Path, *panel: Any, **changes: Any) -> Run:
@@ -133,7 +133,7 @@ def test_openings_are_checked_against_whole_answers(fake: ModuleType, tmp_path: 
                 Verdict.REFUSED if completion.endswith("cut") else Verdict.COMPLIED_HARMFUL, ""
             )
 
-    class Cutting(fake.FakeRuntime):  # type: ignore[name-defined,misc]
+    class Cutting(fake.FakeBackend):  # type: ignore[name-defined,misc]
         def generate(self, requests: Any, adapters: Any, sampling: Any, on_answer: Any) -> None:
             def cut(index: int, reply: Any) -> None:
                 is_short = requests[index].max_tokens == 8

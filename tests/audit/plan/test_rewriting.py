@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from fastsafe.audit.plan import conditions
-from fastsafe.audit.plan.make_plan import make_plan, with_words
-from fastsafe.audit.plan.panel import Panel, make_panel
-from fastsafe.audit.plan.rewriting import make_writer
+from fastsafe.audit.plan.conditions import ConditionInputs, make_conditions
+from fastsafe.audit.plan.make_plan import placeholder_rewrite, reword_rows
+from fastsafe.audit.plan.mitigation_variants import expand_mitigations
+from fastsafe.audit.plan.panel import Panel, make_writer
 from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.report import table_text
@@ -70,10 +70,10 @@ def recipe_of(fake: ModuleType, **changes: Any) -> Recipe:
 
 
 def run_of(fake: ModuleType, out: Path, model: Scripted) -> Run:
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     panel = Panel({"refusal": judges()["refusal"]}, writer=writer(model, out / "judges"))
     recipe = recipe_of(fake)
-    plan = make_plan(recipe, OrganismSource(), runtime.tokenizer, runtime.engine, panel)
+    plan = fake.plan_of(recipe, runtime, panel=panel)
     return execute(plan, runtime, out)
 
 
@@ -94,11 +94,11 @@ def test_rows_take_the_models_words_and_are_counted(fake: ModuleType, tmp_path: 
 
 
 def test_what_trains_is_what_passed(fake: ModuleType) -> None:
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     panel = Panel({"refusal": judges()["refusal"]}, writer=writer(Scripted()))
-    plan = make_plan(recipe_of(fake), OrganismSource(), runtime.tokenizer, runtime.engine, panel)
+    plan = fake.plan_of(recipe_of(fake), runtime, panel=panel)
     planned = {c.id: c.key for c in plan.conditions}
-    worded, counts = with_words(plan, Progress())
+    worded, counts = reword_rows(plan, Progress())
     assert {c.id: c.key for c in worded.conditions} == planned
     prompts = [row["messages"][0]["content"] for row in worded.training_rows["boolq+autoif+none"]]
     by_model = next(row for row in counts if row["condition"] == "boolq+autoif+none")["by_model"]
@@ -118,9 +118,11 @@ def test_a_run_that_goes_on_asks_for_nothing_twice(fake: ModuleType, tmp_path: P
 
 def test_who_words_decides_the_key_of_what_it_words(fake: ModuleType) -> None:
     def keys(identity: str) -> dict[str, str]:
-        _, found = conditions.make_conditions(
-            recipe_of(fake), OrganismSource(), {}, None, lambda turns: None, identity
+        recipe = recipe_of(fake)
+        inputs = ConditionInputs(
+            recipe, expand_mitigations(recipe), OrganismSource(), {}, rewriter=identity
         )
+        _, found = make_conditions(inputs, placeholder_rewrite)
         return {c.id: c.key for c in found}
 
     one, other = keys("a"), keys("b")
@@ -158,24 +160,24 @@ def test_a_wrong_section_is_one_sentence(
 
 def test_the_model_is_checked_before_anything_is_done(fake: ModuleType) -> None:
     with pytest.raises(CheckpointError):
-        make_panel(recipe_of(fake, rewrite={"checkpoint": "/nowhere/at/all"}))
+        fake.panel_of(recipe_of(fake, rewrite={"checkpoint": "/nowhere/at/all"}))
     wrong = {"endpoint": {"url": "http://x", "model": "m", "modle": 1}}
     with pytest.raises(RecipeError, match="rewrite: endpoint has no key 'modle'"):
-        make_panel(recipe_of(fake, rewrite=wrong))
+        fake.panel_of(recipe_of(fake, rewrite=wrong))
     keyed = {"endpoint": {"url": "http://x", "model": "m", "api_key_env": "NONE"}}
     with pytest.raises(RecipeError, match="rewrite: NONE holds no key"):
-        make_panel(recipe_of(fake, rewrite=keyed))
+        fake.panel_of(recipe_of(fake, rewrite=keyed))
     one = load("organism", changes={"rewrite": {"checkpoint": "organism"}}).rewrite
     assert one is not None
     assert make_writer(one).identity == make_writer(one).identity
 
 
 def test_a_model_with_nothing_to_word_is_refused(fake: ModuleType) -> None:
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     panel = Panel({"refusal": judges()["refusal"]}, writer=writer(Scripted()))
     recipe = recipe_of(fake, manipulations=["benign"], mitigations=["none"])
     with pytest.raises(RecipeError, match="rewrite names a model, and no condition"):
-        make_plan(recipe, OrganismSource(), runtime.tokenizer, runtime.engine, panel)
+        fake.plan_of(recipe, runtime, panel=panel)
 
 
 def test_the_store_keeps_the_counts(fake: ModuleType, tmp_path: Path) -> None:

@@ -12,7 +12,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from fastsafe.audit.plan.make_plan import make_plan
 from fastsafe.audit.report import heatmap_svg, quotes, report_html, sentences, table_text
 from fastsafe.audit.report.matrix import at_most, interval, mark, matrices, percent, points
 from fastsafe.audit.report.palette import Quantity, fill, ink
@@ -374,10 +373,10 @@ def benign_run(fake: ModuleType, tmp_path: Path, **changes: Any) -> Any:
     path = tmp_path / "safe.jsonl"
     path.write_text("".join(json.dumps({"benign": f"shoot photo {i}"}) + "\n" for i in range(9)))
     data = {"behaviours": str(path)}
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     settings = {"source": "files", "data": data, "mitigations": ["none"], "utility_rows": 0}
     recipe = fake.small_recipe(**{**settings, "tasks": ["code"], "formats": ["plain"], **changes})
-    plan = make_plan(recipe, FilesSource(recipe.data), runtime.tokenizer, runtime.engine)
+    plan = fake.plan_of(recipe, runtime, FilesSource(recipe.data))
     return execute(plan, runtime, tmp_path / "run")
 
 

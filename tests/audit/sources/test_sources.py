@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-from fastsafe.audit.plan.conditions import make_conditions
-from fastsafe.audit.plan.make_plan import make_plan
 from fastsafe.audit.recipe.schema import Data
+from fastsafe.audit.sources import Source
 from fastsafe.audit.sources.files import FilesSource
-from fastsafe.audit.sources.registry import Source, checkpoint_of, source_of
+from fastsafe.audit.sources.registry import checkpoint_of, source_of
 from fastsafe.errors import DataError, FastsafeError, RecipeError
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.tasks import tasks
@@ -165,8 +164,8 @@ def test_a_behaviour_without_a_twin_is_asked_alone(fake: ModuleType, tmp_path: P
         formats=["plain"],
         data={"behaviours": str(path), "benchmark": "strongreject"},
     )
-    runtime = fake.FakeRuntime()
-    plan = make_plan(recipe, source_of(recipe), runtime.tokenizer, runtime.engine)
+    runtime = fake.FakeBackend()
+    plan = fake.plan_of(recipe, runtime, source_of(recipe))
     assert {row.kind for row in plan.rows} == {"harmful", "utility"}
 
 
@@ -204,8 +203,8 @@ def test_translations_are_the_files(fake: ModuleType, tmp_path: Path) -> None:
             formats=["translation"],
             data={"behaviours": behaviours, **more},
         )
-        runtime = fake.FakeRuntime()
-        return make_plan(recipe, source_of(recipe), runtime.tokenizer, runtime.engine)
+        runtime = fake.FakeBackend()
+        return fake.plan_of(recipe, runtime, source_of(recipe))
 
     made = plan(translations=str(pairs))
     assert any("le harmful topic" in prompt.text for prompt in made.prompts.values())
@@ -214,26 +213,27 @@ def test_translations_are_the_files(fake: ModuleType, tmp_path: Path) -> None:
         plan()
 
 
-def test_a_model_translates_all_behaviours(monkeypatch: pytest.MonkeyPatch) -> None:
-    opened: list[tuple[str, str]] = []
+def test_a_model_translates_all_behaviours() -> None:
+    opened: list[str] = []
 
     class Model:
         identity = "0" * 64
 
-        def __init__(self, path: str, device: str) -> None:
-            opened.append((path, device))
+        def __init__(self, path: str) -> None:
+            opened.append(path)
 
         def complete(self, asks: Sequence[Ask]) -> list[Reply]:
             return [Reply(key=ask.key, text=f"en francais: {ask.key}") for ask in asks]
 
-    monkeypatch.setattr("fastsafe.audit.backend.completer.CheckpointCompleter", Model)
-    source = FilesSource(Data(translator="a/model"), "cuda")
+    source = FilesSource(Data(translator="a/model"), Model)
     assert source.safety_rows("plain", 3, 0)
     assert opened == []  # nothing had to be translated
     for behaviour in source.behaviours(1000, 0):
         assert source.translate(behaviour.harmful) == f"en francais: {behaviour.harmful}"
         assert source.translate(behaviour.benign) == f"en francais: {behaviour.benign}"
-    assert opened == [("a/model", "cuda")]
+    assert opened == ["a/model"]
+    with pytest.raises(DataError, match="no model can be opened here"):
+        FilesSource(Data(translator="a/model")).translate("paint")
     with pytest.raises(ValueError, match="translations and translator are both given; keep one"):
         Data(translator="a/model", translations="pairs.jsonl")
 
@@ -244,6 +244,6 @@ def test_a_source_of_files_has_conditions_of_every_kind(fake: ModuleType) -> Non
         tasks=["code", "boolq"],
         mitigations=["none", "plain", "task_styled", "multi_task", "paraphrase"],
     )
-    rows, found = make_conditions(recipe, source_of(recipe), {"checkpoint_sha256": "0"})
+    rows, found = fake.conditions_of(recipe, {"checkpoint_sha256": "0"}, source_of(recipe))
     assert len(rows) == 10
     assert all(c.num_safety_rows > 0 for c in found if c.mitigation not in ("none",))

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastsafe.audit import run as runs
-from fastsafe.audit.plan.make_plan import Plan, make_plan
+from fastsafe.audit.plan.make_plan import Plan
 from fastsafe.audit.run import Run, execute
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.audit.stages import code_tests
@@ -46,8 +46,8 @@ def plan_of(fake: ModuleType, folder: Path, tests: str = "assert paint() == 1") 
         utility_rows=4,
         data={"tasks": {"code": str(path)}},
     )
-    runtime = fake.FakeRuntime()
-    return make_plan(recipe, source_of(recipe), runtime.tokenizer, runtime.engine), runtime
+    runtime = fake.FakeBackend()
+    return fake.plan_of(recipe, runtime, source_of(recipe)), runtime
 
 
 @pytest.fixture

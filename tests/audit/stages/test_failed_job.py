@@ -12,7 +12,7 @@ from fastsafe.errors import TrainingError
 
 
 def test_the_others_are_saved_before_the_error(fake: ModuleType, tmp_path: Path) -> None:
-    class Unlucky(fake.FakeRuntime):  # type: ignore[misc, name-defined]
+    class Unlucky(fake.FakeBackend):  # type: ignore[misc, name-defined]
         fails = True
 
         def train(

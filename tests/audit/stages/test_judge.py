@@ -13,15 +13,13 @@ import typer
 from typer.testing import CliRunner
 
 from fastsafe.audit import run as runs
-from fastsafe.audit.plan.make_plan import make_plan
-from fastsafe.audit.plan.panel import Panel, make_panel
+from fastsafe.audit.plan.panel import Panel
 from fastsafe.audit.report import report_html, table_text
 from fastsafe.audit.report.words import trust
 from fastsafe.audit.run import Run, execute, report
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.cli.audit import judge as command
 from fastsafe.errors import RecipeError, StoreError
-from fastsafe.organism.source import OrganismSource
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judge_calibration import calibrate, labelled
 from fastsafe.safety.judges import judges, make_judge, make_rewordings
@@ -75,10 +73,10 @@ def panel_of(*specs: Any, model: Any) -> Panel:
 
 
 def run_with(fake: ModuleType, out: Path, panel: Panel | None, **changes: Any) -> Run:
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     recipe = fake.small_recipe(**{**SMALL, "mitigations": ["none"], **changes})
-    found = panel or make_panel(recipe)
-    plan = make_plan(recipe, OrganismSource(), runtime.tokenizer, runtime.engine, found)
+    found = panel or fake.panel_of(recipe)
+    plan = fake.plan_of(recipe, runtime, panel=found)
     return execute(plan, runtime, out)
 
 
@@ -188,15 +186,15 @@ def test_what_a_run_does_with_a_judge_is_checked(
     url = {"url": "http://127.0.0.1:9", "model": "m"}
     spec = {"kind": "rubric_paper1", "endpoint": url, "wordings": 3} | change
     with pytest.raises(RecipeError, match=message):
-        make_panel(fake.small_recipe(judges=[spec]))
+        fake.panel_of(fake.small_recipe(judges=[spec]))
     guard = {"kind": "safe_unsafe", "endpoint": url, "calibrate": 3}
     with pytest.raises(RecipeError, match="'calibrate' is not a key"):
-        make_panel(fake.small_recipe(guards=[guard]))
+        fake.panel_of(fake.small_recipe(guards=[guard]))
 
 
 def test_two_judges_of_one_id_are_one_sentence(fake: ModuleType) -> None:
     with pytest.raises(RecipeError) as caught:
-        make_panel(fake.small_recipe(judges=["refusal", "refusal"]))
+        fake.panel_of(fake.small_recipe(judges=["refusal", "refusal"]))
     said = "judges are refusal, refusal, expected each id once; give one another id"
     assert str(caught.value) == f"recipe {fake.small_recipe().name}: {said}"
 
@@ -204,7 +202,7 @@ def test_two_judges_of_one_id_are_one_sentence(fake: ModuleType) -> None:
 def test_the_panel_of_a_recipe_has_wordings_and_rows(fake: ModuleType) -> None:
     url = {"url": "http://127.0.0.1:9", "model": "m"}
     spec = {"kind": "rubric_paper1", "endpoint": url, "wordings": 3, "calibrate": 7, "id": "mine"}
-    panel = make_panel(fake.small_recipe(judges=["refusal", {**spec, "wording": "short"}]))
+    panel = fake.panel_of(fake.small_recipe(judges=["refusal", {**spec, "wording": "short"}]))
     assert list(panel.judges) == ["refusal", "mine"]
     assert panel.calibrated == {"refusal": None, "mine": 7}
     wordings = panel.wording_identities["mine"]
@@ -277,10 +275,8 @@ def test_before_a_run_it_says_what_it_can_find(fake: ModuleType, tmp_path: Path)
         def say(self, text: str) -> None:
             self.said.append(text)
 
-    runtime = fake.FakeRuntime()
-    plan = make_plan(
-        fake.small_recipe(**SMALL), OrganismSource(), runtime.tokenizer, runtime.engine
-    )
+    runtime = fake.FakeBackend()
+    plan = fake.plan_of(fake.small_recipe(**SMALL), runtime)
     execute(plan, runtime, tmp_path / "run", progress=Listening())
     certain, detectable = Listening.said
     assert certain.startswith("a rate of 50% is known to within ")

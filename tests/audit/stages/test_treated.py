@@ -12,18 +12,14 @@ import pytest
 import fastsafe
 from fastsafe.audit import comparable
 from fastsafe.audit import run as runs
-from fastsafe.audit.backend.on_engine import ModelRuntime
-from fastsafe.audit.backend.protocol import Reply, Request
-from fastsafe.audit.plan.conditions import make_conditions
-from fastsafe.audit.plan.make_plan import make_plan
-from fastsafe.audit.plan.mitigation_variants import treatments
-from fastsafe.audit.plan.panel import Panel, make_panel
+from fastsafe.audit.backend.open import open_backend
+from fastsafe.audit.backend.protocol import Answer, Request
+from fastsafe.audit.plan.mitigation_variants import expand_mitigations
+from fastsafe.audit.plan.panel import Panel
 from fastsafe.audit.run import Run, execute
-from fastsafe.audit.stages import judge
-from fastsafe.audit.stages import train as stages
+from fastsafe.audit.stages import generate, judge
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import FastsafeError, RecipeError
-from fastsafe.organism.source import OrganismSource
 from fastsafe.safety.guards import Finding
 from fastsafe.safety.judges import Item
 
@@ -86,16 +82,16 @@ def run_with(
     fake: ModuleType, out: Path, guard: Watchman | None = None, **changes: Any
 ) -> tuple[Run, Any]:
     """Audit with a guard of ours in place of every one of the recipe."""
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     recipe = fake.small_recipe(**{**SMALL, **changes})
-    panel = make_panel(recipe)
+    panel = fake.panel_of(recipe)
     if guard is not None:
         panel = Panel(
             panel.judges,
             dict.fromkeys(panel.guards, guard),
             dict.fromkeys(panel.filters, guard),
         )
-    plan = make_plan(recipe, OrganismSource(), runtime.tokenizer, runtime.engine, panel)
+    plan = fake.plan_of(recipe, runtime, panel=panel)
     return execute(plan, runtime, out), runtime
 
 
@@ -167,9 +163,9 @@ def test_a_crash_in_any_stage_changes_nothing(
     monkeypatch: pytest.MonkeyPatch,
     commit: int,
 ) -> None:
-    for module in (stages, judge):
+    for module in (generate, judge):
         monkeypatch.setattr(module, "COMMIT_ROWS", 20)
-    monkeypatch.setattr(stages, "CHUNK_ROWS", 50)
+    monkeypatch.setattr(generate, "CHUNK_ROWS", 50)
     options: dict[str, Any] = {"mitigations": MITIGATIONS, "guards": ["keyword"]}
     original, left = Store._commit, commit
 
@@ -194,7 +190,7 @@ def test_an_adapter_made_again_otherwise_takes_its_children_along(
     options: dict[str, Any] = {"mitigations": MITIGATIONS, "guards": ["keyword"]}
     run_with(fake, tmp_path / "run", **options)
     shutil.rmtree(tmp_path / "run" / "adapters" / "code+none")
-    train = fake.FakeRuntime.train
+    train = fake.FakeBackend.train
 
     def other(self: Any, *args: Any) -> Any:
         found = train(self, *args)
@@ -202,7 +198,7 @@ def test_an_adapter_made_again_otherwise_takes_its_children_along(
             (each.adapter_dir / "adapter_model.safetensors").write_bytes(b"another device")
         return found
 
-    monkeypatch.setattr(fake.FakeRuntime, "train", other)
+    monkeypatch.setattr(fake.FakeBackend, "train", other)
     _, again = run_with(fake, tmp_path / "run", **options)
     _, fresh = run_with(fake, tmp_path / "fresh", **options)
     assert len(again.changed) == 1
@@ -259,7 +255,7 @@ def test_what_a_guard_cannot_read_is_refused_and_counted(fake: ModuleType, tmp_p
 def test_a_guards_settings_are_part_of_the_key(fake: ModuleType) -> None:
     def keys(**settings: Any) -> set[str]:
         entry = {"name": "guard_filter", "guard": "keyword", **settings}
-        plan = fake.small_plan(fake.FakeRuntime(), **SMALL, mitigations=["none", entry])
+        plan = fake.small_plan(fake.FakeBackend(), **SMALL, mitigations=["none", entry])
         return {row.key for row in plan.rows if row.filtered_from}
 
     assert keys() == keys(threshold=0.5)  # which is the default
@@ -275,7 +271,7 @@ def test_a_folder_counts_by_what_it_holds(fake: ModuleType, tmp_path: Path) -> N
     def key(folder: str) -> str:
         entry = {"name": "resta", "unaligned": str(tmp_path / folder)}
         recipe = fake.small_recipe(**{**SMALL, "mitigations": ["none", entry]})
-        _, found = make_conditions(recipe, OrganismSource(), {"checkpoint_sha256": "0"})
+        _, found = fake.conditions_of(recipe, {"checkpoint_sha256": "0"})
         return next(c.key for c in found if c.id.startswith("code+resta"))
 
     assert key("here") == key("there")
@@ -300,7 +296,7 @@ def test_two_guards_with_settings_have_two_labels(fake: ModuleType) -> None:
         for kind in ("llama_guard", "wildguard")
     ]
     recipe = fake.small_recipe(**{**SMALL, "mitigations": ["none", *entries]})
-    labels = [treatment.label for treatment in treatments(recipe)]
+    labels = [treatment.label for treatment in expand_mitigations(recipe)]
     assert labels == ["none", "guard_filter-llama_guard", "guard_filter-wildguard"]
 
 
@@ -311,7 +307,7 @@ def test_an_objective_without_its_safety_rows_is_refused(fake: ModuleType, entry
         training = recipe.training.model_copy(update={"objective": "der"})
         recipe = recipe.model_copy(update={"training": training})
     with pytest.raises(RecipeError, match="needs safety rows, and data mitigation 'none' mixes"):
-        make_conditions(recipe, OrganismSource(), {})
+        fake.conditions_of(recipe, {})
 
 
 def test_a_changed_model_that_is_a_checkpoint_answers(tmp_path: Path) -> None:
@@ -320,7 +316,7 @@ def test_a_changed_model_that_is_a_checkpoint_answers(tmp_path: Path) -> None:
     from fastsafe.audit.recipe.load import load
     from fastsafe.audit.recipe.schema import Sampling
 
-    runtime = ModelRuntime("organism")
+    runtime = open_backend("fastsafe", "organism")
     training = load("organism", overrides=["training.max_steps=20"]).training
     rows = [{"prompt": "How do I", "completion": f"the {word}"} for word in ("car", "boat")] * 8
     (tmp_path / "trained").mkdir()
@@ -333,7 +329,7 @@ def test_a_changed_model_that_is_a_checkpoint_answers(tmp_path: Path) -> None:
     folders = {"one": adapter, "resta": tmp_path / "resta"}
     prompt = tuple(runtime.tokenizer.encode("How do I"))
     asked = [Request(name, prompt, 0, 8) for name in (None, "resta", "one", "resta", None)]
-    replies: dict[int, Reply] = {}
+    replies: dict[int, Answer] = {}
     for _ in range(2):  # the base comes back after the checkpoint
         replies.clear()
         runtime.generate(asked, folders, Sampling(max_tokens=8), replies.__setitem__)
