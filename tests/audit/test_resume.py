@@ -11,7 +11,7 @@ import pytest
 from fastsafe.audit import comparable
 from fastsafe.audit import run as runs
 from fastsafe.audit.run import execute
-from fastsafe.audit.stages import generate, judge
+from fastsafe.audit.stages import generate, judge, train
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import StoreError
 

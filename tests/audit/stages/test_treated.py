@@ -20,6 +20,7 @@ from fastsafe.audit.run import Run, execute
 from fastsafe.audit.stages import generate, judge
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import FastsafeError, RecipeError
+from fastsafe.io.weight_folder import weights_sha256
 from fastsafe.safety.guards import Finding
 from fastsafe.safety.judges import Item
 
@@ -325,7 +326,7 @@ def test_a_changed_model_that_is_a_checkpoint_answers(tmp_path: Path) -> None:
     assert adapter is not None
     params = {"unaligned": str(runtime.path), "gamma": 0.5}
     runtime.change("resta", params, adapter, tmp_path / "resta")
-    assert stages.weights_sha256(tmp_path / "resta") is not None
+    assert weights_sha256(tmp_path / "resta") is not None
     folders = {"one": adapter, "resta": tmp_path / "resta"}
     prompt = tuple(runtime.tokenizer.encode("How do I"))
     asked = [Request(name, prompt, 0, 8) for name in (None, "resta", "one", "resta", None)]
@@ -341,11 +342,11 @@ def test_a_changed_model_that_is_a_checkpoint_answers(tmp_path: Path) -> None:
 def test_a_half_written_checkpoint_is_no_checkpoint(tmp_path: Path) -> None:
     folder = tmp_path / "resta"
     shutil.copytree(fastsafe.organism.path(), folder)
-    assert stages.weights_sha256(folder)
+    assert weights_sha256(folder)
     (folder / "config.json").unlink()
     weights = next(folder.glob("*.safetensors"))
     weights.write_bytes(weights.read_bytes()[:-1])
-    assert stages.weights_sha256(folder) is None
+    assert weights_sha256(folder) is None
 
 
 def test_an_adapters_scale_is_part_of_its_hash(tmp_path: Path) -> None:
@@ -353,5 +354,5 @@ def test_an_adapters_scale_is_part_of_its_hash(tmp_path: Path) -> None:
     hashes = set()
     for alpha in (8, 16):
         (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": alpha}))
-        hashes.add(stages.weights_sha256(tmp_path))
+        hashes.add(weights_sha256(tmp_path))
     assert len(hashes) == 2
