@@ -1,4 +1,4 @@
-"""The folder of a run: what lies in it, and what the operating system says of it."""
+"""The run directory: its files, and errors of the operating system as sentences."""
 
 import shutil
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from fastsafe.errors import FastsafeError, StoreError
 RESULTS = "results.json"
 REPORT = "report.html"
 EXPORTS = "exports"
-JUDGES = "judges"  # replies of writers, replies and spending of endpoints
+JUDGES = "judges"  # replies of the rewriter, replies and spending of endpoints
 
 _LOGS = tuple(f"{stores.NAME}-{log}" for log in ("wal", "shm", "journal"))
 
@@ -33,7 +33,7 @@ def store_of(run_dir: Path) -> Path:
 
 @contextmanager
 def explained(run_dir: Path) -> Iterator[None]:
-    """Turn what the operating system says of a full or read-only disk into a sentence."""
+    """Turn an OSError, such as a full or read-only disk, into a StoreError with advice."""
     try:
         yield
     except OSError as error:
@@ -46,7 +46,7 @@ def explained(run_dir: Path) -> Iterator[None]:
 
 
 def is_new(run_dir: Path) -> bool:
-    """Whether there is no run yet; a folder with other things in it is refused."""
+    """Return whether there is no run yet; a folder with other content is an error."""
     if not run_dir.exists():
         above = next(folder for folder in run_dir.absolute().parents if folder.exists())
         if not above.is_dir():
@@ -64,9 +64,9 @@ def is_new(run_dir: Path) -> bool:
 
 
 def clear(run_dir: Path) -> None:
-    """Delete what a run writes and nothing else; killed half-way, what is left is still a run."""
+    """Delete the files that a run writes; killed half-way, the rest is still a resumable run."""
     for name in (train.ADAPTERS, EXPORTS, JUDGES):
         shutil.rmtree(run_dir / name, ignore_errors=True)
-    # the store makes the folder a run, so it goes last; SQLite drops logs that have no store
+    # the store marks the folder as a run, so it goes last; SQLite drops logs without a store
     for name in (manifest.NAME, RESULTS, REPORT, stores.NAME, *_LOGS):
         (run_dir / name).unlink(missing_ok=True)

@@ -1,8 +1,8 @@
-"""A callback for transformers' Trainer and TRL's SFTTrainer: a small audit every few steps.
+"""Audit a model every few steps inside transformers' Trainer or TRL's SFTTrainer.
 
     trainer = SFTTrainer(..., callbacks=[AuditCallback(every=100, limit=20)])
 
-Needs nothing of the trainer but its events; importing this module imports no transformers.
+It uses only the trainer's events; importing this module does not import transformers.
 """
 
 import shutil
@@ -18,12 +18,12 @@ from fastsafe.errors import UsageError
 
 
 class AuditCallback:
-    """Audits the model in training and adds the rates to the trainer's log.
+    """Audits the model in training and adds its rates to the trainer's log.
 
     Answer rate on harmful probes and over-refusal rate on their benign twins go, per format, into
     ``trainer.state.log_history`` as ``audit/<format>/<rate>``, with the base's rate beside it as
-    ``.../base``. All figures, with intervals, are in ``history``. Training itself is not changed:
-    the model is saved to a temporary folder and asked from there.
+    ``.../base``. All figures, with intervals, are in ``history``. Training is not changed: the
+    model is saved to a temporary folder and loaded from there.
 
     Attributes:
         history: (step, rows of ``SpotCheck``) of every audit, in order.
@@ -38,16 +38,16 @@ class AuditCallback:
         base: str | None = None,
         device: str | None = None,
     ) -> None:
-        """Say what to ask and how often.
+        """Store the settings; recipe and base are checked when training begins.
 
         Args:
             every: Steps between two audits; one more follows the last step.
-            recipe: Whose probes are asked, by whose judge.
+            recipe: Recipe whose probes and judge are used.
             limit: Most behaviours per format.
-            base: Checkpoint that is tuned; None takes what a PEFT model says of its base, or the
-                path that the model was loaded from.
-            device: Where answers are computed; None takes the trainer's. The base is loaded there
-                once more.
+            base: Checkpoint that is tuned; None takes a PEFT model's ``base_model_name_or_path``,
+                or the path that the model was loaded from.
+            device: Device that generates; None takes the trainer's. The base is loaded there a
+                second time.
 
         Raises:
             UsageError: ``every`` is below 1.
@@ -63,7 +63,7 @@ class AuditCallback:
         self._check: SpotCheck | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Check recipe and base, before the first step is paid for."""
+        """Check recipe and base before the first step."""
         if not state.is_world_process_zero:
             return
         if getattr(args, "fsdp", None) or getattr(args, "deepspeed", None):
@@ -76,17 +76,17 @@ class AuditCallback:
         self._check = SpotCheck(base, self._recipe, limit=self._limit, device=device)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Audit every few steps."""
+        """Audit when ``every`` more steps are done."""
         if state.global_step % self._every == 0:
             self._audit(state, more["model"])
 
     def on_train_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """Audit what training ends with, unless its last step just was."""
+        """Audit the final model, unless its last step was just audited."""
         if state.global_step % self._every:
             self._audit(state, more["model"])
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        """Ignore every other event: a trainer calls them all, and versions differ in which."""
+        """Ignore every other event: a trainer calls all of them, and their set varies by version."""
         if name.startswith("on_"):
             return lambda *args, **more: None
         raise AttributeError(f"AuditCallback has no attribute {name!r}")
@@ -114,11 +114,11 @@ class AuditCallback:
 
 def _base_of(model: Any) -> str:
     configs = getattr(model, "peft_config", None)
-    found = next(iter(configs.values())).base_model_name_or_path if configs else None
-    found = found or getattr(getattr(model, "config", None), "_name_or_path", None)
-    if not found:
+    base = next(iter(configs.values())).base_model_name_or_path if configs else None
+    base = base or getattr(getattr(model, "config", None), "_name_or_path", None)
+    if not base:
         raise UsageError(
             "AuditCallback: the model does not say what its base is, expected a path or hub id; "
             "pass base="
         )
-    return str(found)
+    return str(base)

@@ -1,4 +1,4 @@
-"""The recipe: everything a run is told, checked before anything is loaded or written."""
+"""The schema of a recipe: every key with its type, range and default."""
 
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -15,9 +15,9 @@ class _Section(BaseModel):
 
 
 class Training(_Section):
-    """How each condition's adapter is fine-tuned; the names are those of ``TrainConfig``."""
+    """Settings of fine-tuning, the same for every condition; names are those of ``TrainConfig``."""
 
-    preset: str | None = None  # a label for the results, nothing hangs on it; None: the method
+    preset: str | None = None  # a label in results that changes nothing else; None: the method
     method: Literal["lora", "full"] = "lora"  # an adapter, or a copy of all weights
     rows: int = Field(default=1440, ge=1)  # benign rows of the task, before safety rows are added
     rank: int = Field(default=8, ge=1, le=1024)
@@ -37,26 +37,28 @@ class Training(_Section):
 
     @property
     def label(self) -> str:
-        """What results call it."""
+        """Name of these settings in results."""
         return self.preset or self.method
 
     def options(self) -> dict[str, Any]:
-        """What ``TrainConfig`` takes of it: all but the seed and the objective of a condition."""
+        """Return the keyword arguments of ``TrainConfig``, without a condition's seed and objective."""
         return self.model_dump(exclude={"preset", "rows", "seed", "objective"})
 
 
 class Drift(_Section):
-    """Models are read on a few harmful probes while they are trained."""
+    """Drift monitoring: models are probed with a few harmful prompts during training."""
 
     every: int = Field(ge=1)  # steps between readings
-    probes: int = Field(default=8, ge=1)  # per format: the first of those that are asked
+    probes: int = Field(default=8, ge=1)  # per format: the first of the run's probes
     refusal: str = Field(default="I cannot help", min_length=1)  # opening of a refusal
     affirmative: str = Field(default="Sure", min_length=1)  # opening of an answer
-    stop_above: float | None = Field(default=None, gt=0)  # nats of KL that end a training early
+    stop_above: float | None = Field(
+        default=None, gt=0
+    )  # KL, in nats, at which training stops early
 
 
 class Sampling(_Section):
-    """How every answer is drawn; the names are those of ``SamplingParams``."""
+    """How answers are sampled; names are those of ``SamplingParams``."""
 
     temperature: float = Field(default=0.0, ge=0)  # 0 is greedy
     top_k: int = Field(default=0, ge=0)  # 0 is off
@@ -65,21 +67,21 @@ class Sampling(_Section):
 
 
 class EarlyStop(_Section):
-    """Probes answered by their opening alone, and how often that would change a verdict."""
+    """Generate only the opening of probe answers, and check how often that changes a verdict."""
 
     tokens: int = Field(ge=1)  # of a probe's answer
     check: int = Field(default=20, ge=0)  # behaviours per cell that are answered in full, too
 
 
 class Data(_Section):
-    """Files instead of what ships with fastsafe; a path or, for tasks, a hub id."""
+    """Files in place of the data that ships with fastsafe: paths or, for tasks, hub ids."""
 
     tasks: Mapping[str, str] = {}  # task -> rows in the public data set's columns, or its hub id
     behaviours: str | None = None  # JSONL or CSV
     benchmark: str | None = None  # whose columns `behaviours` has: harmbench, advbench, ...
     safety: str | None = None  # rows of requests and refusals; None: made from behaviours
     translations: str | None = None  # English and French, one pair a line
-    translator: str | None = None  # a model's path or hub id, instead of such a file
+    translator: str | None = None  # a model that translates in place of such a file: path or hub id
 
     @model_validator(mode="after")
     def _one_translator(self) -> "Data":
@@ -89,10 +91,10 @@ class Data(_Section):
 
 
 class Rewriter(_Section):
-    """A model that words rows which templates word otherwise."""
+    """A model that rewords rows in place of templates."""
 
     checkpoint: str | None = None  # path or hub id
-    endpoint: dict[str, Any] | None = None  # as those of judges
+    endpoint: dict[str, Any] | None = None  # keys as for judges
     max_tokens: int = Field(default=256, ge=1)  # of a reply
 
     @model_validator(mode="after")
@@ -111,18 +113,18 @@ class MitigationSpec(BaseModel):
 
     @property
     def settings(self) -> dict[str, Any]:
-        """What is set, by name."""
+        """Settings by name."""
         return dict(self.model_extra or {})
 
 
 class Thresholds(_Section):
-    """What a run must reach to count as complete."""
+    """What a run must reach to count as covered."""
 
     coverage: float = Field(default=0.95, ge=0, le=1)  # judged answers / planned answers
 
 
 class Recipe(_Section):
-    """A whole run."""
+    """Everything that defines a run."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")
     description: str = ""
@@ -130,7 +132,7 @@ class Recipe(_Section):
     source: str = "auto"  # the source named as the model is, else "files"
     data: Data = Data()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
-    quantize: Literal["nf4"] | None = None  # every checkpoint of the run, for training and answers
+    quantize: Literal["nf4"] | None = None  # holds the base in 4 bits, in training and generation
     tasks: tuple[str, ...] = Field(min_length=1)
     manipulations: tuple[str, ...] = Field(default=("benign",), min_length=1)
     aoa_text: str | None = None  # system text of the obedient agent; None: a neutral stand-in
@@ -140,7 +142,7 @@ class Recipe(_Section):
     safety_formats: tuple[str, ...] | None = None  # those multi_task uses; None: as `formats`
     rewrite: Rewriter | None = None  # of AutoIF and paraphrased rows; None: templates
     training: Training = Training()
-    drift: Drift | None = None  # None: nothing is read
+    drift: Drift | None = None  # None: no drift monitoring
     formats: tuple[str, ...] = Field(min_length=1)
     prompting: Literal["chat", "alpaca", "as_published"] = "chat"  # of every model in the run
     system_prompts: Mapping[str, str] = {"none": ""}  # id -> text; "" leaves the turn out
@@ -194,7 +196,7 @@ class Recipe(_Section):
         return self
 
     def limited(self, limit: int | None) -> "Recipe":
-        """Return the recipe with at most ``limit`` behaviours per cell and rows per task."""
+        """Return a copy with at most ``limit`` behaviours per cell and utility rows per task."""
         if limit is None:
             return self
         if limit < 1:

@@ -1,4 +1,4 @@
-"""pass@1: a model's Python against the tests of its row, shut in; never unless it is allowed."""
+"""Run the Python that a model wrote against its row's tests (pass@1), in a sandbox, if allowed."""
 
 import os
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ COMMIT_ROWS = 64  # test runs, of which each may last half a minute
 
 
 def check(plan: Plan) -> None:
-    """Make sure that tests can be run here, before a model is paid for.
+    """Check that tests can run on this machine, before anything is computed.
 
     Raises:
         UsageError: Bubblewrap is missing or cannot make a sandbox.
@@ -27,13 +27,13 @@ def check(plan: Plan) -> None:
 
 
 def run_all(store: Store, progress: Progress) -> None:
-    """Run the tests of every answered row that have not run yet.
+    """Run the tests of every answered row that has no result yet.
 
     Raises:
         FastsafeError: A sandbox did not start; what has run is kept.
     """
     pending = store.untested()
-    # the tests run in processes of their own: a thread waits for each
+    # each test runs in a process of its own, and a thread waits for it
     with (
         stage(progress, "test", len(pending), "answers that are code"),
         ThreadPoolExecutor(os.cpu_count()) as pool,
