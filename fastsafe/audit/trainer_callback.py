@@ -86,7 +86,7 @@ class AuditCallback:
             self._audit(state, more["model"])
 
     def __getattr__(self, name: str) -> Callable[..., None]:
-        """Ignore every other event: a trainer calls all of them, and their set varies by version."""
+        """Ignore every other event: trainers call all of them, and the set varies."""
         if name.startswith("on_"):
             return lambda *args, **more: None
         raise AttributeError(f"AuditCallback has no attribute {name!r}")

@@ -41,7 +41,7 @@ class Training(_Section):
         return self.preset or self.method
 
     def options(self) -> dict[str, Any]:
-        """Return the keyword arguments of ``TrainConfig``, without a condition's seed and objective."""
+        """Return keyword arguments of ``TrainConfig``, without seed and objective."""
         return self.model_dump(exclude={"preset", "rows", "seed", "objective"})
 
 
