@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from fastsafe.data.conversation import Message
-from fastsafe.engine import options
 from fastsafe.engine.adapters import Merged
 from fastsafe.engine.gpu_lane import DeviceLane
 from fastsafe.engine.lane import Lane
@@ -18,7 +17,7 @@ from fastsafe.engine.paged_cache import is_native, page_tokens
 from fastsafe.engine.planner import MAX_ROWS, MemoryPlan, choose_adapters
 from fastsafe.engine.prompts import Prompt, Prompts
 from fastsafe.engine.readers import Drawing, Labels, Reader, Scoring
-from fastsafe.engine.request import Completion, SamplingParams, Score
+from fastsafe.engine.request import DTYPES, Completion, SamplingParams, Score, check_options
 from fastsafe.engine.sampling import RowParams
 from fastsafe.engine.scheduler import Row
 from fastsafe.errors import UsageError
@@ -81,7 +80,7 @@ class LLM:
             CheckpointError: The checkpoint is missing or malformed.
             TokenizerError: The tokenizer is missing or malformed.
         """
-        options.check(device, dtype, batch_size)
+        check_options(device, dtype, batch_size)
         if adapters not in (None, "merged", "mixed"):
             raise UsageError(f"LLM: adapters is {adapters!r}, expected 'merged' or 'mixed'")
         if quantize not in (None, "nf4"):
@@ -89,7 +88,7 @@ class LLM:
         self.path = hub.resolve(str(path))
         checkpoint = Checkpoint(self.path)
         load = nf4.load if quantize else Transformer.load
-        self.model: Transformer = load(checkpoint, device=device, dtype=options.DTYPES[dtype])
+        self.model: Transformer = load(checkpoint, device=device, dtype=DTYPES[dtype])
         self.tokenizer = Tokenizer.load(self.path)
         self.tokenizer.check_vocab(self.model.config.vocab_size)
         self.bank = AdapterBank(self.model)

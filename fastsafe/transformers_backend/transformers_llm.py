@@ -10,9 +10,8 @@ import torch
 from torch import Tensor
 
 from fastsafe.data.conversation import Message
-from fastsafe.engine import options
 from fastsafe.engine.prompts import Prompt, Prompts
-from fastsafe.engine.request import Completion, SamplingParams, Score
+from fastsafe.engine.request import DTYPES, Completion, SamplingParams, Score, check_options
 from fastsafe.errors import AdapterError, UsageError
 from fastsafe.io import hub
 from fastsafe.model import peft as adapter_files
@@ -22,7 +21,7 @@ from fastsafe.transformers_backend.loading import load_model, load_tokenizer, re
 from fastsafe_kernels import token_logprobs
 
 # float64 is what stands for the truth when the others are compared
-_DTYPES = options.DTYPES | {"float64": torch.float64}
+_DTYPES = DTYPES | {"float64": torch.float64}
 _BATCH_ROWS = 64
 # Most logits in memory at once: 256 MiB in fp32.
 _LOGIT_ELEMENTS = 1 << 26
@@ -52,7 +51,7 @@ class TransformersLLM:
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: The tokenizer is missing or malformed.
         """
-        options.check(device, dtype, batch_size, _DTYPES)
+        check_options(device, dtype, batch_size, _DTYPES)
         require("peft")
         self.path = hub.resolve(str(path))
         self.tokenizer = load_tokenizer(self.path)
