@@ -22,7 +22,7 @@ struct Scale {  // what turns a score into its weight: exp(score - top) inverse
 };
 
 struct Paged {  // tokens packed by row; the context of a row is in pages of kLanes tokens
-  const std::int64_t *starts, *positions, *places;  // [rows + 1], [tokens], page * kLanes + offset
+  const std::int64_t *starts, *positions, *cache_slots;  // [rows + 1], [tokens], [tokens]
   const std::int32_t* table;                        // [rows, width] pages
   Index rows, width, heads, kv_heads, dim;
   Index q_row, kv_row, key_page, value_page;  // strides of q, of k and v, of pages

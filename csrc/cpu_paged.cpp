@@ -11,8 +11,8 @@ namespace {
 FASTSAFE_INLINE Index whole(Index count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 FASTSAFE_INLINE void write_token(float* keys, float* values, const float* k, const float* v,
-                                 Index place, const Paged& p) {
-  const Index page = place / kLanes, offset = place % kLanes, room = whole(p.dim);
+                                 Index cache_slot, const Paged& p) {
+  const Index page = cache_slot / kLanes, offset = cache_slot % kLanes, room = whole(p.dim);
   for (Index head = 0; head < p.kv_heads; ++head) {
     float* key = keys + page * p.key_page + head * p.dim * kLanes + offset;
     for (Index d = 0; d < p.dim; ++d) key[d * kLanes] = k[head * p.dim + d];
@@ -129,7 +129,7 @@ FASTSAFE_INLINE void paged_attention_body(float* out, float* keys, float* values
   using Vec = typename Set::Vec;
   constexpr int W = Set::rows >= 12 ? 4 : 1;  // what registers have room for
   for (Index t = 0; t < p.starts[p.rows]; ++t)
-    write_token(keys, values, k + t * p.kv_row, v + t * p.kv_row, p.places[t], p);
+    write_token(keys, values, k + t * p.kv_row, v + t * p.kv_row, p.cache_slots[t], p);
   const Index group = p.heads / p.kv_heads;
   for (Index row = 0; row < p.rows; ++row) {
     const Index start = p.starts[row], pairs = (p.starts[row + 1] - start) * group;

@@ -36,7 +36,7 @@ Mode = Literal["merged", "mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryPlan:
+class LaneMemory:
     """Sizes that fit into a budget.
 
     Attributes:
@@ -72,7 +72,7 @@ def plan_memory(
     adapter_bytes: int = 0,
     batch_size: int | Literal["auto"] = "auto",
     context: int,
-) -> MemoryPlan:
+) -> LaneMemory:
     """Share a budget among weights, adapters, cache, activations and logits.
 
     Args:
@@ -133,7 +133,7 @@ def plan_memory(
     why = f"{rows} rows of {context} tokens, {limit} into {_gib(budget_bytes)}: " + ", ".join(
         f"{name} {_gib(size)}" for name, size in parts.items()
     )
-    return MemoryPlan(
+    return LaneMemory(
         batch_size=rows, num_pages=pages, prefill_tokens=prefill, bytes=parts, why=why
     )
 

@@ -38,7 +38,7 @@ LORA_R16 = 41_943_040  # parameters of a rank-16 adapter on all linear modules o
 H200 = Rates(gemm_flops=790e12, thin_flops=200e12, copy_bytes=4.3e12)
 
 
-def plan(gib: float, **changes: Any) -> planner.MemoryPlan:
+def plan(gib: float, **changes: Any) -> planner.LaneMemory:
     options: dict[str, Any] = {
         "itemsize": 2,
         "page_tokens": 64,

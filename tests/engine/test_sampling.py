@@ -13,7 +13,7 @@ from fastsafe.errors import UsageError
 
 def draw(logits: torch.Tensor, count: int, **options: float) -> torch.Tensor:
     params = [SamplingParams(**({"temperature": 1.0, "seed": i} | options)) for i in range(count)]
-    rows = RowParams.stack(params, logits.device)
+    rows = RowParams.stack(params, logits.device, [()] * len(params))
     return sample(logits.expand(count, -1), rows, torch.arange(count))[0]
 
 
@@ -55,7 +55,7 @@ def test_filters_match_transformers() -> None:
     ):
         want = warper(None, want)
     # a token survives here when some noise lets it win
-    rows = RowParams.stack([params] * 64, logits.device)
+    rows = RowParams.stack([params] * 64, logits.device, [()] * 64)
     drawn = torch.zeros(64, 50, dtype=torch.bool)
     for seed in range(300):
         seeded = rows._replace(seeds=torch.full((64,), seed))
@@ -69,7 +69,7 @@ def test_filters_match_transformers() -> None:
 def test_temperature_zero_is_argmax_beside_sampled_rows() -> None:
     logits = torch.randn(4, 30)
     params = [SamplingParams(temperature=t) for t in (0.0, 1.0, 0.0, 3.0)]
-    rows = RowParams.stack(params, logits.device)
+    rows = RowParams.stack(params, logits.device, [()] * len(params))
     chosen, _, _, _ = sample(logits, rows, torch.zeros(4, dtype=torch.long))
     assert chosen[[0, 2]].tolist() == logits.argmax(-1)[[0, 2]].tolist()
 
@@ -112,7 +112,7 @@ def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
 
 def test_whole_numbers_are_settings_too() -> None:
     params = SamplingParams(temperature=1, top_p=1, min_p=0)
-    rows = RowParams.stack([params], torch.device("cpu"))
+    rows = RowParams.stack([params], torch.device("cpu"), [()])
     sample(torch.zeros(1, 5), rows, torch.zeros(1, dtype=torch.long))
 
 
