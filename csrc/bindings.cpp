@@ -178,6 +178,7 @@ void bind_decoder(py::module_& m) {
                                   embedding_scale, residual_scale, one_plus, gelu, norms_projection};
         return std::make_unique<cpu::Decoder>(sizes, layers, at(embedding), at(final_norm));
       }))
+      .def_static("workspace_bytes", &cpu::Decoder::workspace_bytes)
       .def("forward",
            [](cpu::Decoder& decoder, Address out, Address token_ids, Index tokens, Address keep,
               Index kept, const std::vector<std::tuple<const Patches*, Index, Index>>& segments,

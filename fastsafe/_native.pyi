@@ -185,6 +185,17 @@ class Decoder:
         embedding: int,
         final_norm: int,
     ) -> None: ...
+    @staticmethod
+    def workspace_bytes(
+        hidden: int,
+        intermediate: int,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        tokens: int,
+        itemsize: int,
+    ) -> int:
+        """Return the bytes of a step's buffers for elements of ``itemsize`` bytes."""
     def forward(
         self,
         out: int,

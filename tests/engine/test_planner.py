@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsafe
+from fastsafe import _native
 from fastsafe.engine import lane_pool, planner
 from fastsafe.engine.planner import Rates, available_bytes, choose_adapters, plan_memory
 from fastsafe.errors import UsageError
@@ -155,7 +156,30 @@ def test_a_lane_needs_no_memory_for_weights_that_are_there(
     assert sum(found.bytes.values()) - found.bytes["weights"] < GIB / 8
 
 
-def test_a_step_of_a_cpu_holds_prompts_and_drawn_tokens() -> None:
+@given(
+    hidden=st.integers(1, 9000),
+    intermediate=st.integers(1, 40000),
+    kv_heads=st.integers(1, 16),
+    group=st.integers(1, 8),
+    dim=st.sampled_from([16, 64, 128]),
+    tokens=st.integers(1, 4096),
+    itemsize=st.sampled_from([2, 4]),
+)
+def test_a_workspace_holds_all_buffers_of_a_step(
+    hidden: int, intermediate: int, kv_heads: int, group: int, dim: int, tokens: int, itemsize: int
+) -> None:
+    heads = kv_heads * group
+    q, qkv = heads * dim, (heads + 2 * kv_heads) * dim
+    found = _native.Decoder.workspace_bytes(
+        hidden, intermediate, heads, kv_heads, dim, tokens, itemsize
+    )
+    widest = max(3 * intermediate, qkv + 2 * q)
+    assert found == tokens * itemsize * (3 * hidden + max(hidden, q) + widest)
+    buffers = 3 * hidden + max(qkv, 2 * intermediate) + q + intermediate
+    assert found >= tokens * itemsize * buffers
+
+
+def test_a_step_of_a_cpu_holds_prompts_and_sampled_tokens() -> None:
     sizes: dict[str, Any] = {"itemsize": 4, "page_tokens": 16, "cache_itemsize": 4}
     sizes |= {"budget_bytes": 64 * GIB, "device_kind": "cpu", "context": 64}
     both = [plan_memory(LLAMA_8B, batch_size=rows, **sizes) for rows in (1, 257)]
