@@ -76,7 +76,7 @@ class Projections:
         return _MergedSpans(self._model, spans)
 
 
-class Changes:
+class Spans:
     """Makes the spans of each step of a lane that runs ``NativeDecoder``; see ``Projections``."""
 
     def __init__(self, bank: AdapterBank, merged: MergedCopies | None) -> None:

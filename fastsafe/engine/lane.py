@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import fastsafe._native as _native
-from fastsafe.engine.adapters import Changes, MergedCopies, Projections
+from fastsafe.engine.adapters import MergedCopies, Projections, Spans
 from fastsafe.engine.paged_cache import NativeAttention, PageStore, page_tokens, paged_of
 from fastsafe.engine.planner import LaneMemory
 from fastsafe.engine.readers import StepReader, padded
@@ -74,7 +74,7 @@ class Lane:
             min(longrope, default=0),
         )
         self._projections = Projections(bank, merged, self.model)
-        self._changes = Changes(bank, merged)
+        self._spans = Spans(bank, merged)
         self._decoder = NativeDecoder(self.model) if takes(self.model) else None
 
     def scheduler(
@@ -107,7 +107,7 @@ class Lane:
         finally:
             scheduler.clear()
             self._projections.clear()
-            self._changes.clear()
+            self._spans.clear()
 
     def back_off(self, scheduler: Scheduler, on_end: OnEnd) -> None:
         """Halve the batch after an out-of-memory error; a row that ran alone ends in an error."""
@@ -141,7 +141,7 @@ class Lane:
                 paged_of(self._store, plan),
                 self._store.keys,
                 self._store.values,
-                self._changes.of(segments, len(keep)),
+                self._spans.of(segments, len(keep)),
                 keep,
                 context_lens,
             )

@@ -249,8 +249,8 @@ def choose_adapters(
     lora_parameters: int,
     device_kind: str,
     strict: bool,
+    batch_size: int,
     rates: Rates | None = None,
-    batch_size: int | None = None,
 ) -> tuple[Mode, str]:
     """Choose how adapters are applied: merged one after another, or mixed in one batch.
 
@@ -262,8 +262,8 @@ def choose_adapters(
         device_kind: "cpu" or "cuda".
         strict: Whether bits must not depend on the workload. The two ways differ in bits, and
             measured rates differ from run to run, so the choice then depends on shape alone.
-        rates: Rates of the device; measured when None.
         batch_size: Most rows of a step.
+        rates: Rates of the device; measured when None.
 
     Returns:
         The choice, and the reason in one sentence.
@@ -277,7 +277,6 @@ def choose_adapters(
             f" below {_gib(MERGE_LIMIT_BYTES)}; strict mode looks at nothing else"
         )
     rates = rates or measure_rates(device_kind)
-    batch_size = batch_size or MAX_ROWS[device_kind]
     merged = sum(
         _merge_seconds(size, rates)
         + _decode_seconds(rows, batch_size, config, itemsize, lora_parameters, 0, rates)

@@ -60,7 +60,7 @@ def _padded(rows: Sequence[Collection[int]], device: torch.device) -> Tensor:
 
 
 def sample(
-    logits: Tensor, params: RowParams, positions: Tensor, with_logprobs: bool = True
+    logits: Tensor, params: RowParams, positions: Tensor, with_logprobs: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Sample one token per row; see ``fastsafe_kernels.sample``.
 

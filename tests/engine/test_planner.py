@@ -221,6 +221,7 @@ def test_the_choice_on_a_gpu_follows_the_bounds(prompts: int, mode: str) -> None
         lora_parameters=LORA_R16,
         device_kind="cuda",
         strict=False,
+        batch_size=1024,
         rates=H200,
     )
     assert found == mode, why
@@ -237,6 +238,7 @@ def test_strict_mode_never_looks_at_the_workload(rows: list[int], rank: int) -> 
             lora_parameters=rank * LORA_R16 // 16,
             device_kind=kind,
             strict=True,
+            batch_size=1024,
         )
         assert mode == "mixed"
         assert "strict mode" in why
@@ -252,6 +254,7 @@ def test_a_small_model_on_a_cpu_is_merged() -> None:
             lora_parameters=50_000,
             device_kind="cpu",
             strict=strict,
+            batch_size=256,
             rates=Rates(gemm_flops=2e11, thin_flops=3e10, copy_bytes=1e10),
         )
         assert mode == "merged"
