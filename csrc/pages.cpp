@@ -21,7 +21,8 @@ std::uint64_t key_of(std::uint64_t parent_serial, const Token* tokens, Int count
 
 }  // namespace
 
-Pages::Pages(Int count, Int page_tokens) : page_tokens_(page_tokens), pages_(count) {
+Pages::Pages(Int count, Int page_tokens) : page_tokens_(page_tokens), pages_(count + 1) {
+  pages_[count].older = pages_[count].newer = count;
   // a stack: the lowest pages and those released last are reused first, so little memory is touched
   for (Int i = count; i-- > 0;) free_.push_back(i);
 }
@@ -36,14 +37,14 @@ Int Pages::allocate() {
 
 // takes the least recently used cached page out of the prefix index
 Int Pages::evict() {
-  const Int id = oldest_;
+  const Int id = oldest();
   remove_from_cached(id);
   forget_key(pages_[id]);
   return id;
 }
 
 void Pages::evict_all() {
-  while (oldest_ != kNone) free_.push_back(evict());
+  while (cached_) free_.push_back(evict());
   if (!index_.empty()) return;
   roots_.clear();
   root_of_.clear();
@@ -65,26 +66,17 @@ void Pages::release(Int id) {
 }
 
 void Pages::add_to_cached(Int id) {
-  pages_[id].older = newest_;
-  pages_[id].newer = kNone;
-  if (newest_ == kNone)
-    oldest_ = id;
-  else
-    pages_[newest_].newer = id;
-  newest_ = id;
+  Page& end = pages_[count()];
+  pages_[id].older = end.older;
+  pages_[id].newer = count();
+  pages_[end.older].newer = id;
+  end.older = id;
   ++cached_;
 }
 
 void Pages::remove_from_cached(Int id) {
-  const Page& page = pages_[id];
-  if (page.older == kNone)
-    oldest_ = page.newer;
-  else
-    pages_[page.older].newer = page.newer;
-  if (page.newer == kNone)
-    newest_ = page.older;
-  else
-    pages_[page.newer].older = page.older;
+  pages_[pages_[id].older].newer = pages_[id].newer;
+  pages_[pages_[id].newer].older = pages_[id].older;
   --cached_;
 }
 
@@ -173,10 +165,10 @@ void Pages::set_ready(Int id, Int step) {
 
 std::string Pages::check(const std::vector<Int>& refs) const {
   Int cached = 0, published = 0, unused = 0;
-  for (Int id = oldest_, older = kNone; id != kNone; older = id, id = pages_[id].newer, ++cached)
-    if (pages_[id].older != older || pages_[id].refs || !pages_[id].serial)
-      return "the list of cached pages is broken";
-  for (std::size_t id = 0; id < pages_.size(); ++id) {
+  for (Int id = oldest(); id != count(); id = pages_[id].newer, ++cached)
+    if (pages_[pages_[id].newer].older != id || pages_[id].refs || !pages_[id].serial)
+      return "the ring of cached pages is broken";
+  for (Int id = 0; id < count(); ++id) {
     const Page& page = pages_[id];
     if (page.refs != refs[id])
       return "page " + std::to_string(id) + " counts " + std::to_string(page.refs) +
@@ -185,7 +177,7 @@ std::string Pages::check(const std::vector<Int>& refs) const {
     if (!page.serial) continue;
     ++published;
     const auto entry = index_.find(page.key);
-    if (entry == index_.end() || entry->second != static_cast<Int>(id))
+    if (entry == index_.end() || entry->second != id)
       return "the prefix index lacks page " + std::to_string(id);
   }
   if (cached != cached_ || unused != available()) return "an unused page is neither free nor cached";

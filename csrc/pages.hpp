@@ -28,7 +28,7 @@ class Pages {
 
   Pages(Int count, Int page_tokens);
 
-  Int count() const { return static_cast<Int>(pages_.size()); }
+  Int count() const { return static_cast<Int>(pages_.size()) - 1; }
   // Pages that allocate() can give: free ones, and cached ones, which it evicts.
   Int available() const { return static_cast<Int>(free_.size()) + cached_; }
   bool is_unused(Int id) const { return pages_[id].refs == 0; }
@@ -53,7 +53,7 @@ class Pages {
     Int refs = 0, ready = kNotReady;  // ready: the step that computes it
     std::uint64_t serial = 0, parent_serial = 0, key = 0;  // serial 0: not published
     Int parent = kNone, newest_child = kNone, ready_child = kNone;
-    Int older = kNone, newer = kNone;  // neighbours in the list of cached pages
+    Int older = kNone, newer = kNone;  // neighbours in the ring of cached pages
     std::vector<Token> tokens;
   };
 
@@ -66,9 +66,12 @@ class Pages {
   void add_to_cached(Int id);
   void remove_from_cached(Int id);
 
-  Int page_tokens_, cached_ = 0, oldest_ = kNone, newest_ = kNone;
+  Int oldest() const { return pages_[count()].newer; }
+
+  Int page_tokens_, cached_ = 0;
   std::uint64_t serials_ = 0;
-  std::vector<Page> pages_, roots_;  // a root is the parent of the first pages of its namespace
+  std::vector<Page> pages_;  // the last one is no page: it closes the ring
+  std::vector<Page> roots_;  // parents of the first pages of each namespace
   std::unordered_map<std::uint64_t, Int> root_of_, index_;
   std::vector<Int> free_;
 };

@@ -197,19 +197,8 @@ class DeviceLane(Lane):
             size = next(size for size in self._prefill_sizes if size >= num_tokens)
             keep_size = self._keep_size
         row_of_token = np.repeat(np.arange(len(plan.handles)), np.diff(plan.starts))
-        inputs = self._send(
-            np.stack(
-                [
-                    _pad(plan.token_ids, size, 0),
-                    _pad(plan.positions, size, 0),
-                    _pad(plan.cache_slots, size, self._scratch_slot),
-                    _pad(plan.positions + 1, size, 0),
-                    _pad(plan.context_lens, size, 1),
-                    _pad(row_of_token, size, 0),
-                ]
-            )
-        )
-        ids, positions, cache_slots, lengths, context_lens, rows = inputs
+        inputs = self._inputs(plan, row_of_token, 0, size)
+        rows, ids, positions, cache_slots, lengths, context_lens = inputs
         table = self._send(plan.table).index_select(0, rows)
         keep = self._send(_pad(plan.keep, keep_size, 0))
         shared = self._shared_prefix(plan, size) if self._shared_pages else None
@@ -218,10 +207,20 @@ class DeviceLane(Lane):
         project = self._projections.of(segments, keep_size)
         return self.model.forward(ids, positions, attend, project, keep, context_lens)
 
-    @property
-    def _scratch_slot(self) -> int:
-        """Cache slot that padding rows write to, on the page that no row has."""
-        return self._store.num_pages * DEVICE_PAGE
+    def _inputs(
+        self, plan: _native.StepPlan, owners: NDArray[np.int64], padding_owner: int, size: int
+    ) -> Tensor:
+        """Send the inputs of a step, padded to ``size`` tokens: [6, size], owners first."""
+        scratch_slot = self._store.num_pages * DEVICE_PAGE  # on the page that no row has
+        inputs = [
+            _pad(owners, size, padding_owner),
+            _pad(plan.token_ids, size, 0),
+            _pad(plan.positions, size, 0),
+            _pad(plan.cache_slots, size, scratch_slot),
+            _pad(plan.positions + 1, size, 0),
+            _pad(plan.context_lens, size, 1),
+        ]
+        return self._send(np.stack(inputs))
 
     def _shared_prefix(self, plan: _native.StepPlan, size: int) -> SharedPrefix:
         """Find the tokens after the shared pages, by adapter; any of its rows has these pages."""
@@ -245,17 +244,7 @@ class DeviceLane(Lane):
         b = self._buffers.get((rows, width))
         if b is None:
             b = self._buffers[rows, width] = StepBuffers(rows, width, self.model.device)
-        inputs = np.stack(
-            [
-                _pad(plan.handles, rows, self._scratch),
-                _pad(plan.token_ids, rows, 0),
-                _pad(plan.positions, rows, 0),
-                _pad(plan.cache_slots, rows, self._scratch_slot),
-                _pad(plan.positions + 1, rows, 0),
-                _pad(plan.context_lens, rows, 1),
-            ]
-        )
-        b.inputs.copy_(self._send(inputs))
+        b.inputs.copy_(self._inputs(plan, plan.handles, self._scratch, rows))
         b.table[:count, : plan.table.shape[1]].copy_(self._send(plan.table))
         segments = _with_padding(plan.segments, rows, rows)
         if self.merges:  # every adapter has its own weights, so no graph fits all steps

@@ -10,7 +10,7 @@ from typing import Generic
 from torch import Tensor
 
 from fastsafe.data.conversation import Message
-from fastsafe.engine.prompts import AdapterKey, Prompt, Prompts
+from fastsafe.engine.prompts import AdapterKey, Prompt, Prompts, ScoringRequest
 from fastsafe.engine.request import Completion, SamplingParams, Score
 from fastsafe.errors import UsageError
 
@@ -100,9 +100,9 @@ class LLMInterface(ABC, Generic[AdapterKey]):
                 f"score: {len(targets)} continuations, expected {len(encoded)}, one per prompt"
             )
         rows = [prefix + prompt + target for prompt, target in zip(encoded, targets, strict=True)]
-        keys = self._check_rows("score: row", rows, adapters)
         starts = [len(prefix) + len(prompt) - 1 for prompt in encoded]
-        scores = self._score_tokens(rows, starts, keys, with_greedy=True, shared_tokens=len(prefix))
+        requests = self._prompts.scoring_requests("score: row", rows, starts, adapters)
+        scores = self._score_tokens(requests, with_greedy=True, shared_tokens=len(prefix))
         return [scores[i] for i in range(len(rows))]
 
     def prompt_logprobs(
@@ -118,8 +118,9 @@ class LLMInterface(ABC, Generic[AdapterKey]):
             For each prompt, one value per token, in nats; None for the first.
         """
         rows = self._prompts.encode(prompts, "prompt", special=True)
-        keys = self._check_rows("prompt_logprobs: row", rows, adapters)
-        scores = self._score_tokens(rows, [0] * len(rows), keys, with_greedy=False, shared_tokens=0)
+        starts = [0] * len(rows)
+        requests = self._prompts.scoring_requests("prompt_logprobs: row", rows, starts, adapters)
+        scores = self._score_tokens(requests, with_greedy=False, shared_tokens=0)
         return [
             (None, *(scores[i].token_logprobs if i in scores else ())) for i in range(len(rows))
         ]
@@ -148,8 +149,9 @@ class LLMInterface(ABC, Generic[AdapterKey]):
         label_ids = self._prompts.labels(labels)
         prefix, encoded = self._prompts.prefixed(prompts, shared_prefix)
         rows = [prefix + prompt for prompt in encoded]
-        keys = self._check_rows("label_logprobs: prompt", rows, adapters)
-        logprobs = self._score_labels(rows, label_ids, keys, shared_tokens=len(prefix))
+        starts = [len(row) - 1 for row in rows]
+        requests = self._prompts.scoring_requests("label_logprobs: prompt", rows, starts, adapters)
+        logprobs = self._score_labels(requests, label_ids, shared_tokens=len(prefix))
         return [logprobs[i] for i in range(len(rows))]
 
     def logits(self, token_ids: Sequence[int] | Tensor, adapter: str | None = None) -> Tensor:
@@ -167,45 +169,31 @@ class LLMInterface(ABC, Generic[AdapterKey]):
         (key,) = self._prompts.adapter_keys([adapter], 1)
         return self._logits(row, key)
 
-    def _check_rows(
-        self, noun: str, rows: Sequence[Sequence[int]], adapters: Sequence[str | None] | None
-    ) -> list[AdapterKey]:
-        """Check the length of each row; return the key of its adapter."""
-        keys = self._prompts.adapter_keys(adapters, len(rows))
-        for i, row in enumerate(rows):
-            self._prompts.check_context(f"{noun} {i}", len(row))
-        return keys
-
     @abstractmethod
     def _score_tokens(
         self,
-        rows: Sequence[list[int]],
-        starts: Sequence[int],
-        adapters: Sequence[AdapterKey],
+        requests: Sequence[ScoringRequest[AdapterKey]],
         *,
         with_greedy: bool,
         shared_tokens: int,
     ) -> Mapping[int, Score]:
-        """Score all tokens after position ``starts`` of each row that has any, by index.
+        """Score each request that has tokens to score, by index.
 
         Args:
-            rows: Token ids.
-            starts: Position per row.
-            adapters: Adapter per row.
+            requests: Sequences.
             with_greedy: Whether ``is_greedy`` is needed.
-            shared_tokens: Length of the prefix that all rows share.
+            shared_tokens: Length of the prefix that all sequences share.
         """
 
     @abstractmethod
     def _score_labels(
         self,
-        rows: Sequence[list[int]],
+        requests: Sequence[ScoringRequest[AdapterKey]],
         label_ids: Sequence[int],
-        adapters: Sequence[AdapterKey],
         *,
         shared_tokens: int,
     ) -> Mapping[int, tuple[float, ...]]:
-        """Compute the log-probability of each label after the last token of each row, by index."""
+        """Compute the log-probability of each label after the last token of each request."""
 
     @abstractmethod
     def _logits(self, row: list[int], adapter: AdapterKey) -> Tensor:

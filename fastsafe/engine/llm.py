@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,7 +16,7 @@ from fastsafe.engine.lane import Lane
 from fastsafe.engine.lane_pool import EndedRow, LanePool, plan_lane, run
 from fastsafe.engine.paged_cache import is_native, page_tokens
 from fastsafe.engine.planner import MAX_ROWS, choose_adapters
-from fastsafe.engine.prompts import Prompt, Prompts
+from fastsafe.engine.prompts import Prompt, Prompts, ScoringRequest
 from fastsafe.engine.readers import LabelScorer, Sampler, Scorer, StepReader
 from fastsafe.engine.request import DTYPES, Completion, SamplingParams, Score, check_options
 from fastsafe.engine.sampling import RowParams
@@ -201,46 +202,45 @@ class LLM(LLMInterface[int]):
                 )
 
     def _score_tokens(
-        self,
-        rows: Sequence[list[int]],
-        starts: Sequence[int],
-        adapters: Sequence[int],
-        *,
-        with_greedy: bool,
-        shared_tokens: int,
+        self, requests: Sequence[ScoringRequest[int]], *, with_greedy: bool, shared_tokens: int
     ) -> dict[int, Score]:
-        # the last token is not computed: nothing after it is scored
-        scored = [
-            Row(i, adapters[i], tuple(row), 0, prefill_until=len(row) - 1, logits_from=starts[i])
-            for i, row in enumerate(rows)
-            if len(row) - 1 > starts[i]
-        ]
-
         def reader(lane: Lane) -> StepReader:
             return Scorer(lane.model, with_greedy=with_greedy, shared_tokens=shared_tokens)
 
-        return self._run_scoring(scored, reader)
+        # the last token is not computed: no token after it is scored
+        return self._run_scoring(requests, -1, reader)
 
     def _score_labels(
         self,
-        rows: Sequence[list[int]],
+        requests: Sequence[ScoringRequest[int]],
         label_ids: Sequence[int],
-        adapters: Sequence[int],
         *,
         shared_tokens: int,
     ) -> dict[int, tuple[float, ...]]:
-        scored = [
-            Row(i, adapters[i], tuple(row), 0, prefill_until=len(row), logits_from=len(row) - 1)
-            for i, row in enumerate(rows)
-        ]
-
         def reader(lane: Lane) -> StepReader:
             return LabelScorer(lane.model, label_ids, shared_tokens)
 
-        return self._run_scoring(scored, reader)
+        return self._run_scoring(requests, 0, reader)
 
-    def _run_scoring(self, rows: list[Row], reader: Callable[[Lane], StepReader]) -> dict[int, Any]:
-        """Run rows to score; return their results by index."""
+    def _run_scoring(
+        self,
+        requests: Sequence[ScoringRequest[int]],
+        extra: int,
+        reader: Callable[[Lane], StepReader],
+    ) -> dict[int, Any]:
+        """Compute requests up to their length plus ``extra``; return the results by index."""
+        rows = [
+            Row(
+                index=i,
+                slot=request.adapter,
+                tokens=tuple(request.tokens),
+                max_tokens_total=0,
+                prefill_until=len(request.tokens) + extra,
+                logits_from=request.logits_from,
+            )
+            for i, request in enumerate(requests)
+            if len(request.tokens) + extra > request.logits_from
+        ]
         results: dict[int, Any] = {}
         with self.bank.hold(row.slot for row in rows):
             for row, reason, result in self._run(rows, reader):
@@ -280,24 +280,10 @@ class LLM(LLMInterface[int]):
         """Make a lane with room for rows of ``longest`` tokens; UsageError if there is none."""
         merged = self._merged if mode == "merged" else None
         memory = plan_lane(self.model, merged is not None, batch_size, longest)
-        lane: Lane
-        if is_native(self.model.device):
-            lane = Lane(
-                self.bank,
-                merged,
-                memory,
-                requested_rows=batch_size,
-                prefix_cache=self._prefix_cache,
-            )
-        else:
-            lane = DeviceLane(
-                self.bank,
-                merged,
-                memory,
-                requested_rows=batch_size,
-                prefix_cache=self._prefix_cache,
-                strict=self._strict,
-            )
+        make = Lane if is_native(self.model.device) else partial(DeviceLane, strict=self._strict)
+        lane = make(
+            self.bank, merged, memory, requested_rows=batch_size, prefix_cache=self._prefix_cache
+        )
         self._memory_reason, self._invariant_products = memory.why, lane.model.invariant
         return lane
 

@@ -26,6 +26,15 @@ class EncodedRequest(Generic[AdapterKey]):
     max_tokens_total: int  # length at which it ends, the prompt included
 
 
+@dataclass(frozen=True)
+class ScoringRequest(Generic[AdapterKey]):
+    """One sequence whose tokens after position ``logits_from`` are scored."""
+
+    adapter: AdapterKey
+    tokens: list[int]
+    logits_from: int
+
+
 class Prompts(Generic[AdapterKey]):
     """Encodes prompts to token ids; what is wrong with one is a UsageError of one sentence.
 
@@ -154,6 +163,19 @@ class Prompts(Generic[AdapterKey]):
                 max_tokens_total = min(max_tokens_total, self._max_positions)
             requests.append(EncodedRequest(i, keys[i], prompt, p, max_tokens_total))
         return requests
+
+    def scoring_requests(
+        self,
+        noun: str,
+        rows: Sequence[list[int]],
+        starts: Sequence[int],
+        adapters: Sequence[str | None] | None,
+    ) -> list[ScoringRequest[AdapterKey]]:
+        """Check the lengths and adapters of rows that are scored after ``starts``."""
+        keys = self.adapter_keys(adapters, len(rows))
+        for i, row in enumerate(rows):
+            self.check_context(f"{noun} {i}", len(row))
+        return [ScoringRequest(*request) for request in zip(keys, rows, starts, strict=True)]
 
     def stop_check(self, params: SamplingParams) -> Callable[[Sequence[int]], bool] | None:
         """Return a test whether sampled tokens decode to a stop text; None without stop texts."""

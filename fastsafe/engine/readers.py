@@ -177,9 +177,7 @@ class Scorer(StepReader):
         """Return the score of the row's targets."""
         logprobs = batch.logprobs(handle)
         return Score(
-            logprob=sum(logprobs),
-            token_logprobs=tuple(logprobs),
-            is_greedy=batch.is_greedy(handle),
+            logprob=sum(logprobs), token_logprobs=tuple(logprobs), is_greedy=batch.is_greedy(handle)
         )
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.engine.interface import LLMInterface
-from fastsafe.engine.prompts import Prompt, Prompts
+from fastsafe.engine.prompts import Prompt, Prompts, ScoringRequest
 from fastsafe.engine.request import DTYPES, Completion, SamplingParams, Score, check_options
 from fastsafe.errors import AdapterError
 from fastsafe.io import hub
@@ -209,18 +209,18 @@ class TransformersLLM(LLMInterface[str | None]):
 
     def _score_tokens(
         self,
-        rows: Sequence[list[int]],
-        starts: Sequence[int],
-        adapters: Sequence[str | None],
+        requests: Sequence[ScoringRequest[str | None]],
         *,
         with_greedy: bool,
         shared_tokens: int,
     ) -> dict[int, Score]:
         scores: dict[int, Score] = {}
-        for i, logits in self._forward(rows, adapters):
-            before = logits[starts[i] : -1]
-            ids = rows[i][starts[i] + 1 :]
-            targets = torch.tensor(ids, dtype=torch.int64, device=logits.device)
+        for i, logits in self._forward(requests):
+            start = requests[i].logits_from
+            before = logits[start:-1]
+            targets = torch.tensor(
+                requests[i].tokens[start + 1 :], dtype=torch.int64, device=logits.device
+            )
             logprobs = token_logprobs(before, targets).clamp(max=0).tolist()
             scores[i] = Score(
                 logprob=sum(logprobs),
@@ -231,25 +231,26 @@ class TransformersLLM(LLMInterface[str | None]):
 
     def _score_labels(
         self,
-        rows: Sequence[list[int]],
+        requests: Sequence[ScoringRequest[str | None]],
         label_ids: Sequence[int],
-        adapters: Sequence[str | None],
         *,
         shared_tokens: int,
     ) -> dict[int, tuple[float, ...]]:
         return {
             i: tuple(logits[-1].log_softmax(-1)[list(label_ids)].tolist())
-            for i, logits in self._forward(rows, adapters)
+            for i, logits in self._forward(requests)
         }
 
     def _logits(self, row: list[int], adapter: str | None) -> Tensor:
-        ((_, logits),) = self._forward([row], [adapter])
+        ((_, logits),) = self._forward([ScoringRequest(adapter, row, 0)])
         return logits
 
     def _forward(
-        self, rows: Sequence[Sequence[int]], names: Sequence[str | None]
+        self, requests: Sequence[ScoringRequest[str | None]]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (index, fp32 logits [N, V]) of every row, in batches padded on the right."""
+        """Yield (index, fp32 logits [N, V]) of every request, in batches padded on the right."""
+        rows = [request.tokens for request in requests]
+        names = [request.adapter for request in requests]
         order = sorted(range(len(rows)), key=lambda i: (names[i] or "", -len(rows[i])))
         vocabulary = self.model.get_input_embeddings().num_embeddings
         begin = 0
