@@ -1,10 +1,10 @@
-"""How much faster is the C++ part of the scheduler than the same thing in Python and numpy?
+"""How much faster is the C++ part of the scheduler than the same algorithm in Python and numpy?
 
     python benchmarks/scheduler.py [--rows 256] [--prompts 4000] [--out rows.jsonl]
 
-Both sides run one schedule: prompts with shared beginnings are admitted, planned, given a drawn
-token at every step and removed when they end. ``PlainBatch`` is also what a test compares
-``fastsafe._native.Batch`` with, table by table.
+Both sides run one schedule: prompts with shared prefixes are admitted, planned, given a sampled
+token at every step and removed when they end. A test compares ``fastsafe._native.Batch`` with
+``PlainBatch``, table by table; csrc/batch.hpp defines the terms.
 """
 
 import argparse
@@ -25,7 +25,7 @@ import numpy as np
 
 from fastsafe import _native
 
-NO_ROOM, SOON, WORTH_WAITING = -1, -2, 8
+NO_ROOM, WAIT_FOR_PREFIX, WORTH_WAITING = -1, -2, 8
 STOP, LENGTH = 0, 1
 
 
@@ -47,32 +47,32 @@ class Page:
 class Row:
     """A row of the batch."""
 
-    slot: int
-    space: int
+    adapter_slot: int
+    cache_namespace: int
     tokens: list[int]
-    limit: int
-    given: int
-    runs: bool = False
-    drew: bool = False
-    chained: bool = True
+    max_tokens_total: int
+    prompt_tokens: int
+    running: bool = False
+    sampled: bool = False
+    publishes: bool = True
     stamp: int = 0
-    age: int = 0
+    first_stamp: int = 0
     computed: int = 0
-    expected: int = 0
+    known: int = 0
     planned: int = 0
-    entered: int = 0
-    readied: int = 0
+    published: int = 0
+    ready: int = 0
     pages: list[int] = field(default_factory=list)
 
 
 class PlainBatch:
-    """Like ``fastsafe._native.Batch`` for rows that draw tokens, in Python and numpy."""
+    """``fastsafe._native.Batch`` for rows that sample tokens, in Python and numpy."""
 
     def __init__(self, pages: int, page_tokens: int, rows: int) -> None:
         self.size = page_tokens
         self.pages = [Page() for _ in range(pages)]
         self.free = list(range(pages))[::-1]
-        self.idle: OrderedDict[int, None] = OrderedDict()  # oldest first
+        self.cached: OrderedDict[int, None] = OrderedDict()  # oldest first
         self.index: dict[tuple[int, tuple[int, ...]], int] = {}
         self.roots: dict[int, Page] = {}
         self.rows: list[Row | None] = [None] * rows
@@ -83,29 +83,38 @@ class PlainBatch:
 
     @property
     def running(self) -> int:
-        """Rows that run."""
+        """Number of running rows."""
         return len(self.order)
 
     @property
     def available(self) -> int:
-        """Pages that can be taken."""
-        return len(self.free) + len(self.idle)
+        """Number of pages that can be allocated."""
+        return len(self.free) + len(self.cached)
 
     def add(
-        self, slot: int, space: int, tokens: Sequence[int], limit: int, feed: int, keep_from: int
+        self,
+        adapter_slot: int,
+        cache_namespace: int,
+        tokens: Sequence[int],
+        max_tokens_total: int,
+        prefill_until: int,
+        logits_from: int,
     ) -> int:
         """See ``_native.Batch``."""
         handle = self.free_rows.pop()
-        self.rows[handle] = Row(slot, space, list(tokens), limit, len(tokens))
+        count = len(tokens)
+        self.rows[handle] = Row(
+            adapter_slot, cache_namespace, list(tokens), max_tokens_total, count
+        )
         return handle
 
-    def _root(self, space: int) -> Page:
-        if space not in self.roots:
+    def _root(self, cache_namespace: int) -> Page:
+        if cache_namespace not in self.roots:
             self.serials += 1
-            self.roots[space] = Page(serial=self.serials)
-        return self.roots[space]
+            self.roots[cache_namespace] = Page(serial=self.serials)
+        return self.roots[cache_namespace]
 
-    def _common(self, parent: Page, child: int, tokens: Sequence[int]) -> int:
+    def _common_tokens(self, parent: Page, child: int, tokens: Sequence[int]) -> int:
         if child < 0 or not self.pages[child].serial:
             return 0
         if self.pages[child].parent_serial != parent.serial:
@@ -114,9 +123,9 @@ class PlainBatch:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(self.size, len(tokens)))
 
     def _match(self, row: Row) -> tuple[list[int], int, int, int]:
-        """Full pages, page to copy from, tokens found, tokens soon to be found."""
+        """Return full pages, the page to copy from, tokens matched, and tokens pending."""
         end, size = len(row.tokens) - 1, self.size
-        parent, at, full = self._root(row.space), 0, []
+        parent, at, full = self._root(row.cache_namespace), 0, []
 
         def following(begin: int) -> int:
             if begin + size > end:
@@ -126,54 +135,56 @@ class PlainBatch:
         while (child := following(at)) >= 0 and self.pages[child].ready <= self.step:
             full.append(child)
             parent, at = self.pages[child], at + size
-        soon, partial = at, parent.ready_child
+        pending, partial = at, parent.ready_child
         if partial >= 0 and self.pages[partial].ready > self.step:
-            partial = -1  # it holds other tokens by now
-        copied = self._common(parent, partial, row.tokens[at:end])
-        found = at + copied
-        while (child := following(soon)) >= 0:
-            parent, soon = self.pages[child], soon + size
-        soon += self._common(parent, parent.newest_child, row.tokens[soon:end])
-        return full, partial if copied else -1, found, soon
+            partial = -1  # evicted, and published again with other tokens
+        copied = self._common_tokens(parent, partial, row.tokens[at:end])
+        matched = at + copied
+        while (child := following(pending)) >= 0:
+            parent, pending = self.pages[child], pending + size
+        pending += self._common_tokens(parent, parent.newest_child, row.tokens[pending:end])
+        return full, partial if copied else -1, matched, pending
 
     def admit(self, handle: int) -> int:
         """See ``_native.Batch``."""
         row = self._row(handle)
-        full, partial, found, soon = self._match(row)
-        if soon - found >= WORTH_WAITING:
-            return SOON
+        full, partial, matched, pending = self._match(row)
+        if pending - matched >= WORTH_WAITING:
+            return WAIT_FOR_PREFIX
         count = -(-len(row.tokens) // self.size)
         held = [*full, partial] if partial >= 0 else full
         room = self.available - sum(not self.pages[i].refs for i in held)
         if count - len(full) + self.running // 4 > room:
             if self.running or count > len(self.pages):
                 return NO_ROOM
-            found, partial, held = found // self.size * self.size, -1, full
+            matched, partial, held = matched // self.size * self.size, -1, full
         for i in held:
-            self._hold(i)
+            self._retain(i)
         row.pages = list(full)
-        row.entered = row.readied = len(full)
+        row.published = row.ready = len(full)
         while len(row.pages) < count:
-            row.pages.append(self._take())
+            row.pages.append(self._allocate())
         if partial >= 0:
             self.copies += [partial, row.pages[len(full)]]
-        row.computed, row.expected = found, len(row.tokens)
-        row.runs, row.drew, row.chained = True, False, True
+        row.computed, row.known = matched, len(row.tokens)
+        row.running, row.sampled, row.publishes = True, False, True
         self.stamps += 1
         row.stamp = self.stamps
-        row.age = row.age or row.stamp
-        self._enter(row, len(row.tokens))
-        later = (i for i, other in enumerate(self.order) if self._row(other).slot > row.slot)
+        row.first_stamp = row.first_stamp or row.stamp
+        self._publish(row, len(row.tokens))
+        slots = [self._row(other).adapter_slot for other in self.order]
+        later = (i for i, slot in enumerate(slots) if slot > row.adapter_slot)
         self.order.insert(next(later, len(self.order)), handle)
-        return found
+        return matched
 
-    def _enter(self, row: Row, end: int) -> None:
-        while row.chained and (row.entered + 1) * self.size <= end:
-            at, i = row.entered * self.size, row.pages[row.entered]
+    def _publish(self, row: Row, end: int) -> None:
+        while row.publishes and (row.published + 1) * self.size <= end:
+            at, i = row.published * self.size, row.pages[row.published]
             tokens = tuple(row.tokens[at : at + self.size])
-            parent = self.pages[row.pages[row.entered - 1]] if at else self._root(row.space)
-            row.chained = (parent.serial, tokens) not in self.index
-            if not row.chained:
+            root = self._root(row.cache_namespace)
+            parent = self.pages[row.pages[row.published - 1]] if at else root
+            row.publishes = (parent.serial, tokens) not in self.index
+            if not row.publishes:
                 break
             self.index[parent.serial, tokens] = i
             self.serials += 1
@@ -182,28 +193,31 @@ class PlainBatch:
                 refs, serial=self.serials, parent_serial=parent.serial, parent=parent, tokens=tokens
             )
             parent.newest_child = i
-            row.entered += 1
-        while row.readied < min(row.entered, row.computed // self.size):
-            page = self.pages[row.pages[row.readied]]
+            row.published += 1
+        while row.ready < min(row.published, row.computed // self.size):
+            page = self.pages[row.pages[row.ready]]
             page.ready = self.step
             assert page.parent is not None
-            page.parent.ready_child = row.pages[row.readied]
-            row.readied += 1
+            page.parent.ready_child = row.pages[row.ready]
+            row.ready += 1
 
-    def _hold(self, i: int) -> None:
-        self.idle.pop(i, None)
+    def _retain(self, i: int) -> None:
+        self.cached.pop(i, None)
         self.pages[i].refs += 1
 
-    def _take(self) -> int:
-        if self.free:
-            i = self.free.pop()
-        else:
-            i, _ = self.idle.popitem(last=False)
-            self._drop(i)
+    def _allocate(self) -> int:
+        if not self.free:
+            self._evict()
+        i = self.free.pop()
         self.pages[i].refs = 1
         return i
 
-    def _drop(self, i: int) -> None:
+    def _evict(self) -> None:
+        i, _ = self.cached.popitem(last=False)
+        self._forget_key(i)
+        self.free.append(i)
+
+    def _forget_key(self, i: int) -> None:
         page = self.pages[i]
         if page.serial:
             del self.index[page.parent_serial, page.tokens]
@@ -215,47 +229,47 @@ class PlainBatch:
         if page.refs:
             return
         if page.serial and page.ready < float("inf"):
-            self.idle[i] = None
+            self.cached[i] = None
         else:
-            self._drop(i)
+            self._forget_key(i)
             self.free.append(i)
 
-    def _stop(self, handle: int) -> None:
+    def _release_pages(self, handle: int) -> None:
         row = self._row(handle)
         for i in reversed(row.pages):
             self._release(i)
-        row.pages, row.runs = [], False
+        row.pages, row.running = [], False
         row.computed = row.planned = 0
         self.order.remove(handle)
 
     def remove(self, handle: int) -> None:
         """See ``_native.Batch``."""
-        if self._row(handle).runs:
-            self._stop(handle)
+        if self._row(handle).running:
+            self._release_pages(handle)
         self.rows[handle] = None
         self.free_rows.append(handle)
 
-    def plan(self, prompts: bool, decodes: bool, budget: int) -> Any:
+    def plan(self, prefill: bool, decode: bool, budget: int) -> Any:
         """See ``_native.Batch``."""
         self.step += 1
         preempted = []
         for handle in list(self.order):
             row = self._row(handle)
-            todo = row.expected - row.computed
-            if not row.runs or todo < 1 or row.expected >= row.limit:
+            todo = row.known - row.computed
+            if not row.running or todo < 1 or row.known >= row.max_tokens_total:
                 continue
-            alone = row.drew and todo == 1
-            if not (decodes if alone else prompts):
+            decodes = row.sampled and todo == 1
+            if not (decode if decodes else prefill):
                 continue
-            row.planned = 1 if alone else min(todo, budget)
-            budget -= 0 if alone else row.planned
-            while row.runs and len(row.pages) < -(-(row.computed + row.planned) // self.size):
+            row.planned = 1 if decodes else min(todo, budget)
+            budget -= 0 if decodes else row.planned
+            while row.running and len(row.pages) < -(-(row.computed + row.planned) // self.size):
                 if self.available:
-                    row.pages.append(self._take())
+                    row.pages.append(self._allocate())
                     continue
-                victim = max(self.order, key=lambda other: self._row(other).age)
-                self._stop(victim)
-                preempted.append(victim)
+                youngest = max(self.order, key=lambda other: self._row(other).first_stamp)
+                self._release_pages(youngest)
+                preempted.append(youngest)
         handles = [handle for handle in self.order if self._row(handle).planned]
         rows = [self._row(handle) for handle in handles]
         counts = np.array([row.planned for row in rows], dtype=np.int64)
@@ -269,24 +283,24 @@ class PlainBatch:
         owner = np.repeat(np.arange(len(rows)), counts)
         pages = table[owner, positions // self.size] if len(owner) else owner
         ids = [t for row in rows for t in row.tokens[row.computed : row.computed + row.planned]]
-        draws = [row.computed + row.planned == row.expected for row in rows]
+        samples = [row.computed + row.planned == row.known for row in rows]
         for row in rows:
             row.computed, row.planned = row.computed + row.planned, 0
-            self._enter(row, 0)
-            if row.computed == row.expected:
-                row.expected, row.drew = row.expected + 1, True
+            self._publish(row, 0)
+            if row.computed == row.known:
+                row.known, row.sampled = row.known + 1, True
         copies, self.copies = self.copies, []
         for i in copies[::2]:
             self._release(i)
         return SimpleNamespace(
             token_ids=np.array(ids, dtype=np.int64),
             positions=positions,
-            places=pages * self.size + positions % self.size,
+            cache_slots=pages * self.size + positions % self.size,
             handles=np.array(handles, dtype=np.int64),
             starts=starts,
-            keep=(starts[1:] - 1)[draws],
-            kept_handles=np.array(handles, dtype=np.int64)[draws],
-            kept_stamps=np.array([row.stamp for row in rows], dtype=np.int64)[draws],
+            keep=(starts[1:] - 1)[samples],
+            kept_handles=np.array(handles, dtype=np.int64)[samples],
+            kept_stamps=np.array([row.stamp for row in rows], dtype=np.int64)[samples],
             copies=np.array(copies, dtype=np.int64).reshape(-1, 2),
             preempted=np.array(preempted, dtype=np.int64),
             table=table,
@@ -299,13 +313,13 @@ class PlainBatch:
         ended = []
         for handle, stamp, token, stop in zip(handles, stamps, ids, stops, strict=True):
             row = self._row(handle)
-            if not row.runs or row.stamp != stamp:
+            if not row.running or row.stamp != stamp:
                 continue
             row.tokens.append(int(token))
-            if stop or len(row.tokens) >= row.limit:
+            if stop or len(row.tokens) >= row.max_tokens_total:
                 ended += [int(handle), STOP if stop else LENGTH]
             else:
-                self._enter(row, min(len(row.tokens), row.computed))
+                self._publish(row, min(len(row.tokens), row.computed))
         return ended
 
     def _row(self, handle: int) -> Row:
@@ -314,8 +328,10 @@ class PlainBatch:
         return row
 
 
-def run(batch: Any, prompts: Sequence[Sequence[int]], rows: int, drawn: int) -> tuple[float, int]:
-    """Seconds and steps to let every prompt draw up to ``drawn`` tokens."""
+def run(
+    batch: Any, prompts: Sequence[Sequence[int]], rows: int, max_tokens: int
+) -> tuple[float, int]:
+    """Return the seconds and steps in which every prompt samples up to ``max_tokens`` tokens."""
     rng = np.random.default_rng(0)
     waiting, left, steps = [], list(prompts)[::-1], 0
     begin = time.perf_counter()
@@ -323,15 +339,15 @@ def run(batch: Any, prompts: Sequence[Sequence[int]], rows: int, drawn: int) -> 
         while batch.running < rows and (left or waiting):
             if not waiting:
                 tokens = left.pop()
-                waiting.append(batch.add(0, 0, tokens, len(tokens) + drawn, 0, 0))
+                waiting.append(batch.add(0, 0, tokens, len(tokens) + max_tokens, 0, 0))
             if batch.admit(waiting[-1]) < 0:
                 break
             waiting.pop()
         plan = batch.plan(True, True, 512)
         waiting += plan.preempted.tolist()
-        _ = plan.token_ids, plan.positions, plan.places, plan.starts, plan.table, plan.copies
+        _ = plan.token_ids, plan.positions, plan.cache_slots, plan.starts, plan.table, plan.copies
         count = len(plan.keep)
-        ids, stops = rng.integers(5, 300, count), rng.random(count) < 1 / drawn
+        ids, stops = rng.integers(5, 300, count), rng.random(count) < 1 / max_tokens
         finite = np.ones(count, dtype=bool)
         ended = batch.append(plan.kept_handles, plan.kept_stamps, ids, None, finite, stops)
         for handle in ended[::2]:

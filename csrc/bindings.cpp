@@ -1,4 +1,4 @@
-// fastsafe._native: the only file that knows Python. Keep fastsafe/_native.pyi in step.
+// The Python module fastsafe._native. Its stub is fastsafe/_native.pyi.
 
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
@@ -47,7 +47,7 @@ void read_into(const File& file, std::uintptr_t address, std::uint64_t capacity,
 }
 
 py::bytes read_bytes(const File& file, std::uint64_t offset, std::uint64_t bytes) {
-  // a new bytes object nobody escales has seen yet: the one moment it may be written to
+  // bytes may be written to only until other code can see the object
   py::bytes out(nullptr, bytes);
   char* buffer = PyBytes_AS_STRING(out.ptr());
   const py::gil_scoped_release release;
@@ -80,7 +80,7 @@ void linear(Address y, cpu::Index y_row, bool accumulate,
               threads);
 }
 
-// Addresses and sizes are not checked here: fastsafe/model/cpu.py does.
+// Addresses and sizes are checked by fastsafe/model/cpu_ops.py, not here.
 void bind_cpu(py::module_& m) {
   using cpu::Index;
   const py::call_guard<py::gil_scoped_release> free;
@@ -123,13 +123,13 @@ void bind_cpu(py::module_& m) {
                                 at(v), a);
       }, free);
   m.def("paged_attention", [](Address out, Address keys, Address values, Address q, Address k,
-                              Address v, Address starts, Address positions, Address places,
+                              Address v, Address starts, Address positions, Address cache_slots,
                               Address table, Index rows, Index width, Index heads, Index kv_heads,
                               Index dim, Index q_row, Index kv_row, Index key_page,
                               Index value_page, float scale, float cap, Index window) {
     cpu::paged_attention(at(out), at(keys), at(values), at(q), at(k), at(v),
                          {at<std::int64_t>(starts), at<std::int64_t>(positions),
-                          at<std::int64_t>(places), at<std::int32_t>(table), rows, width, heads,
+                          at<std::int64_t>(cache_slots), at<std::int32_t>(table), rows, width, heads,
                           kv_heads, dim, q_row, kv_row, key_page, value_page, scale, cap, window});
   }, free);
 }
@@ -137,7 +137,7 @@ void bind_cpu(py::module_& m) {
 using LinearArgs = std::tuple<Address, Address, cpu::Index, cpu::Index>;
 using PartArgs = std::tuple<cpu::Index, cpu::Index, cpu::Index, cpu::Index, Address>;
 
-struct Patches {  // what an adapter changes
+struct Patches {  // changes of an adapter to the linears of all layers
   std::vector<cpu::Patch> by_linear;
 };
 
@@ -178,11 +178,12 @@ void bind_decoder(py::module_& m) {
                                   embedding_scale, residual_scale, one_plus, gelu, norms_projection};
         return std::make_unique<cpu::Decoder>(sizes, layers, at(embedding), at(final_norm));
       }))
+      .def_static("workspace_bytes", &cpu::Decoder::workspace_bytes)
       .def("forward",
            [](cpu::Decoder& decoder, Address out, Address token_ids, Index tokens, Address keep,
               Index kept, const std::vector<std::tuple<const Patches*, Index, Index>>& segments,
               const std::vector<std::tuple<Address, Address, Index, Index>>& rotations,
-              Address starts, Address positions, Address places, Address table, Index rows,
+              Address starts, Address positions, Address cache_slots, Address table, Index rows,
               Index width, Address keys, Address values, Index key_page, Index value_page,
               Index key_layer, Index value_layer) {
              cpu::Step step{at<std::int64_t>(token_ids), tokens, at<std::int64_t>(keep), kept, {}, {},
@@ -193,7 +194,7 @@ void bind_decoder(py::module_& m) {
                step.rotations.push_back({at(cos), at(sin), row, columns});
              step.paged.starts = at<std::int64_t>(starts);
              step.paged.positions = at<std::int64_t>(positions);
-             step.paged.places = at<std::int64_t>(places);
+             step.paged.cache_slots = at<std::int64_t>(cache_slots);
              step.paged.table = at<std::int32_t>(table);
              step.paged.rows = rows;
              step.paged.width = width;
@@ -221,26 +222,26 @@ const T* data(const Array<T>& values, Int count, const char* name) {
 }
 
 void bind_plan(py::module_& m) {
-  py::class_<Plan> plan(m, "Plan");
-  const auto field = [&](const char* name, std::vector<Int> Plan::*member) {
-    plan.def_property_readonly(name, [member](const Plan& p) { return array(p.*member); });
+  py::class_<StepPlan> plan(m, "StepPlan");
+  const auto field = [&](const char* name, std::vector<Int> StepPlan::*member) {
+    plan.def_property_readonly(name, [member](const StepPlan& p) { return array(p.*member); });
   };
-  field("token_ids", &Plan::token_ids);
-  field("positions", &Plan::positions);
-  field("places", &Plan::places);
-  field("context_lens", &Plan::context_lens);
-  field("handles", &Plan::handles);
-  field("starts", &Plan::starts);
-  field("keep", &Plan::keep);
-  field("kept_handles", &Plan::kept_handles);
-  field("kept_stamps", &Plan::kept_stamps);
-  field("targets", &Plan::targets);
-  field("preempted", &Plan::preempted);
+  field("token_ids", &StepPlan::token_ids);
+  field("positions", &StepPlan::positions);
+  field("cache_slots", &StepPlan::cache_slots);
+  field("context_lens", &StepPlan::context_lens);
+  field("handles", &StepPlan::handles);
+  field("starts", &StepPlan::starts);
+  field("keep", &StepPlan::keep);
+  field("kept_handles", &StepPlan::kept_handles);
+  field("kept_stamps", &StepPlan::kept_stamps);
+  field("targets", &StepPlan::targets);
+  field("preempted", &StepPlan::preempted);
   plan.def_property_readonly("segments",
-                             [](const Plan& p) { return array(p.segments).reshape({-1, 3}); });
+                             [](const StepPlan& p) { return array(p.segments).reshape({-1, 3}); });
   plan.def_property_readonly("copies",
-                             [](const Plan& p) { return array(p.copies).reshape({-1, 2}); });
-  plan.def_property_readonly("table", [](const Plan& p) {
+                             [](const StepPlan& p) { return array(p.copies).reshape({-1, 2}); });
+  plan.def_property_readonly("table", [](const StepPlan& p) {
     return array(p.table).reshape({static_cast<Int>(p.handles.size()), p.width});
   });
 }
@@ -251,9 +252,11 @@ void bind_batch(py::module_& m) {
   using Flags = Array<bool>;
   py::class_<Batch>(m, "Batch")
       .def(py::init<Int, Int, Int, bool, bool, Int>())
-      .def("add", [](Batch& b, Int slot, std::uint64_t space, const Array<Token>& tokens, Int limit,
-                     Int feed, Int keep_from) {
-        return b.add(slot, space, tokens.data(), tokens.size(), limit, feed, keep_from);
+      .def("add", [](Batch& b, Int adapter_slot, std::uint64_t cache_namespace,
+                     const Array<Token>& tokens, Int max_tokens_total, Int prefill_until,
+                     Int logits_from) {
+        return b.add(adapter_slot, cache_namespace, tokens.data(), tokens.size(), max_tokens_total,
+                     prefill_until, logits_from);
       })
       .def("admit", &Batch::admit)
       .def("plan", &Batch::plan)
@@ -273,7 +276,7 @@ void bind_batch(py::module_& m) {
       })
       .def("remove", &Batch::remove)
       .def("preempt_all", &Batch::preempt_all)
-      .def("forget", &Batch::forget)
+      .def("evict_all", &Batch::evict_all)
       .def("tokens", &Batch::tokens)
       .def("logprobs", &Batch::logprobs)
       .def("is_greedy", &Batch::is_greedy)

@@ -2,8 +2,8 @@
 
 #include "softmax.hpp"
 
-// Scores are products of 64 queries with the keys that they see, computed by the same tiles as
-// every other product, so attention over short and long sequences alike runs at their rate.
+// Scores are products of 64 queries with the keys that they see, computed by the tiles of gemm.hpp:
+// attention runs at the rate of a matrix product over short and long sequences alike.
 
 namespace fastsafe::cpu {
 

@@ -199,7 +199,7 @@ void linear(float* y, Index y_row, bool accumulate, const Term* terms, int count
   Index part = 1;
   try {
     for (; part < parts; ++part) workers.emplace_back(run, part);
-  } catch (...) {  // no more threads to be had: the rest is done here
+  } catch (...) {  // the system has no more threads: this one does the rest
   }
   run(0);
   for (; part < parts; ++part) run(part);

@@ -1,5 +1,5 @@
-// The operations of a decoder layer on a CPU in fp32, each one pass over memory, with what autograd
-// needs of them. Plain pointers; sizes and strides are checked by fastsafe/model/cpu.py.
+// Operations of a decoder layer on a CPU in fp32, each one pass over memory, and their backward
+// passes. fastsafe/model/cpu_ops.py checks pointers, sizes and strides.
 
 #pragma once
 
@@ -17,12 +17,12 @@ struct Attention {
   Index window;         // keys that a query sees, itself included; 0: all
 };
 
-struct Scale {  // what turns a score into its weight: exp(score - top) inverse
+struct Scale {  // softmax weight of a score: exp(score - top) * inverse
   float top, inverse;
 };
 
-struct Paged {  // tokens packed by row; the context of a row is in pages of kLanes tokens
-  const std::int64_t *starts, *positions, *places;  // [rows + 1], [tokens], page * kLanes + offset
+struct Paged {  // tokens packed by row; a row's context is in pages of kLanes tokens
+  const std::int64_t *starts, *positions, *cache_slots;  // [rows + 1], [tokens], [tokens]
   const std::int32_t* table;                        // [rows, width] pages
   Index rows, width, heads, kv_heads, dim;
   Index q_row, kv_row, key_page, value_page;  // strides of q, of k and v, of pages
@@ -30,9 +30,9 @@ struct Paged {  // tokens packed by row; the context of a row is in pages of kLa
   Index window;
 };
 
-// "avx512", "avx2" or "baseline": what this CPU runs
+// The instruction set in use: "avx512", "avx2" or "baseline".
 const char* instruction_set();
-// false where this CPU does not have it; for tests, as results do not depend on it
+// Chooses another one, for tests: results are equal. False if this CPU does not have it.
 bool use_instruction_set(const std::string& name);
 
 void linear(float* y, Index y_row, bool accumulate, const Term* terms, int count,
@@ -50,18 +50,17 @@ void gated(float* y, const float* gate_up, Index rows, Index columns, bool gelu)
 void gated_backward(float* d_gate_up, const float* dy, const float* gate_up, Index rows,
                     Index columns, bool gelu);
 
-// rotate the leading features of every head; back is the inverse
+// rotates the leading features of every head; `back` rotates the other way
 void rope(float* y, Index y_row, const float* x, Index x_row, const float* cos, const float* sin,
           Index table_row, Index rows, Index heads, Index dim, Index rotated, bool back);
 
-// causal attention within each sequence; scales [rows, heads] (null: not wanted) are for the
-// backward pass
+// causal attention within each sequence; the backward pass needs scales [rows, heads] (may be null)
 void attention(float* out, Scale* scales, const float* q, const float* k, const float* v,
                const Attention& a);
 void attention_backward(float* dq, float* dk, float* dv, const float* d_out,
                         const Scale* scales, const float* q, const float* k, const float* v,
                         const Attention& a);
-// writes k and v to their places, then attends from every token over its row's context: keys are
+// writes k and v to their cache slots, then attends from every token over its row's context: keys are
 // [pages, kv_heads, dim, kLanes], values [pages, kv_heads, kLanes, dim in whole vectors]
 void paged_attention(float* out, float* keys, float* values, const float* q, const float* k,
                      const float* v, const Paged& p);

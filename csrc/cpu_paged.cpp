@@ -1,8 +1,8 @@
 #include "softmax.hpp"
 
-// Keys lie with a page's tokens side by side, so that a vector holds one feature of 16 keys. The
-// sums of a query run over features and over keys in their order, each as one chain: its bits do
-// not depend on which queries are computed beside it, nor on how a prompt was cut.
+// In a page of keys the tokens of one feature are contiguous: a vector holds that feature of 16 keys.
+// A query's sums run over features and keys in index order, each as one chain of additions: its bits
+// depend neither on the queries computed beside it nor on how a prompt was cut into steps.
 
 namespace fastsafe::cpu {
 
@@ -11,8 +11,8 @@ namespace {
 FASTSAFE_INLINE Index whole(Index count) { return (count + kLanes - 1) / kLanes * kLanes; }
 
 FASTSAFE_INLINE void write_token(float* keys, float* values, const float* k, const float* v,
-                                 Index place, const Paged& p) {
-  const Index page = place / kLanes, offset = place % kLanes, room = whole(p.dim);
+                                 Index cache_slot, const Paged& p) {
+  const Index page = cache_slot / kLanes, offset = cache_slot % kLanes, room = whole(p.dim);
   for (Index head = 0; head < p.kv_heads; ++head) {
     float* key = keys + page * p.key_page + head * p.dim * kLanes + offset;
     for (Index d = 0; d < p.dim; ++d) key[d * kLanes] = k[head * p.dim + d];
@@ -21,9 +21,9 @@ FASTSAFE_INLINE void write_token(float* keys, float* values, const float* k, con
   }
 }
 
-struct Queries {  // some (token, head) pairs of one row that look at one key/value head
+struct Queries {  // consecutive (token, head) pairs of one row that share a key/value head
   const std::int32_t* pages;
-  Index kv, position, token, first_head;  // of the first pair: its token, its head in the group
+  Index kv, position, token, first_head;  // position, token and head in the group of the first pair
   Index group;
   Index token_of(Index j) const { return (first_head + j) / group; }
   Index head_of(Index j) const { return kv * group + (first_head + j) % group; }
@@ -45,7 +45,7 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
                 p.dim * sizeof(float));
   for (Index at = 0; at < count; at += W) {
     const float* from[W];
-    for (int w = 0; w < W; ++w) {  // past the end the last page again; nobody reads its scores
+    for (int w = 0; w < W; ++w) {  // past the end, the last page again: its scores are ignored
       const Index page = b.pages[first + std::min(at + w, count - 1)];
       from[w] = keys + page * p.key_page + b.kv * p.dim * kLanes;
     }
@@ -85,7 +85,7 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
         }
       }
     }
-    // keys of later tokens of the row: a query must not even multiply them by zero
+    // keys after this query's token belong to later queries alone: they may be NaN, and 0 * NaN is NaN
     for (Index t = b.position + 1; t < end; ++t) {
       const float* value = value_at(t);
 #pragma GCC unroll 4
@@ -104,10 +104,10 @@ FASTSAFE_INLINE void attend(float* out, const float* keys, const float* values, 
   }
 }
 
-// Of a longer context its own beginning would be gone from the cache again.
+// Prefetching a longer context would evict its first lines from the CPU's cache before use.
 constexpr Index kFetched = 256;
 
-// what a row that draws reads is rarely in cache, and too scattered for the CPU to foresee
+// the pages of a decoding row are rarely in cache, and too scattered for the hardware prefetcher
 FASTSAFE_INLINE void fetch(const float* keys, const float* values, Index row, Index kv,
                            const Paged& p) {
   const Index end = p.positions[p.starts[row + 1] - 1] + 1, room = whole(p.dim);
@@ -127,9 +127,9 @@ template <class Set>
 FASTSAFE_INLINE void paged_attention_body(float* out, float* keys, float* values, const float* q,
                                           const float* k, const float* v, const Paged& p) {
   using Vec = typename Set::Vec;
-  constexpr int W = Set::rows >= 12 ? 4 : 1;  // what registers have room for
+  constexpr int W = Set::rows >= 12 ? 4 : 1;  // pages whose sums fit in registers
   for (Index t = 0; t < p.starts[p.rows]; ++t)
-    write_token(keys, values, k + t * p.kv_row, v + t * p.kv_row, p.places[t], p);
+    write_token(keys, values, k + t * p.kv_row, v + t * p.kv_row, p.cache_slots[t], p);
   const Index group = p.heads / p.kv_heads;
   for (Index row = 0; row < p.rows; ++row) {
     const Index start = p.starts[row], pairs = (p.starts[row + 1] - start) * group;

@@ -1,5 +1,6 @@
 #include "decoder.hpp"
 
+#include <algorithm>
 #include <string>
 #include <utility>
 
@@ -9,8 +10,16 @@ namespace fastsafe::cpu {
 
 namespace {
 
-// what is in memory at once; the planner counts it (_activations in fastsafe/engine/planner.py)
-enum Buffer { kHidden, kNormed, kWide, kMixed, kOut, kGated, kShrunk };
+// Buffers of a step, all in memory at once; workspace_bytes() counts all but the last.
+enum Buffer {
+  kHidden,  // hidden: residual stream
+  kNormed,  // hidden: its norm
+  kWide,    // qkv, or gate and up
+  kMixed,   // heads * dim: output of attention
+  kOut,     // hidden: output of the o and down linears
+  kGated,   // intermediate
+  kShrunk,  // rank of an adapter
+};
 
 void gather(float* to, const float* from, const std::int64_t* index, Index count, Index columns) {
   for (Index i = 0; i < count; ++i)
@@ -33,7 +42,15 @@ Decoder::Decoder(const Sizes& sizes, std::vector<Layer> layers, const float* emb
       embedding_(embedding),
       final_norm_(final_norm) {}
 
-float* Decoder::room(int buffer, Index count) { return aligned(buffers_[buffer], count); }
+Index Decoder::workspace_bytes(Index hidden, Index intermediate, Index heads, Index kv_heads,
+                               Index dim, Index tokens, Index itemsize) {
+  const Index q = heads * dim, qkv = q + 2 * kv_heads * dim;
+  // kWide and kGated are widest around the MLP; around attention, q is copied besides
+  const Index widest = std::max(3 * intermediate, qkv + 2 * q);
+  return tokens * itemsize * (3 * hidden + std::max(hidden, q) + widest);
+}
+
+float* Decoder::grow(int buffer, Index count) { return aligned(buffers_[buffer], count); }
 
 void Decoder::multiply(float* y, const float* x, Index rows, std::size_t layer, Name name,
                        const Step& step, bool kept) {
@@ -50,7 +67,7 @@ void Decoder::multiply(float* y, const float* x, Index rows, std::size_t layer, 
     const Term term = {{x + begin * in, end - begin, in, in, 1}, {weight, out, in, in, 1}};
     if (end > begin) linear(y + begin * out, out, false, &term, 1, base.bias, 1);
   };
-  Index begin = 0, end = 0;  // of neighbours that share a weight
+  Index begin = 0, end = 0;  // of consecutive segments with one weight
   const float* weight = nullptr;
   for (const Segment& segment : step.segments) {
     if (weight_of(segment) != weight) {
@@ -67,7 +84,7 @@ void Decoder::multiply(float* y, const float* x, Index rows, std::size_t layer, 
     const Patch* patch = patch_of(segment);
     if (patch && patch->rank && end > begin) {
       const Index count = end - begin, rank = patch->rank;
-      float* shrunk = room(kShrunk, count * rank);
+      float* shrunk = grow(kShrunk, count * rank);
       const Term down = {{x + begin * in, count, in, in, 1}, {patch->a, rank, in, in, 1}};
       linear(shrunk, rank, false, &down, 1, nullptr, 1);
       for (const Part& part : patch->parts) {
@@ -82,22 +99,22 @@ void Decoder::multiply(float* y, const float* x, Index rows, std::size_t layer, 
 }
 
 void Decoder::attend(float* out, float* qkv, std::size_t layer, const Step& step) {
-  const Layer& own = layers_[layer];
+  const Layer& weights = layers_[layer];
   const Sizes& s = sizes_;
   const Index row = (s.heads + 2 * s.kv_heads) * s.dim, width = s.heads * s.dim;
-  if (own.q_norm) {
+  if (weights.q_norm) {
     const auto norm_heads = [&](float* x, const float* weight, Index heads) {
       const Index rows = s.norms_projection ? 1 : heads, columns = heads * s.dim / rows;
       norm(x, nullptr, nullptr, x, nullptr, weight, rows, columns, 1.0f, s.eps, s.one_plus);
     };
     for (Index t = 0; t < step.tokens; ++t) {
-      norm_heads(qkv + t * row, own.q_norm, s.heads);
-      norm_heads(qkv + t * row + width, own.k_norm, s.kv_heads);
+      norm_heads(qkv + t * row, weights.q_norm, s.heads);
+      norm_heads(qkv + t * row + width, weights.k_norm, s.kv_heads);
     }
   }
-  const Rotation& turn = step.rotations[own.rotation];
-  rope(qkv, row, qkv, row, turn.cos, turn.sin, turn.row, step.tokens, s.heads + s.kv_heads, s.dim,
-       turn.width, false);
+  const Rotation& rotation = step.rotations[weights.rotation];
+  rope(qkv, row, qkv, row, rotation.cos, rotation.sin, rotation.row, step.tokens,
+       s.heads + s.kv_heads, s.dim, rotation.width, false);
   Paged paged = step.paged;
   paged.heads = s.heads;
   paged.kv_heads = s.kv_heads;
@@ -105,17 +122,17 @@ void Decoder::attend(float* out, float* qkv, std::size_t layer, const Step& step
   paged.q_row = paged.kv_row = row;
   paged.scale = s.scale;
   paged.cap = s.cap;
-  paged.window = own.window;
+  paged.window = weights.window;
   const float* k = qkv + width;
   paged_attention(out, step.keys + layer * step.key_layer, step.values + layer * step.value_layer,
                   qkv, k, k + s.kv_heads * s.dim, paged);
 }
 
-void Decoder::enter(const float** y, float* h, const float* x, const float* weight, Index rows) {
+void Decoder::add_norm(const float** y, float* h, const float* x, const float* weight, Index rows) {
   const Index columns = sizes_.hidden;
   *y = h;
   if (weight) {
-    float* normed = room(kNormed, rows * columns);
+    float* normed = grow(kNormed, rows * columns);
     norm(normed, h, nullptr, x ? x : h, x ? h : nullptr, weight, rows, columns,
          sizes_.residual_scale, sizes_.eps, sizes_.one_plus);
     *y = normed;
@@ -129,7 +146,7 @@ void Decoder::forward(float* out, const Step& step) {
   expect_below(step.token_ids, step.tokens, s.vocab, "token id");
   expect_below(step.keep, step.kept, step.tokens, "kept token");
   Index rows = step.tokens;
-  float* h = room(kHidden, rows * s.hidden);
+  float* h = grow(kHidden, rows * s.hidden);
   gather(h, embedding_, step.token_ids, rows, s.hidden);
   if (s.embedding_scale != 1.0f)
     for (Index i = 0; i < rows * s.hidden; ++i) h[i] *= s.embedding_scale;
@@ -138,7 +155,7 @@ void Decoder::forward(float* out, const Step& step) {
     const Layer& layer = layers_[i];
     const bool last = i + 1 == layers_.size();
     const auto run = [&](Name name, Buffer buffer, const float* from, bool kept) {
-      float* to = room(buffer, rows * layer.linears[name].out);
+      float* to = grow(buffer, rows * layer.linears[name].out);
       multiply(to, from, rows, i, name, step, kept);
       return to;
     };
@@ -147,13 +164,13 @@ void Decoder::forward(float* out, const Step& step) {
         norm(z, nullptr, nullptr, z, nullptr, weight, rows, s.hidden, 1.0f, s.eps, s.one_plus);
       x = z;
     };
-    enter(&y, h, x, layer.attention_norm, rows);
-    float* mixed = room(kMixed, rows * s.heads * s.dim);
+    add_norm(&y, h, x, layer.attention_norm, rows);
+    float* mixed = grow(kMixed, rows * s.heads * s.dim);
     attend(mixed, run(kQkv, kWide, y, false), i, step);
-    if (last) {  // what follows is computed for the kept tokens alone
-      float* kept_mixed = room(kWide, step.kept * s.heads * s.dim);
+    if (last) {  // from here on only the kept tokens are computed
+      float* kept_mixed = grow(kWide, step.kept * s.heads * s.dim);
       gather(kept_mixed, mixed, step.keep, step.kept, s.heads * s.dim);
-      float* kept_h = room(kNormed, step.kept * s.hidden);
+      float* kept_h = grow(kNormed, step.kept * s.hidden);
       gather(kept_h, h, step.keep, step.kept, s.hidden);
       std::swap(buffers_[kHidden], buffers_[kNormed]);
       mixed = kept_mixed;
@@ -161,14 +178,14 @@ void Decoder::forward(float* out, const Step& step) {
       rows = step.kept;
     }
     norm_out(run(kO, kOut, mixed, last), layer.attention_out_norm);
-    enter(&y, h, x, layer.mlp_norm, rows);
+    add_norm(&y, h, x, layer.mlp_norm, rows);
     const Index inner = layer.linears[kDown].in;
     const float* gate_up = run(kGateUp, kWide, y, last);
-    float* active = room(kGated, rows * inner);
+    float* active = grow(kGated, rows * inner);
     gated(active, gate_up, rows, inner, s.gelu);
     norm_out(run(kDown, kOut, active, last), layer.mlp_out_norm);
   }
-  enter(&y, h, x, final_norm_, rows);
+  add_norm(&y, h, x, final_norm_, rows);
   std::memcpy(out, y, rows * s.hidden * sizeof(float));
 }
 

@@ -1,6 +1,6 @@
-// All layers of a decoder over packed tokens in one call: what Transformer.forward computes on a CPU
-// in fp32, by the same operations and so with the same bits, but without the interpreter between
-// them and in memory that is used again. Plain pointers; fastsafe/model/native.py checks the sizes.
+// All layers of a decoder over packed tokens in one call. It runs the operations of
+// Transformer.forward on a CPU in fp32, so results have the same bits; but no Python runs between
+// them, and buffers are reused. fastsafe/model/cpu_decoder.py checks pointers and sizes.
 
 #pragma once
 
@@ -19,30 +19,30 @@ struct Linear {
 
 struct Layer {
   Linear linears[kNames];
-  // null where the architecture has none
+  // null if the architecture has no such norm
   const float *attention_norm, *attention_out_norm, *mlp_norm, *mlp_out_norm, *q_norm, *k_norm;
-  Index window, rotation;  // keys that a query sees, 0: all; which of a step's rotations
+  Index window, rotation;  // keys that a query sees, 0: all; index into Step::rotations
 };
 
 struct Sizes {
   Index vocab, hidden, heads, kv_heads, dim;
   float eps, scale, cap, embedding_scale, residual_scale;
-  bool one_plus, gelu, norms_projection;  // the last: of q and k as a whole, not of every head
+  bool one_plus, gelu, norms_projection;  // the last: norm all heads of q (k) as one vector
 };
 
-struct Part {  // columns [begin, end) of y get A's rows [first, last) of x, times B
+struct Part {  // columns [begin, end) of y += B (A[first:last) x)
   Index begin, end, first, last;
   const float* b;  // [end - begin, last - first]
 };
 
-struct Patch {  // what an adapter does to a linear
-  const float* weight = nullptr;  // in place of the base's; null: the base's
+struct Patch {  // change of an adapter to a linear
+  const float* weight = nullptr;  // merged weight; null: the base's
   const float* a = nullptr;       // [rank, in]
   Index rank = 0;
   std::vector<Part> parts;
 };
 
-struct Segment {  // tokens up to `end`, and kept ones up to `kept_end`, of one adapter
+struct Segment {  // consecutive rows of one adapter: packed tokens to `end`, kept ones to `kept_end`
   const std::vector<Patch>* patches;  // by layer * kNames + name; null: the base
   Index end, kept_end;
 };
@@ -55,11 +55,11 @@ struct Rotation {
 struct Step {
   const std::int64_t* token_ids;
   Index tokens;
-  const std::int64_t* keep;  // tokens whose final state is wanted
+  const std::int64_t* keep;  // tokens whose final state is returned
   Index kept;
   std::vector<Segment> segments;
   std::vector<Rotation> rotations;
-  Paged paged;  // all but the strides of q, k and v, scale, cap and window
+  Paged paged;  // Decoder sets the strides of q, k and v, scale, cap and window
   float *keys, *values;
   Index key_layer, value_layer;  // strides of a layer
 };
@@ -68,17 +68,20 @@ class Decoder {
  public:
   Decoder(const Sizes& sizes, std::vector<Layer> layers, const float* embedding,
           const float* final_norm);
-  std::size_t num_linears() const { return layers_.size() * kNames; }
-  // out [kept, hidden]; one call at a time
+  // Bytes of a step's buffers for elements of `itemsize` bytes, adapters not counted. The memory
+  // planner asks it for every device: Transformer.forward holds no more.
+  static Index workspace_bytes(Index hidden, Index intermediate, Index heads, Index kv_heads,
+                               Index dim, Index tokens, Index itemsize);
+  // out [kept, hidden]; not thread-safe
   void forward(float* out, const Step& step);
 
  private:
   void multiply(float* y, const float* x, Index rows, std::size_t layer, Name name,
                 const Step& step, bool kept);
   void attend(float* out, float* qkv, std::size_t layer, const Step& step);
-  // adds x to h, and norms it into y; where there is no norm, y becomes h
-  void enter(const float** y, float* h, const float* x, const float* norm, Index rows);
-  float* room(int buffer, Index count);
+  // h += x unless x is null, then y = norm(h), or y = h if norm is null
+  void add_norm(const float** y, float* h, const float* x, const float* norm, Index rows);
+  float* grow(int buffer, Index count);
 
   Sizes sizes_;
   std::vector<Layer> layers_;

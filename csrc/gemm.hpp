@@ -1,10 +1,10 @@
 // fp32 matrix product on one core, with any strides, in portable vector code.
 //
-// A row's bits follow from its own values and the weight's shape alone: each element is one chain
-// of multiply-adds over k in blocks of kDepth, whatever the number of rows. A product that is added
-// to what is there is one chain that begins with it, so that its sum may be cut anywhere. torch's
-// own product (MKL) keeps no such promise for few rows, and uses half the width of an AVX-512 CPU
-// that is not Intel's.
+// A row's bits depend on its own values and the weight's shape alone: each element is one chain of
+// multiply-adds over k in blocks of kDepth, at any number of rows. Into::kChain accumulates in index
+// order starting from the present value, so splitting k over several calls gives identical bits.
+// torch's own product (MKL) guarantees neither for few rows, and uses half the vector width on an
+// AVX-512 CPU that is not Intel's.
 
 #pragma once
 
@@ -25,7 +25,7 @@ struct Term {  // x[M, K] w[N, K]^T
 };
 
 constexpr Index kWidth = 2 * kLanes;  // columns of a panel
-constexpr Index kDepth = 128;         // of a panel; also how many products one sum holds
+constexpr Index kDepth = 128;         // depth of a panel, and products per sum
 
 enum class Into { kNew, kSum, kChain };  // y = sum, y = y + sum, y = y + first + second + ...
 
@@ -99,9 +99,9 @@ FASTSAFE_INLINE float* aligned(std::vector<float>& buffer, Index size) {
                                   ~std::uintptr_t{63});
 }
 
-// y[M, N] of the sum over terms of x[M, K] w[N, K]^T. A set's rows by 32 columns are in registers at
-// a time; a panel's terms follow one another while its part of y is in cache. With `roomy`, columns of
-// y up to a multiple of 32 are there to be overwritten.
+// y[M, N] = sum over terms of x[M, K] w[N, K]^T. Set::rows by 32 elements of y are in registers at a
+// time; all terms of a panel follow one another while its part of y is in cache. `roomy` says that y
+// has columns up to a multiple of 32, which may be overwritten.
 template <class Set>
 FASTSAFE_INLINE void gemm(float* y, Index y_row, Into into, const Term* terms, int count,
                           bool roomy = false) {

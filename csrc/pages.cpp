@@ -21,132 +21,139 @@ std::uint64_t key_of(std::uint64_t parent_serial, const Token* tokens, Int count
 
 }  // namespace
 
-Pages::Pages(Int count, Int tokens) : tokens_(tokens), pages_(count) {
-  // the lowest first, then those that were given back last: little memory is touched
+Pages::Pages(Int count, Int page_tokens) : page_tokens_(page_tokens), pages_(count + 1) {
+  pages_[count].older = pages_[count].newer = count;
+  // a stack: the lowest pages and those released last are reused first, so little memory is touched
   for (Int i = count; i-- > 0;) free_.push_back(i);
 }
 
-Int Pages::take() {
-  Int id = oldest_;
-  if (free_.empty()) {
-    unlist(id);
-    drop(pages_[id]);
-  } else {
-    id = free_.back();
-    free_.pop_back();
-  }
+Int Pages::allocate() {
+  if (free_.empty()) free_.push_back(evict());
+  const Int id = free_.back();
+  free_.pop_back();
   pages_[id].refs = 1;
   return id;
 }
 
-void Pages::hold(Int id) {
-  if (pages_[id].refs++ == 0) unlist(id);
+// takes the least recently used cached page out of the prefix index
+Int Pages::evict() {
+  const Int id = oldest();
+  remove_from_cached(id);
+  forget_key(pages_[id]);
+  return id;
 }
 
-void Pages::release(Int id) {
-  Page& page = pages_[id];
-  if (--page.refs) return;
-  if (page.serial == 0 || page.ready == kLater) {
-    drop(page);
-    free_.push_back(id);
-    return;
-  }
-  page.before = newest_;
-  page.after = kNone;
-  (newest_ == kNone ? oldest_ : pages_[newest_].after) = id;
-  newest_ = id;
-  ++cached_;
-}
-
-void Pages::unlist(Int id) {
-  const Page& page = pages_[id];
-  (page.before == kNone ? oldest_ : pages_[page.before].after) = page.after;
-  (page.after == kNone ? newest_ : pages_[page.after].before) = page.before;
-  --cached_;
-}
-
-void Pages::drop(Page& page) {
-  if (page.serial) index_.erase(page.key);
-  page.serial = 0;
-}
-
-void Pages::forget() {
-  while (oldest_ != kNone) {
-    const Int id = oldest_;
-    unlist(id);
-    drop(pages_[id]);
-    free_.push_back(id);
-  }
+void Pages::evict_all() {
+  while (cached_) free_.push_back(evict());
   if (!index_.empty()) return;
   roots_.clear();
   root_of_.clear();
 }
 
-Int Pages::root(std::uint64_t space) {
+void Pages::retain(Int id) {
+  if (pages_[id].refs++ == 0) remove_from_cached(id);
+}
+
+void Pages::release(Int id) {
+  Page& page = pages_[id];
+  if (--page.refs) return;
+  if (page.serial == 0 || page.ready == kNotReady) {
+    forget_key(page);
+    free_.push_back(id);
+  } else {
+    add_to_cached(id);
+  }
+}
+
+void Pages::add_to_cached(Int id) {
+  Page& end = pages_[count()];
+  pages_[id].older = end.older;
+  pages_[id].newer = count();
+  pages_[end.older].newer = id;
+  end.older = id;
+  ++cached_;
+}
+
+void Pages::remove_from_cached(Int id) {
+  pages_[pages_[id].older].newer = pages_[id].newer;
+  pages_[pages_[id].newer].older = pages_[id].older;
+  --cached_;
+}
+
+void Pages::forget_key(Page& page) {
+  if (page.serial) index_.erase(page.key);
+  page.serial = 0;
+}
+
+// the parent of a namespace's first pages; its id is below kNone
+Int Pages::root(std::uint64_t cache_namespace) {
   const Int next = kNone - 1 - static_cast<Int>(roots_.size());
-  const auto [at, is_new] = root_of_.try_emplace(space, next);
+  const auto [entry, is_new] = root_of_.try_emplace(cache_namespace, next);
   if (is_new) {
     roots_.emplace_back();
     roots_.back().serial = ++serials_;
   }
-  return at->second;
+  return entry->second;
 }
 
+// the published page that follows `parent` and holds these tokens; kNone if there is none
 Int Pages::find(Int parent, const Token* tokens) {
   const std::uint64_t serial = page(parent).serial;
-  const auto at = index_.find(key_of(serial, tokens, tokens_));
-  if (at == index_.end()) return kNone;
-  const Page& found = pages_[at->second];
-  if (found.parent_serial != serial) return kNone;
-  return std::equal(found.tokens.begin(), found.tokens.end(), tokens) ? at->second : kNone;
+  const auto entry = index_.find(key_of(serial, tokens, page_tokens_));
+  if (entry == index_.end()) return kNone;
+  const Page& child = pages_[entry->second];
+  if (child.parent_serial != serial) return kNone;
+  return std::equal(child.tokens.begin(), child.tokens.end(), tokens) ? entry->second : kNone;
 }
 
-// how many of `count` tokens a page that follows `parent` begins with
-Int Pages::common(Int parent, Int child, const Token* tokens, Int count) {
+// how many of `count` tokens are the first ones of `child`, if it still follows `parent`
+Int Pages::common_tokens(Int parent, Int child, const Token* tokens, Int count) {
   if (child == kNone) return 0;
-  const Page& found = pages_[child];
-  if (found.serial == 0 || found.parent_serial != page(parent).serial) return 0;
-  const Token* end = tokens + std::min(count, tokens_);
-  return std::mismatch(tokens, end, found.tokens.begin()).first - tokens;
+  const Page& candidate = pages_[child];
+  if (candidate.serial == 0 || candidate.parent_serial != page(parent).serial) return 0;
+  const Token* end = tokens + std::min(count, page_tokens_);
+  return std::mismatch(tokens, end, candidate.tokens.begin()).first - tokens;
 }
 
-Pages::Match Pages::match(std::uint64_t space, const Token* tokens, Int end, Int now) {
+Pages::Match Pages::match(std::uint64_t cache_namespace, const Token* tokens, Int end, Int now) {
   Match match;
-  Int parent = root(space), child;
+  Int parent = root(cache_namespace), child;
   const auto next = [&](Int begin) {
-    return begin + tokens_ <= end ? find(parent, tokens + begin) : kNone;
+    return begin + page_tokens_ <= end ? find(parent, tokens + begin) : kNone;
   };
   while ((child = next(match.tokens)) != kNone && pages_[child].ready <= now) {
-    match.pages.push_back(parent = child);
-    match.tokens += tokens_;
+    match.pages.push_back(child);
+    match.tokens += page_tokens_;
+    parent = child;
   }
-  match.soon = match.tokens;
+  match.pending = match.tokens;
   Int ready = page(parent).ready_child;
-  if (ready != kNone && pages_[ready].ready > now) ready = kNone;  // it holds other tokens by now
-  const Int copied = common(parent, ready, tokens + match.tokens, end - match.tokens);
+  // the page may have been evicted and published again, with tokens that are not computed yet
+  if (ready != kNone && pages_[ready].ready > now) ready = kNone;
+  const Int copied = common_tokens(parent, ready, tokens + match.tokens, end - match.tokens);
   if (copied) match.partial = ready;
   match.tokens += copied;
-  while ((child = next(match.soon)) != kNone) {
+  while ((child = next(match.pending)) != kNone) {
     parent = child;
-    match.soon += tokens_;
+    match.pending += page_tokens_;
   }
   const Int newest = page(parent).newest_child;
-  match.soon += common(parent, newest, tokens + match.soon, end - match.soon);
+  match.pending += common_tokens(parent, newest, tokens + match.pending, end - match.pending);
   return match;
 }
 
-bool Pages::enter(std::uint64_t space, Int before, Int id, const Token* tokens) {
-  const Int parent = before == kNone ? root(space) : before;
-  const std::uint64_t serial = page(parent).serial, key = key_of(serial, tokens, tokens_);
+bool Pages::publish(std::uint64_t cache_namespace, Int previous, Int id, const Token* tokens) {
+  const Int parent = previous == kNone ? root(cache_namespace) : previous;
+  const std::uint64_t serial = page(parent).serial, key = key_of(serial, tokens, page_tokens_);
   if (!index_.try_emplace(key, id).second) return false;
-  Page& entered = pages_[id];
-  entered.key = key;
-  entered.serial = ++serials_;
-  entered.parent = parent;
-  entered.parent_serial = serial;
-  entered.ready = kLater;
-  entered.newest_child = entered.ready_child = kNone;
-  entered.tokens.assign(tokens, tokens + tokens_);
+  Page& published = pages_[id];
+  published.key = key;
+  published.serial = ++serials_;
+  published.parent = parent;
+  published.parent_serial = serial;
+  published.ready = kNotReady;
+  published.newest_child = published.ready_child = kNone;
+  published.tokens.assign(tokens, tokens + page_tokens_);
   page(parent).newest_child = id;
   return true;
 }
@@ -157,24 +164,24 @@ void Pages::set_ready(Int id, Int step) {
 }
 
 std::string Pages::check(const std::vector<Int>& refs) const {
-  Int cached = 0, entered = 0, idle = 0;
-  for (Int id = oldest_, before = kNone; id != kNone; before = id, id = pages_[id].after, ++cached)
-    if (pages_[id].before != before || pages_[id].refs || !pages_[id].serial)
-      return "the list of pages that nobody holds is broken";
-  for (std::size_t id = 0; id < pages_.size(); ++id) {
+  Int cached = 0, published = 0, unused = 0;
+  for (Int id = oldest(); id != count(); id = pages_[id].newer, ++cached)
+    if (pages_[pages_[id].newer].older != id || pages_[id].refs || !pages_[id].serial)
+      return "the ring of cached pages is broken";
+  for (Int id = 0; id < count(); ++id) {
     const Page& page = pages_[id];
     if (page.refs != refs[id])
       return "page " + std::to_string(id) + " counts " + std::to_string(page.refs) +
              " references, its rows " + std::to_string(refs[id]);
-    idle += page.refs == 0;
+    unused += page.refs == 0;
     if (!page.serial) continue;
-    ++entered;
-    const auto at = index_.find(page.key);
-    if (at == index_.end() || at->second != static_cast<Int>(id))
-      return "page " + std::to_string(id) + " is not found by its key";
+    ++published;
+    const auto entry = index_.find(page.key);
+    if (entry == index_.end() || entry->second != id)
+      return "the prefix index lacks page " + std::to_string(id);
   }
-  if (cached != cached_ || idle != available()) return "pages are lost";
-  return entered == static_cast<Int>(index_.size()) ? "" : "the index holds pages that are gone";
+  if (cached != cached_ || unused != available()) return "an unused page is neither free nor cached";
+  return published == static_cast<Int>(index_.size()) ? "" : "the prefix index has evicted pages";
 }
 
 }  // namespace fastsafe

@@ -1,4 +1,4 @@
-// Bytes of a regular file, read with pread into memory that the caller owns.
+// Reads bytes of a regular file with pread into memory that the caller owns.
 #pragma once
 
 #include <sys/stat.h>
@@ -10,7 +10,7 @@
 
 namespace fastsafe {
 
-// One sentence about what is wrong with a file and what to do; the caller adds the path.
+// The message says in one sentence what is wrong and what to do; for a file, the caller adds its path.
 struct Error : std::runtime_error {
   using std::runtime_error::runtime_error;
 };
@@ -21,7 +21,7 @@ struct Range {
   std::uint64_t bytes;
 };
 
-// An open regular file. Never mapped: a file that shrinks under us is an Error, not a SIGBUS.
+// An open regular file. It is not mapped: a file that shrinks meanwhile is an Error, not a SIGBUS.
 class File {
  public:
   explicit File(const std::string& path);

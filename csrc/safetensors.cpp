@@ -41,7 +41,7 @@ std::string quote(std::string_view text) {
   refuse("tensor " + quote(which.name) + " " + got, want);
 }
 
-// Offset of the first byte that is not UTF-8, or text.size().
+// Returns the offset of the first byte that is not UTF-8, or text.size().
 std::size_t first_invalid_utf8(std::string_view text) {
   const auto* s = reinterpret_cast<const unsigned char*>(text.data());
   const std::size_t n = text.size();
@@ -59,7 +59,7 @@ std::size_t first_invalid_utf8(std::string_view text) {
     for (std::size_t k = 1; k <= tail; ++k) {
       if ((s[i + k] & 0xc0) != 0x80) return i;
     }
-    // overlong forms, surrogates, and what lies beyond U+10FFFF
+    // overlong forms, surrogates, and code points beyond U+10FFFF
     if (tail > 1 && ((c == 0xe0 && s[i + 1] < 0xa0) || (c == 0xed && s[i + 1] > 0x9f) ||
                      (c == 0xf0 && s[i + 1] < 0x90) || (c == 0xf4 && s[i + 1] > 0x8f))) {
       return i;
@@ -76,7 +76,7 @@ void append_utf8(std::string& out, std::uint32_t point) {
   for (int i = tail - 1; i >= 0; --i) out += static_cast<char>(0x80 | ((point >> 6 * i) & 0x3f));
 }
 
-// C0, DEL, C1, and the marks that reorder text on a screen.
+// Control characters (C0, DEL, C1) and marks that reorder text on a screen.
 bool has_control_character(std::string_view name) {
   for (std::size_t i = 0; i < name.size(); ++i) {
     const auto at = [&](std::size_t k) -> unsigned {
@@ -90,7 +90,7 @@ bool has_control_character(std::string_view name) {
   return false;
 }
 
-// By sorting: no choice of names makes it slow, as colliding hashes would.
+// It sorts: unlike a hash table, no choice of names makes it slow.
 void refuse_duplicates(const std::vector<std::string_view>& names, const char* what) {
   std::vector<std::pair<std::size_t, std::string_view>> sorted;
   sorted.reserve(names.size());
@@ -119,8 +119,8 @@ void check_size(const TensorInfo& tensor) {
   refuse(tensor, "has " + number(bytes) + " bytes", number(bits / 8) + " for " + type);
 }
 
-// No recursion: a header has three fixed levels, and unknown keys are refused, so nothing of
-// unknown shape is ever skipped over.
+// It does not recurse: a header has three fixed levels, and unknown keys are refused, so it never has
+// to skip a value of unknown shape.
 class Parser {
  public:
   explicit Parser(std::string_view text)
@@ -173,7 +173,8 @@ class Parser {
     skip_space();
   }
 
-  // Steps over an opening bracket: whether an element follows; otherwise over the closing one, too.
+  // Consumes an opening bracket and returns whether an element follows; if not, consumes the closing
+  // one, too.
   bool opens(char bracket, char closing) {
     if (peek() != bracket) malformed(quote({&bracket, 1}));
     ++at_;
@@ -183,7 +184,7 @@ class Parser {
     return false;
   }
 
-  // After an element: whether a comma promises another; otherwise steps over the closing bracket.
+  // After an element: consumes a comma and returns true, or consumes the closing bracket.
   bool continues(char closing) {
     skip_space();
     const char c = peek();
@@ -330,10 +331,10 @@ class Parser {
   const char* start_;
   const char* at_;
   const char* end_;
-  TensorInfo* tensor_ = nullptr;  // the one being parsed, for messages
+  TensorInfo* tensor_ = nullptr;  // the tensor being parsed, for messages
 };
 
-// The data is one run without hole or overlap, from its first byte to the last of the file.
+// Checks that tensors cover the data without gap or overlap, to the last byte of the file.
 void check_coverage(std::vector<TensorInfo>& tensors, std::uint64_t data_bytes) {
   const auto before = [](const TensorInfo& a, const TensorInfo& b) {
     return std::tie(a.begin, a.end) < std::tie(b.begin, b.end);

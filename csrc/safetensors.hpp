@@ -1,5 +1,5 @@
-// Header of a safetensors file, parsed from bytes that nobody vouches for: whatever is accepted
-// here the reference implementation accepts too, with the same meaning.
+// Parser of a safetensors header from untrusted bytes. The reference implementation accepts every
+// header that this one accepts, with the same meaning.
 #pragma once
 
 #include <array>
@@ -48,7 +48,7 @@ std::uint64_t header_bytes(const unsigned char prefix[kPrefixBytes], std::uint64
 // Parses the JSON text of a file with `data_bytes` after it.
 Header parse_header(std::string_view json, std::uint64_t data_bytes);
 
-// All of the above for an open file.
+// Reads and parses the header of an open file.
 Header read_header(const File& file);
 
 }  // namespace fastsafe

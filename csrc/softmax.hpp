@@ -1,4 +1,4 @@
-// Softmax of one row of scores, for every kind of attention.
+// Softmax of one row of scores, for packed and for paged attention.
 
 #pragma once
 
@@ -6,7 +6,7 @@
 
 namespace fastsafe::cpu {
 
-constexpr float kHidden = 1e30f;  // subtracted from scores that a query may not see
+constexpr float kMasked = 1e30f;  // subtracted from the scores of masked keys
 
 template <class Vec>
 FASTSAFE_INLINE Vec capped(Vec scores, float scale, float cap) {
@@ -14,7 +14,7 @@ FASTSAFE_INLINE Vec capped(Vec scores, float scale, float cap) {
   return cap > 0 ? cap * hyperbolic_tangent(scores / cap) : scores;
 }
 
-// zeros outside [low, high) of a row of `room` values, then [low, high) grown to whole vectors
+// clears a row of `room` values outside [low, high), then rounds [low, high) out to whole vectors
 FASTSAFE_INLINE void clear_around(float* row, Index room, Index* low, Index* high) {
   std::memset(row, 0, *low * sizeof(float));
   std::memset(row + *high, 0, (room - *high) * sizeof(float));
@@ -22,16 +22,16 @@ FASTSAFE_INLINE void clear_around(float* row, Index room, Index* low, Index* hig
   *high = (*high + kLanes - 1) / kLanes * kLanes;
 }
 
-// softmax of one row in place over [low, high), zero elsewhere in [0, room), a multiple of 16
+// softmax of one row in place over [low, high); zero elsewhere in [0, room), a multiple of 16
 template <class Vec>
 FASTSAFE_INLINE Scale softmax(float* row, Index low, Index high, Index room, float scale,
                               float cap) {
   Index begin = low, end = high;
   clear_around(row, room, &begin, &end);
-  Vec tops = Vec{} - 2.0f * kHidden;
+  Vec tops = Vec{} - 2.0f * kMasked;
   for (Index c = begin; c < end; c += kLanes) {
-    const Vec hidden = (within<Vec>(low, high, c) - 1.0f) * kHidden;
-    const Vec v = capped(load<Vec>(row + c), scale, cap) + hidden;
+    const Vec mask = (within<Vec>(low, high, c) - 1.0f) * kMasked;
+    const Vec v = capped(load<Vec>(row + c), scale, cap) + mask;
     store(row + c, v);
     tops = larger(tops, v);
   }

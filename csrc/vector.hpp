@@ -34,16 +34,16 @@ typedef float Four __attribute__((vector_size(16)));
 typedef float Eight __attribute__((vector_size(32)));
 typedef float Sixteen __attribute__((vector_size(64)));
 
-// Vectors wider than a register. A compiler may take such a vector for one in memory and handle it
-// lane by lane (GCC 12 does, at a hundredth of the speed), so here it is two of half the width.
-// Of the sum of two products, the first is fused with it; operands of an operator have no order, so
-// a statement of its own makes it the first.
+// Vectors wider than a register. A compiler may keep such a vector in memory and compute it lane by
+// lane (GCC 12 does, at a hundredth of the speed), so here it is a pair of half the width.
+// In a sum of two products the compiler fuses the first one; C++ leaves the order of operands open,
+// so code that depends on it computes the first product in a statement of its own.
 template <class Half>
 struct Two {
   Half low, high;
 };
 
-// The vector of 16 floats of an instruction set, and as many rows of a product as its registers hold
+// For each instruction set: its vector of 16 floats, and the rows of a product that fit in registers
 struct Avx512 {
   using Vec = Sixteen;
   static constexpr int rows = 12;
@@ -89,7 +89,7 @@ FASTSAFE_INLINE Two<Half> operator-(Two<Half> a) {
   return {-a.low, -a.high};
 }
 
-// 2: AVX-512, 1: AVX2 with FMA, 0: what every CPU of this kind has
+// 2: AVX-512, 1: AVX2 with FMA, 0: baseline
 int level();
 
 template <class Vec>
@@ -114,7 +114,7 @@ FASTSAFE_INLINE void store(float* p, Vec v) {
   }
 }
 
-// the first `count` of 16 floats, zero beyond
+// loads the first `count` of 16 floats, and zeros
 template <class Vec>
 FASTSAFE_INLINE Vec get(const float* p, Index count) {
   if (count >= kLanes) return load<Vec>(p);
@@ -149,7 +149,7 @@ FASTSAFE_INLINE Vec smaller(Vec a, Vec b) {
 
 constexpr float kLane[] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
 
-// 1 where low <= at + lane < high, else 0; by clamping, as GCC takes masks of comparisons apart
+// 1 if low <= at + lane < high, else 0; by clamping, as GCC splits comparison masks into lanes
 template <class Vec>
 FASTSAFE_INLINE Vec within(Index low, Index high, Index at) {
   const Vec lane = load<Vec>(kLane), one = Vec{} + 1.0f;
@@ -170,7 +170,7 @@ FASTSAFE_INLINE Two<Half> halves(Two<Half> v) {
   return v;
 }
 
-// folded in half until one is left: the order does not depend on the width of a register
+// adds halves until one value is left: the order does not depend on the width of a register
 FASTSAFE_INLINE float sum(Four v) { return (v[0] + v[2]) + (v[1] + v[3]); }
 template <class Vec>
 FASTSAFE_INLINE float sum(Vec v) {
@@ -187,7 +187,7 @@ FASTSAFE_INLINE float largest(Vec v) {
   return largest(larger(both.low, both.high));
 }
 
-// rows[i][j] becomes rows[j][i]: four times the halves are interleaved like cards
+// rows[i][j] becomes rows[j][i], by four perfect shuffles of the two halves
 FASTSAFE_INLINE void transpose(Sixteen* rows) {
 #pragma GCC unroll 4
   for (int round = 0; round < 4; ++round) {

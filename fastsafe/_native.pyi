@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 class Error(ValueError):
-    """A file is malformed or unreadable; the message does not name it."""
+    """Say in one sentence what is wrong with a file, without its path, or with a call."""
 
 class File:
     """An open regular file, read by pread from several threads with the GIL released."""
@@ -25,17 +25,17 @@ class File:
         """
     def read_bytes(self, offset: int, bytes: int) -> bytes: ...
 
-# fp32 operations on one core. Addresses are of fp32 or int64 elements, 0 where there is none; they
-# and the sizes are not checked: fastsafe/model/cpu.py does. Strides are in elements.
+# fp32 operations on one core. Addresses are of fp32 or int64 elements, 0 for an absent tensor;
+# fastsafe/model/cpu_ops.py checks them and the sizes. Strides are in elements.
 
 Matrix = tuple[int, int, int, int, int]
 """Address, rows, columns, stride of a row, stride of a column."""
 
 def instruction_set() -> str:
-    """Name what the operations run on: "avx512", "avx2" or "baseline"."""
+    """Return the instruction set in use: "avx512", "avx2" or "baseline"."""
 
 def use_instruction_set(name: str) -> bool:
-    """Run on another set; False where the CPU lacks it. For tests."""
+    """Choose another instruction set for tests; return False if the CPU lacks it."""
 
 def linear(
     y: int,
@@ -128,7 +128,7 @@ def paged_attention(
     v: int,
     starts: int,
     positions: int,
-    places: int,
+    cache_slots: int,
     table: int,
     rows: int,
     width: int,
@@ -146,7 +146,7 @@ def paged_attention(
     """Write keys and values to their pages and attend from every token over its row's context."""
 
 class Patches:
-    """What an adapter changes in ``count`` linears, by layer * 4 + (qkv, o, gate_up, down)."""
+    """Changes of an adapter to ``count`` linears, by layer * 4 + (qkv, o, gate_up, down)."""
 
     def __init__(self, count: int) -> None: ...
     def replace(self, index: int, weight: int) -> None: ...
@@ -185,6 +185,17 @@ class Decoder:
         embedding: int,
         final_norm: int,
     ) -> None: ...
+    @staticmethod
+    def workspace_bytes(
+        hidden: int,
+        intermediate: int,
+        heads: int,
+        kv_heads: int,
+        dim: int,
+        tokens: int,
+        itemsize: int,
+    ) -> int:
+        """Return the bytes of a step's buffers for elements of ``itemsize`` bytes."""
     def forward(
         self,
         out: int,
@@ -196,7 +207,7 @@ class Decoder:
         rotations: list[tuple[int, int, int, int]],
         starts: int,
         positions: int,
-        places: int,
+        cache_slots: int,
         table: int,
         rows: int,
         width: int,
@@ -209,12 +220,11 @@ class Decoder:
     ) -> None:
         """Segments: patches, end, kept end. Rotations: cos, sin, stride of a row, columns."""
 
-# Rows of a batch that is computed step by step; see csrc/batch.hpp. Handles are numbers below the
-# most rows; a stamp is of one stay of a row in the batch.
+# The batch of the engine; csrc/batch.hpp defines its terms.
 
 Ints = NDArray[np.int64]
 
-class Plan:
+class StepPlan:
     """The tables of a step: packed tokens, rows sorted by adapter slot."""
 
     @property
@@ -222,7 +232,7 @@ class Plan:
     @property
     def positions(self) -> Ints: ...
     @property
-    def places(self) -> Ints: ...
+    def cache_slots(self) -> Ints: ...
     @property
     def context_lens(self) -> Ints: ...
     @property
@@ -247,23 +257,29 @@ class Plan:
     def table(self) -> NDArray[np.int32]: ...
 
 class Batch:
-    """Rows, the pages that they hold, and the pages that can be found again."""
+    """Waiting and running rows, their pages, and the prefix index of published pages."""
 
     def __init__(
-        self, pages: int, page_tokens: int, rows: int, reuse: bool, split: bool, turn: int
+        self,
+        pages: int,
+        page_tokens: int,
+        rows: int,
+        prefix_cache: bool,
+        separate_decode_step: bool,
+        recompute_beyond: int,
     ) -> None: ...
     def add(
         self,
-        slot: int,
-        space: int,
+        adapter_slot: int,
+        cache_namespace: int,
         tokens: Sequence[int] | NDArray[np.int32],
-        limit: int,
-        feed: int,
-        keep_from: int,
+        max_tokens_total: int,
+        prefill_until: int,
+        logits_from: int,
     ) -> int: ...
     def admit(self, handle: int) -> int:
-        """Tokens that need not be computed; -1: no room; -2: worth waiting for a running row."""
-    def plan(self, prompts: bool, decodes: bool, budget: int) -> Plan: ...
+        """Return the tokens found in the cache; -1: too few pages; -2: wait for a running row."""
+    def plan(self, prefill: bool, decode: bool, budget: int) -> StepPlan: ...
     def append(
         self,
         handles: Ints,
@@ -273,7 +289,7 @@ class Batch:
         finite: NDArray[np.bool_],
         stops: NDArray[np.bool_],
     ) -> list[int]:
-        """Handles and endings of the rows that ended: 0 stop, 1 length, 2 error, 3 read."""
+        """Return handles and endings of rows that ended: 0 stop, 1 length, 2 error, 3 scored."""
     def record(
         self,
         handles: Ints,
@@ -283,7 +299,7 @@ class Batch:
     ) -> list[int]: ...
     def remove(self, handle: int) -> None: ...
     def preempt_all(self) -> None: ...
-    def forget(self) -> None: ...
+    def evict_all(self) -> None: ...
     def tokens(self, handle: int) -> list[int]: ...
     def logprobs(self, handle: int) -> list[float]: ...
     def is_greedy(self, handle: int) -> bool: ...

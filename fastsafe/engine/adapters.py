@@ -1,8 +1,8 @@
-"""The linear layers of one step: each row's own adapter, mixed in or merged into the weights."""
+"""Linear layers of one step: each row's adapter, mixed in or merged into the weights."""
 
 import threading
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 from weakref import WeakValueDictionary
 
 import torch
@@ -15,8 +15,8 @@ from fastsafe.model.transformer import Project, Transformer
 Mode = Literal["merged", "mixed"]
 
 
-class Merged:
-    """Merged weights of the adapters in use, one copy each, shared by all lanes."""
+class MergedCopies:
+    """Merged weights of the adapters in use, one copy of each, shared by all lanes."""
 
     def __init__(self, bank: AdapterBank) -> None:
         self._bank = bank
@@ -25,7 +25,7 @@ class Merged:
         self._copies: WeakValueDictionary[tuple[int, int], MergedWeights] = WeakValueDictionary()
 
     def get(self, slot: int) -> MergedWeights | None:
-        """Weights for rows with this adapter, which live as long as somebody holds them."""
+        """Return an adapter's merged weights, kept while anyone holds them; None for the base."""
         if slot == BASE:
             return None
         with self._lock:
@@ -39,59 +39,58 @@ class Merged:
 
 
 class Projections:
-    """Makes the ``Project`` of each step of one lane whose model ``model.native`` does not take.
+    """Makes the ``Project`` of each step of a lane that runs ``Transformer.forward``.
 
     Args:
         bank: The adapters.
-        merged: Weights to take for rows of an adapter; None adds updates to the base's results.
+        merged: Merged weights of the adapters; None adds their updates to the base's results.
+        model: The base, with the ``invariant`` products of the lane.
     """
 
-    def __init__(self, bank: AdapterBank, merged: Merged | None) -> None:
+    def __init__(self, bank: AdapterBank, merged: MergedCopies | None, model: Transformer) -> None:
         self._bank = bank
         self._merged = merged
-        self._held: dict[int, Project | None] = {}  # of the last step's adapters
+        self._model = model
+        self._weights: dict[int, MergedWeights | None] = {}  # of the last step's adapters
 
     def clear(self) -> None:
-        """Let go of merged weights."""
-        self._held = {}
+        """Drop the merged weights of the last step."""
+        self._weights = {}
 
     def of(self, segments: Sequence[Sequence[int]], num_kept: int) -> Project | None:
-        """Projection of packed rows that are sorted by adapter.
+        """Return the projection of packed rows that are sorted by adapter.
 
         Args:
             segments: Slot, end of its packed rows and end of its kept rows, for each adapter.
-            num_kept: Kept rows, those beyond the last segment included: copies of its last row.
+            num_kept: Number of kept rows, with the copies of the last one behind it.
         """
         if self._merged is None:
             slots, ends, _ = torch.tensor([[0, 0, 0], *segments]).unbind(1)
-            return self._bank.mixed(slots[1:].repeat_interleave(ends.diff()))
-        self._held = {
-            slot: self._held[slot] if slot in self._held else self._merged.get(slot)
+            return self._bank.mixed(slots[1:].repeat_interleave(ends.diff()), self._model)
+        self._weights = {
+            slot: self._weights[slot] if slot in self._weights else self._merged.get(slot)
             for slot, _, _ in segments
         }
-        last = len(segments) - 1
-        parts = [
-            _Part(self._held[slot], end, num_kept if i == last else kept)
-            for i, (slot, end, kept) in enumerate(segments)
-        ]
-        return parts[0].project if last == 0 else _Parts(self._bank.model, parts)
+        spans = [_MergedSpan(self._weights[slot], end, kept) for slot, end, kept in segments]
+        spans[-1] = spans[-1]._replace(kept_end=num_kept)
+        return _MergedSpans(self._model, spans)
 
 
-class Changes:
-    """Makes the spans of each step of one lane of a CPU in fp32; see ``Projections``."""
+class Spans:
+    """Makes the spans of each step of a lane that runs ``NativeDecoder``; see ``Projections``."""
 
-    def __init__(self, bank: AdapterBank, merged: Merged | None) -> None:
+    def __init__(self, bank: AdapterBank, merged: MergedCopies | None) -> None:
         self._bank = bank
         self._merged = merged
-        # of the last step's adapters; merged weights are held, so that other lanes find them
+        # of the last step's adapters; holding merged weights lets other lanes find them
         self._held: dict[int, tuple[MergedWeights | None, Change | None]] = {}
 
     def clear(self) -> None:
-        """Let go of merged weights."""
+        """Drop the merged weights of the last step."""
         self._held = {}
 
     def of(self, segments: Sequence[Sequence[int]], num_kept: int) -> list[Span]:
-        """Spans of packed rows that are sorted by adapter; see ``Projections.of``."""
+        """Return the spans of packed rows that are sorted by adapter; see ``Projections.of``."""
         self._held = {
             slot: self._held[slot] if slot in self._held else self._make(slot)
             for slot, _, _ in segments
@@ -107,34 +106,31 @@ class Changes:
         if self._merged is None:
             return None, Change(model, updates=self._bank.updates(slot))
         merged = self._merged.get(slot)
-        assert merged is not None, "only the base has none"
+        assert merged is not None, "every adapter has merged weights"
         return merged, Change(model, merged.weights)
 
 
-class _Part:
-    def __init__(self, project: Project | None, end: int, kept_end: int) -> None:
-        self.project = project
-        self.end = end
-        self.kept_end = kept_end
+class _MergedSpan(NamedTuple):
+    """Packed rows of one adapter."""
+
+    merged: MergedWeights | None  # None: the base
+    end: int
+    kept_end: int
 
 
-class _Parts:
-    """Rows of different adapters, each multiplied by its own merged weights."""
+class _MergedSpans:
+    """``Project`` of rows of several adapters, each multiplied by its own merged weights."""
 
-    def __init__(self, model: Transformer, parts: Sequence[_Part]) -> None:
+    def __init__(self, model: Transformer, spans: Sequence[_MergedSpan]) -> None:
         self._model = model
-        self._parts = parts
+        self._spans = spans
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
-        found, begin = [], 0
-        for part in self._parts:
-            end = part.end if rows is None else part.kept_end
+        products, begin = [], 0
+        for merged, packed_end, kept_end in self._spans:
+            end = packed_end if rows is None else kept_end
             if end > begin:
-                own = x[begin:end]
-                project = part.project
-                if project is None:
-                    found.append(self._model.linear(layer, name, own))
-                else:
-                    found.append(project(layer, name, own, rows))
+                weight = merged.weights.get((layer, name)) if merged else None
+                products.append(self._model.linear(layer, name, x[begin:end], weight))
             begin = end
-        return torch.cat(found)
+        return products[0] if len(products) == 1 else torch.cat(products)

@@ -1,7 +1,7 @@
-"""Whether a GPU's own matrix products treat all rows of a batch alike, found out by trying.
+"""Row invariance of a GPU's matrix products, tested on the device.
 
-At one shape a library runs one algorithm. Most give a row the same bits wherever it stands and
-whatever stands beside it; those that split the sum by place do not.
+At one shape a library runs one algorithm. Most algorithms give a row the same bits at any place and
+beside any other rows; those that split the sum by place do not.
 """
 
 from collections.abc import Sequence
@@ -16,37 +16,34 @@ NAMES = ("qkv", "o", "gate_up", "down", "head")
 
 
 def uneven_products(model: Transformer, rows: Sequence[int]) -> frozenset[str]:
-    """Products of the model whose rows' bits depend on place or neighbours.
+    """Return the products in which the bits of a row depend on its place or its neighbours.
 
     Args:
-        model: Its first layer's weights are tried, as all layers have their shapes, and the head.
-        rows: Numbers of rows at which it is computed.
+        model: Provides the weights: the head, and the first layer's, as all layers have their
+            shapes.
+        rows: Numbers of rows to test.
     """
     return frozenset(
         name
         for name in NAMES
-        if not all(
-            treats_rows_alike(model.head if name == "head" else model.weight(0, name), count)
-            for count in rows
-        )
+        if not all(treats_rows_alike(_weight(model, name), count) for count in rows)
     )
 
 
 def agreeing_rows(model: Transformer, rows: int, smaller: Sequence[int]) -> list[int]:
-    """Which smaller numbers of rows give every row the bits that it has among ``rows``.
+    """Return the smaller numbers of rows at which each row has the bits that it has among ``rows``.
 
     Args:
-        model: Products in ``model.invariant`` agree at any number and are not tried.
-        rows: The most.
-        smaller: Numbers to try.
+        model: Provides the weights; products in ``model.invariant`` agree at any number.
+        rows: The largest number.
+        smaller: Numbers to test.
     """
-    found = []
-    for count in smaller:
-        names = [name for name in NAMES if name not in model.invariant]
-        weights = [model.head if name == "head" else model.weight(0, name) for name in names]
-        if all(_agrees(weight, rows, count) for weight in weights):
-            found.append(count)
-    return found
+    weights = [_weight(model, name) for name in NAMES if name not in model.invariant]
+    return [count for count in smaller if all(_agrees(w, rows, count) for w in weights)]
+
+
+def _weight(model: Transformer, name: str) -> Tensor:
+    return model.head if name == "head" else model.weight(0, name)
 
 
 def _agrees(weight: Tensor, rows: int, count: int) -> bool:
@@ -56,16 +53,16 @@ def _agrees(weight: Tensor, rows: int, count: int) -> bool:
 
 
 def treats_rows_alike(weight: Tensor, rows: int) -> bool:
-    """Whether rows keep their bits when they are permuted, and when every other one is replaced."""
+    """Test whether rows keep their bits when permuted, and when every other row is replaced."""
     generator = torch.Generator().manual_seed(0)
     x, others = torch.randn(2, rows, weight.shape[1], generator=generator).to(weight)
     y = F.linear(x, weight)
     order = torch.randperm(rows, generator=generator).to(weight.device)
     if not torch.equal(F.linear(x[order], weight), y[order]):
         return False
-    stays = torch.arange(rows, device=weight.device) % 2 == 0
-    for kept in (stays, ~stays):
-        mixed = F.linear(torch.where(kept[:, None], x, others), weight)
-        if not torch.equal(mixed[kept], y[kept]):
+    is_even = torch.arange(rows, device=weight.device) % 2 == 0
+    for kept in (is_even, ~is_even):
+        replaced = F.linear(torch.where(kept[:, None], x, others), weight)
+        if not torch.equal(replaced[kept], y[kept]):
             return False
     return True

@@ -1,4 +1,4 @@
-"""One lane: its rows, its pages, and the loop that computes them step by step."""
+"""A lane on a CPU: rows, pages, and the loop that computes them step by step."""
 
 from collections.abc import Callable, Sequence
 
@@ -6,94 +6,93 @@ import torch
 from torch import Tensor
 
 import fastsafe._native as _native
-from fastsafe.engine.adapters import Changes, Merged, Projections
+from fastsafe.engine.adapters import MergedCopies, Projections, Spans
 from fastsafe.engine.paged_cache import NativeAttention, PageStore, page_tokens, paged_of
-from fastsafe.engine.readers import Reader, padded
-from fastsafe.engine.scheduler import FinishReason, Row, Scheduler, Work
+from fastsafe.engine.planner import LaneMemory
+from fastsafe.engine.readers import StepReader, padded
+from fastsafe.engine.scheduler import FinishReason, Row, RowQueue, Scheduler
 from fastsafe.model.cpu_decoder import NativeDecoder, takes
 from fastsafe.model.lora import AdapterBank
+from fastsafe.model.transformer import Transformer
 
 OnEnd = Callable[[Row, FinishReason | None, object], None]
 
-# Adapters whose merged weights one lane holds: of the rows that end, and of those that follow.
+# Adapters whose merged weights a lane holds at once: the last rows of one beside the first of the
+# next.
 MERGED_SLOTS = 2
-_MANY = 1 << 30
+_NO_LIMIT = 1 << 30
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the host."""
+    """Return whether an allocation failed, on a GPU or on the host."""
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class Lane:
-    """Pages and the loop over steps, on a CPU; reused from call to call.
+    """Pages and the loop over steps, on one core of a CPU; kept from call to call.
 
     Args:
-        bank: Adapters, and the base.
-        merged: Merged weights, or None to mix adapters.
-        num_pages: Pages of keys and values.
-        wanted_rows: Rows at once that were asked for.
-        max_rows: Those that there is memory for.
-        budget: Most prompt tokens of a step.
-        prefix_cache: Whether rows with equal beginnings share pages.
+        bank: The base and its adapters.
+        merged: Merged weights of the adapters; None mixes adapters.
+        memory: Number of rows, pages and prompt tokens that fit.
+        requested_rows: The batch size that ``memory`` was planned for.
+        prefix_cache: Whether rows with equal prefixes share pages.
+        model: The base with the lane's ``invariant`` products; None: the bank's own.
     """
+
+    separate_decode_step = False
 
     def __init__(
         self,
         bank: AdapterBank,
-        merged: Merged | None,
+        merged: MergedCopies | None,
+        memory: LaneMemory,
         *,
-        num_pages: int,
-        wanted_rows: int,
-        max_rows: int,
-        budget: int,
+        requested_rows: int,
         prefix_cache: bool,
+        model: Transformer | None = None,
     ) -> None:
-        model = bank.model
-        config = model.config
-        self.model = model
-        self.wanted_rows = wanted_rows
-        self.max_rows = max_rows
-        self.num_pages = num_pages
+        self.model = model or bank.model
+        self.memory = memory
+        self.requested_rows = requested_rows
+        self.max_rows = memory.batch_size
+        self.num_pages = memory.num_pages
+        self.merges = merged is not None
         self._bank = bank
-        self._merged = merged
-        self._budget = budget
-        self._store = PageStore(config, num_pages, model.device, model.dtype)
-        turns = [r.original_max_positions for r in config.ropes if r.kind == "longrope"]
+        self._budget = memory.prefill_tokens
+        config, device = self.model.config, self.model.device
+        self._store = PageStore(config, self.num_pages, device, self.model.dtype)
+        longrope = [r.original_max_positions for r in config.ropes if r.kind == "longrope"]
         self.batch = _native.Batch(
-            num_pages,
-            page_tokens(model.device),
-            max_rows,
+            self.num_pages,
+            page_tokens(device),
+            self.max_rows,
             prefix_cache and not config.depends_on_length,
-            self.splits,
-            min(turns, default=0),
+            self.separate_decode_step,
+            min(longrope, default=0),
         )
-        self._projections = Projections(bank, merged)
-        self._changes = Changes(bank, merged)
-        self._decoder = NativeDecoder(model) if takes(model) else None
+        self._projections = Projections(bank, merged, self.model)
+        self._spans = Spans(bank, merged)
+        self._decoder = NativeDecoder(self.model) if takes(self.model) else None
 
-    @property
-    def splits(self) -> bool:
-        """Whether prompts and drawn tokens are computed by different steps."""
-        return False
-
-    def scheduler(self, work: Work, lane: int, on_add: Callable[[int, Row], None]) -> Scheduler:
-        """Scheduler of one call's rows."""
+    def scheduler(
+        self, queue: RowQueue, lane: int, on_add: Callable[[int, Row], None]
+    ) -> Scheduler:
+        """Return a scheduler for the rows of one call."""
         return Scheduler(
             self.batch,
-            work,
+            queue,
             lane=lane,
             max_rows=self.max_rows,
-            max_slots=MERGED_SLOTS if self._merged else _MANY,
-            space_of=lambda slot: slot + 1,
+            max_slots=MERGED_SLOTS if self.merges else _NO_LIMIT,
             on_add=on_add,
         )
 
-    def run(self, work: Work, lane: int, reader: Reader, on_end: OnEnd) -> None:
-        """Compute rows until no work is left or it is cancelled; ``on_end`` sees each once."""
-        scheduler = self.scheduler(work, lane, reader.add)
+    def run(self, queue: RowQueue, lane: int, reader: StepReader, on_end: OnEnd) -> None:
+        """Compute rows until the queue is empty or cancelled; call ``on_end`` once for each."""
+        scheduler = self.scheduler(queue, lane, reader.add)
         try:
             while scheduler.fill():
                 plan = scheduler.plan(self._budget)
@@ -104,36 +103,48 @@ class Lane:
                         raise
                     self.back_off(scheduler, on_end)
                 else:
-                    self.end(scheduler, reader, pairs, on_end)
+                    self.finish(scheduler, reader, pairs, on_end)
         finally:
             scheduler.clear()
             self._projections.clear()
-            self._changes.clear()
+            self._spans.clear()
 
     def back_off(self, scheduler: Scheduler, on_end: OnEnd) -> None:
-        """Go on with half the rows after a step that memory did not suffice for."""
-        failed = scheduler.halve()
+        """Halve the batch after an out-of-memory error; a row that ran alone ends in an error."""
+        failed = scheduler.halve_batch()
         if failed is not None:
             on_end(scheduler.remove(failed), "error", None)
 
-    def end(
-        self, scheduler: Scheduler, reader: Reader, pairs: Sequence[int], on_end: OnEnd
+    def finish(
+        self, scheduler: Scheduler, reader: StepReader, pairs: Sequence[int], on_end: OnEnd
     ) -> None:
-        """Hand out the rows that ended; ``pairs`` as ``_native.Batch`` returns them."""
-        for handle, reason in scheduler.ended(pairs):
-            found = reader.take(self.batch, handle)
-            on_end(scheduler.remove(handle), reason, found)
+        """Remove the rows that ended and pass on their results.
 
-    def compute(self, plan: _native.Plan) -> Tensor:
-        """Final states of the kept tokens of a step: [at least kept, E]."""
+        Args:
+            scheduler: Has the rows.
+            reader: Has their results.
+            pairs: Handles and endings, as ``_native.Batch`` returns them.
+            on_end: Called with each row, its finish reason and its result.
+        """
+        for handle, reason in scheduler.ended(pairs):
+            result = reader.result(self.batch, handle)
+            on_end(scheduler.remove(handle), reason, result)
+
+    def compute(self, plan: _native.StepPlan) -> Tensor:
+        """Compute the final states of the kept tokens of a step: [at least kept, E]."""
         self._store.copy(torch.from_numpy(plan.copies))
         token_ids, keep = torch.from_numpy(plan.token_ids), padded(plan.keep)
         context_lens, segments = torch.from_numpy(plan.context_lens), plan.segments.tolist()
         if self._decoder is not None:
-            paged, store = paged_of(self._store, plan), self._store
-            spans = self._changes.of(segments, len(keep))
-            pages = store.keys, store.values
-            return self._decoder.forward(token_ids, paged, *pages, spans, keep, context_lens)
+            return self._decoder.forward(
+                token_ids,
+                paged_of(self._store, plan),
+                self._store.keys,
+                self._store.values,
+                self._spans.of(segments, len(keep)),
+                keep,
+                context_lens,
+            )
         return self.model.forward(
             token_ids,
             torch.from_numpy(plan.positions),

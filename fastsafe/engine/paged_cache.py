@@ -1,8 +1,8 @@
-"""Keys and values in pages, and attention of packed tokens over them.
+"""Paged KV cache: keys and values in pages, and attention of packed tokens over them.
 
-What a step holds is in a ``_native.Plan``: which token goes where, and the pages of each row. Every
-token attends to its own row's context through the row's pages, by sums in a fixed order, so that
-its bits depend neither on how a prompt was cut into steps nor on which pages were found computed.
+A ``_native.StepPlan`` gives the cache slot of each token and the pages of each row. A token attends
+to its row's context through these pages, by sums in a fixed order: its bits depend neither on how
+the prompt was cut into steps nor on which pages came from the prefix cache.
 """
 
 from collections.abc import Sequence
@@ -18,32 +18,31 @@ from fastsafe.model.config import ModelConfig
 from fastsafe.model.transformer import QKNorms
 from fastsafe_kernels._spec import INTERPRET
 
-# Tokens of a page for the kernels of a GPU: 16 KB of keys in bf16 at a head size of 128, read in
-# one piece.
+# Tokens per page of the GPU kernels: 16 KB of keys in bf16 at a head size of 128, read at once.
 DEVICE_PAGE = 64
 
 
 def is_native(device: torch.device) -> bool:
-    """Whether pages are those of ``fastsafe.model.cpu_paged``; else those of the kernels."""
+    """Return whether pages have the layout of ``fastsafe.model.cpu_paged``, not of the kernels."""
     return device.type == "cpu" and not INTERPRET
 
 
 def page_tokens(device: torch.device) -> int:
-    """Tokens of a page on this device."""
+    """Return the tokens per page on this device."""
     return cpu_paged.PAGE if is_native(device) else DEVICE_PAGE
 
 
 def cache_dtype(device: torch.device, dtype: torch.dtype) -> torch.dtype:
-    """What keys and values are held in where the model's weights have ``dtype``."""
+    """Return the dtype of the KV cache for a model with this weight dtype."""
     return torch.float32 if is_native(device) else dtype
 
 
 class PageStore:
-    """Memory of all pages; on a GPU one more, where idle rows write.
+    """Memory of all pages; on a GPU with one page more, which padding rows write to.
 
     Attributes:
-        keys: Of each layer, all pages: [P, Hkv, PAGE, D], or on a CPU as ``paged.paged_attention``
-            takes them, in fp32 whatever the model's dtype. The layers of a page lie together.
+        keys: All pages of each layer: [P, Hkv, PAGE, D], or on a CPU the fp32 layout of
+            ``cpu_paged.paged_attention``. The layers of a page are adjacent in memory.
         values: Likewise.
     """
 
@@ -52,15 +51,21 @@ class PageStore:
     ) -> None:
         self.num_pages = num_pages
         self.device = device
-        heads, dim, held = config.num_kv_heads, config.head_dim, cache_dtype(device, dtype)
+        heads, dim = config.num_kv_heads, config.head_dim
         shapes: Sequence[tuple[int, ...]]
         if is_native(device):
             shapes = cpu_paged.page_shapes(num_pages, heads, dim)
         else:
             shapes = [(num_pages + 1, heads, DEVICE_PAGE, dim)] * 2
         self._pages = [
-            torch.empty(shape[0], config.num_layers, *shape[1:], device=device, dtype=held)
-            for shape in shapes
+            torch.empty(
+                num_pages,
+                config.num_layers,
+                *page_shape,
+                device=device,
+                dtype=cache_dtype(device, dtype),
+            )
+            for num_pages, *page_shape in shapes
         ]
         self.keys, self.values = (list(pages.unbind(1)) for pages in self._pages)
 
@@ -72,21 +77,21 @@ class PageStore:
                 pages.index_copy_(0, target, pages.index_select(0, source))
 
 
-def paged_of(store: PageStore, plan: _native.Plan) -> cpu_paged.Paged:
-    """Where the rows of a step lie in a CPU's pages."""
+def paged_of(store: PageStore, plan: _native.StepPlan) -> cpu_paged.Paged:
+    """Return the cache slots and pages of a step's rows on a CPU."""
     return cpu_paged.Paged(
         torch.from_numpy(plan.starts),
         torch.from_numpy(plan.positions),
-        torch.from_numpy(plan.places),
+        torch.from_numpy(plan.cache_slots),
         torch.from_numpy(plan.table),
         store.num_pages,
     )
 
 
 class NativeAttention:
-    """``Attend`` of one step on a CPU, for models that ``model.native`` does not take."""
+    """``Attend`` of one step on a CPU, for models that ``NativeDecoder`` does not run."""
 
-    def __init__(self, store: PageStore, plan: _native.Plan) -> None:
+    def __init__(self, store: PageStore, plan: _native.StepPlan) -> None:
         self._store = store
         self._paged = paged_of(store, plan)
 
@@ -102,9 +107,13 @@ class NativeAttention:
         softcap: float | None,
     ) -> Tensor:
         """Write to the pages and attend; see ``Attend``."""
-        pages = self._store.keys[layer], self._store.values[layer]
         out = cpu_paged.paged_attention(
-            *(q.float(), k.float(), v.float(), *pages, self._paged),
+            q.float(),
+            k.float(),
+            v.float(),
+            self._store.keys[layer],
+            self._store.values[layer],
+            self._paged,
             scale=scale,
             window=window,
             softcap=softcap,
@@ -113,39 +122,39 @@ class NativeAttention:
 
 
 class SharedPrefix(NamedTuple):
-    """Which tokens of a step follow a prefix that all rows of an adapter share.
+    """The tokens of a step that follow a prefix which all rows of an adapter share.
 
-    They attend to it together, and to their own row's tokens behind it one by one.
+    They attend to the prefix together, and each to the rest of its own row.
     """
 
     num_pages: int  # full pages of the prefix
-    inside: Tensor  # [n] tokens of the prefix itself, and idle ones
-    groups: tuple[tuple[Tensor, Tensor], ...]  # tokens [m] of an adapter, its prefix's pages
+    inside: Tensor  # [n] tokens of the prefix itself, and padding
+    groups: tuple[tuple[Tensor, Tensor], ...]  # for each adapter: its tokens [m], prefix pages
 
 
 class OpsAttention:
-    """``Attend`` of one step on the kernels of a GPU; nothing here waits for the device.
+    """``Attend`` of one step on the GPU kernels; it never waits for the device.
 
     Args:
         store: The pages.
         table: [N, width] int32, the pages of each token's row.
-        places: [N] int64, where each token's key and value go.
-        lengths: [N] int64, tokens that each attends to, itself included; 0 for an idle one.
-        shared: What is attended to together, where the caller has said that it is shared.
+        cache_slots: [N] int64, where keys and values are written.
+        lengths: [N] int64, tokens that each token attends to, itself included; 0 for padding.
+        shared: Prefix that rows attend to together, where the caller says that they share one.
     """
 
     def __init__(
         self,
         store: PageStore,
         table: Tensor,
-        places: Tensor,
+        cache_slots: Tensor,
         lengths: Tensor,
         shared: SharedPrefix | None = None,
     ) -> None:
         self._shared = shared
         self._store = store
         self._table = table
-        self._places = places
+        self._cache_slots = cache_slots
         self._lengths = lengths
 
     def from_qkv(
@@ -161,8 +170,9 @@ class OpsAttention:
     ) -> Tensor:
         """Norm, rotate, write to the pages and attend, in two launches; see ``AttendQKV``."""
         cos, sin = (x[:, 0] for x in rotation)
-        pages = self._store.keys[layer], self._store.values[layer]
-        q = ops.rope_kv_write(qkv, cos, sin, *pages, self._places, *(norms or ()))
+        keys, values = self._store.keys[layer], self._store.values[layer]
+        slots = self._cache_slots
+        q = ops.rope_kv_write(qkv, cos, sin, keys, values, slots, *(norms or ()))
         return self._attend(layer, q, scale, window, softcap)
 
     def __call__(
@@ -177,7 +187,7 @@ class OpsAttention:
         softcap: float | None,
     ) -> Tensor:
         """Write to the pages and attend; see ``Attend``."""
-        page, offset = self._places // DEVICE_PAGE, self._places % DEVICE_PAGE
+        page, offset = self._cache_slots // DEVICE_PAGE, self._cache_slots % DEVICE_PAGE
         self._store.keys[layer][page, :, offset] = k
         self._store.values[layer][page, :, offset] = v
         return self._attend(layer, q, scale, window, softcap)
@@ -185,21 +195,27 @@ class OpsAttention:
     def _attend(
         self, layer: int, q: Tensor, scale: float, window: int | None, softcap: float | None
     ) -> Tensor:
-        pages = self._store.keys[layer], self._store.values[layer]
-        near, cap = window or 0, softcap or 0.0
-        if self._shared is None or window is not None:  # a window may end within the prefix
-            return ops.paged_decode(q, *pages, self._table, self._lengths, scale, near, cap)[0]
-        count, inside, groups = self._shared
+        keys, values = self._store.keys[layer], self._store.values[layer]
+
+        def attend(q: Tensor, table: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+            return ops.paged_decode(
+                q, keys, values, table, lengths, scale, window or 0, softcap or 0.0
+            )
+
+        if self._shared is None or window is not None:  # a window may begin inside the prefix
+            return attend(q, self._table, self._lengths)[0]
+        prefix_pages, inside, groups = self._shared
         out = torch.empty_like(q)
         if len(inside):
-            rows = self._table[inside], self._lengths[inside]
-            out[inside] = ops.paged_decode(q[inside], *pages, *rows, scale, near, cap)[0]
+            out[inside] = attend(q[inside], self._table[inside], self._lengths[inside])[0]
         for tokens, prefix in groups:
-            own, table = q[tokens], self._table[tokens, count:]
-            lengths = self._lengths[tokens] - count * DEVICE_PAGE
             # [pages, Hkv, PAGE, D] -> [tokens, Hkv, D]
-            k, v = (x[prefix].transpose(1, 2).flatten(0, 1) for x in pages)
-            before = ops.prefix_attention(own, k, v, scale, cap)
-            behind = ops.paged_decode(own, *pages, table, lengths, scale, near, cap)
-            out[tokens] = ops.merge_attention(*before, *behind)[0]
+            k, v = (x[prefix].transpose(1, 2).flatten(0, 1) for x in (keys, values))
+            over_prefix = ops.prefix_attention(q[tokens], k, v, scale, softcap or 0.0)
+            over_rest = attend(
+                q[tokens],
+                self._table[tokens, prefix_pages:],
+                self._lengths[tokens] - prefix_pages * DEVICE_PAGE,
+            )
+            out[tokens] = ops.merge_attention(*over_prefix, *over_rest)[0]
         return out

@@ -1,7 +1,7 @@
-"""What fits and what is faster: sizes of a batch, and how adapters are applied.
+"""Planner: batch sizes that fit into memory, and the faster way to apply adapters.
 
-Arithmetic over a model's shape; torch is imported only where a device is asked for its free
-memory or timed.
+It computes with the shape of a model alone, so it also plans for checkpoints that are not loaded;
+torch is imported only to ask a device for its free memory or to time it.
 """
 
 import os
@@ -12,39 +12,41 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+import fastsafe._native as _native
 from fastsafe.errors import UsageError
 from fastsafe.model.config import ModelConfig
 
-# Most rows of a step. On a CPU a step's activations stay in the L2 cache; on a GPU 1024 rows are
-# well past where reading the weights stops being the limit.
+# Most rows of a step. On a CPU the activations of 256 rows stay in the L2 cache; on a GPU a step of
+# 1024 rows is well past the point where it is limited by reading the weights.
 MAX_ROWS = {"cpu": 256, "cuda": 1024}
-# Prompt tokens of a step: the most, and the least that is still worth a launch.
+# Prompt tokens of a step: the most, and the fewest that are worth a launch.
 _PREFILL_TOKENS = {"cpu": (4096, 256), "cuda": (16384, 512)}
-# Held back for the allocator's fragments, the libraries' workspaces and CUDA graphs. Of a host's
-# memory the caller plans with a part alone.
+# Share of the budget kept free for allocator fragments, library workspaces and CUDA graphs. On
+# a CPU the caller passes only a share of the host's memory as the budget.
 _RESERVE = {"cpu": 0.0, "cuda": 0.06}
-# Most of what the weights leave that activations may take before prefill is cut smaller.
+# Share of the memory beside the weights that activations may take before prefill steps get smaller.
 _ACTIVATION_SHARE = 0.125
-# Pages beyond what the rows themselves need keep prefixes that later rows share.
+# Pages per page that running rows need: the others cache prefixes for later rows.
 _CACHED_PREFIXES = 2
-# A merged copy of the weights is not worth its memory on a CPU above this size.
+# Largest model on a CPU for which a merged copy of the weights is worth its memory.
 MERGE_LIMIT_BYTES = 1 << 30
-# Tokens that a row is expected to generate where the caller does not say.
+# Tokens that a row is assumed to generate.
 _TOKENS_PER_ROW = 64
 
 Mode = Literal["merged", "mixed"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class MemoryPlan:
-    """Sizes that fit into a budget.
+class LaneMemory:
+    """Memory plan of one lane.
 
     Attributes:
         batch_size: Most rows of a step, each with room for its whole context.
-        num_pages: Pages of the cache.
+        num_pages: Pages of the KV cache.
         prefill_tokens: Most prompt tokens of a step.
-        bytes: Of weights, adapters, kv, activations and logits; their sum is within the budget.
-        why: One sentence for people and the manifest.
+        bytes: Bytes of weights, adapters, kv, activations and logits; their sum is within the
+            budget.
+        why: One sentence for users and the manifest.
     """
 
     batch_size: int
@@ -55,7 +57,7 @@ class MemoryPlan:
 
 
 def weight_bytes(config: ModelConfig, itemsize: int) -> int:
-    """Bytes of all weights, with norms and biases."""
+    """Return the bytes of all weights, norms and biases included."""
     layer = 4 * config.hidden_size + 2 * (config.qkv_features + config.hidden_size)
     layer += 2 * config.intermediate_size
     return itemsize * (config.num_parameters + config.num_layers * layer + config.hidden_size)
@@ -72,18 +74,18 @@ def plan_memory(
     adapter_bytes: int = 0,
     batch_size: int | Literal["auto"] = "auto",
     context: int,
-) -> MemoryPlan:
-    """Share a budget among weights, adapters, cache, activations and logits.
+) -> LaneMemory:
+    """Divide a budget among weights, adapters, KV cache, activations and logits.
 
     Args:
         config: Shape of the model.
         itemsize: Bytes of a weight, and of an activation.
         page_tokens: Tokens of a page.
-        cache_itemsize: Bytes of a number in the cache; None: that of the weights.
-        budget_bytes: What may be taken, the weights included even when they are loaded.
+        cache_itemsize: Bytes of an element of the cache; None: ``itemsize``.
+        budget_bytes: Bytes to divide; includes the weights, even if they are loaded already.
         device_kind: "cpu" or "cuda".
-        adapter_bytes: Of all adapters, and of merged copies of the weights.
-        batch_size: Most rows of a step; "auto" takes as many as are worth it and fit.
+        adapter_bytes: Bytes of all adapters and of merged copies of the weights.
+        batch_size: Most rows of a step; "auto": ``MAX_ROWS``, or as many as fit.
         context: Tokens of the longest row, its completion included.
 
     Raises:
@@ -97,19 +99,19 @@ def plan_memory(
     token = 2 * config.num_layers * config.num_kv_heads * config.head_dim * kv_itemsize
     page = token * page_tokens
     row_pages = -(-context // page_tokens)
-    # fp32 logits, their copy in the weights' dtype, and what the sampler keeps of them
+    # fp32 logits, their copy in the weights' dtype, and the sampler's copy
     row_logits = config.vocab_size * (2 * 4 + itemsize)
     prefill = most
     while prefill > least and _activations(config, prefill, itemsize) > _ACTIVATION_SHARE * max(
         0, usable - fixed
     ):
         prefill //= 2
-    wanted = MAX_ROWS[device_kind] if batch_size == "auto" else batch_size
-    # a CPU computes prompts and drawn tokens in one step, a GPU in two
-    together = prefill + wanted if device_kind == "cpu" else max(prefill, wanted)
-    scratch = _activations(config, together, itemsize)
+    limit = MAX_ROWS[device_kind] if batch_size == "auto" else batch_size
+    # a CPU runs prefill and decode in one step, a GPU in two
+    step_tokens = prefill + limit if device_kind == "cpu" else max(prefill, limit)
+    scratch = _activations(config, step_tokens, itemsize)
     room = usable - fixed - scratch
-    rows = min(wanted, room // (row_pages * page + row_logits))
+    rows = min(limit, room // (row_pages * page + row_logits))
     if rows < 1:
         need = fixed + scratch + row_pages * page + row_logits
         raise UsageError(
@@ -129,21 +131,25 @@ def plan_memory(
         "activations": scratch,
         "logits": rows * row_logits,
     }
-    limit = "all that are asked for" if rows == wanted else "all that fit"
-    why = f"{rows} rows of {context} tokens, {limit} into {_gib(budget_bytes)}: " + ", ".join(
+    bound = "all that are asked for" if rows == limit else "all that fit"
+    why = f"{rows} rows of {context} tokens, {bound} into {_gib(budget_bytes)}: " + ", ".join(
         f"{name} {_gib(size)}" for name, size in parts.items()
     )
-    return MemoryPlan(
+    return LaneMemory(
         batch_size=rows, num_pages=pages, prefill_tokens=prefill, bytes=parts, why=why
     )
 
 
 def _activations(config: ModelConfig, tokens: int, itemsize: int) -> int:
-    """Bytes of a step's tokens in a layer: residual, norm, output, what attention gives, and the
-    widest of what comes between, which ``csrc/decoder.cpp`` has room for all at once."""
-    hidden, heads = config.hidden_size, config.num_heads * config.head_dim
-    widest = max(3 * config.intermediate_size, config.qkv_features + 2 * heads)
-    return tokens * itemsize * (3 * hidden + max(hidden, heads) + widest)
+    return _native.Decoder.workspace_bytes(
+        config.hidden_size,
+        config.intermediate_size,
+        config.num_heads,
+        config.num_kv_heads,
+        config.head_dim,
+        tokens,
+        itemsize,
+    )
 
 
 def _gib(size: int) -> str:
@@ -151,10 +157,10 @@ def _gib(size: int) -> str:
 
 
 def available_bytes(device: str) -> int:
-    """Bytes that this process can still take on a device.
+    """Return the bytes that this process can still allocate on a device.
 
     Args:
-        device: "cpu", "cuda" or "cuda:N". On a CPU the limit of the control group counts, too.
+        device: "cpu", "cuda" or "cuda:N". On a CPU the limits of its control groups count, too.
     """
     if device != "cpu":
         import torch
@@ -172,40 +178,40 @@ def _host_bytes(meminfo: Path) -> int:
 
 
 def _group_bytes(root: Path, membership: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """What is left of every limit on this process's control group (version 2) and those above."""
-    own = ""
+    """Return the bytes left under each limit of this process's control groups (version 2)."""
+    path = ""
     if membership.exists():
         lines = membership.read_text().splitlines()
-        own = next((line[3:] for line in lines if line.startswith("0::")), "")
-    found = []
-    folder = root / own.strip("/")
+        path = next((line[3:] for line in lines if line.startswith("0::")), "")
+    bytes_left = []
+    folder = root / path.strip("/")
     for group in (folder, *folder.parents):
         limit, used = group / "memory.max", group / "memory.current"
         if group.is_relative_to(root) and limit.is_file() and used.is_file():
             text = limit.read_text().strip()
             if text != "max":
-                found.append(int(text) - int(used.read_text()) + _inactive(group))
-    return found
+                bytes_left.append(int(text) - int(used.read_text()) + _inactive(group))
+    return bytes_left
 
 
 def _inactive(group: Path) -> int:
-    """Page cache that the kernel gives back when memory is asked for."""
+    """Return the bytes of page cache that the kernel frees on demand."""
     stat = group / "memory.stat"
     lines = stat.read_text().splitlines() if stat.is_file() else []
     return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 class Rates(NamedTuple):
-    """What a device does per second, measured."""
+    """Measured rates of a device, per second."""
 
-    gemm_flops: float  # large product
-    thin_flops: float  # product with an inner or outer size of 16, as LoRA's are
+    gemm_flops: float  # of a large product
+    thin_flops: float  # of a product with an inner or outer size of 16, like LoRA's
     copy_bytes: float  # read and written, both counted
 
 
 @lru_cache(maxsize=4)
 def measure_rates(device: str) -> Rates:
-    """Time a large product, a thin one and a copy in fp32 on a CPU, bf16 elsewhere; cached."""
+    """Time a large product, a thin one and a copy, in fp32 on a CPU, bf16 on a GPU; cached."""
     import torch
 
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
@@ -213,7 +219,7 @@ def measure_rates(device: str) -> Rates:
     a = torch.randn(n, n, device=device).to(dtype)
     thin = torch.randn(16, n, device=device).to(dtype)
     big = torch.randn(1 << (22 if device == "cpu" else 28), device=device)
-    into = torch.empty_like(big)
+    target = torch.empty_like(big)
 
     def seconds(work: Callable[[], object]) -> float:
         best = float("inf")
@@ -231,7 +237,7 @@ def measure_rates(device: str) -> Rates:
     return Rates(
         2 * n**3 / seconds(lambda: a @ a.T),
         2 * 16 * n**2 / seconds(lambda: a @ thin.T),
-        2 * big.numel() * 4 / seconds(lambda: into.copy_(big)),
+        2 * big.numel() * 4 / seconds(lambda: target.copy_(big)),
     )
 
 
@@ -243,24 +249,24 @@ def choose_adapters(
     lora_parameters: int,
     device_kind: str,
     strict: bool,
+    batch_size: int,
     rates: Rates | None = None,
-    batch_size: int | None = None,
 ) -> tuple[Mode, str]:
-    """Decide how adapters are applied: merged one after another, or mixed in one batch.
+    """Choose how adapters are applied: merged one after another, or mixed in one batch.
 
     Args:
-        rows_per_adapter: Rows of each adapter, the base's not counted.
+        rows_per_adapter: Number of rows of each adapter, without the base's.
         config: Shape of the model.
         itemsize: Bytes of a weight.
-        lora_parameters: Of one adapter, on average.
+        lora_parameters: Mean number of parameters of an adapter.
         device_kind: "cpu" or "cuda".
-        strict: Whether bits must not depend on the workload. They differ between the two ways,
-            and a measured rate differs from run to run; so the choice is then by shape alone.
-        rates: Of the device; measured when None.
+        strict: Whether bits must not depend on the workload. The two ways differ in bits, and
+            measured rates differ from run to run, so the choice then depends on shape alone.
         batch_size: Most rows of a step.
+        rates: Rates of the device; measured when None.
 
     Returns:
-        The choice and the reason, one sentence.
+        The choice, and the reason in one sentence.
     """
     size = weight_bytes(config, itemsize)
     if strict:
@@ -271,7 +277,6 @@ def choose_adapters(
             f" below {_gib(MERGE_LIMIT_BYTES)}; strict mode looks at nothing else"
         )
     rates = rates or measure_rates(device_kind)
-    batch_size = batch_size or MAX_ROWS[device_kind]
     merged = sum(
         _merge_seconds(size, rates)
         + _decode_seconds(rows, batch_size, config, itemsize, lora_parameters, 0, rates)
@@ -295,7 +300,7 @@ def choose_adapters(
 
 
 def _merge_seconds(size: int, rates: Rates) -> float:
-    """Read the weights, write the merged copy."""
+    """Estimate the time to read the weights and write the merged copy."""
     return 2 * size / rates.copy_bytes
 
 
@@ -308,10 +313,10 @@ def _decode_seconds(
     num_adapters: int,
     rates: Rates,
 ) -> float:
-    """Decode ``rows`` rows in full batches and a last one; ``num_adapters`` are mixed in.
+    """Estimate the time to decode ``rows`` rows in full batches and a last one.
 
-    A step reads the weights once or multiplies by them, whichever takes longer, and then does the
-    same for the adapters that are present. Cache and sampling are the same either way.
+    A step takes the longer of reading the weights once and multiplying by them, and then the same
+    for the adapters in it. KV cache and sampling cost the same either way.
     """
     total = 0.0
     for step_rows in [batch_size] * (rows // batch_size) + [rows % batch_size]:
@@ -321,8 +326,8 @@ def _decode_seconds(
         step = max(size * itemsize / rates.copy_bytes, 2 * size * step_rows / rates.gemm_flops)
         if num_adapters:
             present = min(num_adapters, step_rows)
-            bytes_read = present * lora_parameters * itemsize / rates.copy_bytes
-            multiplied = 2 * lora_parameters * step_rows / rates.thin_flops
-            step += max(bytes_read, multiplied)
+            read_s = present * lora_parameters * itemsize / rates.copy_bytes
+            product_s = 2 * lora_parameters * step_rows / rates.thin_flops
+            step += max(read_s, product_s)
         total += step * _TOKENS_PER_ROW
     return total

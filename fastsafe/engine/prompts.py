@@ -1,4 +1,4 @@
-"""Checks what callers ask, before anything runs: of the engine and of the transformers backend."""
+"""Prompts: checks and encodes what callers pass, for the engine and the transformers backend."""
 
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -12,89 +12,102 @@ from fastsafe.errors import UsageError
 from fastsafe.io.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
-Place = TypeVar("Place")  # what stands for an adapter
+AdapterKey = TypeVar("AdapterKey")  # how a backend addresses an adapter: by slot, or by name
 
 
 @dataclass(frozen=True)
-class Asked(Generic[Place]):
+class EncodedRequest(Generic[AdapterKey]):
     """One prompt to complete."""
 
     index: int
-    place: Place
+    adapter: AdapterKey
     tokens: list[int]
     params: SamplingParams
-    limit: int  # tokens at which it ends, the prompt's included
+    max_tokens_total: int  # length at which it ends, the prompt included
 
 
-class Prompts(Generic[Place]):
-    """Turns prompts into token ids, or says in a sentence what is wrong with them.
+@dataclass(frozen=True)
+class ScoringRequest(Generic[AdapterKey]):
+    """One sequence whose tokens after position ``logits_from`` are scored."""
+
+    adapter: AdapterKey
+    tokens: list[int]
+    logits_from: int
+
+
+class Prompts(Generic[AdapterKey]):
+    """Encodes prompts to token ids; what is wrong with one is a UsageError of one sentence.
 
     Args:
-        tokenizer: Knows how many rows the embedding has.
-        max_positions: Of the model; None where it has no limit.
-        place_of: What stands for an adapter, by name, or for the base. Raises AdapterError.
+        tokenizer: Encodes texts, and bounds token ids.
+        max_positions: Context length of the model; None for no limit.
+        adapter_key: Returns the key of an adapter by name, or of the base for None. Raises
+            AdapterError.
     """
 
     def __init__(
         self,
         tokenizer: Tokenizer,
         max_positions: int | None,
-        place_of: Callable[[str | None], Place],
+        adapter_key: Callable[[str | None], AdapterKey],
     ) -> None:
         self._tokenizer = tokenizer
         self._max_positions = max_positions
-        self._place_of = place_of
+        self._adapter_key = adapter_key
 
-    def encode(self, texts: Sequence[Prompt], what: str, *, special: bool) -> list[list[int]]:
-        """Token ids of each; ``what`` names one of them in errors."""
-        return [self._ids(text, f"{what} {i}", special) for i, text in _each(texts, f"{what}s")]
+    def encode(self, texts: Sequence[Prompt], noun: str, *, special: bool) -> list[list[int]]:
+        """Encode each text; errors call one of them ``noun``."""
+        return [
+            self._encode_one(text, f"{noun} {i}", special)
+            for i, text in _enumerate(texts, f"{noun}s")
+        ]
 
-    def _ids(self, text: Prompt, what: str, special: bool) -> list[int]:
+    def _encode_one(self, text: Prompt, noun: str, special: bool) -> list[int]:
         if not isinstance(text, str):
-            wanted = "a text or a list of token ids; a single prompt goes into a list of its own"
-            return self.ids(text, what, wanted)
+            expected = "a text or a list of token ids; a single prompt goes into a list of its own"
+            return self.ids(text, noun, expected)
         ids = self._tokenizer.encode(text, add_special_tokens=special)
-        self._check_ids(ids, what)
+        self._check_ids(ids, noun)
         return ids
 
     def ids(
-        self, tokens: Iterable[Any], what: str, wanted: str = "a list of token ids"
+        self, tokens: Iterable[Any], noun: str, expected: str = "a list of token ids"
     ) -> list[int]:
-        """Token ids as a list, checked; ``what`` names them in errors."""
+        """Check token ids and return them as a list; errors call them ``noun``."""
         try:
             if isinstance(tokens, str | bytes):
                 raise TypeError
             ids = [operator.index(token) for token in tokens]
         except TypeError:
-            raise UsageError(f"{what} is {tokens!r:.40}, expected {wanted}") from None
-        self._check_ids(ids, what)
+            raise UsageError(f"{noun} is {tokens!r:.40}, expected {expected}") from None
+        self._check_ids(ids, noun)
         return ids
 
     def prefixed(
         self, prompts: Sequence[Prompt], prefix: Prompt | None
     ) -> tuple[list[int], list[list[int]]]:
-        """Token ids of what all prompts share, and of each; only the first has special tokens."""
+        """Encode a shared prefix, with special tokens, and the prompts that follow it, without."""
         if prefix is None:
             return [], self.encode(prompts, "prompt", special=True)
-        shared = self._ids(prefix, "shared_prefix", special=True)
+        shared = self._encode_one(prefix, "shared_prefix", special=True)
         return shared, self.encode(prompts, "prompt", special=False)
 
     def chats(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Token ids of each conversation through the chat template."""
-        found = []
-        for i, turns in _each(conversations, "conversations"):
-            if isinstance(turns, str | Mapping):
+        """Encode each conversation through the chat template."""
+        encoded = []
+        for i, messages in _enumerate(conversations, "conversations"):
+            if isinstance(messages, str | Mapping):
                 raise UsageError(
-                    f"conversation {i} is a {type(turns).__name__}, expected a list of messages;"
+                    f"conversation {i} is a {type(messages).__name__}, expected a list of messages;"
                     " a single conversation goes into a list of its own"
                 )
-            found.append(self._tokenizer.encode_chat(list(turns)))
-        return found
+            encoded.append(self._tokenizer.encode_chat(list(messages)))
+        return encoded
 
-    def places(self, adapters: Sequence[str | None] | None, count: int) -> list[Place]:
-        """What stands for the adapter of each row."""
+    def adapter_keys(self, adapters: Sequence[str | None] | None, count: int) -> list[AdapterKey]:
+        """Look up the adapter of each of ``count`` rows; None takes the base for all."""
         if adapters is None:
-            return [self._place_of(None)] * count
+            return [self._adapter_key(None)] * count
         if not isinstance(adapters, list | tuple) or len(adapters) != count:
             got = len(adapters) if isinstance(adapters, list | tuple) else adapters
             raise UsageError(
@@ -103,13 +116,13 @@ class Prompts(Generic[Place]):
         for name in adapters:
             if not (name is None or isinstance(name, str)):
                 raise UsageError(f"LLM: adapter is {name!r:.60}, expected a name or None")
-        known = {name: self._place_of(name) for name in set(adapters)}
-        return [known[name] for name in adapters]
+        keys = {name: self._adapter_key(name) for name in set(adapters)}
+        return [keys[name] for name in adapters]
 
     def labels(self, labels: Sequence[int | str]) -> list[int]:
-        """Token id of each label; a text must be one token."""
-        found: list[int] = []
-        for i, label in _each(labels, "labels"):
+        """Return the token id of each label; a text must encode to one token."""
+        label_ids: list[int] = []
+        for i, label in _enumerate(labels, "labels"):
             ids = [label]
             if isinstance(label, str):
                 ids = self._tokenizer.encode(label, add_special_tokens=False)
@@ -118,18 +131,18 @@ class Prompts(Generic[Place]):
                         f"label {i} is {label!r}, which is {len(ids)} tokens, expected one; "
                         "choose labels of a single token, or use score"
                     )
-            found += self.ids(ids, f"label {i}", "a text or a token id")
-        if not found:
+            label_ids += self.ids(ids, f"label {i}", "a text or a token id")
+        if not label_ids:
             raise UsageError("label_logprobs: labels is empty, expected at least one")
-        return found
+        return label_ids
 
-    def asked(
+    def requests(
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None,
         adapters: Sequence[str | None] | None,
-    ) -> list[Asked[Place]]:
-        """Everything about the rows that draw tokens."""
+    ) -> list[EncodedRequest[AdapterKey]]:
+        """Check the arguments of ``generate`` and encode its prompts."""
         encoded = self.encode(prompts, "prompt", special=True)
         count = len(encoded)
         if params is None or isinstance(params, SamplingParams):
@@ -137,22 +150,35 @@ class Prompts(Generic[Place]):
         if not isinstance(params, list | tuple) or len(params) != count:
             got = f"{len(params)} params" if isinstance(params, list | tuple) else f"{params!r:.60}"
             raise UsageError(f"generate: {got}, expected {count} SamplingParams, one per prompt")
-        places = self.places(adapters, count)
-        found = []
+        keys = self.adapter_keys(adapters, count)
+        requests = []
         for i, (prompt, p) in enumerate(zip(encoded, params, strict=True)):
             if not isinstance(p, SamplingParams):
                 raise UsageError(f"generate: params {i} is {p!r:.60}, expected SamplingParams")
             if p.stop_token_ids:
                 self._check_ids(p.stop_token_ids, f"generate: stop_token_ids of params {i}")
             self.check_context(f"generate: prompt {i}", len(prompt) + 1)
-            limit = len(prompt) + int(p.max_tokens)
+            max_tokens_total = len(prompt) + int(p.max_tokens)
             if self._max_positions is not None:
-                limit = min(limit, self._max_positions)
-            found.append(Asked(i, places[i], prompt, p, limit))
-        return found
+                max_tokens_total = min(max_tokens_total, self._max_positions)
+            requests.append(EncodedRequest(i, keys[i], prompt, p, max_tokens_total))
+        return requests
+
+    def scoring_requests(
+        self,
+        noun: str,
+        rows: Sequence[list[int]],
+        starts: Sequence[int],
+        adapters: Sequence[str | None] | None,
+    ) -> list[ScoringRequest[AdapterKey]]:
+        """Check the lengths and adapters of rows that are scored after ``starts``."""
+        keys = self.adapter_keys(adapters, len(rows))
+        for i, row in enumerate(rows):
+            self.check_context(f"{noun} {i}", len(row))
+        return [ScoringRequest(*request) for request in zip(keys, rows, starts, strict=True)]
 
     def stop_check(self, params: SamplingParams) -> Callable[[Sequence[int]], bool] | None:
-        """Whether the drawn tokens decode to a text that ends the row; None to not ask."""
+        """Return a test whether sampled tokens decode to a stop text; None without stop texts."""
         stops = params.stop_texts
         if not stops:
             return None
@@ -171,7 +197,7 @@ class Prompts(Generic[Place]):
         logprobs: Sequence[float],
         reason: FinishReason,
     ) -> Completion:
-        """What the caller gets for a row that drew these tokens."""
+        """Decode the sampled tokens of a row and cut its text before a stop text."""
         assert params, "rows to complete have parameters"
         text = self._tokenizer.decode(list(token_ids))
         cuts = [at for at in (text.find(stop) for stop in params.stop_texts) if at >= 0]
@@ -183,25 +209,25 @@ class Prompts(Generic[Place]):
             num_prompt_tokens=num_prompt_tokens,
         )
 
-    def check_context(self, what: str, num_tokens: int) -> None:
+    def check_context(self, noun: str, num_tokens: int) -> None:
         """Refuse more tokens than the model has positions."""
-        most = self._max_positions
-        if most is not None and num_tokens > most:
+        limit = self._max_positions
+        if limit is not None and num_tokens > limit:
             raise UsageError(
-                f"{what} needs {num_tokens} positions, the model has {most}; shorten it"
+                f"{noun} needs {num_tokens} positions, the model has {limit}; shorten it"
             )
 
-    def _check_ids(self, ids: Sequence[int], what: str) -> None:
+    def _check_ids(self, ids: Sequence[int], noun: str) -> None:
         bound = self._tokenizer.id_bound
         if not ids:
-            raise UsageError(f"{what} is empty, expected at least one token")
+            raise UsageError(f"{noun} is empty, expected at least one token")
         if min(ids) < 0 or max(ids) >= bound:
             bad = next(t for t in ids if not 0 <= t < bound)
-            raise UsageError(f"{what} has token id {bad}, expected ids in [0, {bound})")
+            raise UsageError(f"{noun} has token id {bad}, expected ids in [0, {bound})")
 
 
-def _each(items: Iterable[Any], what: str) -> Iterable[tuple[int, Any]]:
-    """Number the items of a list; a text or a mapping is none, and neither is a single number."""
+def _enumerate(items: Iterable[Any], nouns: str) -> Iterable[tuple[int, Any]]:
+    """Enumerate a list argument; reject a bare string, mapping or number with a UsageError."""
     if isinstance(items, str | bytes | Mapping) or not isinstance(items, Iterable):
-        raise UsageError(f"LLM: {what} is a {type(items).__name__}, expected a list of {what}")
+        raise UsageError(f"LLM: {nouns} is a {type(items).__name__}, expected a list of {nouns}")
     return enumerate(items)

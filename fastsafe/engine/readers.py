@@ -1,7 +1,9 @@
-"""What is read off the states that a step computed: drawn tokens, scores, or labels."""
+"""Step readers: turn the hidden states of one step into sampled tokens, continuation scores or
+label log-probabilities.
+"""
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,23 +22,30 @@ from fastsafe_kernels import linear_logprobs, token_logprobs
 _LOGIT_ELEMENTS = 1 << 24
 
 
-class Reader(Protocol):
-    """Reads one kind of result; one per lane.
+class StepReader(ABC):
+    """Reads one kind of result off the kept states of each step; every lane has its own.
 
     Attributes:
-        shared_tokens: Tokens that all rows of an adapter begin with, where the caller says so.
+        shared_tokens: Length of the prefix that all rows of an adapter share, where the caller
+            says so.
     """
 
-    shared_tokens: int
+    shared_tokens = 0
 
-    def add(self, handle: int, row: Row) -> None:
-        """Hear of a row before it runs."""
+    @property
+    def sampler(self) -> "Sampler | None":
+        """The reader itself if it samples tokens: a GPU then runs ahead of the host."""
+        return None
 
-    def read(self, batch: _native.Batch, plan: _native.Plan, hidden: Tensor) -> list[int]:
-        """Take the kept states of a step.
+    def add(self, handle: int, row: Row) -> None:  # noqa: B027
+        """Register a row before it is admitted."""
+
+    @abstractmethod
+    def read(self, batch: _native.Batch, plan: _native.StepPlan, hidden: Tensor) -> list[int]:
+        """Read the results of a step into the batch.
 
         Args:
-            batch: Takes what was read.
+            batch: Takes sampled tokens or log-probabilities.
             plan: The step.
             hidden: [at least kept, E]; rows beyond the kept ones are copies of the last.
 
@@ -44,29 +53,28 @@ class Reader(Protocol):
             Handles and endings of the rows that ended, as ``batch`` returns them.
         """
 
-    def take(self, batch: _native.Batch, handle: int) -> object:
-        """Result of a row that ended, besides its tokens."""
+    @abstractmethod
+    def result(self, batch: _native.Batch, handle: int) -> object:
+        """Return the result of a row that ended."""
 
 
 def padded(keep: NDArray[np.int64]) -> Tensor:
-    """Indices of kept rows, the last one repeated: torch's reductions tell few rows apart."""
+    """Repeat the last index until there are ``MIN_ROWS``: small products may differ in bits."""
     short = MIN_ROWS - len(keep)
     if short > 0:
         keep = np.concatenate([keep, np.full(short, keep[-1] if len(keep) else 0)])
     return torch.from_numpy(keep)
 
 
-class Drawing:
-    """Draws the next token of each row.
+class Sampler(StepReader):
+    """Samples the next token of each row.
 
     Args:
-        model: Has the head.
-        params: Of all rows of the call, by index.
+        model: Provides the head.
+        params: Parameters of all rows of the call, by index.
         num_handles: Most rows at once.
-        with_logprobs: Whether some row wants them.
+        with_logprobs: Whether any row asks for log-probabilities.
     """
-
-    shared_tokens = 0
 
     def __init__(
         self, model: Transformer, params: RowParams, num_handles: int, with_logprobs: bool
@@ -76,17 +84,22 @@ class Drawing:
         self._model = model
         self._index_of = np.zeros(num_handles, dtype=np.int64)
 
+    @property
+    def sampler(self) -> "Sampler":
+        """The reader itself."""
+        return self
+
     def add(self, handle: int, row: Row) -> None:
-        """Remember which parameters are the row's."""
+        """Remember which parameters belong to the row."""
         self._index_of[handle] = row.index
 
     def params_of(self, handles: NDArray[np.int64]) -> RowParams:
-        """Parameters of these rows."""
+        """Return the parameters of these rows."""
         index = torch.from_numpy(self._index_of[handles])
         return self.params.take(index.to(self.params.seeds.device))
 
-    def read(self, batch: _native.Batch, plan: _native.Plan, hidden: Tensor) -> list[int]:
-        """Draw for the rows whose last token was computed."""
+    def read(self, batch: _native.Batch, plan: _native.StepPlan, hidden: Tensor) -> list[int]:
+        """Sample a token for each row whose last token was computed; see ``StepReader``."""
         count = len(plan.keep)
         if not count:
             return []
@@ -94,15 +107,9 @@ class Drawing:
         index = padded(self._index_of[plan.kept_handles])
         index[count:] = index[count - 1]
         positions = torch.from_numpy(plan.positions[keep] + 1)
-        ids, logprobs, finite, stops = (
-            x[:count].numpy()
-            for x in sample(
-                self._model.logits(hidden),
-                self.params.take(index),
-                positions,
-                self.with_logprobs,
-            )
-        )
+        logits, params = self._model.logits(hidden), self.params.take(index)
+        columns = sample(logits, params, positions, self.with_logprobs)
+        ids, logprobs, finite, stops = (x[:count].numpy() for x in columns)
         return batch.append(
             plan.kept_handles,
             plan.kept_stamps,
@@ -112,34 +119,39 @@ class Drawing:
             stops,
         )
 
-    def take(self, batch: _native.Batch, handle: int) -> tuple[list[int], list[float]]:
-        """All tokens of the row, its prompt's included, and the log-probabilities of the drawn."""
+    def result(self, batch: _native.Batch, handle: int) -> tuple[list[int], list[float]]:
+        """Return all tokens of the row, its prompt included, and the sampled log-probabilities."""
         return batch.tokens(handle), batch.logprobs(handle)
 
 
-class Scoring:
-    """Log-probability of the token after each kept one."""
+class Scorer(StepReader):
+    """Scores the token after each kept one.
 
-    def __init__(self, model: Transformer, *, with_greedy: bool, shared_tokens: int = 0) -> None:
+    Args:
+        model: Provides the head.
+        with_greedy: Whether to tell if each token is the most likely one, which takes all logits.
+        shared_tokens: See ``StepReader``.
+    """
+
+    def __init__(self, model: Transformer, *, with_greedy: bool, shared_tokens: int) -> None:
         self.shared_tokens = shared_tokens
         self._model = model
         self._with_greedy = with_greedy
 
-    def add(self, handle: int, row: Row) -> None:
-        """Nothing to remember."""
-
-    def read(self, batch: _native.Batch, plan: _native.Plan, hidden: Tensor) -> list[int]:
-        """Score every kept token's successor."""
+    def read(self, batch: _native.Batch, plan: _native.StepPlan, hidden: Tensor) -> list[int]:
+        """Score the successor of every kept token; see ``StepReader``."""
         count = len(plan.keep)
         if not count:
             return []
         targets = torch.from_numpy(plan.targets).to(hidden.device)
         if self._with_greedy or hidden.is_cpu:
             logprobs, greedy = self._from_logits(hidden, targets)
-        else:  # never [kept, V] in memory
+        else:  # without [kept, V] in memory
             config = self._model.config
             logprobs = linear_logprobs(
-                *(hidden[:count], self._model.head, targets),
+                hidden[:count],
+                self._model.head,
+                targets,
                 config.logits_scale,
                 config.logits_softcap or 0.0,
             )
@@ -161,42 +173,42 @@ class Scoring:
             greedy.append((logits.argmax(-1) == target)[:count])
         return torch.cat(logprobs), torch.cat(greedy)
 
-    def take(self, batch: _native.Batch, handle: int) -> Score:
-        """Score of the row's targets."""
+    def result(self, batch: _native.Batch, handle: int) -> Score:
+        """Return the score of the row's targets."""
         logprobs = batch.logprobs(handle)
         return Score(
-            logprob=sum(logprobs),
-            token_logprobs=tuple(logprobs),
-            is_greedy=batch.is_greedy(handle),
+            logprob=sum(logprobs), token_logprobs=tuple(logprobs), is_greedy=batch.is_greedy(handle)
         )
 
 
-class Labels:
-    """Log-probabilities of a few tokens after a row's last."""
+class LabelScorer(StepReader):
+    """Scores a few labels, of one token each, as the token after each row.
 
-    def __init__(
-        self, model: Transformer, label_ids: Sequence[int], shared_tokens: int = 0
-    ) -> None:
+    Args:
+        model: Provides the head.
+        label_ids: Token ids of the labels.
+        shared_tokens: See ``StepReader``.
+    """
+
+    def __init__(self, model: Transformer, label_ids: Sequence[int], shared_tokens: int) -> None:
         self.shared_tokens = shared_tokens
         self._model = model
-        self._ids = torch.tensor(label_ids, device=model.device)
-        self._found: dict[int, tuple[float, ...]] = {}
+        self._label_ids = torch.tensor(label_ids, device=model.device)
+        self._logprobs: dict[int, tuple[float, ...]] = {}  # by handle
 
-    def add(self, handle: int, row: Row) -> None:
-        """Nothing to remember."""
-
-    def read(self, batch: _native.Batch, plan: _native.Plan, hidden: Tensor) -> list[int]:
-        """Read the labels off the last token's logits."""
+    def read(self, batch: _native.Batch, plan: _native.StepPlan, hidden: Tensor) -> list[int]:
+        """Read the labels off the logits of each row's last token; see ``StepReader``."""
         count = len(plan.keep)
         if not count:
             return []
-        logprobs = self._model.logits(hidden).log_softmax(-1)[:count].index_select(1, self._ids)
-        for handle, row in zip(plan.kept_handles.tolist(), logprobs.tolist(), strict=True):
-            self._found[handle] = tuple(row)
+        all_logprobs = self._model.logits(hidden).log_softmax(-1)[:count]
+        logprobs = all_logprobs.index_select(1, self._label_ids).tolist()
+        for handle, row in zip(plan.kept_handles.tolist(), logprobs, strict=True):
+            self._logprobs[handle] = tuple(row)
         flags = np.zeros(count, dtype=np.bool_)
         zeros = np.zeros(count, dtype=np.float32)
         return batch.record(plan.kept_handles, plan.kept_stamps, zeros, flags)
 
-    def take(self, batch: _native.Batch, handle: int) -> tuple[float, ...]:
-        """Log-probability of each label, in nats."""
-        return self._found.pop(handle)
+    def result(self, batch: _native.Batch, handle: int) -> tuple[float, ...]:
+        """Return the log-probability of each label, in nats."""
+        return self._logprobs.pop(handle)

@@ -1,17 +1,43 @@
-"""What a caller asks for and gets back: sampling parameters and completions."""
+"""Requests and results: options of a model, sampling parameters, completions and scores."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import inf
 from numbers import Integral, Real
 from typing import Any, Literal
 
+import torch
+
 from fastsafe.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def check_options(
+    device: Any, dtype: Any, batch_size: Any, dtypes: Collection[str] = DTYPES
+) -> None:
+    """Check the options that the engine and the transformers backend share.
+
+    Raises:
+        UsageError: The device is absent, or an option has an unknown value.
+    """
+    if dtype not in dtypes:
+        raise UsageError(f"LLM: dtype is {dtype!r}, expected one of {', '.join(dtypes)}")
+    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device):
+        raise UsageError(f"LLM: device is {device!r}, expected 'cpu', 'cuda' or 'cuda:N'")
+    count = torch.cuda.device_count()
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
+        raise UsageError(f"LLM: device is {device!r}, but torch finds {count} of them; use 'cpu'")
+    if batch_size != "auto" and not (type(batch_size) is int and batch_size >= 1):
+        raise UsageError(
+            f"LLM: batch_size is {batch_size!r}, expected a whole number from 1 or 'auto'"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
-    """How the tokens of one completion are chosen.
+    """Sampling parameters of one completion.
 
     Attributes:
         max_tokens: Most tokens to generate, at least 1.
@@ -19,13 +45,14 @@ class SamplingParams:
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens with at least this probability, in (0, 1].
         min_p: Drop tokens less likely than this fraction of the most likely one, in [0, 1).
-        seed: Seed of this row's noise. Noise depends on (seed, position, token id) only, never on
-            the batch.
+        seed: Seed of this completion's noise, which depends on (seed, position, token id) alone,
+            never on the batch.
         stop: Texts that end a completion; the text is cut before them.
-        stop_token_ids: Token ids that end a completion, beside the checkpoint's own.
+        stop_token_ids: Token ids that end a completion, in addition to the checkpoint's own.
         logprobs: Whether to return a natural-log probability per generated token, under the
             distribution before temperature and filters.
-        ignore_eos: Generate ``max_tokens`` whatever the model says; for benchmarks.
+        ignore_eos: Generate ``max_tokens`` tokens even past an end-of-sequence token; for
+            benchmarks.
 
     The filters apply in the order temperature, top_k, top_p, min_p.
     """
@@ -42,10 +69,14 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        heat, stop = self.temperature, self.stop
-        for name, is_ok, wanted in (
+        temperature, stop = self.temperature, self.stop
+        for name, is_ok, expected in (
             ("max_tokens", _is_whole(self.max_tokens, 1), "a whole number from 1"),
-            ("temperature", isinstance(heat, Real) and 0 <= heat < inf, "a number from 0"),
+            (
+                "temperature",
+                isinstance(temperature, Real) and 0 <= temperature < inf,
+                "a number from 0",
+            ),
             ("top_k", _is_whole(self.top_k, 0), "a whole number from 0 (0 means off)"),
             ("top_p", isinstance(self.top_p, Real) and 0 < self.top_p <= 1, "a number in (0, 1]"),
             ("min_p", isinstance(self.min_p, Real) and 0 <= self.min_p < 1, "a number in [0, 1)"),
@@ -57,7 +88,7 @@ class SamplingParams:
         ):
             if not is_ok:
                 raise UsageError(
-                    f"SamplingParams: {name} is {getattr(self, name)!r:.60}, expected {wanted}"
+                    f"SamplingParams: {name} is {getattr(self, name)!r:.60}, expected {expected}"
                 )
         if "" in self.stop_texts:
             raise UsageError("SamplingParams: stop has an empty string, expected visible text")
@@ -73,12 +104,12 @@ def _is_whole(value: Any, least: int, end: int = 1 << 63) -> bool:
 
 
 def _is_list(values: Any, kind: type) -> bool:
-    return isinstance(values, list | tuple) and all(isinstance(each, kind) for each in values)
+    return isinstance(values, list | tuple) and all(isinstance(value, kind) for value in values)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """What one prompt got.
+    """Completion of one prompt.
 
     Attributes:
         text: Decoded tokens without special tokens, cut before a stop text.

@@ -1,4 +1,4 @@
-"""Sampling parameters of a batch, as the op that draws its tokens takes them."""
+"""Sampling parameters of a batch as tensors, and the call of the sampling kernel."""
 
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -9,9 +9,8 @@ from torch import Tensor
 import fastsafe_kernels as ops
 from fastsafe.engine.request import SamplingParams
 
-# Below it, logits divided by the temperature leave fp32; what is drawn is the most likely token
-# long before.
-_COLDEST = 1e-30
+# Logits overflow fp32 when divided by a lower temperature; the most likely token wins long before.
+_LOWEST_TEMPERATURE = 1e-30
 
 
 class RowParams(NamedTuple):
@@ -29,49 +28,60 @@ class RowParams(NamedTuple):
         cls,
         params: Sequence[SamplingParams],
         device: torch.device,
-        stop_ids: Sequence[Collection[int]] | None = None,
+        stop_ids: Sequence[Collection[int]],
     ) -> "RowParams":
-        """Tensors of the rows' parameters, in order; ``stop_ids`` of each row, None for none."""
+        """Stack the parameters of rows and the token ids that end each of them."""
 
         def floats(values: list[float]) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
         signed = [(p.seed + (1 << 63)) % (1 << 64) - (1 << 63) for p in params]
+        temperatures = [
+            p.temperature if p.temperature >= _LOWEST_TEMPERATURE else 0.0 for p in params
+        ]
         return cls(
             torch.tensor(signed, dtype=torch.int64, device=device),
-            floats([p.temperature if p.temperature >= _COLDEST else 0.0 for p in params]),
+            floats(temperatures),
             torch.tensor([p.top_k for p in params], device=device),
             floats([p.top_p for p in params]),
             floats([p.min_p for p in params]),
-            _padded(stop_ids or [()] * len(params), device),
+            _padded(stop_ids, device),
         )
 
     def take(self, index: Tensor) -> "RowParams":
-        """Parameters of the rows ``index``."""
-        return RowParams(*(each[index] for each in self))
+        """Return the parameters of the rows ``index``."""
+        return RowParams(*(column[index] for column in self))
 
 
 def _padded(rows: Sequence[Collection[int]], device: torch.device) -> Tensor:
-    most = max((len(row) for row in rows), default=0)
-    padded = [[*sorted(row), *[-1] * (most - len(row))] for row in rows]
-    return torch.tensor(padded, dtype=torch.int64, device=device).view(len(rows), most)
+    width = max((len(row) for row in rows), default=0)
+    padded = [[*sorted(row), *[-1] * (width - len(row))] for row in rows]
+    return torch.tensor(padded, dtype=torch.int64, device=device).view(len(rows), width)
 
 
 def sample(
-    logits: Tensor, params: RowParams, positions: Tensor, with_logprobs: bool = True
+    logits: Tensor, params: RowParams, positions: Tensor, with_logprobs: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Draw one token per row; see ``fastsafe_kernels.sample``.
+    """Sample one token per row; see ``fastsafe_kernels.sample``.
 
     Args:
         logits: [M, V] fp32, not modified.
         params: Parameters of the M rows.
-        positions: [M] int64, index in its sequence of the token to be drawn.
-        with_logprobs: Whether the log-probabilities are wanted.
+        positions: [M] int64, position of the sampled token in its sequence.
+        with_logprobs: Whether to compute log-probabilities.
 
     Returns:
         Token ids [M] int64, their untempered log-probabilities [M] fp32 in nats, whether each
         row's logits are finite, and whether its token is one of its stop ids [M] bool.
     """
-    p = params
-    rows = p.temperature, p.top_k, p.top_p, p.min_p, p.seeds, positions, p.stop_ids
-    return ops.sample(logits, *rows, with_logprobs)
+    return ops.sample(
+        logits,
+        params.temperature,
+        params.top_k,
+        params.top_p,
+        params.min_p,
+        params.seeds,
+        positions,
+        params.stop_ids,
+        with_logprobs,
+    )

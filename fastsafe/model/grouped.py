@@ -52,22 +52,27 @@ class AdapterStacks:
         keys = dict.fromkeys(key for adapter in adapters for key in adapter)
         self.stacks = {key: _stack(model, key, [a.get(key, ()) for a in adapters]) for key in keys}
 
-    def project(self, adapter_ids: Sequence[int]) -> "Grouped":
-        """Projection for packed rows with these slots; -1 is the base.
+    def project(self, adapter_ids: Sequence[int], model: Transformer) -> "Grouped":
+        """Projection by ``model`` for packed rows with these slots; -1 is the base.
 
         The rows of a slot need not lie together, but it takes less copying when they do.
         """
-        return Grouped(self, list(adapter_ids))
+        return Grouped(self, list(adapter_ids), model)
 
-    def fixed(self, num_rows: int) -> "FixedRows":
-        """Projection for steps of ``num_rows`` rows that are sorted by slot, for a graph."""
-        return FixedRows(self, num_rows)
+    def fixed(self, num_rows: int, model: Transformer) -> "FixedRows":
+        """Projection by ``model`` for steps of ``num_rows`` rows sorted by slot, for a graph."""
+        return FixedRows(self, num_rows, model)
 
-    def multiply(
-        self, layer: int, name: str, x: Tensor, segments: Segments, order: Tensor | None
+    def add_updates(
+        self,
+        y: Tensor,
+        layer: int,
+        name: str,
+        x: Tensor,
+        segments: Segments,
+        order: Tensor | None,
     ) -> Tensor:
-        """Base's product of x [M, I] and each row's own update; ``order`` sorts the rows."""
-        y = self.model.linear(layer, name, x)
+        """Add each row's own update to the base's product ``y`` of x; ``order`` sorts the rows."""
         stack = self.stacks.get((layer, name))
         if stack is None:
             return y
@@ -98,8 +103,9 @@ def _stack(model: Transformer, key: Key, slots: Sequence[Sequence[ModuleUpdate]]
 class Grouped:
     """``Project`` of one batch whose rows have different adapters."""
 
-    def __init__(self, stacks: AdapterStacks, ids: list[int]) -> None:
+    def __init__(self, stacks: AdapterStacks, ids: list[int], model: Transformer) -> None:
         self._stacks = stacks
+        self._model = model
         self._ids = ids
         self._all = self._rows(ids)
         self._kept: tuple[Tensor, _Rows] | None = None  # of the rows last asked for
@@ -123,7 +129,9 @@ class Grouped:
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         """Multiply by the base's weight and add each row's own update; see ``Project``."""
-        return self._stacks.multiply(layer, name, x, *self._of(rows))
+        segments, order = self._of(rows)
+        y = self._model.linear(layer, name, x)
+        return self._stacks.add_updates(y, layer, name, x, segments, order)
 
 
 class FixedRows:
@@ -132,8 +140,9 @@ class FixedRows:
     A graph that was captured with it replays with whatever adapters ``update`` has told since.
     """
 
-    def __init__(self, stacks: AdapterStacks, num_rows: int) -> None:
+    def __init__(self, stacks: AdapterStacks, num_rows: int, model: Transformer) -> None:
         self.stacks = stacks
+        self._model = model
         self._segments = Segments.build(
             [BASE] * num_rows,
             stacks.num_slots,
@@ -148,7 +157,8 @@ class FixedRows:
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         """Multiply by the base's weight and add each row's own update; see ``Project``."""
-        return self.stacks.multiply(layer, name, x, self._segments, None)
+        y = self._model.linear(layer, name, x)
+        return self.stacks.add_updates(y, layer, name, x, self._segments, None)
 
 
 class _Rows(NamedTuple):

@@ -277,27 +277,29 @@ class AdapterBank:
         known = ", ".join(self.names) or "none"
         raise AdapterError(f"adapter {name!r} is not loaded; loaded: {known}")
 
-    def mixed(self, adapter_ids: Tensor) -> Project | None:
+    def mixed(self, adapter_ids: Tensor, model: Transformer | None = None) -> Project | None:
         """Projection for a batch whose rows have different adapters.
 
         Args:
             adapter_ids: [N] integers, the slot of each packed row, -1 = base only.
+            model: The base with other ``invariant`` products; None: the bank's own.
         """
+        model = model or self.model
         present = [int(i) for i in torch.unique(adapter_ids) if i != BASE]
         if not present:
             return None
         if self.model.device.type != "cpu" or INTERPRET:
             for slot in present:
                 self.updates(slot)  # an empty slot is an error
-            return self._all_stacks().project(adapter_ids.tolist())
-        return _Mixed(self.model, adapter_ids, {i: self.updates(i) for i in present})
+            return self._all_stacks().project(adapter_ids.tolist(), model)
+        return _Mixed(model, adapter_ids, {i: self.updates(i) for i in present})
 
-    def fixed(self, num_rows: int) -> FixedRows | None:
+    def fixed(self, num_rows: int, model: Transformer) -> FixedRows | None:
         """Projection for a GPU's steps of a fixed number of rows, of any adapters; see there.
 
         None without adapters. It is void once an adapter is added or removed.
         """
-        return self._all_stacks().fixed(num_rows) if self.names else None
+        return self._all_stacks().fixed(num_rows, model) if self.names else None
 
     def is_current(self, rows: FixedRows | None) -> bool:
         """Whether ``rows`` of ``fixed`` knows the adapters as they are now."""

@@ -4,6 +4,8 @@ What differs between families is a flag of ``ModelConfig``. Attention and the li
 hooks: the caller owns caching and masking (``Attend``), and adapters (``Project``).
 """
 
+import copy
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -116,8 +118,7 @@ class Transformer:
         embedding_scale: Factor of the embedding, rounded to ``dtype``.
         final_norm: [E].
         invariant: Products that take ``ops.matmul_invariant`` on a GPU: "qkv", "o", "gate_up",
-            "down", "head". Empty until a check finds that the library's own do not treat all
-            rows of a batch alike.
+            "down", "head". Empty, except in a model from ``with_invariant``.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
@@ -178,6 +179,12 @@ class Transformer:
                 is_one = place.field.endswith("norm") and not config.norm_one_plus
                 target.fill_(1.0 if is_one else 0.0)
         return cls(config, weights)
+
+    def with_invariant(self, names: Iterable[str]) -> "Transformer":
+        """Return a model with these ``invariant`` products that shares this model's weights."""
+        model = copy.copy(self)
+        model.invariant = frozenset(names)
+        return model
 
     def forward(
         self,

@@ -1,7 +1,7 @@
 """TransformersLLM: the engine's interface over transformers and PEFT, for any architecture."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -9,11 +9,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastsafe.data.conversation import Message
-from fastsafe.engine import options
-from fastsafe.engine.prompts import Prompt, Prompts
-from fastsafe.engine.request import Completion, SamplingParams, Score
-from fastsafe.errors import AdapterError, UsageError
+from fastsafe.engine.interface import LLMInterface
+from fastsafe.engine.prompts import Prompt, Prompts, ScoringRequest
+from fastsafe.engine.request import DTYPES, Completion, SamplingParams, Score, check_options
+from fastsafe.errors import AdapterError
 from fastsafe.io import hub
 from fastsafe.model import peft as adapter_files
 from fastsafe.model.peft import LoraConfig
@@ -22,13 +21,13 @@ from fastsafe.transformers_backend.loading import load_model, load_tokenizer, re
 from fastsafe_kernels import token_logprobs
 
 # float64 is what stands for the truth when the others are compared
-_DTYPES = options.DTYPES | {"float64": torch.float64}
+_DTYPES = DTYPES | {"float64": torch.float64}
 _BATCH_ROWS = 64
 # Most logits in memory at once: 256 MiB in fp32.
 _LOGIT_ELEMENTS = 1 << 26
 
 
-class TransformersLLM:
+class TransformersLLM(LLMInterface[str | None]):
     """A base model of transformers with PEFT adapters: generate, chat, score, logits.
 
     Attributes:
@@ -52,7 +51,7 @@ class TransformersLLM:
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: The tokenizer is missing or malformed.
         """
-        options.check(device, dtype, batch_size, _DTYPES)
+        check_options(device, dtype, batch_size, _DTYPES)
         require("peft")
         self.path = hub.resolve(str(path))
         self.tokenizer = load_tokenizer(self.path)
@@ -166,43 +165,28 @@ class TransformersLLM:
             with self._peft.disable_adapter():
                 yield
 
-    def generate(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        adapters: Sequence[str | None] | None = None,
-        on_result: Callable[[int, Completion], None] | None = None,
-    ) -> list[Completion]:
-        """Complete every prompt; see ``LLM.generate``."""
-        found: dict[int, Completion] = {}
-        for index, completion in self.stream(prompts, params, adapters):
-            found[index] = completion
-            if on_result:
-                on_result(index, completion)
-        return [found[i] for i in range(len(found))]
-
     def stream(
         self,
         prompts: Sequence[Prompt],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         adapters: Sequence[str | None] | None = None,
-    ) -> Iterator[tuple[int, Completion]]:
-        """Yield (index, completion) batch by batch, in each in order of finishing."""
+    ) -> Generator[tuple[int, Completion]]:
+        """Yield (index, completion) batch by batch, in each in the order of finishing."""
         return self._run(
             [
                 Row(
-                    index=each.index,
-                    adapter=each.place,
-                    prompt=each.tokens,
-                    params=each.params,
-                    max_tokens=each.limit - len(each.tokens),
-                    has_stop_text=self._prompts.stop_check(each.params),
+                    index=request.index,
+                    adapter=request.adapter,
+                    prompt=request.tokens,
+                    params=request.params,
+                    max_tokens=request.max_tokens_total - len(request.tokens),
+                    has_stop_text=self._prompts.stop_check(request.params),
                 )
-                for each in self._prompts.asked(prompts, params, adapters)
+                for request in self._prompts.requests(prompts, params, adapters)
             ]
         )
 
-    def _run(self, rows: Sequence[Row]) -> Iterator[tuple[int, Completion]]:
+    def _run(self, rows: Sequence[Row]) -> Generator[tuple[int, Completion]]:
         order = sorted(rows, key=lambda r: (r.adapter or "", len(r.prompt) + r.max_tokens))
         begin = 0
         while begin < len(order):
@@ -211,93 +195,62 @@ class TransformersLLM:
             with self.using(name):
                 done = generate_batch(self.model, batch, self.tokenizer)
             for row in done:
-                reason = row.finish_reason or "error"
-                given = row.params, len(row.prompt), row.token_ids, row.logprobs, reason
-                yield row.index, self._prompts.completion(*given)
+                yield (
+                    row.index,
+                    self._prompts.completion(
+                        row.params,
+                        len(row.prompt),
+                        row.token_ids,
+                        row.logprobs,
+                        row.finish_reason or "error",
+                    ),
+                )
             begin += len(batch)
 
-    def chat(
+    def _score_tokens(
         self,
-        conversations: Sequence[Sequence[Message]],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        adapters: Sequence[str | None] | None = None,
-        on_result: Callable[[int, Completion], None] | None = None,
-    ) -> list[Completion]:
-        """Answer conversations through the checkpoint's chat template; see ``generate``."""
-        return self.generate(self._prompts.chats(conversations), params, adapters, on_result)
-
-    def score(
-        self,
-        prompts: Sequence[Prompt],
-        continuations: Sequence[Prompt],
-        adapters: Sequence[str | None] | None = None,
-        shared_prefix: Prompt | None = None,
-    ) -> list[Score]:
-        """Log-likelihood of each continuation given its prompt; see ``LLM.score``."""
-        prefix, given = self._prompts.prefixed(prompts, shared_prefix)
-        targets = self._prompts.encode(continuations, "continuation", special=False)
-        if len(given) != len(targets):
-            raise UsageError(
-                f"score: {len(targets)} continuations, expected {len(given)}, one per prompt"
+        requests: Sequence[ScoringRequest[str | None]],
+        *,
+        with_greedy: bool,
+        shared_tokens: int,
+    ) -> dict[int, Score]:
+        scores: dict[int, Score] = {}
+        for i, logits in self._forward(requests):
+            start = requests[i].logits_from
+            before = logits[start:-1]
+            targets = torch.tensor(
+                requests[i].tokens[start + 1 :], dtype=torch.int64, device=logits.device
             )
-        rows = [prefix + a + b for a, b in zip(given, targets, strict=True)]
-        found: dict[int, Score] = {}
-        for i, logits in self._forward(rows, adapters, "score"):
-            before = logits[-len(targets[i]) - 1 : -1]
-            wanted = torch.tensor(targets[i], device=logits.device)
-            logprobs = token_logprobs(before, wanted).clamp(max=0).tolist()
-            found[i] = Score(
+            logprobs = token_logprobs(before, targets).clamp(max=0).tolist()
+            scores[i] = Score(
                 logprob=sum(logprobs),
                 token_logprobs=tuple(logprobs),
-                is_greedy=bool((before.argmax(-1) == wanted).all()),
+                is_greedy=with_greedy and bool((before.argmax(-1) == targets).all()),
             )
-        return [found[i] for i in range(len(rows))]
+        return scores
 
-    def label_logprobs(
+    def _score_labels(
         self,
-        prompts: Sequence[Prompt],
-        labels: Sequence[str | int],
-        adapters: Sequence[str | None] | None = None,
-        shared_prefix: Prompt | None = None,
-    ) -> list[tuple[float, ...]]:
-        """Log-probability of each label as the next token; see ``LLM.label_logprobs``.
-
-        Raises:
-            UsageError: A label is not one token.
-        """
-        ids = self._prompts.labels(labels)
-        prefix, given = self._prompts.prefixed(prompts, shared_prefix)
-        rows = [prefix + each for each in given]
-        found = {
-            i: tuple(logits[-1].log_softmax(-1)[ids].tolist())
-            for i, logits in self._forward(rows, adapters, "label_logprobs")
+        requests: Sequence[ScoringRequest[str | None]],
+        label_ids: Sequence[int],
+        *,
+        shared_tokens: int,
+    ) -> dict[int, tuple[float, ...]]:
+        return {
+            i: tuple(logits[-1].log_softmax(-1)[list(label_ids)].tolist())
+            for i, logits in self._forward(requests)
         }
-        return [found[i] for i in range(len(rows))]
 
-    def prompt_logprobs(
-        self, prompts: Sequence[Prompt], adapters: Sequence[str | None] | None = None
-    ) -> list[tuple[float | None, ...]]:
-        """Log-probability of every prompt token given those before it; None for the first."""
-        rows = self._prompts.encode(prompts, "prompt", special=True)
-        found: dict[int, tuple[float | None, ...]] = {}
-        for i, logits in self._forward(rows, adapters, "prompt_logprobs"):
-            wanted = torch.tensor(rows[i][1:], dtype=torch.int64, device=logits.device)
-            found[i] = (None, *token_logprobs(logits[:-1], wanted).clamp(max=0).tolist())
-        return [found[i] for i in range(len(rows))]
-
-    def logits(self, token_ids: Sequence[int] | Tensor, adapter: str | None = None) -> Tensor:
-        """Logits after every token of one sequence, [N, V] fp32 on the model's device."""
-        ids = self._prompts.ids(token_ids, "logits: token_ids")
-        ((_, logits),) = self._forward([ids], [adapter], "logits: token_ids")
+    def _logits(self, row: list[int], adapter: str | None) -> Tensor:
+        ((_, logits),) = self._forward([ScoringRequest(adapter, row, 0)])
         return logits
 
     def _forward(
-        self, rows: Sequence[Sequence[int]], adapters: Sequence[str | None] | None, what: str
+        self, requests: Sequence[ScoringRequest[str | None]]
     ) -> Iterator[tuple[int, Tensor]]:
-        """Yield (index, fp32 logits [N, V]) of every row, in batches padded on the right."""
-        names = self._prompts.places(adapters, len(rows))
-        for i, row in enumerate(rows):
-            self._prompts.check_context(f"{what}: row {i}", len(row))
+        """Yield (index, fp32 logits [N, V]) of every request, in batches padded on the right."""
+        rows = [request.tokens for request in requests]
+        names = [request.adapter for request in requests]
         order = sorted(range(len(rows)), key=lambda i: (names[i] or "", -len(rows[i])))
         vocabulary = self.model.get_input_embeddings().num_embeddings
         begin = 0

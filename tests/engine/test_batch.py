@@ -1,4 +1,4 @@
-"""The batch in C++ keeps exact accounts, and agrees with its plain version table by table."""
+"""The batch in C++ counts its pages exactly, and agrees with its plain twin table by table."""
 
 import importlib.util
 import sys
@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fastsafe import _native
 
-NO_ROOM, SOON = -1, -2
-TABLES = "token_ids positions places handles starts keep kept_handles copies preempted table"
+NO_ROOM, WAIT_FOR_PREFIX = -1, -2
+TABLES = "token_ids positions cache_slots handles starts keep kept_handles copies preempted table"
 
 
 def plain() -> ModuleType:
@@ -35,7 +35,7 @@ row = st.tuples(
         [(), (1, 2, 3), (1, 2, 3, 4, 5, 6, 7, 8), (1, 2, 3, 4, 5, 6, 7, 8, 9, 1, 1, 2)]
     ),
     st.lists(st.integers(0, 2), min_size=1, max_size=14),
-    st.integers(1, 12),  # tokens to draw
+    st.integers(1, 12),  # tokens to sample
 )
 action = st.sampled_from(["fill", "step", "step", "step", "cancel"])
 
@@ -44,7 +44,7 @@ action = st.sampled_from(["fill", "step", "step", "step", "cancel"])
 def test_random_schedules(
     rows: list[tuple[int, tuple[int, ...], list[int], int]], actions: list[str], pages: int
 ) -> None:
-    """Arrivals, preemptions in tiny pools, cancellations: exact accounts, and the plain tables."""
+    """Arrivals, preemption, cancellation: page counts are exact, tables those of the plain twin."""
     both = (_native.Batch(pages, 4, 5, True, False, 0), PLAIN.PlainBatch(pages, 4, 5))
     native = both[0]
     left, waiting, used, steps = list(rows), [], 0, 0
@@ -66,8 +66,8 @@ def test_random_schedules(
                     args = (slot, slot + 1, ids, len(ids) + more, 0, 0)
                     waiting.append(same(*(b.add(*args) for b in both)))
                     used += 1
-                found = same(*(b.admit(waiting[-1]) for b in both))
-                if found < 0:  # type: ignore[operator]
+                admitted = same(*(b.admit(waiting[-1]) for b in both))
+                if admitted < 0:  # type: ignore[operator]
                     assert native.running, "a row that waits for others must not be alone"
                     break
                 waiting.pop()
@@ -96,11 +96,11 @@ def test_random_schedules(
             used -= 1
     assert [left, waiting, native.running] == [[], [], 0], "some row never ran"
     assert native.available == pages
-    native.forget()
+    native.evict_all()
     assert native.check() == ""
 
 
-def step(batch: _native.Batch, budget: int = 100) -> _native.Plan:
+def step(batch: _native.Batch, budget: int = 100) -> _native.StepPlan:
     plan = batch.plan(True, True, budget)
     count = len(plan.keep)
     flags = np.ones(count, bool), np.zeros(count, bool)
@@ -110,7 +110,7 @@ def step(batch: _native.Batch, budget: int = 100) -> _native.Plan:
     return plan
 
 
-def test_equal_beginnings_are_shared_and_their_rest_is_copied() -> None:
+def test_equal_prefixes_are_shared_and_the_partial_page_is_copied() -> None:
     batch = _native.Batch(20, 4, 4, True, False, 0)
     first = batch.add(0, 1, list(range(10)), 30, 0, 0)
     assert batch.admit(first) == 0
@@ -130,14 +130,14 @@ def test_equal_beginnings_are_shared_and_their_rest_is_copied() -> None:
     assert plan.segments[:, 0].tolist() == [0, 1]
 
 
-def test_a_row_waits_for_the_beginning_that_another_computes() -> None:
+def test_a_row_waits_for_the_prefix_that_another_computes() -> None:
     batch = _native.Batch(20, 16, 4, True, False, 0)
     long = list(range(40))
     batch.admit(batch.add(0, 1, long, 60, 0, 0))
     late = batch.add(0, 1, [*long[:33], 7], 60, 0, 0)
-    assert batch.admit(late) == SOON
+    assert batch.admit(late) == WAIT_FOR_PREFIX
     step(batch, budget=20)
-    assert batch.admit(late) == SOON, "the second page is not computed yet"
+    assert batch.admit(late) == WAIT_FOR_PREFIX, "the second page is not computed yet"
     step(batch, budget=20)
     assert batch.admit(late) == 32
 
@@ -150,14 +150,14 @@ def test_pages_are_compared_token_by_token() -> None:
     assert batch.admit(batch.add(0, 1, [1, 2, 3, 4, 5], 6, 0, 0)) == 4
 
 
-def test_without_reuse_nothing_is_found() -> None:
+def test_without_the_prefix_cache_nothing_matches() -> None:
     batch = _native.Batch(20, 4, 4, False, False, 0)
     for _ in range(2):
         assert batch.admit(batch.add(0, 1, [1, 2, 3, 4, 5], 9, 0, 0)) == 0
         step(batch)
 
 
-def test_the_youngest_gives_way_and_what_it_drew_is_kept() -> None:
+def test_the_youngest_row_is_preempted_and_keeps_its_sampled_tokens() -> None:
     batch = _native.Batch(4, 4, 2, False, False, 0)
     old, young = (batch.add(0, 1, [1, 2, 3], 20, 0, 0) for _ in range(2))
     assert batch.admit(old) == batch.admit(young) == 0
@@ -171,11 +171,11 @@ def test_the_youngest_gives_way_and_what_it_drew_is_kept() -> None:
     batch.remove(old)
     assert batch.admit(young) == 0
     plan = step(batch)
-    assert plan.positions.tolist() == list(range(len(plan.positions))), "all is computed anew"
+    assert plan.positions.tolist() == list(range(len(plan.positions))), "all of it is recomputed"
     assert batch.check() == ""
 
 
-def test_tokens_of_a_place_that_was_left_are_dropped() -> None:
+def test_tokens_sampled_before_a_preemption_are_dropped() -> None:
     batch = _native.Batch(8, 4, 2, True, True, 0)
     row = batch.add(0, 1, [1, 2, 3], 20, 0, 0)
     batch.admit(row)
@@ -188,33 +188,33 @@ def test_tokens_of_a_place_that_was_left_are_dropped() -> None:
     assert batch.check() == ""
 
 
-def test_split_steps_compute_drawn_tokens_alone() -> None:
-    """Prompts and drawn tokens never share a step, even when they are computed anew."""
+def test_separate_decode_steps_compute_sampled_tokens_alone() -> None:
+    """Prompts and sampled tokens never share a step, even when they are recomputed."""
     batch = _native.Batch(8, 4, 2, True, True, 0)
     row = batch.add(0, 1, [1, 2, 3], 20, 0, 0)
     batch.admit(row)
     batch.plan(True, False, 10)
     plan = batch.plan(False, True, 0)
-    assert plan.token_ids.tolist() == [-1], "drawn, and nobody has told it yet"
+    assert plan.token_ids.tolist() == [-1], "sampled, and not appended yet"
     flags = np.ones(1, bool), np.zeros(1, bool)
     for token in (5, 6):
         batch.append(np.array([row]), plan.kept_stamps, np.array([token]), None, *flags)
     batch.preempt_all()
     batch.admit(row)
     assert batch.plan(True, False, 10).token_ids.tolist() == [1, 2, 3]
-    told = [batch.plan(False, True, 0) for _ in range(2)]
-    assert [p.token_ids.tolist() for p in told] == [[5], [6]]
-    assert [len(p.keep) for p in told] == [0, 1]
+    decodes = [batch.plan(False, True, 0) for _ in range(2)]
+    assert [p.token_ids.tolist() for p in decodes] == [[5], [6]]
+    assert [len(p.keep) for p in decodes] == [0, 1]
 
 
-def test_a_row_is_computed_anew_where_its_rotation_turns() -> None:
+def test_a_row_is_recomputed_when_it_grows_beyond_the_rotations_length() -> None:
     batch = _native.Batch(8, 4, 2, False, False, 5)
     batch.admit(batch.add(0, 1, [1, 2, 3, 4], 9, 0, 0))
     lengths = [step(batch).context_lens.tolist() for _ in range(4)]
     assert lengths == [[4] * 4, [5], [6] * 6, [7]]
 
 
-def test_rows_that_are_read() -> None:
+def test_scoring_rows() -> None:
     batch = _native.Batch(8, 4, 2, True, False, 0)
     row = batch.add(0, 1, [1, 2, 3, 4, 5, 6], 0, 5, 2)
     assert batch.admit(row) == 0
@@ -231,8 +231,8 @@ def test_rows_that_are_read() -> None:
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        (lambda b: b.remove(0), "there is no row 0"),
-        (lambda b: b.admit(1), "no row waits as 1"),
+        (lambda b: b.remove(0), "no row has handle 0"),
+        (lambda b: b.admit(1), "no row waits with handle 1"),
         (lambda b: [b.add(0, 1, [1], 5, 0, 0) for _ in range(3)], "no handle is free"),
         (
             lambda b: b.append(
@@ -256,8 +256,8 @@ def test_a_row_larger_than_all_pages_is_refused() -> None:
         step(batch)
 
 
-def test_a_page_that_was_taken_by_others_is_not_ready_for_them() -> None:
-    """Nothing is copied from a page that has new tokens and is not computed yet."""
+def test_an_evicted_page_is_not_ready_for_its_next_owner() -> None:
+    """No row copies from a page that was published again and is not computed yet."""
     batch = _native.Batch(4, 4, 4, True, False, 0)
     batch.admit(batch.add(0, 1, [1, 2, 3, 4], 5, 0, 0))
     step(batch)

@@ -208,9 +208,9 @@ def test_a_stream_checks_its_arguments_at_once_and_runs_when_asked(llm: LLM) -> 
 LEFT_OPEN = """
 import atexit, sys
 from fastsafe import LLM, SamplingParams
-from fastsafe.engine.scheduler import Work
-taken, take = [], Work.take
-Work.take = lambda *args: taken.append(take(*args)) or taken[-1]
+from fastsafe.engine.scheduler import RowQueue
+taken, take = [], RowQueue.take
+RowQueue.take = lambda *args: taken.append(take(*args)) or taken[-1]
 stream = LLM(sys.argv[1]).stream([[5, i % 90] for i in range(50_000)], SamplingParams())
 next(stream)
 atexit.register(lambda: print(len(taken)))

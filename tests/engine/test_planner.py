@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import fastsafe
+from fastsafe import _native
 from fastsafe.engine import lane_pool, planner
 from fastsafe.engine.planner import Rates, available_bytes, choose_adapters, plan_memory
 from fastsafe.errors import UsageError
@@ -38,7 +39,7 @@ LORA_R16 = 41_943_040  # parameters of a rank-16 adapter on all linear modules o
 H200 = Rates(gemm_flops=790e12, thin_flops=200e12, copy_bytes=4.3e12)
 
 
-def plan(gib: float, **changes: Any) -> planner.MemoryPlan:
+def plan(gib: float, **changes: Any) -> planner.LaneMemory:
     options: dict[str, Any] = {
         "itemsize": 2,
         "page_tokens": 64,
@@ -155,7 +156,30 @@ def test_a_lane_needs_no_memory_for_weights_that_are_there(
     assert sum(found.bytes.values()) - found.bytes["weights"] < GIB / 8
 
 
-def test_a_step_of_a_cpu_holds_prompts_and_drawn_tokens() -> None:
+@given(
+    hidden=st.integers(1, 9000),
+    intermediate=st.integers(1, 40000),
+    kv_heads=st.integers(1, 16),
+    group=st.integers(1, 8),
+    dim=st.sampled_from([16, 64, 128]),
+    tokens=st.integers(1, 4096),
+    itemsize=st.sampled_from([2, 4]),
+)
+def test_a_workspace_holds_all_buffers_of_a_step(
+    hidden: int, intermediate: int, kv_heads: int, group: int, dim: int, tokens: int, itemsize: int
+) -> None:
+    heads = kv_heads * group
+    q, qkv = heads * dim, (heads + 2 * kv_heads) * dim
+    found = _native.Decoder.workspace_bytes(
+        hidden, intermediate, heads, kv_heads, dim, tokens, itemsize
+    )
+    widest = max(3 * intermediate, qkv + 2 * q)
+    assert found == tokens * itemsize * (3 * hidden + max(hidden, q) + widest)
+    buffers = 3 * hidden + max(qkv, 2 * intermediate) + q + intermediate
+    assert found >= tokens * itemsize * buffers
+
+
+def test_a_step_of_a_cpu_holds_prompts_and_sampled_tokens() -> None:
     sizes: dict[str, Any] = {"itemsize": 4, "page_tokens": 16, "cache_itemsize": 4}
     sizes |= {"budget_bytes": 64 * GIB, "device_kind": "cpu", "context": 64}
     both = [plan_memory(LLAMA_8B, batch_size=rows, **sizes) for rows in (1, 257)]
@@ -197,6 +221,7 @@ def test_the_choice_on_a_gpu_follows_the_bounds(prompts: int, mode: str) -> None
         lora_parameters=LORA_R16,
         device_kind="cuda",
         strict=False,
+        batch_size=1024,
         rates=H200,
     )
     assert found == mode, why
@@ -213,6 +238,7 @@ def test_strict_mode_never_looks_at_the_workload(rows: list[int], rank: int) -> 
             lora_parameters=rank * LORA_R16 // 16,
             device_kind=kind,
             strict=True,
+            batch_size=1024,
         )
         assert mode == "mixed"
         assert "strict mode" in why
@@ -228,6 +254,7 @@ def test_a_small_model_on_a_cpu_is_merged() -> None:
             lora_parameters=50_000,
             device_kind="cpu",
             strict=strict,
+            batch_size=256,
             rates=Rates(gemm_flops=2e11, thin_flops=3e10, copy_bytes=1e10),
         )
         assert mode == "merged"

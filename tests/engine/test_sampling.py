@@ -1,4 +1,4 @@
-"""Sampling parameters reach the op: frequencies, filters, greedy rows beside drawn ones."""
+"""Sampling parameters reach the op: frequencies, filters, greedy rows beside sampled ones."""
 
 from typing import Any
 
@@ -13,8 +13,8 @@ from fastsafe.errors import UsageError
 
 def draw(logits: torch.Tensor, count: int, **options: float) -> torch.Tensor:
     params = [SamplingParams(**({"temperature": 1.0, "seed": i} | options)) for i in range(count)]
-    rows = RowParams.stack(params, logits.device)
-    return sample(logits.expand(count, -1), rows, torch.arange(count))[0]
+    rows = RowParams.stack(params, logits.device, [()] * len(params))
+    return sample(logits.expand(count, -1), rows, torch.arange(count), False)[0]
 
 
 def frequencies(tokens: torch.Tensor, size: int) -> list[int]:
@@ -55,22 +55,22 @@ def test_filters_match_transformers() -> None:
     ):
         want = warper(None, want)
     # a token survives here when some noise lets it win
-    rows = RowParams.stack([params] * 64, logits.device)
-    drawn = torch.zeros(64, 50, dtype=torch.bool)
+    rows = RowParams.stack([params] * 64, logits.device, [()] * 64)
+    sampled = torch.zeros(64, 50, dtype=torch.bool)
     for seed in range(300):
         seeded = rows._replace(seeds=torch.full((64,), seed))
-        drawn[torch.arange(64), sample(logits, seeded, torch.arange(64))[0]] = True
+        sampled[torch.arange(64), sample(logits, seeded, torch.arange(64), True)[0]] = True
     kept = want.isfinite()
-    assert not (drawn & ~kept).any()
+    assert not (sampled & ~kept).any()
     likely = want.softmax(-1) > 0.03
-    assert drawn[likely].all()
+    assert sampled[likely].all()
 
 
 def test_temperature_zero_is_argmax_beside_sampled_rows() -> None:
     logits = torch.randn(4, 30)
     params = [SamplingParams(temperature=t) for t in (0.0, 1.0, 0.0, 3.0)]
-    rows = RowParams.stack(params, logits.device)
-    chosen, _, _, _ = sample(logits, rows, torch.zeros(4, dtype=torch.long))
+    rows = RowParams.stack(params, logits.device, [()] * len(params))
+    chosen, _, _, _ = sample(logits, rows, torch.zeros(4, dtype=torch.long), True)
     assert chosen[[0, 2]].tolist() == logits.argmax(-1)[[0, 2]].tolist()
 
 
@@ -112,14 +112,14 @@ def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
 
 def test_whole_numbers_are_settings_too() -> None:
     params = SamplingParams(temperature=1, top_p=1, min_p=0)
-    rows = RowParams.stack([params], torch.device("cpu"))
-    sample(torch.zeros(1, 5), rows, torch.zeros(1, dtype=torch.long))
+    rows = RowParams.stack([params], torch.device("cpu"), [()])
+    sample(torch.zeros(1, 5), rows, torch.zeros(1, dtype=torch.long), True)
 
 
 def test_stop_ids_are_flagged() -> None:
     logits = torch.eye(4)[[1, 2, 3]]
     rows = RowParams.stack([SamplingParams()] * 3, logits.device, [{1, 0}, {3}, ()])
     assert rows.stop_ids.tolist() == [[0, 1], [3, -1], [-1, -1]]
-    tokens, _, _, is_stop = sample(logits, rows, torch.zeros(3, dtype=torch.long))
+    tokens, _, _, is_stop = sample(logits, rows, torch.zeros(3, dtype=torch.long), True)
     assert tokens.tolist() == [1, 2, 3]
     assert is_stop.tolist() == [True, False, False]

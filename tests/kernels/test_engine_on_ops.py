@@ -98,9 +98,8 @@ def test_a_quantized_base_equals_its_dequantized_weights(load: Callable[..., LLM
     few = MANY[:2], EACH[:2], NAMES[:2]
     assert llm.generate(*few) == plain.generate(*few)
     x = torch.randn(4, llm.model.config.hidden_size)
-    for model in (llm.model, plain.model):
-        model.invariant = frozenset({"qkv"})
-    assert torch.equal(llm.model.linear(0, "qkv", x), plain.model.linear(0, "qkv", x))
+    ours, theirs = (model.with_invariant({"qkv"}) for model in (llm.model, plain.model))
+    assert torch.equal(ours.linear(0, "qkv", x), theirs.linear(0, "qkv", x))
 
 
 def test_stops_end_a_row_one_step_late(load: Callable[..., LLM]) -> None:
@@ -126,7 +125,7 @@ def test_without_strictness_shapes_follow_the_rows(load: Callable[..., LLM]) -> 
 def test_one_table_serves_any_mix_of_adapters(load: Callable[..., LLM]) -> None:
     """What a graph would replay: the same projection, told other adapters in between."""
     llm = load()
-    fixed = llm.bank.fixed(5)
+    fixed = llm.bank.fixed(5, llm.model)
     x = torch.randn(5, 256)
     with torch.inference_mode():
         for ids in ([-1] * 5, [0] * 5, [-1, 0, 0, 1, 1], [1] * 5):
