@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from fastsafe.model.cpu_decoder import Change, Span
+from fastsafe.model.cpu_decoder import AdapterPatch, Span
 from fastsafe.model.lora import BASE, AdapterBank, MergedWeights
 from fastsafe.model.transformer import Project, Transformer
 
@@ -84,7 +84,7 @@ class Changes:
         self._bank = bank
         self._merged = merged
         # of the last step's adapters; merged weights are held, so that other lanes find them
-        self._held: dict[int, tuple[MergedWeights | None, Change | None]] = {}
+        self._held: dict[int, tuple[MergedWeights | None, AdapterPatch | None]] = {}
 
     def clear(self) -> None:
         """Let go of merged weights."""
@@ -100,15 +100,15 @@ class Changes:
         spans[-1] = spans[-1]._replace(kept_end=num_kept)
         return spans
 
-    def _make(self, slot: int) -> tuple[MergedWeights | None, Change | None]:
+    def _make(self, slot: int) -> tuple[MergedWeights | None, AdapterPatch | None]:
         model = self._bank.model
         if slot == BASE:
             return None, None
         if self._merged is None:
-            return None, Change(model, updates=self._bank.updates(slot))
+            return None, AdapterPatch(model, updates=self._bank.updates(slot))
         merged = self._merged.get(slot)
         assert merged is not None, "only the base has none"
-        return merged, Change(model, merged.weights)
+        return merged, AdapterPatch(model, merged.weights)
 
 
 class _Part:

@@ -10,7 +10,7 @@ from fastsafe.engine.adapters import Changes, Merged, Projections
 from fastsafe.engine.paged_cache import NativeAttention, PageStore, page_tokens, paged_of
 from fastsafe.engine.readers import Reader, padded
 from fastsafe.engine.scheduler import FinishReason, Row, Scheduler, Work
-from fastsafe.model.cpu_decoder import NativeDecoder, takes
+from fastsafe.model.cpu_decoder import NativeDecoder, runs_natively
 from fastsafe.model.lora import AdapterBank
 
 OnEnd = Callable[[Row, FinishReason | None, object], None]
@@ -72,7 +72,7 @@ class Lane:
         )
         self._projections = Projections(bank, merged)
         self._changes = Changes(bank, merged)
-        self._decoder = NativeDecoder(model) if takes(model) else None
+        self._decoder = NativeDecoder(model) if runs_natively(model) else None
 
     @property
     def splits(self) -> bool:

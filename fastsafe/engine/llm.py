@@ -27,7 +27,7 @@ from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model import nf4
 from fastsafe.model.attention import PackedAttention
-from fastsafe.model.lora import BASE, AdapterBank, Hold
+from fastsafe.model.lora import BASE, AdapterBank, AdapterLease
 from fastsafe.model.transformer import Project, Transformer
 
 
@@ -196,9 +196,9 @@ class LLM:
             )
             for each in self._prompts.asked(prompts, params, adapters)
         ]
-        return self._complete(rows, self.bank.hold(row.slot for row in rows))
+        return self._complete(rows, self.bank.lease(row.slot for row in rows))
 
-    def _complete(self, rows: list[Row], hold: Hold) -> Generator[tuple[int, Completion]]:
+    def _complete(self, rows: list[Row], lease: AdapterLease) -> Generator[tuple[int, Completion]]:
         each = [row.params for row in rows if row.params]
         ends = [
             frozenset(() if p.ignore_eos else self.tokenizer.eos_ids) | set(p.stop_token_ids)
@@ -210,7 +210,7 @@ class LLM:
         def reader(lane: Lane) -> Reader:
             return Drawing(self.model, params, lane.max_rows, wants_logprobs)
 
-        with hold:
+        with lease:
             for row, reason, found in self._run(rows, reader):
                 tokens, logprobs = found or (row.tokens, ())
                 drawn = tokens[len(row.tokens) :]
@@ -324,7 +324,7 @@ class LLM:
 
     def _read(self, rows: list[Row], reader: Callable[[Lane], Reader]) -> dict[int, Any]:
         found: dict[int, Any] = {}
-        with self.bank.hold(row.slot for row in rows):
+        with self.bank.lease(row.slot for row in rows):
             for row, reason, result in self._run(rows, reader):
                 if reason is not None:
                     size = len(row.tokens)

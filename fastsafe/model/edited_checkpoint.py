@@ -21,7 +21,7 @@ from fastsafe.model import weights as w
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.weight_edits import read_like, wide
-from fastsafe.model.weights import Source
+from fastsafe.model.weights import TensorSource
 
 Edit = Callable[[str, Tensor, Tensor], Tensor]  # name, base, tuned -> edited, all wide
 
@@ -30,8 +30,8 @@ _TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")  # configs, templates, to
 
 
 def write_edited(
-    base: Source,
-    tuned: Adapter | Source,
+    base: TensorSource,
+    tuned: Adapter | TensorSource,
     edit: Edit,
     out: Path,
     *,
@@ -113,7 +113,7 @@ def dare(base: Tensor, tuned: Tensor, drop: float, seed: int, name: str) -> Tens
     return torch.where(kept, tuned + (tuned - base) * (drop / (1 - drop)), base)
 
 
-def _both(name: str, base: Source, tuned: Adapter | Source) -> tuple[Tensor, Tensor]:
+def _both(name: str, base: TensorSource, tuned: Adapter | TensorSource) -> tuple[Tensor, Tensor]:
     """One tensor before and after tuning, wide."""
     if isinstance(tuned, Adapter):
         before = base.read([name])[name]
@@ -122,7 +122,7 @@ def _both(name: str, base: Source, tuned: Adapter | Source) -> tuple[Tensor, Ten
     return wide(read_like(base, name, tuned)), wide(after)
 
 
-def _shards(like: Source, shard_bytes: int) -> dict[str, list[str]]:
+def _shards(like: TensorSource, shard_bytes: int) -> dict[str, list[str]]:
     """Names of the weight files and of the tensors in each, layer by layer as they were."""
     groups: list[list[str]] = [[]]
     size = 0

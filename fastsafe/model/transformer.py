@@ -17,7 +17,7 @@ from fastsafe.model import weights as w
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.layers import add_rms_norm, geglu, rms_norm, rope, softcap, swiglu
 from fastsafe.model.rope import Rotary, whole_lengths
-from fastsafe.model.weights import Source, Weights
+from fastsafe.model.weights import TensorSource, Weights
 
 
 class QKNorms(NamedTuple):
@@ -134,7 +134,7 @@ class Transformer:
     @classmethod
     def load(
         cls,
-        checkpoint: Source,
+        checkpoint: TensorSource,
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,

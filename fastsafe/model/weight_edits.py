@@ -23,10 +23,10 @@ from fastsafe.errors import AdapterError, CheckpointError, UsageError
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.transformer import slots
-from fastsafe.model.weights import Source
+from fastsafe.model.weights import TensorSource
 
 
-def read_adapter(path: Path, base: Source) -> Adapter:
+def read_adapter(path: Path, base: TensorSource) -> Adapter:
     """Read a PEFT directory and check every tensor against a checkpoint that is not loaded.
 
     Raises:
@@ -121,7 +121,7 @@ class Projected(NamedTuple):
     cosines: dict[str, float]  # between update and projection, where neither is zero
 
 
-def project_all(adapter: Adapter, aligned: Source, unaligned: Source) -> Projected:
+def project_all(adapter: Adapter, aligned: TensorSource, unaligned: TensorSource) -> Projected:
     """Project every module of an adapter, one weight after another.
 
     Raises:
@@ -194,7 +194,7 @@ def uniform(adapter: Adapter, weights: Mapping[str, LoraWeights]) -> Adapter:
     return Adapter(adapter.name, config, found)
 
 
-def read_like(source: Source, name: str, like: Source) -> Tensor:
+def read_like(source: TensorSource, name: str, like: TensorSource) -> Tensor:
     """Read a tensor that must have the shape it has in another checkpoint.
 
     Raises:

@@ -16,8 +16,8 @@ from fastsafe.errors import DataError, UsageError
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.batches import TILE_TOKENS, Order, Source, Tile, cut, hash_seed, pack
-from fastsafe.train.checkpoint import JobCheckpoint, Progress, adapter_sha256
+from fastsafe.train.batches import TILE_TOKENS, Order, RowSource, Tile, cut, hash_seed, pack
+from fastsafe.train.checkpoint import JobCheckpoint, TrainProgress, adapter_sha256
 from fastsafe.train.config import FinetuneJob, FinetuneResult
 from fastsafe.train.drift_monitor import DriftProbe
 from fastsafe.train.objectives import make_objective
@@ -35,7 +35,7 @@ class FrozenBase(Protocol):
     tokenizer: Tokenizer
 
 
-class Thrift(NamedTuple):
+class MemorySaving(NamedTuple):
     """What is done to need less memory; it costs time and changes no bit on a CPU."""
 
     one_part: bool = False  # the parts of a tile run one after another
@@ -90,10 +90,10 @@ class JobRun:
         self.name, self.config, self.model = job.name, job.config, llm.model
         self.base_path = llm.path
         self.objective = make_objective(job.config.objective)
-        self.rows: dict[Source, list[Example]] = {"all": [], "user": [], "safety": []}
+        self.rows: dict[RowSource, list[Example]] = {"all": [], "user": [], "safety": []}
         for i, row in enumerate(job.examples):
             example = self._encode(llm.tokenizer, row, f"{job.name}: row {i}", encoded)
-            source: Source = "safety" if row.get("source") == "safety" else "user"
+            source: RowSource = "safety" if row.get("source") == "safety" else "user"
             self.rows["all"].append(example)
             self.rows[source].append(example)
         self._check_rows()
@@ -109,7 +109,7 @@ class JobRun:
         self._since = 0.0
         self._slot: _Slot | None = None
         self._parked: dict[str, Tensor] | None = None
-        self._orders: dict[Source, Order] = {}
+        self._orders: dict[RowSource, Order] = {}
         self._tiles: list[Tile] = []
         self.drop_step()
 
@@ -196,7 +196,7 @@ class JobRun:
             slot.restore(self.checkpoint.read(), len(self.losses))
         else:
             gradients = self._row_gradients(slot)
-            slot.state = self.objective.begin(slot.weights.flat, gradients)
+            slot.state = self.objective.initial_state(slot.weights.flat, gradients)
         self._slot, self._parked = slot, None
 
     def park(self) -> None:
@@ -225,7 +225,7 @@ class JobRun:
         def gradients(count: int) -> Iterator[Tensor]:
             for example in islice(self.rows["safety"], count):
                 (tile,) = cut([example], "safety", len(example.token_ids), self.config.seed)
-                yield self._gradient(slot, tile, Thrift())[1]
+                yield self._gradient(slot, tile, MemorySaving())[1]
 
         return gradients
 
@@ -238,16 +238,16 @@ class JobRun:
                 self._tiles += cut(self._orders[source].next(), source, tokens, *seeds)
         return self._tiles
 
-    def gradient(self, tile: Tile, thrift: Thrift) -> tuple[float, Tensor]:
+    def gradient(self, tile: Tile, saving: MemorySaving) -> tuple[float, Tensor]:
         """Loss of a tile and its share of the gradient [P] of its batch's loss."""
         assert self._slot
-        return self._gradient(self._slot, tile, thrift)
+        return self._gradient(self._slot, tile, saving)
 
-    def _gradient(self, slot: _Slot, tile: Tile, thrift: Thrift) -> tuple[float, Tensor]:
+    def _gradient(self, slot: _Slot, tile: Tile, saving: MemorySaving) -> tuple[float, Tensor]:
         whole = [tile.parts]
         terms: list[float] = []
         gradient: Tensor | None = None
-        for first, parts in enumerate([(p,) for p in tile.parts] if thrift.one_part else whole):
+        for first, parts in enumerate([(p,) for p in tile.parts] if saving.one_part else whole):
             packed = pack(parts, self.model.device)
             rows = Rows(packed.rows, packed.kept, first)
             project = slot.weights.projection(self.config.dropout, tile.seed, rows, gradient)
@@ -256,7 +256,7 @@ class JobRun:
             if tile.source in self.objective.needs_base:
                 with torch.no_grad():
                     base = self.model.forward(*where, keep=packed.keep)
-            hidden = project.model.forward(*where, project, packed.keep, recompute=thrift.recompute)
+            hidden = project.model.forward(*where, project, packed.keep, recompute=saving.recompute)
             loss = self.objective.loss(
                 Batch(
                     source=tile.source,
@@ -265,7 +265,7 @@ class JobRun:
                     hidden=hidden,
                     base=base,
                     targets=packed.targets,
-                    places=packed.places,
+                    answer_index=packed.answer_index,
                     num_trained=tile.num_trained,
                     num_rows=tile.num_rows,
                 )
@@ -279,7 +279,7 @@ class JobRun:
 
     def add(self, tile: Tile, loss: float, gradient: Tensor) -> None:
         """Add a tile's share, in the order of the tiles."""
-        if tile.source in self.objective.reports:
+        if tile.source in self.objective.logged_sources:
             self._loss += loss
         if tile.source in self._gradients:
             self._gradients[tile.source] += gradient
@@ -289,7 +289,7 @@ class JobRun:
     def drop_step(self) -> None:
         """Drop what tiles gave: the step begins again with the same tiles, or a new one begins."""
         self._loss = 0.0
-        self._gradients: dict[Source, Tensor] = {}
+        self._gradients: dict[RowSource, Tensor] = {}
 
     def update(self, probe: DriftProbe | None) -> None:
         """Take the step whose tiles have been added; a job that cannot go on gets an error."""
@@ -299,7 +299,7 @@ class JobRun:
             return self._fail(f"has loss {self._loss} at step {step}")
         theta = slot.weights.flat
         gradient = objective.combine(self._gradients)
-        objective.pull(slot.state, step, self.num_steps, theta, gradient)
+        objective.add_penalty_gradient(slot.state, step, self.num_steps, theta, gradient)
         rate = self.config.learning_rate_at(step, self.num_steps)
         norm = slot.optimizer.step(gradient, rate)
         if not math.isfinite(norm):
@@ -345,10 +345,10 @@ class JobRun:
         if self.checkpoint and self._slot and steps and every and steps % every == 0:
             self.checkpoint.write(self._progress(), self._slot.tensors())
 
-    def _progress(self, adapter: str | None = None) -> Progress:
+    def _progress(self, adapter: str | None = None) -> TrainProgress:
         seconds = self._seconds + (time.monotonic() - self._since if self._slot else 0.0)
         losses = tuple(self.losses)
-        return Progress(losses, self.num_tokens, seconds, self.stopped_early, adapter)
+        return TrainProgress(losses, self.num_tokens, seconds, self.stopped_early, adapter)
 
     def finish(self, out_dir: Path) -> None:
         """Write the adapter and give the slot back."""

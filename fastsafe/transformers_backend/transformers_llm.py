@@ -17,7 +17,7 @@ from fastsafe.errors import AdapterError, UsageError
 from fastsafe.io import hub
 from fastsafe.model import peft as adapter_files
 from fastsafe.model.peft import LoraConfig
-from fastsafe.transformers_backend.decode import Row, generate_batch
+from fastsafe.transformers_backend.decode import DecodeRow, generate_batch
 from fastsafe.transformers_backend.loading import load_model, load_tokenizer, require
 from fastsafe_kernels import token_logprobs
 
@@ -190,7 +190,7 @@ class TransformersLLM:
         """Yield (index, completion) batch by batch, in each in order of finishing."""
         return self._run(
             [
-                Row(
+                DecodeRow(
                     index=each.index,
                     adapter=each.place,
                     prompt=each.tokens,
@@ -202,7 +202,7 @@ class TransformersLLM:
             ]
         )
 
-    def _run(self, rows: Sequence[Row]) -> Iterator[tuple[int, Completion]]:
+    def _run(self, rows: Sequence[DecodeRow]) -> Iterator[tuple[int, Completion]]:
         order = sorted(rows, key=lambda r: (r.adapter or "", len(r.prompt) + r.max_tokens))
         begin = 0
         while begin < len(order):
