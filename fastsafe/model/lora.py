@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.errors import AdapterError
+from fastsafe.io.weight_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from fastsafe.model import cpu_ops, peft
 from fastsafe.model.grouped import AdapterStacks, FixedRows, Key, ModuleUpdate
 from fastsafe.model.layers import linear
@@ -65,9 +66,9 @@ class Adapter:
         """
         path = Path(path)
         config, tensors = peft.read_dir(path)
-        where = str(path / peft.WEIGHTS_FILE)
+        where = str(path / ADAPTER_WEIGHTS)
         weights = {}
-        for module in config.modules(slots, str(path / peft.CONFIG_FILE)):
+        for module in config.modules(slots, str(path / ADAPTER_CONFIG)):
             rank, slot = config.rank_of(module), slots[module]
             pair = []
             for key, shape in (

@@ -11,7 +11,7 @@ gives a checkpoint. Nothing is edited in place; what was read stays as it was.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,19 +58,6 @@ def scaled(adapter: Adapter, factor: float) -> Adapter:
         for module, lora in adapter.weights.items()
     }
     return Adapter(adapter.name, config, weights)
-
-
-def sweep(adapter: Adapter, factors: Sequence[float]) -> list[Adapter]:
-    """Return one adapter per factor, named ``name@factor``, all on the same tensors.
-
-    They fit into one ``AdapterBank``: a whole sweep is then one mixed batch, and no training.
-
-    Raises:
-        UsageError: A factor is not in [0, 1], or is there twice.
-    """
-    if len(set(factors)) < len(factors):
-        raise UsageError(f"sweep has factors {list(factors)}, expected each once")
-    return [replace(scaled(adapter, f), name=f"{adapter.name}@{f:g}") for f in factors]
 
 
 def inner(x: LoraWeights, y: LoraWeights) -> float:

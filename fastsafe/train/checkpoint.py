@@ -18,7 +18,6 @@ from torch import Tensor
 from fastsafe.data.packing import Example
 from fastsafe.errors import CheckpointError, UsageError
 from fastsafe.io import atomic, safetensors
-from fastsafe.model.peft import CONFIG_FILE, WEIGHTS_FILE
 from fastsafe.model.transformer import Transformer
 from fastsafe.train.batches import RowSource
 from fastsafe.train.config import TrainConfig
@@ -124,15 +123,3 @@ def base_digest(model: Transformer) -> str:
         digest.update(f"{tuple(tensor.shape)}".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def adapter_sha256(folder: Path) -> str | None:
-    """Hash of the files of an adapter, or of a whole checkpoint; None where one is missing."""
-    total = hashlib.sha256()
-    is_whole = (folder / "config.json").is_file()
-    for name in ("model.safetensors", "config.json") if is_whole else (WEIGHTS_FILE, CONFIG_FILE):
-        if not (folder / name).is_file():
-            return None
-        with (folder / name).open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()

@@ -14,10 +14,11 @@ from torch import Tensor
 from fastsafe.data.packing import Example, encode_row
 from fastsafe.errors import DataError, UsageError
 from fastsafe.io.tokenizer import Tokenizer
+from fastsafe.io.weight_folder import weights_sha256
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import Transformer
 from fastsafe.train.batches import TILE_TOKENS, Order, RowSource, Tile, cut, hash_seed, pack
-from fastsafe.train.checkpoint import JobCheckpoint, TrainProgress, adapter_sha256
+from fastsafe.train.checkpoint import JobCheckpoint, TrainProgress
 from fastsafe.train.config import FinetuneJob, FinetuneResult
 from fastsafe.train.drift_monitor import DriftProbe
 from fastsafe.train.objectives import make_objective
@@ -175,7 +176,7 @@ class JobRun:
         assert self.checkpoint
         folder = self.checkpoint.path.parents[2] / self.name
         done = progress.adapter_sha256
-        if done is not None and done != adapter_sha256(folder):
+        if done is not None and done != weights_sha256(folder):
             return  # the adapter is gone or changed, and the state went when it was written
         self.losses, self.num_tokens = list(progress.losses), progress.num_tokens
         self._seconds, self.stopped_early = progress.seconds, progress.stopped_early
@@ -359,7 +360,7 @@ class JobRun:
         self.adapter_dir = out_dir / self.name
         slot.weights.save(self.adapter_dir)
         if self.checkpoint:
-            self.checkpoint.write(self._progress(adapter_sha256(self.adapter_dir)), {})
+            self.checkpoint.write(self._progress(weights_sha256(self.adapter_dir)), {})
         self._release()
 
     def result(self) -> FinetuneResult:

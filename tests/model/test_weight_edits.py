@@ -15,7 +15,7 @@ from torch import Tensor
 from fastsafe.errors import AdapterError, CheckpointError, UsageError
 from fastsafe.io import safetensors
 from fastsafe.io.checkpoint import Checkpoint
-from fastsafe.model import Adapter, AdapterBank, ModelConfig, Transformer
+from fastsafe.model import Adapter, ModelConfig, Transformer
 from fastsafe.model.edited_checkpoint import dare, merged, write_edited
 from fastsafe.model.lora import LoraWeights
 from fastsafe.model.peft import LoraConfig
@@ -28,7 +28,6 @@ from fastsafe.model.weight_edits import (
     project_all,
     read_adapter,
     scaled,
-    sweep,
     uniform,
 )
 
@@ -188,18 +187,6 @@ def test_scaling_moves_alpha_alone(model: Transformer, tmp_path: Path, rslora: b
     assert scaled(adapter, 1.0) == adapter
     with pytest.raises(UsageError, match=r"scale of adapter 'tuned' is 1\.5"):
         scaled(adapter, 1.5)
-
-
-def test_a_sweep_is_one_bank(model: Transformer) -> None:
-    adapter = adapter_on(model, RANKS)
-    bank = AdapterBank(model)
-    for member in sweep(adapter, (0.0, 0.25, 1.0)):
-        bank.add(member)
-        first = next(iter(member.weights.values()))
-        assert first.lora_A is next(iter(adapter.weights.values())).lora_A
-    assert bank.names == ("tuned@0", "tuned@0.25", "tuned@1")
-    with pytest.raises(UsageError, match="expected each once"):
-        sweep(adapter, (0.5, 0.5))
 
 
 def test_one_rank_and_scaling_hold_the_same_updates(model: Transformer, tmp_path: Path) -> None:

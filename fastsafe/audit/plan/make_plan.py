@@ -11,13 +11,14 @@ from functools import cached_property
 from typing import Any
 
 from fastsafe.audit.backend.drift_watch import Watch
-from fastsafe.audit.plan.conditions import BASE, Condition, Rows, make_conditions, sha256_of
+from fastsafe.audit.plan.conditions import BASE, Condition, Rows, make_conditions
 from fastsafe.audit.plan.panel import Panel, make_panel
 from fastsafe.audit.plan.rendering import ChatTokenizer, Prompt, Questions
 from fastsafe.audit.recipe.schema import LABELS, Recipe
 from fastsafe.audit.sources.registry import Source
 from fastsafe.audit.store.rows import PlannedRow
 from fastsafe.errors import RecipeError
+from fastsafe.io.digest import sha256_of
 from fastsafe.progress import Progress, stage
 
 

@@ -4,10 +4,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from fastsafe.audit.plan.conditions import Condition, sha256_of
+from fastsafe.audit.plan.conditions import Condition
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.sources.registry import Source
 from fastsafe.audit.store.rows import Kind, PlannedRow
+from fastsafe.io.digest import sha256_of
 
 Turns = Sequence[Mapping[str, Any]]
 

@@ -94,7 +94,7 @@ class Objective:
     def add_penalty_gradient(
         self, state: State, step: int, num_steps: int, theta: Tensor, gradient: Tensor
     ) -> None:
-        """Add the gradient of the parameter penalty at ``theta`` [P] to ``gradient`` [P], in place."""
+        """Add the gradient of the parameter penalty at ``theta`` to ``gradient`` [P], in place."""
 
     def after_step(self, state: State, step: int, parameters: Tensor) -> None:
         """Take note of the parameters [P] after a step."""
