@@ -25,12 +25,13 @@ from torch import Tensor
 import fastsafe._native as _native
 from fastsafe.engine.adapters import Merged
 from fastsafe.engine.invariance import agreeing_rows, uneven_products
-from fastsafe.engine.lane import Lane, OnEnd, is_out_of_memory
+from fastsafe.engine.lane import Lane, OnEnd
 from fastsafe.engine.paged_cache import DEVICE_PAGE, OpsAttention, SharedPrefix
 from fastsafe.engine.readers import Drawing, Reader
 from fastsafe.engine.request import SamplingParams
 from fastsafe.engine.sampling import RowParams, sample
 from fastsafe.engine.scheduler import Row, Scheduler, Work
+from fastsafe.model.cpu_threads import is_out_of_memory
 from fastsafe.model.grouped import FixedRows
 from fastsafe.model.layers import MIN_ROWS
 from fastsafe.model.lora import AdapterBank

@@ -11,6 +11,7 @@ from fastsafe.engine.paged_cache import NativeAttention, PageStore, page_tokens,
 from fastsafe.engine.readers import Reader, padded
 from fastsafe.engine.scheduler import FinishReason, Row, Scheduler, Work
 from fastsafe.model.cpu_decoder import NativeDecoder, runs_natively
+from fastsafe.model.cpu_threads import is_out_of_memory
 from fastsafe.model.lora import AdapterBank
 
 OnEnd = Callable[[Row, FinishReason | None, object], None]
@@ -18,13 +19,6 @@ OnEnd = Callable[[Row, FinishReason | None, object], None]
 # Adapters whose merged weights one lane holds: of the rows that end, and of those that follow.
 MERGED_SLOTS = 2
 _MANY = 1 << 30
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed, on a GPU or on the host."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class Lane:

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastsafe.data.packing import Example
 from fastsafe.errors import UsageError
 from fastsafe.io import atomic
-from fastsafe.model.cpu_threads import TileRunner, tile_runner
+from fastsafe.model.cpu_threads import TileRunner, is_out_of_memory, tile_runner
 from fastsafe.train.batches import Tile
 from fastsafe.train.checkpoint import JobCheckpoint, base_digest, job_identity
 from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainOptions
@@ -228,10 +228,3 @@ class _Loop:
             self.running.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch has a class for it on a GPU, and a text on a CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

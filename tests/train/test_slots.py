@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
 from fastsafe.train import FinetuneResult, TrainOptions, plan_training
 from fastsafe.train.job import JobRun, MemorySaving
-from fastsafe.train.loop import is_out_of_memory
 
 from .common import assert_same, job, rows
 
@@ -176,20 +175,6 @@ def test_out_of_memory_splits_the_wave(
     assert memory.savings == [MemorySaving()] * len(memory.savings), "fewer jobs were enough"
     for ours, theirs in zip(results, plain, strict=True):
         assert_same(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("error", "is_short"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory."), True),
-        (MemoryError(), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), True),
-        (RuntimeError("shapes differ"), False),
-        (ValueError("allocate memory"), False),
-    ],
-)
-def test_what_is_taken_for_no_memory(error: Exception, is_short: bool) -> None:
-    assert is_out_of_memory(error) is is_short
 
 
 def test_one_job_saves_memory_by_parts_and_then_by_recompute(
