@@ -12,11 +12,10 @@ where a is the gate, b the other half and g the gradient of y. Elementwise: no r
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, match
+from ._triton import tl, triton
 
 TILE = 2048  # values of y in a program: 16 per thread, two 128-bit loads of each half in 16 bits
 

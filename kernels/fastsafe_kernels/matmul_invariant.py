@@ -22,11 +22,10 @@ Used by  fastsafe.engine (strict mode)
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 # In 16 bits 64 fills a line of 128 bytes and is four steps of the matrix unit. fp32 products run on
 # the ordinary cores, which hold a whole block of k in registers.
