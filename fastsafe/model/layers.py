@@ -133,19 +133,14 @@ class _CpuNorm(torch.autograd.Function):
         return d if ctx.alpha == 1.0 else d * ctx.alpha, d, dw, None, None, None
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """Compute silu(gate) * up of [N, 2F], gate in the first half of the columns -> [N, F]."""
-    return _gated(gate_up, gelu=False)
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """Compute activation(gate) * up of [N, 2F], gate in the first half of the columns -> [N, F].
 
-
-def geglu(gate_up: Tensor) -> Tensor:
-    """Compute gelu(gate) * up as ``swiglu`` does, with the tanh approximation of gelu."""
-    return _gated(gate_up, gelu=True)
-
-
-def _gated(gate_up: Tensor, gelu: bool) -> Tensor:
+    The activation is "silu" or "gelu_tanh", the tanh approximation of gelu.
+    """
     if not cpu_ops.runs_natively(gate_up):
-        return ops.geglu(gate_up) if gelu else ops.swiglu(gate_up)
+        return ops.gated(gate_up, activation)
+    gelu = activation == "gelu_tanh"
     if _is_recorded(gate_up):
         y: Tensor = _CpuGated.apply(gate_up, gelu)  # type: ignore[no-untyped-call]
         return y
