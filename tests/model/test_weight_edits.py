@@ -15,7 +15,7 @@ from torch import Tensor
 from fastsafe.errors import AdapterError, CheckpointError, UsageError
 from fastsafe.io import safetensors
 from fastsafe.io.checkpoint import Checkpoint
-from fastsafe.model import Adapter, ModelConfig, Transformer
+from fastsafe.model import Adapter, ModelConfig, Transformer, edited_checkpoint
 from fastsafe.model.edited_checkpoint import dare, merged, write_edited
 from fastsafe.model.lora import LoraWeights
 from fastsafe.model.peft import LoraConfig
@@ -307,11 +307,12 @@ def test_a_merged_checkpoint_answers_as_the_adapter_does(
 
 
 def test_a_checkpoint_is_written_in_shards_and_in_its_own_dtype(
-    write: Callable[..., Checkpoint], tmp_path: Path
+    write: Callable[..., Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(edited_checkpoint, "SHARD_BYTES", 2000)
     base, tuned = write("base", 1), write("tuned", 2, dtype=torch.bfloat16)
     out = tmp_path / "out"
-    write_edited(base, tuned, lambda name, a, b: b, out, notes={"n.json": "{}"}, shard_bytes=2000)
+    write_edited(base, tuned, lambda name, a, b: b, out, notes={"n.json": "{}"})
     found = Checkpoint(out)
     assert len(list(out.glob("model-*-of-*.safetensors"))) > 2
     assert found.dtypes == tuned.dtypes
