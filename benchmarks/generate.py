@@ -299,7 +299,7 @@ def on_cpu(options: argparse.Namespace, folder: Path, work: Work) -> dict[str, A
         **audit_cpu.facts(),
         "gemm_gflops": rate / 1e9,
         "own_gemm_gflops": own / 1e9,
-        "has_own_product": cpu_ops.takes(torch.zeros(1)),
+        "has_own_product": cpu_ops.runs_natively(torch.zeros(1)),
         "copy_gb_per_s": copy / 1e9,
         "speedup_over_peer": seconds["peer"] / seconds["ours"],
         "speedup_over_peer_mixed": seconds["peer_mixed"] / seconds["ours"],

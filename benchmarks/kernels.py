@@ -26,7 +26,7 @@ import torch
 import triton
 from torch import Tensor
 
-from fastsafe_kernels._accuracy import failures
+from fastsafe_kernels._accuracy import accuracy_failures
 from fastsafe_kernels._spec import Dims, Kernel, registry
 
 cuda: Any = torch.cuda  # its events have no types
@@ -78,7 +78,7 @@ def broken(kernel: Kernel, device: torch.device) -> list[str]:
         f"{dict(dims)} {dtype}: {failure}"
         for dims in kernel.tests
         for dtype in kernel.dtypes
-        for failure in failures(kernel, dims, dtype, device)
+        for failure in accuracy_failures(kernel, dims, dtype, device)
     ]
 
 

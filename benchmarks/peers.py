@@ -104,19 +104,16 @@ def liger_rope(x: Tensor, cos: Tensor, sin: Tensor, *_: Any) -> Any:
     return liger("rope", "LigerRopeFunction")(queries, keys, cos, sin)[0].transpose(1, 2)[0]
 
 
-def halves(gate_up: Tensor) -> tuple[Tensor, Tensor]:
+def halves(gate_up: Tensor, activation: str) -> tuple[Tensor, Tensor, str]:
     """Gate and up as two matrices, which is how Liger takes them."""
     gate, up = gate_up.chunk(2, -1)
-    return gate.contiguous(), up.contiguous()
+    return gate.contiguous(), up.contiguous(), activation
 
 
-def liger_swiglu(gate: Tensor, up: Tensor) -> Any:
-    """Liger's silu(gate) * up."""
-    return liger("swiglu", "LigerSiLUMulFunction")(gate, up)
-
-
-def liger_geglu(gate: Tensor, up: Tensor) -> Any:
-    """Liger's gelu(gate) * up."""
+def liger_gated(gate: Tensor, up: Tensor, activation: str) -> Any:
+    """Liger's silu(gate) * up or gelu(gate) * up."""
+    if activation == "silu":
+        return liger("swiglu", "LigerSiLUMulFunction")(gate, up)
     return liger("geglu", "LigerGELUMulFunction")(gate, up)
 
 
@@ -237,8 +234,7 @@ PEERS: dict[str, tuple[Peer, ...]] = {
         Peer(library=LIGER, fn=liger_rms_norm, fits=lambda d: not d["scaled"]),
     ),
     "rope": (Peer(library=LIGER, fn=liger_rope, fits=lambda d: not d["norm"]),),
-    "swiglu": (Peer(library=LIGER, fn=liger_swiglu, prepare=halves, grads=(0, 1)),),
-    "geglu": (Peer(library=LIGER, fn=liger_geglu, prepare=halves, grads=(0, 1)),),
+    "gated": (Peer(library=LIGER, fn=liger_gated, prepare=halves, grads=(0, 1)),),
     "token_logprobs": (
         Peer(library="torch", fn=torch_token_logprobs),
         Peer(library=LIGER, fn=liger_token_logprobs),

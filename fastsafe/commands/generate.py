@@ -23,6 +23,7 @@ from fastsafe.data.conversation import kind_of
 from fastsafe.errors import DataError, FastsafeError, StoreError, TokenizerError, nearest
 from fastsafe.io import atomic
 from fastsafe.io.json_file import read_object
+from fastsafe.io.weight_folder import weights_sha256
 from fastsafe.progress import Progress, stage
 
 if TYPE_CHECKING:
@@ -263,19 +264,11 @@ def identity_of(
     sampling = vars(params) | {"stop": params.stop_texts}
     return {
         **runtime.engine,
-        "adapters": {name: _adapter_sha256(path) for name, path in adapters.items()},
+        "adapters": {name: weights_sha256(path) for name, path in adapters.items()},
         "applied": runtime.llm.describe().get("adapters"),
         "strict": strict,
         "sampling": sampling,
     }
-
-
-def _adapter_sha256(folder: Path) -> str:
-    total = hashlib.sha256()
-    for name in ("adapter_config.json", "adapter_model.safetensors"):
-        with (folder / name).open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()
 
 
 def complete(

@@ -17,9 +17,9 @@ from fastsafe.commands.lint import read_rows
 from fastsafe.data.conversation import Row, kind_of
 from fastsafe.data.exchange import as_row, exchange_of
 from fastsafe.data.packing import encode_row
-from fastsafe.data.tables import file_sha256
 from fastsafe.errors import UsageError
 from fastsafe.io import atomic
+from fastsafe.io.digest import file_sha256
 from fastsafe.safety.behaviours import read_behaviours
 from fastsafe.safety.formats import formats
 from fastsafe.safety.lint import Declared, Report, lint

@@ -6,7 +6,6 @@ separated by tabs, or packed.
 """
 
 import csv
-import hashlib
 import lzma
 import shutil
 from collections.abc import Iterator, Mapping
@@ -39,19 +38,6 @@ def read_rows(path: str | Path) -> Iterator[tuple[int, Row]]:
             if not isinstance(value, Mapping):
                 raise DataError(f"{where}: row is {type(value).__name__}, expected an object")
             yield number, value
-
-
-def file_sha256(path: Path) -> str:
-    """Hash of a file's bytes, in hex.
-
-    Raises:
-        DataError: The file cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
 
 
 def table(path: Path, delimiter: str = ",") -> Iterator[list[str]]:

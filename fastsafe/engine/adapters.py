@@ -8,7 +8,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
-from fastsafe.model.cpu_decoder import Change, Span
+from fastsafe.model.cpu_decoder import AdapterPatch, Span
 from fastsafe.model.lora import BASE, AdapterBank, MergedWeights
 from fastsafe.model.transformer import Project, Transformer
 
@@ -83,7 +83,7 @@ class Spans:
         self._bank = bank
         self._merged = merged
         # of the last step's adapters; holding merged weights lets other lanes find them
-        self._held: dict[int, tuple[MergedWeights | None, Change | None]] = {}
+        self._held: dict[int, tuple[MergedWeights | None, AdapterPatch | None]] = {}
 
     def clear(self) -> None:
         """Drop the merged weights of the last step."""
@@ -99,15 +99,15 @@ class Spans:
         spans[-1] = spans[-1]._replace(kept_end=num_kept)
         return spans
 
-    def _make(self, slot: int) -> tuple[MergedWeights | None, Change | None]:
+    def _make(self, slot: int) -> tuple[MergedWeights | None, AdapterPatch | None]:
         model = self._bank.model
         if slot == BASE:
             return None, None
         if self._merged is None:
-            return None, Change(model, updates=self._bank.updates(slot))
+            return None, AdapterPatch(model, updates=self._bank.updates(slot))
         merged = self._merged.get(slot)
         assert merged is not None, "every adapter has merged weights"
-        return merged, Change(model, merged.weights)
+        return merged, AdapterPatch(model, merged.weights)
 
 
 class _MergedSpan(NamedTuple):

@@ -25,13 +25,14 @@ from torch import Tensor
 import fastsafe._native as _native
 from fastsafe.engine.adapters import MergedCopies
 from fastsafe.engine.invariance import agreeing_rows, uneven_products
-from fastsafe.engine.lane import Lane, OnEnd, is_out_of_memory
+from fastsafe.engine.lane import Lane, OnEnd
 from fastsafe.engine.paged_cache import DEVICE_PAGE, OpsAttention, SharedPrefix
 from fastsafe.engine.planner import LaneMemory
 from fastsafe.engine.readers import Sampler, StepReader
 from fastsafe.engine.request import SamplingParams
 from fastsafe.engine.sampling import RowParams, sample
 from fastsafe.engine.scheduler import Row, RowQueue, Scheduler
+from fastsafe.model.cpu_threads import is_out_of_memory
 from fastsafe.model.grouped import FixedRows
 from fastsafe.model.layers import MIN_ROWS
 from fastsafe.model.lora import AdapterBank

@@ -11,7 +11,8 @@ from fastsafe.engine.paged_cache import NativeAttention, PageStore, page_tokens,
 from fastsafe.engine.planner import LaneMemory
 from fastsafe.engine.readers import StepReader, padded
 from fastsafe.engine.scheduler import FinishReason, Row, RowQueue, Scheduler
-from fastsafe.model.cpu_decoder import NativeDecoder, takes
+from fastsafe.model.cpu_decoder import NativeDecoder, runs_natively
+from fastsafe.model.cpu_threads import is_out_of_memory
 from fastsafe.model.lora import AdapterBank
 from fastsafe.model.transformer import Transformer
 
@@ -21,13 +22,6 @@ OnEnd = Callable[[Row, FinishReason | None, object], None]
 # next.
 MERGED_SLOTS = 2
 _NO_LIMIT = 1 << 30
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an allocation failed, on a GPU or on the host."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 class Lane:
@@ -75,7 +69,7 @@ class Lane:
         )
         self._projections = Projections(bank, merged, self.model)
         self._spans = Spans(bank, merged)
-        self._decoder = NativeDecoder(self.model) if takes(self.model) else None
+        self._decoder = NativeDecoder(self.model) if runs_natively(self.model) else None
 
     def scheduler(
         self, queue: RowQueue, lane: int, on_add: Callable[[int, Row], None]

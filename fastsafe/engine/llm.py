@@ -27,7 +27,7 @@ from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model import nf4
 from fastsafe.model.attention import PackedAttention
-from fastsafe.model.lora import BASE, AdapterBank, Hold
+from fastsafe.model.lora import BASE, AdapterBank, AdapterLease
 from fastsafe.model.transformer import Project, Transformer
 
 
@@ -172,9 +172,9 @@ class LLM(LLMInterface[int]):
             )
             for request in self._prompts.requests(prompts, params, adapters)
         ]
-        return self._complete(rows, self.bank.hold(row.slot for row in rows))
+        return self._complete(rows, self.bank.lease(row.slot for row in rows))
 
-    def _complete(self, rows: list[Row], hold: Hold) -> Generator[tuple[int, Completion]]:
+    def _complete(self, rows: list[Row], lease: AdapterLease) -> Generator[tuple[int, Completion]]:
         all_params = [row.params for row in rows if row.params]
         stop_ids = [
             frozenset(() if p.ignore_eos else self.tokenizer.eos_ids) | set(p.stop_token_ids)
@@ -186,7 +186,7 @@ class LLM(LLMInterface[int]):
         def reader(lane: Lane) -> StepReader:
             return Sampler(lane.model, params, lane.max_rows, with_logprobs)
 
-        with hold:
+        with lease:
             for row, reason, result in self._run(rows, reader):
                 tokens, logprobs = result or (row.tokens, ())
                 num_prompt_tokens = len(row.tokens)
@@ -242,7 +242,7 @@ class LLM(LLMInterface[int]):
             if len(request.tokens) + extra > request.logits_from
         ]
         results: dict[int, Any] = {}
-        with self.bank.hold(row.slot for row in rows):
+        with self.bank.lease(row.slot for row in rows):
             for row, reason, result in self._run(rows, reader):
                 if reason is not None:
                     size = len(row.tokens)

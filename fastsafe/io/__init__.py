@@ -3,7 +3,17 @@
 from importlib import import_module
 from typing import Any
 
-_MODULES = ("atomic", "chat_template", "checkpoint", "hub", "json_file", "safetensors", "tokenizer")
+_MODULES = (
+    "atomic",
+    "chat_template",
+    "checkpoint",
+    "digest",
+    "hub",
+    "json_file",
+    "safetensors",
+    "tokenizer",
+    "weight_folder",
+)
 
 
 def __getattr__(name: str) -> Any:

@@ -59,7 +59,6 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         add_generation_prompt: bool = True,
-        clock: datetime = FROZEN_CLOCK,
         **variables: Any,
     ) -> str:
         """Render the conversation as transformers' ``apply_chat_template`` does.
@@ -67,7 +66,6 @@ class ChatTemplate:
         Args:
             messages: Turns with "role" and "content", oldest first.
             add_generation_prompt: Whether to open the assistant's turn at the end.
-            clock: The date and time that the template sees.
             **variables: More template variables such as ``tools`` or ``enable_thinking``.
 
         Raises:
@@ -78,7 +76,7 @@ class ChatTemplate:
             raise TokenizerError("chat template: messages is empty, expected one turn or more")
         request = {
             "source": _GENERATION.sub(_scope, self.source),
-            "clock": clock.isoformat(),
+            "clock": FROZEN_CLOCK.isoformat(),
             "max_chars": MAX_OUTPUT_CHARS,
             "variables": {
                 "tools": None,  # transformers defines these two even without any

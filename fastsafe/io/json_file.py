@@ -14,23 +14,22 @@ from typing import Any, NoReturn
 import fastsafe._native as _native
 from fastsafe.errors import CheckpointError
 
-MAX_DEPTH = 64
+MAX_DEPTH = 64  # nesting of lists and objects
 
 # A string is one token, so that brackets inside it do not count; possessive and with an optional
 # end, so that no text makes the scan slower than linear.
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
-def read_json(path: Path | str, max_bytes: int, max_depth: int = MAX_DEPTH) -> Any:
+def read_json(path: Path | str, max_bytes: int) -> Any:
     """Parse a JSON file.
 
     Args:
         path: A regular file or a symbolic link to one.
         max_bytes: Largest size accepted; checked before anything is read.
-        max_depth: Deepest nesting of lists and objects accepted; checked before parsing.
 
     Returns:
-        What the text means; every number is finite.
+        The parsed value; every number is finite.
 
     Raises:
         CheckpointError: The file is missing, not regular, too large, too deep or malformed.
@@ -40,8 +39,8 @@ def read_json(path: Path | str, max_bytes: int, max_depth: int = MAX_DEPTH) -> A
         if file.size > max_bytes:
             raise ValueError(f"file has {file.size} bytes, expected at most {max_bytes}")
         text = file.read_bytes(0, file.size).decode()
-        if _is_deeper(text, max_depth):
-            raise ValueError(f"JSON is nested deeper than {max_depth}, expected at most that")
+        if _is_too_deep(text):
+            raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}, expected at most that")
         value = json.loads(
             text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
         )
@@ -52,22 +51,22 @@ def read_json(path: Path | str, max_bytes: int, max_depth: int = MAX_DEPTH) -> A
         raise CheckpointError(f"{path}: {error}") from None
 
 
-def read_object(path: Path | str, max_bytes: int, max_depth: int = MAX_DEPTH) -> dict[str, Any]:
+def read_object(path: Path | str, max_bytes: int) -> dict[str, Any]:
     """Parse a JSON file that holds one object; otherwise as ``read_json``."""
-    value = read_json(path, max_bytes, max_depth)
+    value = read_json(path, max_bytes)
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: JSON is a {type(value).__name__}, expected an object")
     return value
 
 
-def _is_deeper(text: str, max_depth: int) -> bool:
-    if text.count("[") + text.count("{") <= max_depth:
+def _is_too_deep(text: str) -> bool:
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False  # too few brackets, which saves the scan for nearly every file
     depth = 0
     for token in _TOKENS.finditer(text):
         if token[0] in ("[", "{"):
             depth += 1
-            if depth > max_depth:
+            if depth > MAX_DEPTH:
                 return True
         elif token[0] in ("]", "}"):
             depth -= 1
@@ -75,12 +74,12 @@ def _is_deeper(text: str, max_depth: int) -> bool:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    unique: dict[str, Any] = {}
     for key, value in pairs:
-        if key in found:
+        if key in unique:
             raise ValueError(f"JSON has the key {key!r} twice, expected once")
-        found[key] = value
-    return found
+        unique[key] = value
+    return unique
 
 
 def _refuse(constant: str) -> NoReturn:

@@ -134,17 +134,6 @@ class Tokenizer:
             ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         return self._checked(text, ids, add_special_tokens)
 
-    def encode_batch(
-        self, texts: Sequence[str], add_special_tokens: bool = True
-    ) -> list[list[int]]:
-        """Token ids of each text, as ``encode`` gives them."""
-        with _rust(self.name, "encode"):
-            encodings = self._backend.encode_batch(
-                list(texts), add_special_tokens=add_special_tokens
-            )
-        pairs = zip(texts, encodings, strict=True)
-        return [self._checked(text, each.ids, add_special_tokens) for text, each in pairs]
-
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of ``ids``; an id without a token, as in a padded embedding, is left out.
 
@@ -175,15 +164,9 @@ class Tokenizer:
             messages, add_generation_prompt=add_generation_prompt, **variables
         )
 
-    def encode_chat(
-        self,
-        messages: Sequence[Mapping[str, Any]],
-        add_generation_prompt: bool = True,
-        **variables: Any,
-    ) -> list[int]:
-        """Token ids of a conversation: the template prints the special tokens, none is added."""
-        text = self.render_chat(messages, add_generation_prompt, **variables)
-        return self.encode(text, add_special_tokens=False)
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Return the token ids of a prompt; its template prints all special tokens there are."""
+        return self.encode(self.render_chat(messages), add_special_tokens=False)
 
     def _special_id(self, kind: str) -> int | None:
         token = self._special_tokens.get(kind)

@@ -1,25 +1,26 @@
-"""Folders of weights: adapters and whole checkpoints, told apart and hashed."""
+"""A folder of weights: whether it is an adapter or a checkpoint, and its hash."""
 
 import hashlib
 from pathlib import Path
 
 from fastsafe.errors import CheckpointError
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"  # the names of PEFT
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def is_adapter(folder: Path) -> bool:
-    """Whether a folder holds a PEFT adapter rather than a checkpoint."""
+    """Return whether a folder holds a PEFT adapter rather than a checkpoint."""
     return (folder / ADAPTER_CONFIG).is_file()
 
 
 def weights_sha256(folder: Path) -> str | None:
-    """Return the hash of what a folder's answers depend on, None where something is missing.
+    """Hash the weights and the config of an adapter or a checkpoint; None if a file is missing.
 
-    An adapter's config counts, too: its alpha scales the weights.
+    An adapter's config counts because its alpha scales the weights.
     """
     if not is_adapter(folder):
-        from fastsafe.io.checkpoint import Checkpoint
+        from fastsafe.io.checkpoint import Checkpoint  # imports torch
 
         try:
             return Checkpoint(folder).sha256()

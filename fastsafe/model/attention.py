@@ -95,8 +95,8 @@ class PackedAttention:
         Returns:
             [N, H, D].
         """
-        if cpu_ops.takes(q):
-            shape = cpu_ops.Shape(self._starts, scale, window, softcap)
+        if cpu_ops.runs_natively(q):
+            shape = cpu_ops.AttentionShape(self._starts, scale, window, softcap)
             if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
                 attended: Tensor = _Attention.apply(q, k, v, shape)  # type: ignore[no-untyped-call]
                 return attended
@@ -188,7 +188,7 @@ def _takes_flash(q: Tensor, softcap: float | None) -> bool:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, shape: cpu_ops.Shape) -> Tensor:
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, shape: cpu_ops.AttentionShape) -> Tensor:
         out, scales = cpu_ops.attention(q, k, v, shape)
         ctx.save_for_backward(scales, q, k, v)
         ctx.shape = shape

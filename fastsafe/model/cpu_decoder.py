@@ -23,7 +23,7 @@ _NORMS = ("attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm", "q
 Key = tuple[int, str]  # layer and name of a fused linear
 
 
-class Change:
+class AdapterPatch:
     """What an adapter changes in a model's linear layers.
 
     Args:
@@ -41,7 +41,7 @@ class Change:
         self.patches = _native.Patches(len(_NAMES) * len(model.layers))
         self._held: list[Tensor] = []  # that ``patches`` points to
         for (layer, name), weight in (weights or {}).items():
-            cpu_ops.expect(weight.shape == model.weight(layer, name).shape, "Change", weight)
+            cpu_ops.expect(weight.shape == model.weight(layer, name).shape, "AdapterPatch", weight)
             self.patches.replace(_index(layer, name), self._address(weight))
         for (layer, name), lora in (updates or {}).items():
             parts = [(p.begin, p.end, p.r0, p.r1, self._address(p.lora_B)) for p in lora.parts]
@@ -50,7 +50,7 @@ class Change:
 
     def _address(self, x: Tensor) -> int:
         x = x.contiguous()
-        cpu_ops.expect(x.ndim == 2, "Change", x)
+        cpu_ops.expect(x.ndim == 2, "AdapterPatch", x)
         self._held.append(x)
         return x.data_ptr()
 
@@ -58,28 +58,28 @@ class Change:
 class Span(NamedTuple):
     """Packed rows of one adapter."""
 
-    change: Change | None  # None: the base
+    patch: AdapterPatch | None  # None: the base
     end: int  # of its packed rows
     kept_end: int  # of its kept rows
 
 
-def takes(model: Transformer) -> bool:
+def runs_natively(model: Transformer) -> bool:
     """Whether ``NativeDecoder`` runs this model: on a CPU, in fp32, its weights in memory whole."""
-    return cpu_ops.takes(model.embedding) and not isinstance(model, NF4Transformer)
+    return cpu_ops.runs_natively(model.embedding) and not isinstance(model, NF4Transformer)
 
 
 class NativeDecoder:
     """The forward pass of one thread; its memory is used again from call to call.
 
     Args:
-        model: One that ``takes`` is true of; its weights stay where they are.
+        model: One that ``runs_natively`` is true of; its weights stay where they are.
 
     Raises:
-        ValueError: ``takes`` is false.
+        ValueError: ``runs_natively`` is false.
     """
 
     def __init__(self, model: Transformer) -> None:
-        if not takes(model):
+        if not runs_natively(model):
             cpu_ops.refuse("NativeDecoder", model.embedding)
         self.model = model
         self._held = model.parameters()  # that the layers point to
@@ -161,7 +161,7 @@ class NativeDecoder:
             count,
             keep.data_ptr(),
             len(keep),
-            [(s.change.patches if s.change else None, s.end, s.kept_end) for s in spans],
+            [(s.patch.patches if s.patch else None, s.end, s.kept_end) for s in spans],
             [(c.data_ptr(), s.data_ptr(), c.stride(0), c.shape[2]) for c, s in rotations],
             paged.starts.data_ptr(),
             paged.positions.data_ptr(),

@@ -17,7 +17,7 @@ from fastsafe_kernels._spec import INTERPRET
 _WORTH_THREADS = 1 << 27
 
 
-def takes(x: Tensor) -> bool:
+def runs_natively(x: Tensor) -> bool:
     """Whether these operations are the ones for ``x``; others go to torch or to Triton.
 
     While Triton interprets, its kernels take the CPU's tensors, so that a test can run a whole
@@ -31,24 +31,24 @@ def linear(
     weight: Tensor,
     bias: Tensor | None = None,
     *,
-    plus: tuple[Tensor, Tensor] | None = None,
-    add_to: Tensor | None = None,
+    second_product: tuple[Tensor, Tensor] | None = None,
+    accumulate_into: Tensor | None = None,
 ) -> Tensor:
     """Multiply ``x`` by the transpose of ``weight``.
 
     Args:
         x: [M, I], of any strides, as is ``weight``.
         weight: [O, I].
-        bias: [O], added; not with ``add_to``.
-        plus: A second product, [M, R] and [O, R], added in the same pass.
-        add_to: [M, O] to add the result to, in place; made anew where None. Its columns are
-            contiguous. The sum over I is one chain that begins with what is there: cut into
-            several calls, it has the same bits.
+        bias: [O], added; not with ``accumulate_into``.
+        second_product: A second product, [M, R] and [O, R], added in the same pass.
+        accumulate_into: [M, O] with contiguous columns, to add the result to in place; None
+            allocates. Accumulates in index order starting from the present value, so splitting I
+            over several calls gives identical bits.
 
     Returns:
         [M, O].
     """
-    terms = [(x, weight)] if plus is None else [(x, weight), plus]
+    terms = [(x, weight)] if second_product is None else [(x, weight), second_product]
     rows, width = x.shape[0], weight.shape[0]
     matrices = []
     for a, b in terms:
@@ -56,22 +56,22 @@ def linear(
         if of_a[1] != rows or of_b[1] != width or of_a[2] != of_b[2]:
             refuse("linear", a, b)
         matrices.append((of_a, of_b))
-    if add_to is None:
+    if accumulate_into is None:
         y = x.new_empty(rows, width)
     else:
-        y = add_to
+        y = accumulate_into
         expect(y.shape == (rows, width) and (width < 2 or y.stride(1) == 1), "linear", y, weight)
     if bias is not None:
-        expect(bias.shape == (width,) and add_to is None, "linear", weight, bias)
+        expect(bias.shape == (width,) and accumulate_into is None, "linear", weight, bias)
         bias = bias.contiguous()
     if all(a.numel() == 0 for a, _ in terms):
-        y = y.zero_() if add_to is None else y
+        y = y.zero_() if accumulate_into is None else y
         return y if bias is None else y.add_(bias)
     threads = torch.get_num_threads() if rows * width * x.shape[1] > _WORTH_THREADS else 1
     _native.linear(
         y.data_ptr(),
         y.stride(0),
-        add_to is not None,
+        accumulate_into is not None,
         matrices,
         0 if bias is None else bias.data_ptr(),
         threads,
@@ -211,7 +211,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
     return y
 
 
-class Shape(NamedTuple):
+class AttentionShape(NamedTuple):
     """Of attention over packed sequences."""
 
     starts: Tensor  # [sequences + 1] int64, first row of each
@@ -220,7 +220,7 @@ class Shape(NamedTuple):
     softcap: float | None
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> tuple[Tensor, Tensor]:
+def attention(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape) -> tuple[Tensor, Tensor]:
     """Causal attention within each sequence.
 
     Args:
@@ -248,7 +248,7 @@ def attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    shape: Shape,
+    shape: AttentionShape,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Derivative of ``attention`` for q, k and v, from its second result and its arguments."""
     q, k, v, d_out = q.contiguous(), k.contiguous(), v.contiguous(), d_out.contiguous()
@@ -257,7 +257,7 @@ def attention_backward(
     return dq, dk, dv
 
 
-def _plan(q: Tensor, k: Tensor, v: Tensor, shape: Shape) -> _native.Attention:
+def _plan(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape) -> _native.Attention:
     rows, heads, dim = q.shape
     expect(k.shape == v.shape == (rows, k.shape[1], dim), "attention", q, k, v)
     expect(heads % k.shape[1] == 0, "attention", q, k)
@@ -284,7 +284,7 @@ def side_by_side(x: Tensor) -> Tensor:
 
 
 def _matrix(x: Tensor) -> tuple[int, int, int, int, int]:
-    if not takes(x) or x.ndim != 2:
+    if not runs_natively(x) or x.ndim != 2:
         refuse("linear", x)
     rows, columns = x.shape
     row_stride, column_stride = x.stride()
@@ -293,7 +293,7 @@ def _matrix(x: Tensor) -> tuple[int, int, int, int, int]:
 
 def expect(fits: bool, op: str, *tensors: Tensor) -> None:
     """Raise ValueError unless ``fits``, and all tensors are for these operations."""
-    if not fits or not all(map(takes, tensors)):
+    if not fits or not all(map(runs_natively, tensors)):
         refuse(op, *tensors)
 
 

@@ -1,4 +1,4 @@
-"""Run independent tiles of work on all CPU cores, one thread per tile.
+"""Run independent tiles of work on all CPU cores, one thread per tile; detect lack of memory.
 
 A tile is a set of whole sequences, of one adapter where adapters are merged or trained. Small
 matrices gain little when one product is split over cores, independent tiles do; and because a
@@ -25,7 +25,7 @@ class TileRunner:
         self._pool = pool
 
     def map(self, fn: Callable[[T], R], tiles: Sequence[T]) -> Iterator[R]:
-        """Results of ``fn`` in the order of ``tiles``; the first error is raised."""
+        """Yield the results of ``fn`` in the order of ``tiles``; raise the first error."""
         if self._pool is None or len(tiles) == 1:
             return map(fn, tiles)
         return self._pool.map(fn, tiles)
@@ -38,11 +38,11 @@ class _SingleThreaded:
         self._lock = threading.Lock()
         self._depth = 0
         self._threads = 1
-        # kept here: a stream may be dropped when this module's names are gone already
+        # an attribute, since at interpreter exit ``torch`` may be gone before the last ``leave``
         self._set = torch.set_num_threads
 
     def enter(self) -> int:
-        """Set one thread; the number of threads that the caller may use."""
+        """Set one thread; return the number of threads that the caller may start."""
         with self._lock:
             if self._depth == 0:
                 self._threads = torch.get_num_threads()
@@ -61,16 +61,28 @@ class _SingleThreaded:
 _single_threaded = _SingleThreaded()
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an allocation failed, on a GPU or on the host.
+
+    torch has a class for a GPU's; on a CPU it raises RuntimeError with its own allocator's text or
+    with that of the operating system.
+    """
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+        return True
+    texts = ("can't allocate memory", "Cannot allocate memory")
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in texts)
+
+
 @contextmanager
 def one_thread_each(device: torch.device) -> Iterator[int]:
-    """Set torch's own threads to one on a CPU; gives the number that the caller may start.
+    """Set torch to one thread on a CPU; yield the number of threads that the caller may start.
 
-    On a GPU that is one: the device is the parallel part.
+    On a GPU that number is one, since the device itself runs in parallel.
     """
     if device.type != "cpu":
         yield 1
         return
-    held = _single_threaded
+    held = _single_threaded  # a stream may end when this module's names are gone already
     threads = held.enter()
     try:
         yield threads
@@ -80,7 +92,7 @@ def one_thread_each(device: torch.device) -> Iterator[int]:
 
 @contextmanager
 def tile_runner(device: torch.device) -> Iterator[TileRunner]:
-    """Give a runner; on a CPU, torch's own threads are set to one while it lives."""
+    """Yield a runner; on a CPU, torch is set to one thread while it lives."""
     with one_thread_each(device) as threads:
         if threads == 1:
             yield TileRunner(None)

@@ -21,22 +21,21 @@ from fastsafe.model import weights as w
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.weight_edits import read_like, wide
-from fastsafe.model.weights import Source
+from fastsafe.model.weights import TensorSource
 
 Edit = Callable[[str, Tensor, Tensor], Tensor]  # name, base, tuned -> edited, all wide
 
-SHARD_BYTES = 4 << 30
+SHARD_BYTES = 4 << 30  # largest weight file, unless one tensor alone is larger
 _TEXT_SUFFIXES = (".json", ".jinja", ".model", ".txt")  # configs, templates, tokenizers
 
 
 def write_edited(
-    base: Source,
-    tuned: Adapter | Source,
+    base: TensorSource,
+    tuned: Adapter | TensorSource,
     edit: Edit,
     out: Path,
     *,
     notes: Mapping[str, str],
-    shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the checkpoint of ``edit`` applied to every tensor of a tuned model.
 
@@ -49,7 +48,6 @@ def write_edited(
             where the file holds that.
         out: Folder to write, whole or not at all; what is there is replaced.
         notes: Further files, name -> text.
-        shard_bytes: Largest weight file, but for a single tensor that is larger.
 
     Raises:
         CheckpointError: A checkpoint is no folder, or its tensors do not fit its config or the
@@ -62,7 +60,7 @@ def write_edited(
     w.check(like, config)
     w.check(base, config)
     places = {place.name for place in w.placements(config)}
-    shards = _shards(like, shard_bytes)
+    shards = _shards(like)
     out.parent.mkdir(parents=True, exist_ok=True)
     with publish_dir(out) as folder:
         for file in like.path.iterdir():
@@ -113,7 +111,7 @@ def dare(base: Tensor, tuned: Tensor, drop: float, seed: int, name: str) -> Tens
     return torch.where(kept, tuned + (tuned - base) * (drop / (1 - drop)), base)
 
 
-def _both(name: str, base: Source, tuned: Adapter | Source) -> tuple[Tensor, Tensor]:
+def _both(name: str, base: TensorSource, tuned: Adapter | TensorSource) -> tuple[Tensor, Tensor]:
     """One tensor before and after tuning, wide."""
     if isinstance(tuned, Adapter):
         before = base.read([name])[name]
@@ -122,7 +120,7 @@ def _both(name: str, base: Source, tuned: Adapter | Source) -> tuple[Tensor, Ten
     return wide(read_like(base, name, tuned)), wide(after)
 
 
-def _shards(like: Source, shard_bytes: int) -> dict[str, list[str]]:
+def _shards(like: TensorSource) -> dict[str, list[str]]:
     """Names of the weight files and of the tensors in each, layer by layer as they were."""
     groups: list[list[str]] = [[]]
     size = 0
@@ -131,7 +129,7 @@ def _shards(like: Source, shard_bytes: int) -> dict[str, list[str]]:
         for side in like.shapes[name]:
             numel *= side
         num_bytes = numel * safetensors.DTYPES[like.dtypes[name]].itemsize
-        if groups[-1] and size + num_bytes > shard_bytes:
+        if groups[-1] and size + num_bytes > SHARD_BYTES:
             groups.append([])
             size = 0
         groups[-1].append(name)

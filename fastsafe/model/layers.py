@@ -23,19 +23,19 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
     On a CPU a row's bits do not depend on the number of rows.
     """
-    if not cpu_ops.takes(x):
+    if not cpu_ops.runs_natively(x):
         rows = len(x)
         if not x.is_cpu or rows == 0 or rows >= MIN_ROWS:
             return F.linear(x, weight, bias)
         x = torch.cat([x, x[-1:].expand(MIN_ROWS - rows, -1)])
         return F.linear(x, weight, bias)[:rows]
     if _is_recorded(x, weight, bias):
-        y: Tensor = _Linear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+        y: Tensor = _CpuLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
         return y
     return cpu_ops.linear(x, weight, bias)
 
 
-class _Linear(torch.autograd.Function):
+class _CpuLinear(torch.autograd.Function):
     """y = x W^T + b; dx = dy W, dW = dy^T x, db = sum dy."""
 
     @staticmethod
@@ -67,9 +67,9 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, one_plus: bool = False) -> T
     Returns:
         Shape and dtype of ``x``. Sums are fp32. Differentiable in both.
     """
-    if cpu_ops.takes(x):
+    if cpu_ops.runs_natively(x):
         if _is_recorded(x, weight):
-            y: Tensor = _Norm.apply(x, None, weight, eps, one_plus, 1.0)[0]  # type: ignore[no-untyped-call]
+            y: Tensor = _CpuNorm.apply(x, None, weight, eps, one_plus, 1.0)[0]  # type: ignore[no-untyped-call]
             return y
         return cpu_ops.norm(x, weight, eps, one_plus)[0]
     rows = x.reshape(-1, x.shape[-1])
@@ -89,15 +89,15 @@ def add_rms_norm(
     Returns:
         The norm of h, and h.
     """
-    if not cpu_ops.takes(x):
+    if not cpu_ops.runs_natively(x):
         return ops.rms_norm(x, weight, residual, eps, one_plus, alpha)
     if _is_recorded(x, residual, weight):
-        y, h = _Norm.apply(x, residual, weight, eps, one_plus, alpha)  # type: ignore[no-untyped-call]
+        y, h = _CpuNorm.apply(x, residual, weight, eps, one_plus, alpha)  # type: ignore[no-untyped-call]
         return y, h
     return cpu_ops.norm(x, weight, eps, one_plus, residual, alpha)[:2]
 
 
-class _Norm(torch.autograd.Function):
+class _CpuNorm(torch.autograd.Function):
     """y = h r w with h = residual + alpha x and r = 1 / rms(h); w may be 1 + w."""
 
     @staticmethod
@@ -133,26 +133,21 @@ class _Norm(torch.autograd.Function):
         return d if ctx.alpha == 1.0 else d * ctx.alpha, d, dw, None, None, None
 
 
-def swiglu(gate_up: Tensor) -> Tensor:
-    """Compute silu(gate) * up of [N, 2F], gate in the first half of the columns -> [N, F]."""
-    return _gated(gate_up, gelu=False)
+def gated(gate_up: Tensor, activation: str) -> Tensor:
+    """Compute activation(gate) * up of [N, 2F], gate in the first half of the columns -> [N, F].
 
-
-def geglu(gate_up: Tensor) -> Tensor:
-    """Compute gelu(gate) * up as ``swiglu`` does, with the tanh approximation of gelu."""
-    return _gated(gate_up, gelu=True)
-
-
-def _gated(gate_up: Tensor, gelu: bool) -> Tensor:
-    if not cpu_ops.takes(gate_up):
-        return ops.geglu(gate_up) if gelu else ops.swiglu(gate_up)
+    The activation is "silu" or "gelu_tanh", the tanh approximation of gelu.
+    """
+    if not cpu_ops.runs_natively(gate_up):
+        return ops.gated(gate_up, activation)
+    gelu = activation == "gelu_tanh"
     if _is_recorded(gate_up):
-        y: Tensor = _Gated.apply(gate_up, gelu)  # type: ignore[no-untyped-call]
+        y: Tensor = _CpuGated.apply(gate_up, gelu)  # type: ignore[no-untyped-call]
         return y
     return cpu_ops.gated(gate_up, gelu)
 
 
-class _Gated(torch.autograd.Function):
+class _CpuGated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, gate_up: Tensor, gelu: bool) -> Tensor:
         ctx.save_for_backward(gate_up)
@@ -187,17 +182,17 @@ def rope(
     Returns:
         [N, heads, D]; features beyond R are not rotated. Differentiable in ``x`` and ``norm``.
     """
-    if not cpu_ops.takes(x):
+    if not cpu_ops.runs_natively(x):
         return ops.rope(x, cos[:, 0], sin[:, 0], norm, eps, one_plus)
     if norm is not None:
         x = rms_norm(x, norm, eps, one_plus)
     if _is_recorded(x):
-        turned: Tensor = _Rope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+        turned: Tensor = _CpuRope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
         return turned
     return cpu_ops.rope(x, cos, sin)
 
 
-class _Rope(torch.autograd.Function):
+class _CpuRope(torch.autograd.Function):
     """The derivative of a rotation is the rotation back."""
 
     @staticmethod

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.errors import AdapterError
+from fastsafe.io.weight_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from fastsafe.model import cpu_ops, peft
 from fastsafe.model.grouped import AdapterStacks, FixedRows, Key, ModuleUpdate
 from fastsafe.model.layers import linear
@@ -65,9 +66,9 @@ class Adapter:
         """
         path = Path(path)
         config, tensors = peft.read_dir(path)
-        where = str(path / peft.WEIGHTS_FILE)
+        where = str(path / ADAPTER_WEIGHTS)
         weights = {}
-        for module in config.modules(slots, str(path / peft.CONFIG_FILE)):
+        for module in config.modules(slots, str(path / ADAPTER_CONFIG)):
             rank, slot = config.rank_of(module), slots[module]
             pair = []
             for key, shape in (
@@ -123,8 +124,8 @@ class FusedLora(NamedTuple):
         shrunk = linear(x, self.lora_A)
         for part in self.parts:
             left, to = shrunk[:, part.r0 : part.r1], y[:, part.begin : part.end]
-            if cpu_ops.takes(x):
-                cpu_ops.linear(left, part.lora_B, add_to=to)
+            if cpu_ops.runs_natively(x):
+                cpu_ops.linear(left, part.lora_B, accumulate_into=to)
             else:
                 to += linear(left, part.lora_B)
 
@@ -154,7 +155,7 @@ def fuse(weights: Mapping[str, LoraWeights], slots: Mapping[str, LinearSlot]) ->
     return fused
 
 
-class Hold:
+class AdapterLease:
     """Keeps adapters in the bank until its block is left, or it is forgotten before."""
 
     def __init__(self, slots: Iterable[int]) -> None:
@@ -182,7 +183,7 @@ class AdapterBank:
         self._slots = model.slots()
         self._adapters: list[tuple[Adapter, Fused] | None] = []
         self._stacks: AdapterStacks | None = None  # of these adapters, made when first used
-        self._holds: WeakSet[Hold] = WeakSet()
+        self._leases: WeakSet[AdapterLease] = WeakSet()
         self._lock = threading.Lock()
         self.version = 0
 
@@ -239,12 +240,12 @@ class AdapterBank:
         """Read a PEFT directory into a free slot and return the slot."""
         return self.add(Adapter.load(path, self._slots, name))
 
-    def hold(self, slots: Iterable[int]) -> Hold:
+    def lease(self, slots: Iterable[int]) -> AdapterLease:
         """Keep these slots with their adapters: rows that name them have not ended."""
-        hold = Hold(slots)
+        lease = AdapterLease(slots)
         with self._lock:
-            self._holds.add(hold)
-        return hold
+            self._leases.add(lease)
+        return lease
 
     def remove(self, name: str) -> None:
         """Free the slot of an adapter.
@@ -254,7 +255,7 @@ class AdapterBank:
         """
         slot = self.slot(name)
         with self._lock:
-            if any(slot in hold.slots for hold in self._holds):
+            if any(slot in lease.slots for lease in self._leases):
                 raise AdapterError(
                     f"adapter {name!r} is still answering, expected no call that asks it; end the"
                     " call or close its stream before you unload it"

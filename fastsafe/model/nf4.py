@@ -89,7 +89,7 @@ class NF4Transformer(Transformer):
         """Multiply x [M, I] by a fused weight and add its bias; see ``Transformer.linear``."""
         if weight is None and torch.is_grad_enabled() and x.requires_grad:
             held, bias = self.quantized[layer, name], self.bias(layer, name)
-            y: Tensor = _Linear.apply(x, held, bias)  # type: ignore[no-untyped-call]
+            y: Tensor = _NF4Linear.apply(x, held, bias)  # type: ignore[no-untyped-call]
             return y
         return super().linear(
             layer, name, x, self.weight(layer, name) if weight is None else weight
@@ -119,7 +119,7 @@ class NF4Transformer(Transformer):
         return found
 
 
-class _Linear(torch.autograd.Function):
+class _NF4Linear(torch.autograd.Function):
     """y = x W^T + b and dx = dy W for a frozen W that is not kept in between."""
 
     @staticmethod
@@ -135,7 +135,7 @@ class _Linear(torch.autograd.Function):
 
 
 def load(
-    source: w.Source,
+    source: w.TensorSource,
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,

@@ -17,9 +17,8 @@ from fastsafe.errors import AdapterError
 from fastsafe.io import safetensors
 from fastsafe.io.atomic import publish_dir
 from fastsafe.io.json_file import read_json
+from fastsafe.io.weight_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 
-CONFIG_FILE = "adapter_config.json"
-WEIGHTS_FILE = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _MAX_RANK = 4096
 _MAX_CONFIG_BYTES = 1 << 20
@@ -218,22 +217,24 @@ def read_dir(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
     Raises:
         AdapterError: A file is missing, is a pickle, or holds something else than LoRA weights.
     """
-    where = str(path / CONFIG_FILE)
+    where = str(path / ADAPTER_CONFIG)
     if not path.is_dir():
         raise AdapterError(f"adapter {path}: no such directory; give the folder PEFT wrote")
-    if not (path / CONFIG_FILE).is_file():
-        raise AdapterError(f"adapter {path}: {CONFIG_FILE} is missing; give the folder PEFT wrote")
-    if not (path / WEIGHTS_FILE).is_file():
+    if not (path / ADAPTER_CONFIG).is_file():
+        raise AdapterError(
+            f"adapter {path}: {ADAPTER_CONFIG} is missing; give the folder PEFT wrote"
+        )
+    if not (path / ADAPTER_WEIGHTS).is_file():
         pickles = sorted(p.name for p in path.glob("adapter_model.*"))
         found = f"found only {', '.join(pickles)}, which is refused" if pickles else "none found"
         raise AdapterError(
-            f"adapter {path}: {WEIGHTS_FILE} expected, {found}; save it with safe_serialization"
+            f"adapter {path}: {ADAPTER_WEIGHTS} expected, {found}; save it with safe_serialization"
         )
-    config = parse_config(read_json(path / CONFIG_FILE, max_bytes=_MAX_CONFIG_BYTES), where)
+    config = parse_config(read_json(path / ADAPTER_CONFIG, max_bytes=_MAX_CONFIG_BYTES), where)
     tensors = {}
-    for key, tensor in safetensors.read(path / WEIGHTS_FILE).items():
+    for key, tensor in safetensors.read(path / ADAPTER_WEIGHTS).items():
         if not key.startswith(_PREFIX):
-            raise AdapterError(f"{path / WEIGHTS_FILE}: tensor {key!r} lacks prefix {_PREFIX!r}")
+            raise AdapterError(f"{path / ADAPTER_WEIGHTS}: tensor {key!r} lacks prefix {_PREFIX!r}")
         tensors[key.removeprefix(_PREFIX)] = tensor
     return config, tensors
 
@@ -251,12 +252,12 @@ def write_dir(
     path.parent.mkdir(parents=True, exist_ok=True)
     with publish_dir(path) as folder:
         safetensors.write(
-            folder / WEIGHTS_FILE,
+            folder / ADAPTER_WEIGHTS,
             {_PREFIX + key: tensor.contiguous() for key, tensor in tensors.items()},
             {"format": "pt"},
         )
         text = json.dumps(config.to_json(), indent=2, sort_keys=True)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
         for name, note in notes.items():
             (folder / name).write_text(note, encoding="utf-8")
 

@@ -17,9 +17,9 @@ import fastsafe_kernels as ops
 from fastsafe.model import layers
 from fastsafe.model import weights as w
 from fastsafe.model.config import ModelConfig
-from fastsafe.model.layers import add_rms_norm, geglu, rms_norm, rope, softcap, swiglu
+from fastsafe.model.layers import add_rms_norm, gated, rms_norm, rope, softcap
 from fastsafe.model.rope import Rotary, whole_lengths
-from fastsafe.model.weights import Source, Weights
+from fastsafe.model.weights import TensorSource, Weights
 
 
 class QKNorms(NamedTuple):
@@ -130,12 +130,11 @@ class Transformer:
         self._rotaries = [Rotary(r, self.device, self.dtype) for r in config.ropes]
         # Gemma rounds the factor to the weights' dtype, which moves it by 0.1 % in bf16
         self.embedding_scale = torch.tensor(config.embedding_scale, dtype=self.dtype).item()
-        self._activate = swiglu if config.activation == "silu" else geglu
 
     @classmethod
     def load(
         cls,
-        checkpoint: Source,
+        checkpoint: TensorSource,
         *,
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
@@ -262,7 +261,8 @@ class Transformer:
         if layer.attention_out_norm is not None:
             x = rms_norm(x, layer.attention_out_norm, eps, one_plus)
         y, h = self._enter(h, x, layer.mlp_norm)
-        x = linear(i, "down", self._activate(linear(i, "gate_up", y, rows)), rows)
+        gate_up = linear(i, "gate_up", y, rows)
+        x = linear(i, "down", gated(gate_up, self.config.activation), rows)
         if layer.mlp_out_norm is not None:
             x = rms_norm(x, layer.mlp_out_norm, eps, one_plus)
         return h, x

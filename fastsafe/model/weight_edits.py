@@ -11,7 +11,7 @@ gives a checkpoint. Nothing is edited in place; what was read stays as it was.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,10 +23,10 @@ from fastsafe.errors import AdapterError, CheckpointError, UsageError
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.transformer import slots
-from fastsafe.model.weights import Source
+from fastsafe.model.weights import TensorSource
 
 
-def read_adapter(path: Path, base: Source) -> Adapter:
+def read_adapter(path: Path, base: TensorSource) -> Adapter:
     """Read a PEFT directory and check every tensor against a checkpoint that is not loaded.
 
     Raises:
@@ -58,19 +58,6 @@ def scaled(adapter: Adapter, factor: float) -> Adapter:
         for module, lora in adapter.weights.items()
     }
     return Adapter(adapter.name, config, weights)
-
-
-def sweep(adapter: Adapter, factors: Sequence[float]) -> list[Adapter]:
-    """Return one adapter per factor, named ``name@factor``, all on the same tensors.
-
-    They fit into one ``AdapterBank``: a whole sweep is then one mixed batch, and no training.
-
-    Raises:
-        UsageError: A factor is not in [0, 1], or is there twice.
-    """
-    if len(set(factors)) < len(factors):
-        raise UsageError(f"sweep has factors {list(factors)}, expected each once")
-    return [replace(scaled(adapter, f), name=f"{adapter.name}@{f:g}") for f in factors]
 
 
 def inner(x: LoraWeights, y: LoraWeights) -> float:
@@ -121,7 +108,7 @@ class Projected(NamedTuple):
     cosines: dict[str, float]  # between update and projection, where neither is zero
 
 
-def project_all(adapter: Adapter, aligned: Source, unaligned: Source) -> Projected:
+def project_all(adapter: Adapter, aligned: TensorSource, unaligned: TensorSource) -> Projected:
     """Project every module of an adapter, one weight after another.
 
     Raises:
@@ -194,7 +181,7 @@ def uniform(adapter: Adapter, weights: Mapping[str, LoraWeights]) -> Adapter:
     return Adapter(adapter.name, config, found)
 
 
-def read_like(source: Source, name: str, like: Source) -> Tensor:
+def read_like(source: TensorSource, name: str, like: TensorSource) -> Tensor:
     """Read a tensor that must have the shape it has in another checkpoint.
 
     Raises:

@@ -22,7 +22,7 @@ _MAX_NAMED = 8  # tensors that one message lists per kind of fault
 _FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors spells them
 
 
-class Source(Protocol):
+class TensorSource(Protocol):
     """What is needed of a checkpoint; ``fastsafe.io.checkpoint.Checkpoint`` has it."""
 
     @property
@@ -161,7 +161,7 @@ def placements(config: ModelConfig) -> Iterator[Placement]:
                 yield Placement(f"{prefix}self_attn.{field}.weight", i, field, 0, size, (size,))
 
 
-def check(source: Source, config: ModelConfig) -> None:
+def check(source: TensorSource, config: ModelConfig) -> None:
     """Compare a checkpoint's tensors with its config, before any allocation.
 
     Raises:
@@ -247,7 +247,9 @@ def view(weights: Weights, place: Placement) -> Tensor:
     return tensor[place.begin : place.end]
 
 
-def load(source: Source, config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Weights:
+def load(
+    source: TensorSource, config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> Weights:
     """Read a checkpoint straight into fused weights, one layer at a time.
 
     Raises:
@@ -267,7 +269,7 @@ def load(source: Source, config: ModelConfig, device: torch.device, dtype: torch
     return weights
 
 
-def check_tied(source: Source, config: ModelConfig, embedding: Tensor) -> None:
+def check_tied(source: TensorSource, config: ModelConfig, embedding: Tensor) -> None:
     """Refuse a head in the file that should be the ``embedding`` [V, E] and differs from it."""
     if config.tie_word_embeddings and HEAD in source.shapes:
         head = source.read([HEAD])[HEAD].to(embedding)

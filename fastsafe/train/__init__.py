@@ -3,7 +3,7 @@
 from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig, TrainOptions
 from fastsafe.train.drift_monitor import DriftMonitor, DriftReading
 from fastsafe.train.loop import finetune, plan_training
-from fastsafe.train.memory import MemoryPlan
+from fastsafe.train.memory import TrainMemory
 from fastsafe.train.objectives import objectives
 
 __all__ = [
@@ -11,8 +11,8 @@ __all__ = [
     "DriftReading",
     "FinetuneJob",
     "FinetuneResult",
-    "MemoryPlan",
     "TrainConfig",
+    "TrainMemory",
     "TrainOptions",
     "finetune",
     "objectives",

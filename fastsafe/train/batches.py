@@ -17,7 +17,7 @@ from fastsafe.model.attention import PackedAttention
 
 # "all" takes the rows as they come; the others are those with that value under the key "source",
 # where rows without the key are the user's.
-Source = Literal["all", "user", "safety"]
+RowSource = Literal["all", "user", "safety"]
 
 # Tokens of a tile. Smaller ones stay in a core's L2 cache, but their many short operations queue
 # for the interpreter's lock: 640 took 15 % less time than 320. A GPU wants few large launches.
@@ -28,7 +28,7 @@ _PARTS = 4  # of a tile, at most
 class Tile(NamedTuple):
     """Whole sequences of one batch, in parts, and what their loss is divided by."""
 
-    source: Source
+    source: RowSource
     parts: tuple[tuple[Example, ...], ...]
     num_trained: int  # tokens in the whole batch
     num_rows: int  # in the whole batch
@@ -43,7 +43,7 @@ class Packed(NamedTuple):
     attention: PackedAttention
     keep: Tensor  # [M] rows whose next token is trained
     targets: Tensor  # [M] int64
-    places: Tensor  # [M] int64, index of the target in its answer, from 0
+    answer_index: Tensor  # [M] int64, index of the target in its answer, from 0
     rows: tuple[int, ...]  # of N, in each part
     kept: tuple[int, ...]  # of M, in each part
 
@@ -71,7 +71,7 @@ class Order:
         return [self.examples[i] for i in self._order[begin : self._at]]
 
 
-def cut(batch: Sequence[Example], source: Source, tile_tokens: int, *seeds: int) -> list[Tile]:
+def cut(batch: Sequence[Example], source: RowSource, tile_tokens: int, *seeds: int) -> list[Tile]:
     """Cut a batch into tiles of about equal size; ``seeds`` and a tile's index give its seed."""
     # the first token of a sequence is no target: nothing comes before it
     trained = sum(sum(e.trained[1:]) for e in batch)
@@ -104,7 +104,7 @@ def pack(parts: Sequence[Sequence[Example]], device: torch.device) -> Packed:
     lengths = [len(e.token_ids) - 1 for e in examples]
     next_tokens = [t for e in examples for t in e.token_ids[1:]]
     keep = [i for i, on in enumerate(t for e in examples for t in e.trained[1:]) if on]
-    places = [p for e in examples for p in answer_places(e)]
+    places = [p for e in examples for p in answer_indices(e)]
     return Packed(
         torch.tensor([t for e in examples for t in e.token_ids[:-1]], device=device),
         torch.cat([torch.arange(n) for n in lengths]).to(device),
@@ -117,7 +117,7 @@ def pack(parts: Sequence[Sequence[Example]], device: torch.device) -> Packed:
     )
 
 
-def answer_places(example: Example) -> list[int]:
+def answer_indices(example: Example) -> list[int]:
     """Index of every trained token but a first one within its answer: its run of trained tokens."""
     places, run = [], 0
     for i, on in enumerate(example.trained):

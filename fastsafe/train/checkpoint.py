@@ -18,9 +18,8 @@ from torch import Tensor
 from fastsafe.data.packing import Example
 from fastsafe.errors import CheckpointError, UsageError
 from fastsafe.io import atomic, safetensors
-from fastsafe.model.peft import CONFIG_FILE, WEIGHTS_FILE
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.batches import Source
+from fastsafe.train.batches import RowSource
 from fastsafe.train.config import TrainConfig
 from fastsafe.train.objectives import make_objective
 
@@ -31,7 +30,7 @@ _SAMPLE = 1024  # elements of each weight of the base that tell it from another
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrainProgress:
     """What a job has done.
 
     Attributes:
@@ -58,7 +57,7 @@ class JobCheckpoint:
         self.path = out_dir / FOLDER / name / _FILE
         self._identity = dict(identity)
 
-    def peek(self) -> Progress | None:
+    def peek(self) -> TrainProgress | None:
         """Read how far the job is; None where there is no checkpoint.
 
         Raises:
@@ -71,7 +70,7 @@ class JobCheckpoint:
         try:
             facts = json.loads(safetensors.read_header(self.path).metadata[_KEY])
             theirs, progress = facts["identity"], facts["progress"]
-            found = Progress(**{**progress, "losses": tuple(progress["losses"])})
+            found = TrainProgress(**{**progress, "losses": tuple(progress["losses"])})
         except (KeyError, TypeError, json.JSONDecodeError):
             raise CheckpointError(
                 f"{self.path}: is no checkpoint of training, expected one; delete it to train "
@@ -93,7 +92,7 @@ class JobCheckpoint:
         """Read the tensors."""
         return safetensors.read(self.path)
 
-    def write(self, progress: Progress, tensors: Mapping[str, Tensor]) -> None:
+    def write(self, progress: TrainProgress, tensors: Mapping[str, Tensor]) -> None:
         """Replace the checkpoint in one step."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         facts = json.dumps({"identity": self._identity, "progress": vars(progress)})
@@ -101,7 +100,7 @@ class JobCheckpoint:
 
 
 def job_identity(
-    config: TrainConfig, rows: Mapping[Source, Sequence[Example]], base: str
+    config: TrainConfig, rows: Mapping[RowSource, Sequence[Example]], base: str
 ) -> dict[str, Any]:
     """What a checkpoint must agree in: every setting, the rows as tokens, and the base."""
     digest = hashlib.sha256()
@@ -124,15 +123,3 @@ def base_digest(model: Transformer) -> str:
         digest.update(f"{tuple(tensor.shape)}".encode())
         digest.update(sample.view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
-
-
-def adapter_sha256(folder: Path) -> str | None:
-    """Hash of the files of an adapter, or of a whole checkpoint; None where one is missing."""
-    total = hashlib.sha256()
-    is_whole = (folder / "config.json").is_file()
-    for name in ("model.safetensors", "config.json") if is_whole else (WEIGHTS_FILE, CONFIG_FILE):
-        if not (folder / name).is_file():
-            return None
-        with (folder / name).open("rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
-    return total.hexdigest()

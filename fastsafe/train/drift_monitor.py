@@ -95,7 +95,7 @@ class DriftProbe:
         for packed, base in self._tiles:
             hidden = _hidden(packed, model, project)
             refusals = packed.kept[0]
-            first = torch.nonzero(packed.places[:refusals] == 0)[:, 0]
+            first = torch.nonzero(packed.answer_index[:refusals] == 0)[:, 0]
             kls += divergence(hidden[first], base[first], model, self._base).tolist()
             logprobs = target_logprobs(hidden, packed.targets, model)
             refusal = logprobs[:refusals].view(len(first), -1).sum(1)

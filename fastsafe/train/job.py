@@ -14,10 +14,11 @@ from torch import Tensor
 from fastsafe.data.packing import Example, encode_row
 from fastsafe.errors import DataError, UsageError
 from fastsafe.io.tokenizer import Tokenizer
+from fastsafe.io.weight_folder import weights_sha256
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.batches import TILE_TOKENS, Order, Source, Tile, cut, hash_seed, pack
-from fastsafe.train.checkpoint import JobCheckpoint, Progress, adapter_sha256
+from fastsafe.train.batches import TILE_TOKENS, Order, RowSource, Tile, cut, hash_seed, pack
+from fastsafe.train.checkpoint import JobCheckpoint, TrainProgress
 from fastsafe.train.config import FinetuneJob, FinetuneResult
 from fastsafe.train.drift_monitor import DriftProbe
 from fastsafe.train.objectives import make_objective
@@ -35,7 +36,7 @@ class FrozenBase(Protocol):
     tokenizer: Tokenizer
 
 
-class Thrift(NamedTuple):
+class MemorySaving(NamedTuple):
     """What is done to need less memory; it costs time and changes no bit on a CPU."""
 
     one_part: bool = False  # the parts of a tile run one after another
@@ -90,10 +91,10 @@ class JobRun:
         self.name, self.config, self.model = job.name, job.config, llm.model
         self.base_path = llm.path
         self.objective = make_objective(job.config.objective)
-        self.rows: dict[Source, list[Example]] = {"all": [], "user": [], "safety": []}
+        self.rows: dict[RowSource, list[Example]] = {"all": [], "user": [], "safety": []}
         for i, row in enumerate(job.examples):
             example = self._encode(llm.tokenizer, row, f"{job.name}: row {i}", encoded)
-            source: Source = "safety" if row.get("source") == "safety" else "user"
+            source: RowSource = "safety" if row.get("source") == "safety" else "user"
             self.rows["all"].append(example)
             self.rows[source].append(example)
         self._check_rows()
@@ -109,7 +110,7 @@ class JobRun:
         self._since = 0.0
         self._slot: _Slot | None = None
         self._parked: dict[str, Tensor] | None = None
-        self._orders: dict[Source, Order] = {}
+        self._orders: dict[RowSource, Order] = {}
         self._tiles: list[Tile] = []
         self.drop_step()
 
@@ -175,7 +176,7 @@ class JobRun:
         assert self.checkpoint
         folder = self.checkpoint.path.parents[2] / self.name
         done = progress.adapter_sha256
-        if done is not None and done != adapter_sha256(folder):
+        if done is not None and done != weights_sha256(folder):
             return  # the adapter is gone or changed, and the state went when it was written
         self.losses, self.num_tokens = list(progress.losses), progress.num_tokens
         self._seconds, self.stopped_early = progress.seconds, progress.stopped_early
@@ -196,7 +197,7 @@ class JobRun:
             slot.restore(self.checkpoint.read(), len(self.losses))
         else:
             gradients = self._row_gradients(slot)
-            slot.state = self.objective.begin(slot.weights.flat, gradients)
+            slot.state = self.objective.initial_state(slot.weights.flat, gradients)
         self._slot, self._parked = slot, None
 
     def park(self) -> None:
@@ -225,7 +226,7 @@ class JobRun:
         def gradients(count: int) -> Iterator[Tensor]:
             for example in islice(self.rows["safety"], count):
                 (tile,) = cut([example], "safety", len(example.token_ids), self.config.seed)
-                yield self._gradient(slot, tile, Thrift())[1]
+                yield self._gradient(slot, tile, MemorySaving())[1]
 
         return gradients
 
@@ -238,16 +239,16 @@ class JobRun:
                 self._tiles += cut(self._orders[source].next(), source, tokens, *seeds)
         return self._tiles
 
-    def gradient(self, tile: Tile, thrift: Thrift) -> tuple[float, Tensor]:
+    def gradient(self, tile: Tile, saving: MemorySaving) -> tuple[float, Tensor]:
         """Loss of a tile and its share of the gradient [P] of its batch's loss."""
         assert self._slot
-        return self._gradient(self._slot, tile, thrift)
+        return self._gradient(self._slot, tile, saving)
 
-    def _gradient(self, slot: _Slot, tile: Tile, thrift: Thrift) -> tuple[float, Tensor]:
+    def _gradient(self, slot: _Slot, tile: Tile, saving: MemorySaving) -> tuple[float, Tensor]:
         whole = [tile.parts]
         terms: list[float] = []
         gradient: Tensor | None = None
-        for first, parts in enumerate([(p,) for p in tile.parts] if thrift.one_part else whole):
+        for first, parts in enumerate([(p,) for p in tile.parts] if saving.one_part else whole):
             packed = pack(parts, self.model.device)
             rows = Rows(packed.rows, packed.kept, first)
             project = slot.weights.projection(self.config.dropout, tile.seed, rows, gradient)
@@ -256,7 +257,7 @@ class JobRun:
             if tile.source in self.objective.needs_base:
                 with torch.no_grad():
                     base = self.model.forward(*where, keep=packed.keep)
-            hidden = project.model.forward(*where, project, packed.keep, recompute=thrift.recompute)
+            hidden = project.model.forward(*where, project, packed.keep, recompute=saving.recompute)
             loss = self.objective.loss(
                 Batch(
                     source=tile.source,
@@ -265,7 +266,7 @@ class JobRun:
                     hidden=hidden,
                     base=base,
                     targets=packed.targets,
-                    places=packed.places,
+                    answer_index=packed.answer_index,
                     num_trained=tile.num_trained,
                     num_rows=tile.num_rows,
                 )
@@ -279,7 +280,7 @@ class JobRun:
 
     def add(self, tile: Tile, loss: float, gradient: Tensor) -> None:
         """Add a tile's share, in the order of the tiles."""
-        if tile.source in self.objective.reports:
+        if tile.source in self.objective.logged_sources:
             self._loss += loss
         if tile.source in self._gradients:
             self._gradients[tile.source] += gradient
@@ -289,7 +290,7 @@ class JobRun:
     def drop_step(self) -> None:
         """Drop what tiles gave: the step begins again with the same tiles, or a new one begins."""
         self._loss = 0.0
-        self._gradients: dict[Source, Tensor] = {}
+        self._gradients: dict[RowSource, Tensor] = {}
 
     def update(self, probe: DriftProbe | None) -> None:
         """Take the step whose tiles have been added; a job that cannot go on gets an error."""
@@ -299,7 +300,7 @@ class JobRun:
             return self._fail(f"has loss {self._loss} at step {step}")
         theta = slot.weights.flat
         gradient = objective.combine(self._gradients)
-        objective.pull(slot.state, step, self.num_steps, theta, gradient)
+        objective.add_penalty_gradient(slot.state, step, self.num_steps, theta, gradient)
         rate = self.config.learning_rate_at(step, self.num_steps)
         norm = slot.optimizer.step(gradient, rate)
         if not math.isfinite(norm):
@@ -345,10 +346,10 @@ class JobRun:
         if self.checkpoint and self._slot and steps and every and steps % every == 0:
             self.checkpoint.write(self._progress(), self._slot.tensors())
 
-    def _progress(self, adapter: str | None = None) -> Progress:
+    def _progress(self, adapter: str | None = None) -> TrainProgress:
         seconds = self._seconds + (time.monotonic() - self._since if self._slot else 0.0)
         losses = tuple(self.losses)
-        return Progress(losses, self.num_tokens, seconds, self.stopped_early, adapter)
+        return TrainProgress(losses, self.num_tokens, seconds, self.stopped_early, adapter)
 
     def finish(self, out_dir: Path) -> None:
         """Write the adapter and give the slot back."""
@@ -359,7 +360,7 @@ class JobRun:
         self.adapter_dir = out_dir / self.name
         slot.weights.save(self.adapter_dir)
         if self.checkpoint:
-            self.checkpoint.write(self._progress(adapter_sha256(self.adapter_dir)), {})
+            self.checkpoint.write(self._progress(weights_sha256(self.adapter_dir)), {})
         self._release()
 
     def result(self) -> FinetuneResult:

@@ -18,13 +18,13 @@ from torch import Tensor
 from fastsafe.data.packing import Example
 from fastsafe.errors import UsageError
 from fastsafe.io import atomic
-from fastsafe.model.cpu_threads import TileRunner, tile_runner
+from fastsafe.model.cpu_threads import TileRunner, is_out_of_memory, tile_runner
 from fastsafe.train.batches import Tile
 from fastsafe.train.checkpoint import JobCheckpoint, base_digest, job_identity
 from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainOptions
 from fastsafe.train.drift_monitor import DriftProbe
-from fastsafe.train.job import FrozenBase, JobRun, Thrift
-from fastsafe.train.memory import MemoryPlan, plan_memory
+from fastsafe.train.job import FrozenBase, JobRun, MemorySaving
+from fastsafe.train.memory import TrainMemory, plan_memory
 
 OnStep = Callable[[int, Mapping[str, float]], None]
 
@@ -97,7 +97,7 @@ def prepare(llm: FrozenBase, jobs: Sequence[FinetuneJob]) -> list[JobRun]:
 
 def plan_training(
     llm: FrozenBase, jobs: Sequence[FinetuneJob], options: TrainOptions = _DEFAULTS
-) -> MemoryPlan:
+) -> TrainMemory:
     """Plan the memory of a ``finetune`` with these arguments; nothing is trained or written.
 
     Raises:
@@ -116,7 +116,7 @@ class _Loop:
         out_dir: Path,
         on_step: OnStep | None,
         options: TrainOptions,
-        plan: MemoryPlan,
+        plan: TrainMemory,
         runner: TileRunner,
     ) -> None:
         self.waiting = deque(run for run in runs if run.adapter_dir is None)
@@ -127,7 +127,7 @@ class _Loop:
         self.plan = plan
         self.runner = runner
         self.limit = plan.max_jobs
-        self.thrift = Thrift(recompute=plan.recompute)
+        self.saving = MemorySaving(recompute=plan.recompute)
         self.probe: DriftProbe | None = None
         if options.monitor and self.waiting:
             self.probe = DriftProbe(options.monitor, llm.model, llm.tokenizer)
@@ -192,7 +192,7 @@ class _Loop:
         """Loss and gradient of a tile; None where memory did not suffice."""
         run, tile = work
         try:
-            return run.gradient(tile, self.thrift)
+            return run.gradient(tile, self.saving)
         except (MemoryError, RuntimeError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -215,10 +215,10 @@ class _Loop:
                 run.park()
                 self.waiting.appendleft(run)
             del self.running[self.limit :]
-        elif not self.thrift.one_part:
-            self.thrift = self.thrift._replace(one_part=True)
-        elif not self.thrift.recompute:
-            self.thrift = self.thrift._replace(recompute=True)
+        elif not self.saving.one_part:
+            self.saving = self.saving._replace(one_part=True)
+        elif not self.saving.recompute:
+            self.saving = self.saving._replace(recompute=True)
         else:
             for run in self.running:
                 run.stop(
@@ -228,10 +228,3 @@ class _Loop:
             self.running.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an allocation failed: torch has a class for it on a GPU, and a text on a CPU."""
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "allocate memory" in str(error)

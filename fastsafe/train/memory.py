@@ -35,7 +35,7 @@ class JobMemory:
         adapter_bytes: While it has a slot.
         gradient_bytes: For every one of its tiles that runs.
         token_bytes: For every token of a tile that runs.
-        thrifty_token_bytes: The same when activations are computed again.
+        recompute_token_bytes: The same when activations are computed again.
         tile_tokens: Tokens of its largest tile, about.
     """
 
@@ -44,17 +44,17 @@ class JobMemory:
     adapter_bytes: int
     gradient_bytes: int
     token_bytes: int
-    thrifty_token_bytes: int
+    recompute_token_bytes: int
     tile_tokens: int
 
     def tile_bytes(self, recompute: bool) -> int:
         """Bytes of its largest tile."""
-        per_token = self.thrifty_token_bytes if recompute else self.token_bytes
+        per_token = self.recompute_token_bytes if recompute else self.token_bytes
         return self.gradient_bytes + self.tile_tokens * per_token
 
 
 @dataclass(frozen=True)
-class MemoryPlan:
+class TrainMemory:
     """How jobs share the memory there is.
 
     Attributes:
@@ -95,7 +95,7 @@ class MemoryPlan:
             return ["nothing to train"]
         largest = max(self.jobs, key=lambda job: job.adapter_bytes)
         token = max(
-            job.thrifty_token_bytes if self.recompute else job.token_bytes for job in self.jobs
+            job.recompute_token_bytes if self.recompute else job.token_bytes for job in self.jobs
         )
         at_once = self.first_wave
         first = {job.name for job in self.jobs[:at_once]}
@@ -121,10 +121,10 @@ def _kind(job: JobMemory) -> str:
     return f"adapter of rank {job.rank}" if job.rank else "whole model"
 
 
-def plan_memory(model: Transformer, runs: Sequence[JobRun], options: TrainOptions) -> MemoryPlan:
+def plan_memory(model: Transformer, runs: Sequence[JobRun], options: TrainOptions) -> TrainMemory:
     """Plan jobs that ``fastsafe.train.loop.prepare`` has made."""
     jobs = tuple(_job_memory(model, run) for run in runs)
-    plan = MemoryPlan(
+    plan = TrainMemory(
         jobs,
         options.memory_bytes or _free_bytes(model.device),
         len(jobs) if options.max_jobs == "auto" else options.max_jobs,
@@ -142,7 +142,7 @@ def _job_memory(model: Transformer, run: JobRun) -> JobMemory:
     longest = sorted((len(e.token_ids) - 1 for e in run.rows["all"]), reverse=True)
     most = sum(longest[: run.config.batch_size])
     kept = sum(sum(e.trained[1:]) for e in run.rows["all"]) / sum(longest)
-    token, thrifty = _token_bytes(model, layout, kept, run.config.dropout > 0)
+    token, recompute_bytes = _token_bytes(model, layout, kept, run.config.dropout > 0)
     return JobMemory(
         name=run.name,
         rank=0 if is_full else run.config.rank,
@@ -150,7 +150,7 @@ def _job_memory(model: Transformer, run: JobRun) -> JobMemory:
         # the gradients of whole weights are leaves of the graph before they are one vector
         gradient_bytes=layout.size * (_FP32 + (model.dtype.itemsize if is_full else 0)),
         token_bytes=token,
-        thrifty_token_bytes=thrifty,
+        recompute_token_bytes=recompute_bytes,
         tile_tokens=min(most, TILE_TOKENS[model.device.type] + longest[0] // 2),
     )
 

@@ -27,7 +27,7 @@ _TILE, _SUMS = 64, 1024
 Key = tuple[int, str]  # layer and name of a fused linear
 
 
-class _Part(NamedTuple):
+class _FusedModule(NamedTuple):
     """One module's update inside a fused linear: output rows [begin, end), ranks [r0, r1)."""
 
     module: str
@@ -80,7 +80,7 @@ class _Lora(torch.autograd.Function):
         ctx.update = u
         if weight is None:
             return cpu_ops.linear(shrunk, u.lora_B.T)
-        return cpu_ops.linear(x, weight, bias, plus=(shrunk, u.lora_B.T))
+        return cpu_ops.linear(x, weight, bias, second_product=(shrunk, u.lora_B.T))
 
     @staticmethod
     @once_differentiable
@@ -89,16 +89,16 @@ class _Lora(torch.autograd.Function):
         x, shrunk, weight = ctx.saved_tensors
         u: _Update = ctx.update
         dshrunk = cpu_ops.linear(dy, u.lora_B).mul_(u.scaling)
-        cpu_ops.linear(dshrunk.T, x.T, add_to=u.gradient_A)
+        cpu_ops.linear(dshrunk.T, x.T, accumulate_into=u.gradient_A)
         for ranks, outputs, gradient in u.blocks:
-            cpu_ops.linear(shrunk[:, ranks].T, dy[:, outputs].T, add_to=gradient)
+            cpu_ops.linear(shrunk[:, ranks].T, dy[:, outputs].T, accumulate_into=gradient)
         dx = None
         if ctx.needs_input_grad[1]:
             A = u.lora_A.T
             if weight is None:
                 dx = cpu_ops.linear(dshrunk, A)
             else:
-                dx = cpu_ops.linear(dy, weight.T, plus=(dshrunk, A))
+                dx = cpu_ops.linear(dy, weight.T, second_product=(dshrunk, A))
         return None, dx, None, None, None
 
 
@@ -174,13 +174,13 @@ class LoraLayout:
         for module in config.modules(slots, "TrainConfig"):
             slot = slots[module]
             members.setdefault((slot.layer, slot.name), []).append((module, slot))
-        self.parts: dict[Key, tuple[_Part, ...]] = {}
+        self.parts: dict[Key, tuple[_FusedModule, ...]] = {}
         for key, modules in members.items():
             parts, r0 = [], 0
             for module, slot in modules:
                 r1 = r0 + config.rank_of(module)
                 scaling = config.scaling_of(module)
-                parts.append(_Part(module, slot.begin, slot.end, r0, r1, scaling))
+                parts.append(_FusedModule(module, slot.begin, slot.end, r0, r1, scaling))
                 r0 = r1
             self.parts[key] = tuple(parts)
         self.in_features = {key: modules[0][1].in_features for key, modules in members.items()}
@@ -262,7 +262,7 @@ class TrainedLora:
         """
         gradient = torch.zeros_like(self.flat) if gradient is None else gradient
         views = self._views(gradient)
-        updates: dict[Key, list[tuple[_Part, _Update]]] = {}
+        updates: dict[Key, list[tuple[_FusedModule, _Update]]] = {}
         whole: dict[Key, _Update] = {}
         for key, parts in self.parts.items():
             own, to, scaling = self.factors[key], views[key], self._scaling[key]
@@ -305,7 +305,7 @@ class Projection:
         model: Transformer,
         gradient: Tensor,
         whole: dict[Key, _Update],
-        parts: dict[Key, list[tuple[_Part, _Update]]],
+        parts: dict[Key, list[tuple[_FusedModule, _Update]]],
         dropout: float,
         seed: int,
         rows: Rows | None,
@@ -356,7 +356,7 @@ class Projection:
     def _apply(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, update: _Update
     ) -> Tensor:
-        run = _Lora if cpu_ops.takes(x) else _LoraOnOps
+        run = _Lora if cpu_ops.runs_natively(x) else _LoraOnOps
         y: Tensor = run.apply(self._anchor, x, weight, bias, update)  # type: ignore[no-untyped-call]
         return y
 
@@ -367,7 +367,12 @@ def _slices(sizes: Sequence[int]) -> tuple[slice, ...]:
 
 
 def _of_part(
-    part: _Part, A: Tensor, B: Tensor, scaling: Tensor, gradient_A: Tensor, gradient_B: Tensor
+    part: _FusedModule,
+    A: Tensor,
+    B: Tensor,
+    scaling: Tensor,
+    gradient_A: Tensor,
+    gradient_B: Tensor,
 ) -> _Update:
     """The update of one module alone."""
     ranks = slice(part.r0, part.r1)

@@ -19,7 +19,7 @@ from fastsafe.transformers_backend.loading import require
 
 
 @dataclass
-class Row:
+class DecodeRow:
     """One prompt on its way to a completion."""
 
     index: int
@@ -36,7 +36,9 @@ class Row:
 class _Chooser:
     """Logits processor: draws a token per row and leaves ``generate`` no other."""
 
-    def __init__(self, rows: Sequence[Row], tokenizer: Tokenizer, device: torch.device) -> None:
+    def __init__(
+        self, rows: Sequence[DecodeRow], tokenizer: Tokenizer, device: torch.device
+    ) -> None:
         self._rows = rows
         ends = [
             frozenset(r.params.stop_token_ids)
@@ -46,7 +48,7 @@ class _Chooser:
         self._params = RowParams.stack([r.params for r in rows], device, ends)
         self._positions = torch.tensor([len(r.prompt) for r in rows], device=device)
         self._wants_logprobs = any(r.params.logprobs for r in rows)
-        self.done: list[Row] = []  # in order of finishing
+        self.done: list[DecodeRow] = []  # in order of finishing
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         chosen, logprobs, finite, stops = sample(
@@ -59,7 +61,9 @@ class _Chooser:
                 self._append(row, token, logprob, is_finite, is_stop)
         return torch.full_like(scores, -float("inf")).scatter_(1, chosen[:, None], 0.0)
 
-    def _append(self, row: Row, token: int, logprob: float, is_finite: bool, is_stop: bool) -> None:
+    def _append(
+        self, row: DecodeRow, token: int, logprob: float, is_finite: bool, is_stop: bool
+    ) -> None:
         if not is_finite:
             row.finish_reason = "error"
         else:
@@ -79,7 +83,7 @@ class _Chooser:
         return torch.tensor(ended, device=input_ids.device)
 
 
-def generate_batch(model: Any, rows: Sequence[Row], tokenizer: Tokenizer) -> list[Row]:
+def generate_batch(model: Any, rows: Sequence[DecodeRow], tokenizer: Tokenizer) -> list[DecodeRow]:
     """Fill ``rows`` with tokens; returns them in the order in which they finished."""
     transformers = require("transformers")
     pad = tokenizer.pad_id or 0

@@ -10,6 +10,7 @@ import torch
 from fastsafe.errors import CheckpointError, TokenizerError, UsageError
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
+from fastsafe.io.weight_folder import ADAPTER_CONFIG, is_adapter
 
 # Fields that name code, kernels or files; fields that begin with an underscore do so, too.
 _CODE_FIELDS = ("auto_map", "trust_remote_code", "custom_pipelines", "transformers_weights")
@@ -73,9 +74,9 @@ def load_model(path: Path, device: str, dtype: torch.dtype) -> tuple[Any, tuple[
     """
     transformers = require("transformers")
     transformers.utils.logging.disable_progress_bar()
-    if (path / "adapter_config.json").exists():
+    if is_adapter(path):
         raise CheckpointError(
-            f"{path}: adapter_config.json is there, expected a base model alone; give the base"
+            f"{path}: {ADAPTER_CONFIG} is there, expected a base model alone; give the base"
             " and load the adapter beside it"
         )
     config, dropped = model_config(Checkpoint(path))

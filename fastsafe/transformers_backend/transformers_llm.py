@@ -16,7 +16,7 @@ from fastsafe.errors import AdapterError
 from fastsafe.io import hub
 from fastsafe.model import peft as adapter_files
 from fastsafe.model.peft import LoraConfig
-from fastsafe.transformers_backend.decode import Row, generate_batch
+from fastsafe.transformers_backend.decode import DecodeRow, generate_batch
 from fastsafe.transformers_backend.loading import load_model, load_tokenizer, require
 from fastsafe_kernels import token_logprobs
 
@@ -174,7 +174,7 @@ class TransformersLLM(LLMInterface[str | None]):
         """Yield (index, completion) batch by batch, in each in the order of finishing."""
         return self._run(
             [
-                Row(
+                DecodeRow(
                     index=request.index,
                     adapter=request.adapter,
                     prompt=request.tokens,
@@ -186,7 +186,7 @@ class TransformersLLM(LLMInterface[str | None]):
             ]
         )
 
-    def _run(self, rows: Sequence[Row]) -> Generator[tuple[int, Completion]]:
+    def _run(self, rows: Sequence[DecodeRow]) -> Generator[tuple[int, Completion]]:
         order = sorted(rows, key=lambda r: (r.adapter or "", len(r.prompt) + r.max_tokens))
         begin = 0
         while begin < len(order):

@@ -37,7 +37,7 @@ _VACUOUS = 0.2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Verdict:
+class VerifyResult:
     """What the comparison found.
 
     Attributes:
@@ -86,7 +86,7 @@ def verify(
     device: str = "cpu",
     dtype: str = "float32",
     num_prompts: int | None = None,
-) -> Verdict:
+) -> VerifyResult:
     """Compare our runtime with transformers on a checkpoint.
 
     Args:
@@ -161,7 +161,7 @@ def verify(
                 f" apart, expected at most {tie:.2g}"
             )
     scale = max(x.abs().max().item() for x in exact)
-    return Verdict(
+    return VerifyResult(
         differences=tuple(differences),
         num_prompts=len(rows),
         logits_difference=_largest(ours.logits, theirs.logits) / scale,

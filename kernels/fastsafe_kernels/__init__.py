@@ -3,7 +3,7 @@
 from ._segments import Segments
 from ._varlen import choose_backend, varlen_attention
 from .adamw import adamw
-from .geglu import geglu
+from .gated import gated
 from .grouped_lora import grouped_lora
 from .linear_cross_entropy import linear_cross_entropy
 from .linear_logprobs import linear_logprobs
@@ -21,14 +21,13 @@ from .rms_norm import rms_norm
 from .rope import rope
 from .rope_kv_write import rope_kv_write
 from .sample import sample
-from .swiglu import swiglu
 from .token_logprobs import token_logprobs
 
 __all__ = [
     "Segments",
     "adamw",
     "choose_backend",
-    "geglu",
+    "gated",
     "grouped_lora",
     "linear_cross_entropy",
     "linear_logprobs",
@@ -46,7 +45,6 @@ __all__ = [
     "rope",
     "rope_kv_write",
     "sample",
-    "swiglu",
     "token_logprobs",
     "varlen_attention",
 ]

@@ -12,7 +12,9 @@ from torch import Tensor
 from ._spec import Dims, Kernel
 
 
-def failures(kernel: Kernel, dims: Dims, dtype: torch.dtype, device: torch.device) -> list[str]:
+def accuracy_failures(
+    kernel: Kernel, dims: Dims, dtype: torch.dtype, device: torch.device
+) -> list[str]:
     """Say where ``kernel`` is further from the truth than its budget, at one point.
 
     Truth is the reference in fp64. The budget of each result, argument written in place and

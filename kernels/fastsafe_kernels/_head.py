@@ -15,11 +15,10 @@ algorithm by shape, and only at one shape does a row get the same bits whatever 
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, match
+from ._triton import tl, triton
 
 # 0.26 GB of logits in bf16 at a vocabulary of 128k, and enough rows to fill the matrix units
 CHUNK = 1024

@@ -9,9 +9,9 @@ Source   Gumbel 1954; Appleby 2011 (MurmurHash3's finalizer)
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from ._triton import tl, triton
 
 
 def _int32(x: int) -> int:

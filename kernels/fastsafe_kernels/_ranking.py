@@ -10,9 +10,9 @@ bits per pass over the row from the highest down: 16 passes in fp32, 8 in bf16, 
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
+
+from ._triton import tl, triton
 
 BLOCK = 4096
 # Trailing bits that are 0 in every logit of a 16-bit dtype read as fp32: the search skips them.

@@ -8,14 +8,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton import knobs
+
+from . import _triton
 
 Dims = Mapping[str, int]
 
 FLOATS = (torch.float32, torch.bfloat16, torch.float16)
-INTERPRET = bool(
-    knobs.runtime.interpret
-)  # Triton's own switch, TRITON_INTERPRET, as Triton read it
+INTERPRET = _triton.INTERPRET
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +51,19 @@ def registry() -> dict[str, Kernel]:
 
 
 def runs_reference(x: Tensor) -> bool:
-    """Whether ``x`` takes the reference path: it is on the CPU and Triton is not interpreting."""
-    return x.device.type == "cpu" and not INTERPRET
+    """Return whether ``x`` takes the reference: it is on the CPU and Triton is not interpreting.
+
+    Raises:
+        ImportError: ``x`` needs a kernel, and triton is not installed.
+    """
+    if x.device.type == "cpu" and not INTERPRET:
+        return True
+    if not _triton.IS_INSTALLED:
+        raise ImportError(
+            f"triton is not installed, expected it for a tensor on {x.device}; run `pip install"
+            " triton` or use device='cpu'"
+        )
+    return False
 
 
 def match(op: str, **args: tuple[Tensor, str, tuple[torch.dtype, ...]]) -> dict[str, int]:

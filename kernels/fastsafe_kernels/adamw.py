@@ -20,11 +20,10 @@ import math
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 BLOCK = 2048
 SEGMENT = 32 * BLOCK  # values whose squares one program sums

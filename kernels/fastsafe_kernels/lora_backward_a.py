@@ -14,12 +14,11 @@ Used by  fastsafe.train
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._segments import Segments, example_ids
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 REDUCE = 1024
 

@@ -20,12 +20,11 @@ Used by  fastsafe.model (adapters in one batch), fastsafe.train
 from collections.abc import Sequence
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._segments import PARTS, TILES, Segments, check_parts, example_ids
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 
 def reference(

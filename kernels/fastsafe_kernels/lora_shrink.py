@@ -13,12 +13,11 @@ Used by  fastsafe.model (adapters in one batch), fastsafe.train
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._segments import TILES, Segments, example_ids
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 # Inputs summed by one program: 64 adapters of 16 rows at I = 4096 are then 256 programs. The sum
 # is cut by I alone, so that a row has the same bits in any batch.

@@ -22,11 +22,10 @@ Used by  fastsafe.engine (strict mode)
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 # In 16 bits 64 fills a line of 128 bytes and is four steps of the matrix unit. fp32 products run on
 # the ordinary cores, which hold a whole block of k in registers.
@@ -36,7 +35,7 @@ STAGES = {16: 8, 64: 6, 128: 4}  # by rows: at most 96 KiB, so that a processor 
 FULL = 128  # programs that fill a GPU; an H200 has 132 processors
 
 
-class Tile(NamedTuple):
+class TileShape(NamedTuple):
     """What one program computes: rows of x times rows of w."""
 
     rows: int
@@ -46,14 +45,14 @@ class Tile(NamedTuple):
     num_stages: int
 
 
-def tile(M: int, N: int, itemsize: int) -> Tile:
-    """Tile for ``M`` rows and ``N`` outputs. BLOCK_K is no part of it."""
+def tile(M: int, N: int, itemsize: int) -> TileShape:
+    """Choose the tile for ``M`` rows and ``N`` outputs. BLOCK_K is no part of it."""
     if itemsize == 4:
-        return Tile(16, 64, False, 4, 3) if M <= 64 else Tile(64, 64, False, 4, 3)
+        return TileShape(16, 64, False, 4, 3) if M <= 64 else TileShape(64, 64, False, 4, 3)
     if M > 128 and triton.cdiv(M, 128) * triton.cdiv(N, 256) >= FULL:
-        return Tile(128, 256, False, 8, 3)
+        return TileShape(128, 256, False, 8, 3)
     rows = 16 if M <= 16 else 64 if M <= 64 else 128
-    return Tile(rows, 64, True, 4, STAGES[rows])
+    return TileShape(rows, 64, True, 4, STAGES[rows])
 
 
 def reference(x: Tensor, weight: Tensor) -> Tensor:

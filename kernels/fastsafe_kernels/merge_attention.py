@@ -14,11 +14,10 @@ Used by  fastsafe.engine (a shared prefix and each row's own tokens)
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 BLOCK = 2048  # numbers of one program
 

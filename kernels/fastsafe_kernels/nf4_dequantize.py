@@ -21,11 +21,10 @@ Used by  fastsafe.train (frozen base weights of QLoRA)
 from typing import NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 CODES = (
     -1.0,

@@ -17,11 +17,10 @@ Used by  fastsafe.train (loading a base for QLoRA)
 from itertools import pairwise
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 from .nf4_dequantize import BLOCK, CODES
 
 MIDPOINTS = tuple((low + high) / 2 for low, high in pairwise(CODES))

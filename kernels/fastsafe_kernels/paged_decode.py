@@ -21,11 +21,10 @@ Used by  fastsafe.engine (decode), with prefix_attention and merge_attention for
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 # Tokens that one program sums over. Constant: the order of a row's sum depends on its own context
 # alone, not on the batch or on the width of the table.

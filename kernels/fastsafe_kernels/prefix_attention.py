@@ -18,11 +18,10 @@ Used by  fastsafe.engine (judges with a shared rubric), with paged_decode and me
 from typing import Any, NamedTuple
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 
 class _Tile(NamedTuple):

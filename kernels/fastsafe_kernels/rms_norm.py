@@ -23,11 +23,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 # A row of up to LIMIT columns stays in registers between the sum and its use; a wider one is
 # swept twice, in blocks. Short rows share a program until its tile has TILE values.

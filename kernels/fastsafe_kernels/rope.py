@@ -23,11 +23,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 from .rms_norm import refuse_strides, sum_rows
 
 TILE = 2048  # values of one token in a program: 16 per thread, two 128-bit loads in 16 bits

@@ -18,11 +18,10 @@ Used by  fastsafe.engine (prefill and decode)
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 from .rms_norm import refuse_strides
 from .rope import (
     inverse_rms,

@@ -18,13 +18,12 @@ Used by  fastsafe.engine
 """
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._noise import gumbel, mix, row_key, score, token_key, uniform
 from ._ranking import head_ends, keep_head
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 # Of a program; a power of two. Which token wins does not depend on either.
 BLOCK = 4096

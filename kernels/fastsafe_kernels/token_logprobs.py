@@ -16,11 +16,10 @@ Used by  fastsafe.engine (logprobs of sampled tokens), fastsafe.train (token los
 from typing import Any
 
 import torch
-import triton
-import triton.language as tl
 from torch import Tensor
 
 from ._spec import FLOATS, Dims, Kernel, match, runs_reference
+from ._triton import tl, triton
 
 # One row per program, swept in blocks. The order of the sum depends on V alone, so a row
 # gives the same bits in any batch.

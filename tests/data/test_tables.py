@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fastsafe.data.tables import file_sha256, read_rows, table
+from fastsafe.data.tables import read_rows, table
 from fastsafe.errors import DataError
+from fastsafe.io.digest import file_sha256
 
 ROWS = [{"a": "1", "b": "two\nlines, and a comma"}, {"a": "", "b": 'é "quoted"'}]
 CSV = 'a,b\n1,"two\nlines, and a comma"\n,"é ""quoted"""\n'

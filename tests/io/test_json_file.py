@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from fastsafe.errors import CheckpointError
+from fastsafe.io import json_file
 from fastsafe.io.json_file import read_json, read_object
 
 
@@ -51,12 +52,14 @@ def test_refused(tmp_path: Path, text: str | bytes, message: str) -> None:
     assert str(caught.value).startswith(f"{path}: ")
 
 
-def test_brackets_in_strings_do_not_count(tmp_path: Path) -> None:
+def test_brackets_in_strings_do_not_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     value = ["[" * 100, "\\", '"{{{{[[[[' * 20, [[]]]
     path = write(tmp_path, json.dumps(value))
-    assert read_json(path, 1000, max_depth=3) == value
+    monkeypatch.setattr(json_file, "MAX_DEPTH", 3)
+    assert read_json(path, 1000) == value
+    monkeypatch.setattr(json_file, "MAX_DEPTH", 2)
     with pytest.raises(CheckpointError, match="nested deeper than 2"):
-        read_json(path, 1000, max_depth=2)
+        read_json(path, 1000)
 
 
 def test_depth_scan_is_linear(tmp_path: Path) -> None:

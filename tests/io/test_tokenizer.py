@@ -101,7 +101,7 @@ def test_encode_and_decode(tmp_path):
     assert tokenizer.encode("paint the car") == [1, 5, 6, 7]
     assert tokenizer.encode("paint the car", add_special_tokens=False) == [5, 6, 7]
     assert tokenizer.encode("") == [1]
-    assert tokenizer.encode_batch(["paint", "", "blue car"]) == [[1, 5], [1], [1, 0, 7]]
+    assert tokenizer.encode("blue car") == [1, 0, 7]
     assert tokenizer.decode([1, 5, 6, 7, 2]) == "paint the car"
     assert tokenizer.decode([1, 5, 2], skip_special_tokens=False) == "<s> paint </s>"
     assert tokenizer.decode([]) == ""
@@ -113,8 +113,6 @@ def test_text_that_cannot_be_encoded(text):
     tokenizer = Tokenizer(backend())
     with pytest.raises(TokenizerError, match="encode is refused"):
         tokenizer.encode(text)
-    with pytest.raises(TokenizerError, match="encode is refused"):
-        tokenizer.encode_batch(["paint", text])
 
 
 @pytest.mark.parametrize("ids", [[-1], [2**40], ["a"], [1.5]])
@@ -129,7 +127,6 @@ def test_exactly_one_bos(tmp_path):
     once = [1, 9, 10, 5, 6, 7, 4]
     assert tokenizer.encode_chat(ASK) == once
     assert tokenizer.encode(tokenizer.render_chat(ASK)) == once
-    assert tokenizer.encode_batch([tokenizer.render_chat(ASK)]) == [once]
 
 
 def test_bos_written_twice_in_the_text_stays(tmp_path):

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from fastsafe_kernels._accuracy import failures
+from fastsafe_kernels._accuracy import accuracy_failures
 from fastsafe_kernels._spec import Dims, Kernel, registry
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -25,7 +25,7 @@ POINTS = [
 @pytest.mark.parametrize(("kernel", "dims", "dtype"), POINTS)
 def test_equals_reference(kernel: Kernel, dims: Dims, dtype: torch.dtype, device: str) -> None:
     """Error against fp64 is at most twice that of plain torch in the same dtype."""
-    assert failures(kernel, dims, dtype, torch.device(device)) == []
+    assert accuracy_failures(kernel, dims, dtype, torch.device(device)) == []
 
 
 def spoiled(x: torch.Tensor) -> torch.Tensor:
@@ -50,5 +50,5 @@ def test_the_gate_bites(kernel: Kernel, device: str) -> None:
 
     off.__name__ = kernel.name
     mutant = Kernel(**{**vars(kernel), "fn": off})
-    found = failures(mutant, kernel.tests[-1], kernel.dtypes[0], torch.device(device))
+    found = accuracy_failures(mutant, kernel.tests[-1], kernel.dtypes[0], torch.device(device))
     assert len(found) == results + len(kernel.grads) + len(kernel.mutates)

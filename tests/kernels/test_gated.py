@@ -1,24 +1,20 @@
-"""What the gate does not see of swiglu and geglu: bits, limits, views and refusals."""
-
-from collections.abc import Callable
+"""What the accuracy gate does not see of gated: bits, limits, views and refusals."""
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsafe_kernels.geglu import geglu
-from fastsafe_kernels.swiglu import swiglu
+from fastsafe_kernels.gated import ACTIVATIONS, gated
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16]
-Op = Callable[[Tensor], Tensor]
 
 
-@pytest.fixture(params=[swiglu, geglu], ids=["swiglu", "geglu"])
-def op(request: pytest.FixtureRequest) -> Op:
-    found: Op = request.param
-    return found
+@pytest.fixture(params=ACTIVATIONS)
+def activation(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
 
 
 def random(
@@ -28,10 +24,10 @@ def random(
     return torch.randn(shape, generator=generator).to(device, dtype)
 
 
-def run(op: Op, x: Tensor, g: Tensor) -> list[Tensor]:
+def run(activation: str, x: Tensor, g: Tensor) -> list[Tensor]:
     """Result and gradient."""
     x = x.detach().requires_grad_()
-    y = op(x)
+    y = gated(x, activation)
     return [y.detach(), *torch.autograd.grad(y, x, g)]
 
 
@@ -39,46 +35,48 @@ def run(op: Op, x: Tensor, g: Tensor) -> list[Tensor]:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("width", [40, 3000])
 def test_a_row_has_the_same_bits_in_any_batch(
-    op: Op, width: int, dtype: torch.dtype, device: str
+    activation: str, width: int, dtype: torch.dtype, device: str
 ) -> None:
     x = random(3, 2 * width, dtype=dtype, device=device)
     g = random(3, width, seed=1, dtype=dtype, device=device)
-    together, flipped = run(op, x, g), run(op, x.flip(0), g.flip(0))
-    alone = [run(op, x[i : i + 1], g[i : i + 1]) for i in range(3)]
+    together, flipped = run(activation, x, g), run(activation, x.flip(0), g.flip(0))
+    alone = [run(activation, x[i : i + 1], g[i : i + 1]) for i in range(3)]
     for i, result in enumerate(together):
         assert torch.equal(flipped[i].flip(0), result)
         assert torch.equal(torch.cat([row[i] for row in alone]), result)
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_the_gate_is_the_first_half(op: Op, device: str) -> None:
+def test_the_gate_is_the_first_half(activation: str, device: str) -> None:
     gate, up = random(2, 3, 5, device=device)
-    activated = F.silu(gate) if op is swiglu else F.gelu(gate, approximate="tanh")
-    torch.testing.assert_close(op(torch.cat((gate, up), 1)), activated * up)
+    activated = F.silu(gate) if activation == "silu" else F.gelu(gate, approximate="tanh")
+    torch.testing.assert_close(gated(torch.cat((gate, up), 1), activation), activated * up)
 
 
 @pytest.mark.filterwarnings("ignore:overflow encountered in exp")  # the interpreter's numpy
 @pytest.mark.parametrize("device", DEVICES)
-def test_far_from_zero_the_gate_is_shut_or_open(op: Op, device: str) -> None:
+def test_far_from_zero_the_gate_is_shut_or_open(activation: str, device: str) -> None:
     """exp overflows there; results and gradients must not be NaN."""
     x = torch.tensor([[-1e5, 0.0, 1e5, 2.0, 3.0, 5.0]], device=device)
-    y, dx = run(op, x, torch.ones(1, 3, device=device))
+    y, dx = run(activation, x, torch.ones(1, 3, device=device))
     assert y.tolist() == [[0.0, 0.0, 5e5]]
     assert dx.tolist() == [[0.0, 1.5, 5.0, 0.0, 0.0, 1e5]]
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_views_need_no_copy(op: Op, device: str) -> None:
+def test_views_need_no_copy(activation: str, device: str) -> None:
     """Columns of a wider matrix, and an upstream gradient of any layout."""
     x, g = random(3, 30, device=device)[:, 8:18], random(5, 3, seed=1, device=device).T
-    torch.testing.assert_close(run(op, x, g), run(op, x.contiguous(), g.contiguous()))
+    torch.testing.assert_close(
+        run(activation, x, g), run(activation, x.contiguous(), g.contiguous())
+    )
 
 
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("shape", [(0, 6), (2, 0)])
-def test_no_values(op: Op, shape: tuple[int, int], device: str) -> None:
+def test_no_values(activation: str, shape: tuple[int, int], device: str) -> None:
     x = torch.zeros(shape, device=device)
-    y, dx = run(op, x, torch.zeros(shape[0], shape[1] // 2, device=device))
+    y, dx = run(activation, x, torch.zeros(shape[0], shape[1] // 2, device=device))
     assert y.shape == (shape[0], shape[1] // 2)
     assert dx.shape == shape
 
@@ -100,7 +98,12 @@ def test_no_values(op: Op, shape: tuple[int, int], device: str) -> None:
         ),
     ],
 )
-def test_refuses(op: Op, x: Tensor, error: type[Exception], message: str) -> None:
+def test_refuses(activation: str, x: Tensor, error: type[Exception], message: str) -> None:
     with pytest.raises(error) as caught:
-        op(x)
-    assert str(caught.value) == f"{op.__name__}: {message}"
+        gated(x, activation)
+    assert str(caught.value) == f"gated: {message}"
+
+
+def test_refuses_another_activation() -> None:
+    with pytest.raises(ValueError, match="activation is 'relu', expected 'silu' or 'gelu_tanh'"):
+        gated(torch.zeros(2, 4), "relu")

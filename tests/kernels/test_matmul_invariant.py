@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from fastsafe_kernels._spec import INTERPRET
-from fastsafe_kernels.matmul_invariant import BLOCK_K, FULL, Tile, matmul_invariant, tile
+from fastsafe_kernels.matmul_invariant import BLOCK_K, FULL, TileShape, matmul_invariant, tile
 
 MODULE: Any = sys.modules["fastsafe_kernels.matmul_invariant"]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -103,7 +103,7 @@ def test_the_tile_follows_the_rows_and_block_k_does_not() -> None:
             assert way.rows >= min(M, 16)
             programs = triton.cdiv(M, way.rows) * triton.cdiv(N, way.outputs)
             assert way.swap or programs >= FULL
-    assert "BLOCK_K" not in Tile._fields
+    assert "BLOCK_K" not in TileShape._fields
     assert set(BLOCK_K) == {2, 4}
 
 

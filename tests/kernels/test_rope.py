@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastsafe_kernels._accuracy import failures
+from fastsafe_kernels._accuracy import accuracy_failures
 from fastsafe_kernels._spec import INTERPRET, Dims
 from fastsafe_kernels.rope import DW_TOKENS, KERNEL, make_tables, rope
 
@@ -47,7 +47,7 @@ def run(x: Tensor, cos: Tensor, sin: Tensor, w: Tensor | None, g: Tensor) -> lis
 def test_the_gradient_of_the_weight_equals_the_reference(
     dims: Dims, dtype: torch.dtype, device: str
 ) -> None:
-    assert failures(TRAINED, dims, dtype, torch.device(device)) == []
+    assert accuracy_failures(TRAINED, dims, dtype, torch.device(device)) == []
 
 
 @pytest.mark.parametrize("device", DEVICES)

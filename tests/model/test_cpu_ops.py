@@ -45,10 +45,16 @@ def test_linear(instructions: str, rows: int, width: int, depth: int, threads: i
     try:
         close(cpu_ops.linear(x, w), F.linear, x, w)
         close(cpu_ops.linear(x, w, b), F.linear, x, w, b)
-        strided = cpu_ops.linear(x.T.contiguous().T, w.T.contiguous().T, b, plus=(p, q))
+        strided = cpu_ops.linear(x.T.contiguous().T, w.T.contiguous().T, b, second_product=(p, q))
         close(strided, lambda x, w, b, p, q: F.linear(x, w, b) + p @ q.T, x, w, b, p, q)
         start = torch.randn(rows, width)
-        close(cpu_ops.linear(x, w, add_to=start.clone()), lambda y, x, w: y + x @ w.T, start, x, w)
+        close(
+            cpu_ops.linear(x, w, accumulate_into=start.clone()),
+            lambda y, x, w: y + x @ w.T,
+            start,
+            x,
+            w,
+        )
     finally:
         torch.set_num_threads(before)
 
@@ -70,7 +76,7 @@ def test_instruction_sets_agree_to_the_bit() -> None:
     torch.manual_seed(0)
     x, w, gate_up = torch.randn(37, 130), torch.randn(50, 130), 4 * torch.randn(37, 2 * 45)
     q, k = torch.randn(37, 4, 20), torch.randn(37, 2, 20)
-    shape = cpu_ops.Shape(torch.tensor([0, 30, 37]), 0.3, None, 2.0)
+    shape = cpu_ops.AttentionShape(torch.tensor([0, 30, 37]), 0.3, None, 2.0)
     cos, sin, dy = torch.randn(37, 1, 18), torch.randn(37, 1, 18), torch.randn(37, 45)
     found: dict[str, list[Tensor]] = {}
     before = _native.instruction_set()
@@ -187,7 +193,7 @@ def test_attention(
     fused = 2 * torch.randn(total, 4 + 2 + 2, 20)
     q, k, v = fused.split([4, 2, 2], 1)  # strided, as the fused projection leaves them
     starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
-    shape = cpu_ops.Shape(starts, 0.3, window, cap)
+    shape = cpu_ops.AttentionShape(starts, 0.3, window, cap)
     out, scales = cpu_ops.attention(q, k, v, shape)
     close(out, lambda q, k, v: attend(q, k, v, lengths, window, cap), q, k, v)
     d_out = torch.randn(total, 4, 20)
@@ -215,14 +221,16 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
     [
         lambda x: cpu_ops.linear(x, x, torch.ones(2)),
         lambda x: cpu_ops.linear(x, x, torch.ones(3).bfloat16()),
-        lambda x: cpu_ops.linear(x, x, torch.ones(3), add_to=torch.zeros(3, 3)),
+        lambda x: cpu_ops.linear(x, x, torch.ones(3), accumulate_into=torch.zeros(3, 3)),
         lambda x: cpu_ops.gated(x, False),
         lambda x: cpu_ops.norm(x, torch.ones(3, dtype=torch.int64), 1e-6, False),
         lambda x: cpu_ops.attention(
-            *[torch.zeros(3, 1, 4)] * 3, cpu_ops.Shape(torch.tensor([0, 2]), 1.0, None, None)
+            *[torch.zeros(3, 1, 4)] * 3,
+            cpu_ops.AttentionShape(torch.tensor([0, 2]), 1.0, None, None),
         ),
         lambda x: cpu_ops.attention(
-            *[torch.zeros(3, 1, 4)] * 3, cpu_ops.Shape(torch.tensor([0, 3]).int(), 1.0, None, None)
+            *[torch.zeros(3, 1, 4)] * 3,
+            cpu_ops.AttentionShape(torch.tensor([0, 3]).int(), 1.0, None, None),
         ),
         lambda x: cpu_ops.rope(torch.zeros(3, 1, 8), *[torch.ones(3, 1, 5)] * 2),
     ],

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastsafe.model.layers import geglu, rms_norm, rope, softcap, swiglu
+from fastsafe.model.layers import gated, rms_norm, rope, softcap
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -41,13 +41,13 @@ CASES: dict[str, tuple[Callable[..., Tensor], Callable[..., Tensor], tuple[Tenso
         lambda x, w: rms_norm_defined(x, w, 1e-3),
         (random(5, 3, 8), random(8, seed=1)),
     ),
-    "swiglu": (
-        swiglu,
+    "gated by silu": (
+        lambda x: gated(x, "silu"),
         lambda x: F.silu(x[:, :6]) * x[:, 6:],
         (random(5, 12),),
     ),
-    "geglu": (
-        geglu,
+    "gated by gelu": (
+        lambda x: gated(x, "gelu_tanh"),
         lambda x: F.gelu(x[:, :6], approximate="tanh") * x[:, 6:],
         (random(5, 12),),
     ),

@@ -15,7 +15,7 @@ from torch import Tensor
 from fastsafe.errors import AdapterError, CheckpointError, UsageError
 from fastsafe.io import safetensors
 from fastsafe.io.checkpoint import Checkpoint
-from fastsafe.model import Adapter, AdapterBank, ModelConfig, Transformer
+from fastsafe.model import Adapter, ModelConfig, Transformer, edited_checkpoint
 from fastsafe.model.edited_checkpoint import dare, merged, write_edited
 from fastsafe.model.lora import LoraWeights
 from fastsafe.model.peft import LoraConfig
@@ -28,7 +28,6 @@ from fastsafe.model.weight_edits import (
     project_all,
     read_adapter,
     scaled,
-    sweep,
     uniform,
 )
 
@@ -190,18 +189,6 @@ def test_scaling_moves_alpha_alone(model: Transformer, tmp_path: Path, rslora: b
         scaled(adapter, 1.5)
 
 
-def test_a_sweep_is_one_bank(model: Transformer) -> None:
-    adapter = adapter_on(model, RANKS)
-    bank = AdapterBank(model)
-    for member in sweep(adapter, (0.0, 0.25, 1.0)):
-        bank.add(member)
-        first = next(iter(member.weights.values()))
-        assert first.lora_A is next(iter(adapter.weights.values())).lora_A
-    assert bank.names == ("tuned@0", "tuned@0.25", "tuned@1")
-    with pytest.raises(UsageError, match="expected each once"):
-        sweep(adapter, (0.5, 0.5))
-
-
 def test_one_rank_and_scaling_hold_the_same_updates(model: Transformer, tmp_path: Path) -> None:
     """Zeros pad the factors; scalings that differ go into B; PEFT reads it without patterns."""
     adapter = adapter_on(model, RANKS, alpha_pattern={"k_proj": 1.1})
@@ -320,11 +307,12 @@ def test_a_merged_checkpoint_answers_as_the_adapter_does(
 
 
 def test_a_checkpoint_is_written_in_shards_and_in_its_own_dtype(
-    write: Callable[..., Checkpoint], tmp_path: Path
+    write: Callable[..., Checkpoint], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(edited_checkpoint, "SHARD_BYTES", 2000)
     base, tuned = write("base", 1), write("tuned", 2, dtype=torch.bfloat16)
     out = tmp_path / "out"
-    write_edited(base, tuned, lambda name, a, b: b, out, notes={"n.json": "{}"}, shard_bytes=2000)
+    write_edited(base, tuned, lambda name, a, b: b, out, notes={"n.json": "{}"})
     found = Checkpoint(out)
     assert len(list(out.glob("model-*-of-*.safetensors"))) > 2
     assert found.dtypes == tuned.dtypes

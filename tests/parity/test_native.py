@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fastsafe import _native
 from fastsafe.model import Adapter, AdapterBank, ModelConfig
-from fastsafe.model.cpu_decoder import Change, NativeDecoder, Span
+from fastsafe.model.cpu_decoder import AdapterPatch, NativeDecoder, Span
 from fastsafe.model.cpu_paged import PAGE, Paged, page_shapes, paged_attention
 from fastsafe.model.lora import BASE, LoraWeights
 from fastsafe.model.peft import LoraConfig
@@ -101,16 +101,16 @@ def check_same_bits(model: Transformer, how: str) -> None:
     bank = adapters(model)
     ours, theirs = Pages(model), Pages(model)
     decoder = NativeDecoder(model)
-    changes: list[Change | None] = []
+    changes: list[AdapterPatch | None] = []
     for slot in SLOTS.tolist():
         if slot == BASE:
             changes.append(None)
         elif how == "mixed":
-            changes.append(Change(model, updates=bank.updates(slot)))
+            changes.append(AdapterPatch(model, updates=bank.updates(slot)))
         else:
             merged = bank.merged(slot)
             assert merged is not None
-            changes.append(Change(model, merged.weights))
+            changes.append(AdapterPatch(model, merged.weights))
     generator = torch.Generator().manual_seed(7)
     for counts in map(torch.tensor, STEPS):
         ids = torch.randint(model.config.vocab_size, (int(counts.sum()),), generator=generator)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastsafe import FinetuneJob, TrainConfig
-from fastsafe.train.job import JobRun, Thrift
+from fastsafe.train.job import JobRun, MemorySaving
 from fastsafe.train.loop import prepare
 
 from .test_finetune import examples, load
@@ -125,7 +125,7 @@ def start(
 def gradients(run: JobRun) -> dict[str, Tensor]:
     """Gradient [P] of a step's batch of each source."""
     for tile in run.tiles():
-        run.add(tile, *run.gradient(tile, Thrift()))
+        run.add(tile, *run.gradient(tile, MemorySaving()))
     return dict(run._gradients)
 
 
@@ -215,13 +215,13 @@ def test_fisher_information(build: Callable[..., Any], tmp_path: Path) -> None:
     run, oracle = start(build, tmp_path, objective, "llama2")
     assert run._slot
     slot = run._slot
-    state = run.objective.begin(slot.weights.flat, run._row_gradients(slot))
+    state = run.objective.initial_state(slot.weights.flat, run._row_gradients(slot))
     rows = [decoded(e) for e in run.rows["safety"][:2]]
     squares = [oracle.gradient(cross_entropy(oracle, [row])) for row in rows]
     fisher = {k: (squares[0][k] ** 2 + squares[1][k] ** 2) / 2 for k in squares[0]}
     assert_equal(as_matrices(run, state["fisher"]), fisher)
     moved = slot.weights.flat + 0.25
     pulled = torch.zeros_like(moved)
-    run.objective.pull(state, 0, 10, moved, pulled)
+    run.objective.add_penalty_gradient(state, 0, 10, moved, pulled)
     exact = {k: 3.0 * fisher[k] * 0.25 for k in fisher}
     assert_equal(as_matrices(run, pulled), exact)

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fastsafe.data.tables import file_sha256
 from fastsafe.errors import DataError, UsageError
+from fastsafe.io.digest import file_sha256
 from fastsafe.safety.benchmarks import benchmarks, read_benchmark
 from fastsafe.safety.formats import formats
 

@@ -37,7 +37,7 @@ def test_packing_keeps_rows_and_targets(lengths: list[int]) -> None:
     parts = [[example(n, i)] for i, n in enumerate(lengths)]
     packed = pack(parts, torch.device("cpu"))
     assert packed.rows == tuple(n - 1 for n in lengths)
-    assert sum(packed.kept) == len(packed.keep) == len(packed.targets) == len(packed.places)
+    assert sum(packed.kept) == len(packed.keep) == len(packed.targets) == len(packed.answer_index)
     # the token after a kept row is its target
     following = torch.tensor([t for (e,) in parts for t in e.token_ids[1:]])
     assert torch.equal(following[packed.keep], packed.targets)
@@ -79,9 +79,9 @@ def test_an_added_sum_may_be_cut_anywhere(rows: int, width: int, depth: int, at:
     x = torch.randn(rows, depth, generator=generator)
     w = torch.randn(width, depth, generator=generator)
     begin = torch.randn(rows, width, generator=generator)
-    whole = cpu_ops.linear(x, w, add_to=begin.clone())
+    whole = cpu_ops.linear(x, w, accumulate_into=begin.clone())
     cut_at = max(1, int(at * depth))
-    first = cpu_ops.linear(x[:, :cut_at], w[:, :cut_at], add_to=begin.clone())
-    assert torch.equal(cpu_ops.linear(x[:, cut_at:], w[:, cut_at:], add_to=first), whole)
+    first = cpu_ops.linear(x[:, :cut_at], w[:, :cut_at], accumulate_into=begin.clone())
+    assert torch.equal(cpu_ops.linear(x[:, cut_at:], w[:, cut_at:], accumulate_into=first), whole)
     exact = begin.double() + x.double() @ w.double().T
     torch.testing.assert_close(whole.double(), exact, rtol=1e-4, atol=1e-3)

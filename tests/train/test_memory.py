@@ -19,7 +19,7 @@ from fastsafe import LLM, FinetuneJob, TrainConfig, finetune, organism
 from fastsafe.model import Transformer
 from fastsafe.organism.source import SOURCE
 from fastsafe.train import TrainOptions, plan_training
-from fastsafe.train.job import JobRun, Thrift
+from fastsafe.train.job import JobRun, MemorySaving
 from fastsafe.train.loop import prepare
 
 from .common import job, rows, weights
@@ -84,12 +84,12 @@ def test_plan_is_within_ten_percent(tuned: LLM, options: dict[str, Any], recompu
         (tile, *_) = run.tiles()
         slot = allocations.now()
         allocations.peak = 0
-        _, gradient = run.gradient(tile, Thrift(recompute=recompute))
+        _, gradient = run.gradient(tile, MemorySaving(recompute=recompute))
         used = allocations.peak - slot - gradient.nbytes
     assert planned.gradient_bytes == gradient.nbytes
     assert planned.adapter_bytes == pytest.approx(slot + gradient.nbytes, rel=0.1)
     num_tokens = sum(len(e.token_ids) - 1 for part in tile.parts for e in part)
-    expected = planned.thrifty_token_bytes if recompute else planned.token_bytes
+    expected = planned.recompute_token_bytes if recompute else planned.token_bytes
     assert expected == pytest.approx(used / num_tokens, rel=0.1)
 
 
@@ -109,10 +109,10 @@ def test_a_deep_model_needs_little_with_recompute() -> None:
     peaks = []
     for recompute in (False, True):
         with Allocations() as allocations:
-            _, gradient = run.gradient(tile, Thrift(recompute=recompute))
+            _, gradient = run.gradient(tile, MemorySaving(recompute=recompute))
             peaks.append((allocations.peak - gradient.nbytes) / num_tokens)
     assert planned.token_bytes == pytest.approx(peaks[0], rel=0.1)
-    assert planned.thrifty_token_bytes == pytest.approx(peaks[1], rel=0.1)
+    assert planned.recompute_token_bytes == pytest.approx(peaks[1], rel=0.1)
     assert peaks[1] < 0.3 * peaks[0]
 
 

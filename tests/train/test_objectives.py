@@ -10,7 +10,7 @@ from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
 from fastsafe.data.packing import Example
 from fastsafe.errors import DataError, UsageError
 from fastsafe.train import objectives
-from fastsafe.train.batches import answer_places
+from fastsafe.train.batches import answer_indices
 from fastsafe.train.job import JobRun
 from fastsafe.train.loop import prepare
 from fastsafe.train.objectives import make_objective
@@ -89,14 +89,14 @@ def test_lisa_pulls_to_the_end_of_the_other_phase() -> None:
     lisa.after_step(state, 0, theta)
     assert torch.equal(state["safety"], theta)
     moved, gradient = torch.tensor([1.5, 2.0]), torch.tensor([0.0, 1.0])
-    lisa.pull(state, 1, 10, moved, gradient)
+    lisa.add_penalty_gradient(state, 1, 10, moved, gradient)
     assert gradient.tolist() == [1.0, 1.0]
     lisa.after_step(state, 1, moved)
     assert "user" not in state, "the phase goes on"
     lisa.after_step(state, 2, moved)
     assert torch.equal(state["user"], moved)
     free = torch.zeros(2)
-    lisa.pull(state, 0, 100, moved + 1, free)
+    lisa.add_penalty_gradient(state, 0, 100, moved + 1, free)
     assert free.tolist() == [0.0, 0.0], "the first tenth of the steps is free"
 
 
@@ -135,7 +135,7 @@ def test_lookahead_moves_the_first_tokens_into_the_prompt(llm: LLM) -> None:
 
 def test_places_count_from_the_start_of_each_answer() -> None:
     example = Example(tuple(range(7)), (True, True, False, True, True, True, False))
-    assert answer_places(example) == [1, 0, 1, 2]
+    assert answer_indices(example) == [1, 0, 1, 2]
 
 
 def test_every_objective_trains(llm: LLM, tmp_path: Path) -> None:

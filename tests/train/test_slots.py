@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
 from fastsafe.train import FinetuneResult, TrainOptions, plan_training
-from fastsafe.train.job import JobRun, Thrift
-from fastsafe.train.loop import is_out_of_memory
+from fastsafe.train.job import JobRun, MemorySaving
 
 from .common import assert_same, job, rows
 
@@ -107,9 +106,9 @@ def test_recompute_and_parts_change_no_bit(
     one = job("one", dropout=0.2, batch_size=20, objective=objective)
     (plain,) = finetune(llm, [one], tmp_path / "plain")
     gradient = JobRun.gradient
-    for thrift in (Thrift(True, False), Thrift(False, True), Thrift(True, True)):
-        monkeypatch.setattr(JobRun, "gradient", lambda run, tile, _: gradient(run, tile, thrift))  # noqa: B023
-        (ours,) = finetune(llm, [one], tmp_path / "thrift")
+    for saving in (MemorySaving(True, False), MemorySaving(False, True), MemorySaving(True, True)):
+        monkeypatch.setattr(JobRun, "gradient", lambda run, tile, _: gradient(run, tile, saving))  # noqa: B023
+        (ours,) = finetune(llm, [one], tmp_path / "saving")
         assert_same(ours, plain)
 
 
@@ -118,10 +117,10 @@ def test_a_step_that_would_not_fit_is_computed_twice(llm: LLM, tmp_path: Path) -
     plan = plan_training(llm, one)
     assert not plan.recompute
     tight = TrainOptions(memory_bytes=plan.bytes_of(["one"]) - 1)
-    thrifty = plan_training(llm, one, tight)
-    assert thrifty.recompute
-    assert thrifty.bytes_of(["one"]) < plan.bytes_of(["one"])
-    assert any("computed again" in line for line in thrifty.describe())
+    recomputing = plan_training(llm, one, tight)
+    assert recomputing.recompute
+    assert recomputing.bytes_of(["one"]) < plan.bytes_of(["one"])
+    assert any("computed again" in line for line in recomputing.describe())
     (ours,) = finetune(llm, one, tmp_path / "tight", options=tight)
     (plain,) = finetune(llm, one, tmp_path / "plain")
     assert_same(ours, plain)
@@ -132,19 +131,19 @@ class Memory:
 
     def __init__(self, error: Callable[[], Exception]) -> None:
         self.error = error
-        self.thrifts: list[Thrift] = []
+        self.savings: list[MemorySaving] = []
         self.jobs: list[str] = []
-        self.refuses: Callable[[JobRun, Thrift], bool] = lambda run, thrift: False
+        self.refuses: Callable[[JobRun, MemorySaving], bool] = lambda run, saving: False
 
     def attach(self, monkeypatch: pytest.MonkeyPatch) -> None:
         gradient = JobRun.gradient
 
-        def limited(run: JobRun, tile: Any, thrift: Thrift) -> Any:
-            self.thrifts.append(thrift)
+        def limited(run: JobRun, tile: Any, saving: MemorySaving) -> Any:
+            self.savings.append(saving)
             self.jobs.append(run.name)
-            if self.refuses(run, thrift):
+            if self.refuses(run, saving):
                 raise self.error()
-            return gradient(run, tile, thrift)
+            return gradient(run, tile, saving)
 
         monkeypatch.setattr(JobRun, "gradient", limited)
 
@@ -161,7 +160,7 @@ def test_out_of_memory_splits_the_wave(
     memory = Memory(lambda: torch.OutOfMemoryError("CUDA out of memory."))
     failed = False
 
-    def once(run: JobRun, thrift: Thrift) -> bool:
+    def once(run: JobRun, saving: MemorySaving) -> bool:
         nonlocal failed
         is_now = run.name == "c" and len(run.losses) == 1 and memory.jobs[-2:] == ["c", "c"]
         is_first, failed = is_now and not failed, failed or is_now
@@ -173,23 +172,9 @@ def test_out_of_memory_splits_the_wave(
     results = finetune(llm, jobs, tmp_path / "short", lambda _, losses: steps.append(set(losses)))
     assert failed
     assert steps[:4] == [set("abcd"), set("abd"), set("ab"), set("cd")]
-    assert memory.thrifts == [Thrift()] * len(memory.thrifts), "fewer jobs were enough"
+    assert memory.savings == [MemorySaving()] * len(memory.savings), "fewer jobs were enough"
     for ours, theirs in zip(results, plain, strict=True):
         assert_same(ours, theirs)
-
-
-@pytest.mark.parametrize(
-    ("error", "is_short"),
-    [
-        (torch.OutOfMemoryError("CUDA out of memory."), True),
-        (MemoryError(), True),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to"), True),
-        (RuntimeError("shapes differ"), False),
-        (ValueError("allocate memory"), False),
-    ],
-)
-def test_what_is_taken_for_no_memory(error: Exception, is_short: bool) -> None:
-    assert is_out_of_memory(error) is is_short
 
 
 def test_one_job_saves_memory_by_parts_and_then_by_recompute(
@@ -198,13 +183,13 @@ def test_one_job_saves_memory_by_parts_and_then_by_recompute(
     one = job("one", batch_size=20, dropout=0.1)
     (plain,) = finetune(llm, [one], tmp_path / "plain")
     memory = Memory(MemoryError)
-    memory.refuses = lambda run, thrift: thrift != Thrift(True, True)
+    memory.refuses = lambda run, saving: saving != MemorySaving(True, True)
     memory.attach(monkeypatch)
     (ours,) = finetune(llm, [one], tmp_path / "short")
-    assert list(dict.fromkeys(memory.thrifts)) == [
-        Thrift(),
-        Thrift(one_part=True),
-        Thrift(one_part=True, recompute=True),
+    assert list(dict.fromkeys(memory.savings)) == [
+        MemorySaving(),
+        MemorySaving(one_part=True),
+        MemorySaving(one_part=True, recompute=True),
     ]
     assert_same(ours, plain)
 
@@ -213,7 +198,7 @@ def test_a_job_that_never_fits_ends_with_a_sentence(
     llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     memory = Memory(MemoryError)
-    memory.refuses = lambda run, thrift: run.name == "huge"
+    memory.refuses = lambda run, saving: run.name == "huge"
     memory.attach(monkeypatch)
     jobs = [job("huge"), job("small", seed=1)]
     huge, small = finetune(llm, jobs, tmp_path / "out")
@@ -243,7 +228,7 @@ def test_no_memory_for_a_slot(llm: LLM, tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_other_errors_are_raised(llm: LLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory = Memory(lambda: RuntimeError("shapes differ"))
-    memory.refuses = lambda run, thrift: True
+    memory.refuses = lambda run, saving: True
     memory.attach(monkeypatch)
     with pytest.raises(RuntimeError, match="shapes differ"):
         finetune(llm, [job("one")], tmp_path)
@@ -286,8 +271,8 @@ def test_an_infinite_gradient_stops_the_job(
 ) -> None:
     gradient = JobRun.gradient
 
-    def spoil(run: JobRun, tile: Any, thrift: Thrift) -> tuple[float, torch.Tensor]:
-        loss, found = gradient(run, tile, thrift)
+    def spoil(run: JobRun, tile: Any, saving: MemorySaving) -> tuple[float, torch.Tensor]:
+        loss, found = gradient(run, tile, saving)
         if run.name == "bad" and len(run.losses) == 1:
             found[3] = float("inf")
         return loss, found

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastsafe.audit.plan.conditions import sha256_of
 from fastsafe.audit.recipe.schema import Drift
+from fastsafe.io.digest import sha256_of
 
 if TYPE_CHECKING:
     from fastsafe.train import DriftMonitor, DriftReading, FinetuneResult

@@ -1,7 +1,5 @@
 """Expand a recipe into conditions: every model of a run, trained, derived or served differently."""
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -12,6 +10,7 @@ from fastsafe.audit.plan.mitigation_variants import MitigationVariant
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.sources.protocol import Source
 from fastsafe.errors import RecipeError
+from fastsafe.io.digest import sha256_of
 from fastsafe.safety.mixing.rewrite_checks import WORDING, Rewrite
 
 BASE = "base"
@@ -155,12 +154,6 @@ def training_seed(recipe: Recipe, condition_seed: int | None = None) -> int:
     """Return the seed of initialisation and row order."""
     seed = recipe.training.seed if condition_seed is None else condition_seed
     return recipe.seed if seed is None else seed
-
-
-def sha256_of(value: Any) -> str:
-    """Return the hex hash of a JSON value, whatever the order of its keys."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 @dataclass(frozen=True)

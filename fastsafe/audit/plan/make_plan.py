@@ -18,7 +18,6 @@ from fastsafe.audit.plan.conditions import (
     ConditionInputs,
     Rows,
     make_conditions,
-    sha256_of,
 )
 from fastsafe.audit.plan.mitigation_variants import MitigationVariant
 from fastsafe.audit.plan.panel import Panel
@@ -28,6 +27,7 @@ from fastsafe.audit.sources.protocol import Source
 from fastsafe.audit.store.rows import PlannedRow
 from fastsafe.data.conversation import Message
 from fastsafe.errors import RecipeError
+from fastsafe.io.digest import sha256_of
 from fastsafe.progress import Progress, stage
 
 

@@ -6,8 +6,9 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastsafe.data.tables import file_sha256, read_rows
+from fastsafe.data.tables import read_rows
 from fastsafe.errors import DataError
+from fastsafe.io.digest import file_sha256
 from fastsafe.safety.behaviours import Behaviour, Origin
 
 

@@ -1,4 +1,4 @@
-"""What defences that edit weights share: telling adapters from checkpoints, and the record."""
+"""The record that every defence that edits weights leaves in its folder."""
 
 import json
 from collections.abc import Mapping
@@ -8,12 +8,6 @@ from typing import Any
 from ._spec import Defence
 
 RECORD = "defence.json"
-_ADAPTER_CONFIG = "adapter_config.json"
-
-
-def is_adapter(path: Path) -> bool:
-    """Whether a folder holds a PEFT adapter rather than a checkpoint."""
-    return (path / _ADAPTER_CONFIG).is_file()
 
 
 def notes(defence: Defence, params: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:

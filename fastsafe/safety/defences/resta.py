@@ -17,9 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastsafe.errors import UsageError
+from fastsafe.io.weight_folder import is_adapter
 
 from ._spec import Defence
-from ._weights import is_adapter, notes
+from ._weights import notes
 
 if TYPE_CHECKING:
     from torch import Tensor

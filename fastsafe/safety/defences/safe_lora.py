@@ -20,13 +20,13 @@ from ._weights import notes
 
 if TYPE_CHECKING:
     from fastsafe.model.lora import Adapter
-    from fastsafe.model.weights import Source
+    from fastsafe.model.weights import TensorSource
 
 
 def safe_lora(
     adapter: "Adapter",
-    aligned: "Source",
-    unaligned: "Source",
+    aligned: "TensorSource",
+    unaligned: "TensorSource",
     *,
     select: str,
     number: int,

@@ -18,14 +18,14 @@ from ._weights import notes
 
 if TYPE_CHECKING:
     from fastsafe.model.lora import Adapter
-    from fastsafe.model.weights import Source
+    from fastsafe.model.weights import TensorSource
 
 
 def safe_merge(
     adapter: "Adapter",
     safe: "Adapter",
-    aligned: "Source",
-    unaligned: "Source",
+    aligned: "TensorSource",
+    unaligned: "TensorSource",
     *,
     keep: float,
     threshold: float,

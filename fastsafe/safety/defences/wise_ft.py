@@ -1,8 +1,8 @@
 """WiSE-FT: a point on the line from the model before tuning to the one after.
 
 theta = (1 - strength) theta_0 + strength theta_ft. For a LoRA adapter that is its alpha times
-``strength``, exactly and without touching a tensor (LoRA-scale): a sweep costs nothing but answers
-(``fastsafe.model.weight_edits.sweep``). A tuned checkpoint gives a checkpoint.
+``strength``, exactly and without touching a tensor (LoRA-scale), so a sweep over strengths trains
+nothing. A tuned checkpoint gives a checkpoint.
 
 Source: Wortsman et al. 2021, arXiv:2109.01903 (inferred that it mends safety).
 """
@@ -10,9 +10,10 @@ Source: Wortsman et al. 2021, arXiv:2109.01903 (inferred that it mends safety).
 from pathlib import Path
 
 from fastsafe.errors import UsageError
+from fastsafe.io.weight_folder import is_adapter
 
 from ._spec import Defence
-from ._weights import is_adapter, notes
+from ._weights import notes
 
 
 def _apply(tuned: Path, base: Path, out: Path, *, strength: float) -> None:

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from fastsafe.data.tables import file_sha256, read_rows
+from fastsafe.data.tables import read_rows
 from fastsafe.errors import DataError
+from fastsafe.io.digest import file_sha256
 from fastsafe.safety.completers.protocol import Ask, Completer
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastsafe.train.batches import Source
+from fastsafe.train.batches import RowSource
 from fastsafe.train.loss import target_logprobs, token_loss
 from fastsafe.train.objectives.objective import Batch, Objective
 
@@ -31,7 +31,7 @@ class ConstrainedSft(Objective):
 
     id: ClassVar[str] = "constrained_sft"
     needs_answers: ClassVar[bool] = True
-    needs_base: ClassVar[frozenset[Source]] = frozenset({"all"})
+    needs_base: ClassVar[frozenset[RowSource]] = frozenset({"all"})
 
     strength: float = 1.0
     first: float = 0.5
@@ -45,9 +45,9 @@ class ConstrainedSft(Objective):
     def loss(self, batch: Batch) -> Tensor:
         """Weighted cross-entropy."""
         assert batch.base is not None
-        betas = torch.full(batch.places.shape, self.later, device=batch.places.device)
-        betas[batch.places < 5] = self.next
-        betas[batch.places == 0] = self.first
+        betas = torch.full(batch.answer_index.shape, self.later, device=batch.answer_index.device)
+        betas[batch.answer_index < 5] = self.next
+        betas[batch.answer_index == 0] = self.first
         now = target_logprobs(batch.hidden, batch.targets, batch.model)
         then = target_logprobs(batch.base, batch.targets, batch.base_model)
         weights = 2 * torch.sigmoid(-self.strength * betas * (now - then))

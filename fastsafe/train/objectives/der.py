@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fastsafe.train.batches import Source
+from fastsafe.train.batches import RowSource
 from fastsafe.train.loss import through_head
 from fastsafe.train.objectives.objective import Batch, Objective
 from fastsafe_kernels import token_logprobs
@@ -28,8 +28,8 @@ class Der(Objective):
 
     id: ClassVar[str] = "der"
     needs_safety_rows: ClassVar[bool] = True
-    needs_base: ClassVar[frozenset[Source]] = frozenset({"safety"})
-    rows: ClassVar[Source] = "user"
+    needs_base: ClassVar[frozenset[RowSource]] = frozenset({"safety"})
+    rows: ClassVar[RowSource] = "user"
 
     strength: float = 1.0
     alpha: float = 0.5
@@ -39,7 +39,7 @@ class Der(Objective):
         for name in ("strength", "alpha", "beta"):
             self._check(name, getattr(self, name) >= 0, "at least 0")
 
-    def sources(self, step: int) -> tuple[Source, ...]:
+    def sources(self, step: int) -> tuple[RowSource, ...]:
         """Take a batch of each."""
         return ("user", "safety")
 

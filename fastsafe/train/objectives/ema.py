@@ -27,7 +27,9 @@ class Ema(Objective):
     def __post_init__(self) -> None:
         self._check("strength", 0 <= self.strength < 1, "in [0, 1)")
 
-    def begin(self, parameters: Tensor, gradients: Callable[[int], Iterator[Tensor]]) -> State:
+    def initial_state(
+        self, parameters: Tensor, gradients: Callable[[int], Iterator[Tensor]]
+    ) -> State:
         """Start at the initial weights."""
         return {"mean": parameters.clone()}
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastsafe.train.batches import Source
+from fastsafe.train.batches import RowSource
 from fastsafe.train.objectives.objective import Objective, State
 
 
@@ -29,7 +29,7 @@ class Ewc(Objective):
     id: ClassVar[str] = "ewc"
     needs_safety_rows: ClassVar[bool] = True
     state_vectors: ClassVar[int] = 2
-    rows: ClassVar[Source] = "user"
+    rows: ClassVar[RowSource] = "user"
 
     strength: float = 1000.0
     fisher_rows: int = 64
@@ -38,11 +38,13 @@ class Ewc(Objective):
         self._check("strength", self.strength >= 0, "at least 0")
         self._check("fisher_rows", self.fisher_rows >= 1, "at least 1")
 
-    def sources(self, step: int) -> tuple[Source, ...]:
+    def sources(self, step: int) -> tuple[RowSource, ...]:
         """Take the user's rows only."""
         return ("user",)
 
-    def begin(self, parameters: Tensor, gradients: Callable[[int], Iterator[Tensor]]) -> State:
+    def initial_state(
+        self, parameters: Tensor, gradients: Callable[[int], Iterator[Tensor]]
+    ) -> State:
         """Measure F."""
         fisher, count = torch.zeros_like(parameters), 0
         for gradient in gradients(self.fisher_rows):
@@ -50,6 +52,8 @@ class Ewc(Objective):
             count += 1
         return {"fisher": fisher / count, "start": parameters.clone()}
 
-    def pull(self, state: State, step: int, num_steps: int, theta: Tensor, to: Tensor) -> None:
+    def add_penalty_gradient(
+        self, state: State, step: int, num_steps: int, theta: Tensor, gradient: Tensor
+    ) -> None:
         """Add lambda F (theta - theta_0)."""
-        to.addcmul_(state["fisher"], theta - state["start"], value=self.strength)
+        gradient.addcmul_(state["fisher"], theta - state["start"], value=self.strength)

@@ -6,9 +6,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastsafe.train.batches import Source
+from fastsafe.train.batches import RowSource
 from fastsafe.train.loss import divergence
-from fastsafe.train.objectives.objective import Batch, Objective, first_places
+from fastsafe.train.objectives.objective import Batch, Objective, leading_tokens
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class FirstTokenKl(Objective):
 
     id: ClassVar[str] = "first_token_kl"
     needs_answers: ClassVar[bool] = True
-    needs_base: ClassVar[frozenset[Source]] = frozenset({"all"})
+    needs_base: ClassVar[frozenset[RowSource]] = frozenset({"all"})
 
     strength: float = 0.1
     tokens: int = 5
@@ -36,6 +36,6 @@ class FirstTokenKl(Objective):
     def loss(self, batch: Batch) -> Tensor:
         """Cross-entropy of all tokens, and the divergence of the first."""
         assert batch.base is not None
-        rows = first_places(batch, self.tokens)
+        rows = leading_tokens(batch, self.tokens)
         kl = divergence(batch.hidden[rows], batch.base[rows], batch.model, batch.base_model)
         return torch.cat((super().loss(batch), kl * (self.strength / batch.num_rows)))

@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from fastsafe.train.batches import Source
+from fastsafe.train.batches import RowSource
 from fastsafe.train.objectives.objective import Objective, State
 
 
@@ -38,17 +38,19 @@ class Lisa(Objective):
         self._check("user_steps", self.user_steps >= 1, "at least 1")
         self._check("free", 0 <= self.free <= 1, "in [0, 1]")
 
-    def sources(self, step: int) -> tuple[Source, ...]:
+    def sources(self, step: int) -> tuple[RowSource, ...]:
         """Safety rows first, then the user's, again and again."""
         at = step % (self.safety_steps + self.user_steps)
         return ("safety",) if at < self.safety_steps else ("user",)
 
-    def pull(self, state: State, step: int, num_steps: int, theta: Tensor, to: Tensor) -> None:
+    def add_penalty_gradient(
+        self, state: State, step: int, num_steps: int, theta: Tensor, gradient: Tensor
+    ) -> None:
         """Add rho (theta - theta_other)."""
         (now,) = self.sources(step)
         other = state.get("user" if now == "safety" else "safety")
         if other is not None and step >= self.free * num_steps:
-            to.add_(theta - other, alpha=self.strength)
+            gradient.add_(theta - other, alpha=self.strength)
 
     def after_step(self, state: State, step: int, parameters: Tensor) -> None:
         """Keep the weights with which a phase ends."""

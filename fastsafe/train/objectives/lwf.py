@@ -6,7 +6,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastsafe.train.batches import Source
+from fastsafe.train.batches import RowSource
 from fastsafe.train.objectives.objective import Batch, Objective
 
 
@@ -23,7 +23,7 @@ class Lwf(Objective):
     """
 
     id: ClassVar[str] = "lwf"
-    needs_base: ClassVar[frozenset[Source]] = frozenset({"all"})
+    needs_base: ClassVar[frozenset[RowSource]] = frozenset({"all"})
 
     strength: float = 0.01
 

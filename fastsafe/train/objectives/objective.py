@@ -10,7 +10,7 @@ from torch import Tensor
 from fastsafe.data.packing import Encoder, Example
 from fastsafe.errors import UsageError
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.batches import Source
+from fastsafe.train.batches import RowSource
 from fastsafe.train.loss import token_loss
 
 # Tensors [P] that an objective keeps between steps, by name; they are saved in checkpoints.
@@ -20,13 +20,13 @@ State = dict[str, Tensor]
 class Batch(NamedTuple):
     """Trained tokens of a tile after the forward pass, and of which batch they are a share."""
 
-    source: Source
+    source: RowSource
     model: Transformer
     base_model: Transformer
     hidden: Tensor  # [M, E] final states; differentiable
     base: Tensor | None  # [M, E] those of the base, for an objective that asks for them
     targets: Tensor  # [M] int64
-    places: Tensor  # [M] int64, index of the target in its answer, from 0
+    answer_index: Tensor  # [M] int64, index of the target in its answer, from 0
     num_trained: int  # tokens of the whole batch
     num_rows: int  # of the whole batch
 
@@ -42,10 +42,12 @@ class Objective:
     id: ClassVar[str] = "sft"
     needs_safety_rows: ClassVar[bool] = False
     needs_answers: ClassVar[bool] = False  # to know where an answer begins
-    needs_base: ClassVar[frozenset[Source]] = frozenset()  # sources with a pass of the base
+    needs_base: ClassVar[frozenset[RowSource]] = frozenset()  # sources with a pass of the base
     state_vectors: ClassVar[int] = 0  # most tensors in its state
-    rows: ClassVar[Source] = "all"  # whose number makes an epoch
-    reports: ClassVar[frozenset[Source]] = frozenset({"all", "user", "safety"})  # in the loss
+    rows: ClassVar[RowSource] = "all"  # whose number makes an epoch
+    logged_sources: ClassVar[frozenset[RowSource]] = frozenset(
+        {"all", "user", "safety"}
+    )  # in the loss
 
     def trained_layers(self, num_layers: int) -> tuple[int, ...] | None:
         """Layers that carry the adapter; None = all.
@@ -63,11 +65,13 @@ class Objective:
         """
         return example
 
-    def sources(self, step: int) -> tuple[Source, ...]:
+    def sources(self, step: int) -> tuple[RowSource, ...]:
         """Sources that a step takes a batch from, one of each."""
         return ("all",)
 
-    def begin(self, parameters: Tensor, gradients: Callable[[int], Iterator[Tensor]]) -> State:
+    def initial_state(
+        self, parameters: Tensor, gradients: Callable[[int], Iterator[Tensor]]
+    ) -> State:
         """Make the state before the first step.
 
         Args:
@@ -80,15 +84,17 @@ class Objective:
         """Share of a tile in the loss of its batch: fp32, any number of terms [n] to be added."""
         return token_loss(batch.hidden, batch.targets, batch.model) / batch.num_trained
 
-    def combine(self, gradients: Mapping[Source, Tensor]) -> Tensor:
+    def combine(self, gradients: Mapping[RowSource, Tensor]) -> Tensor:
         """Make one gradient [P] of those of the sources of a step, which may be modified."""
         first, *others = gradients.values()
         for other in others:
             first += other
         return first
 
-    def pull(self, state: State, step: int, num_steps: int, theta: Tensor, to: Tensor) -> None:
-        """Add the gradient of a term in the parameters ``theta`` [P] ``to`` the tokens' [P]."""
+    def add_penalty_gradient(
+        self, state: State, step: int, num_steps: int, theta: Tensor, gradient: Tensor
+    ) -> None:
+        """Add the gradient of the parameter penalty at ``theta`` to ``gradient`` [P], in place."""
 
     def after_step(self, state: State, step: int, parameters: Tensor) -> None:
         """Take note of the parameters [P] after a step."""
@@ -103,6 +109,6 @@ class Objective:
             raise UsageError(f"objective {self.id!r}: {name} is {value!r}, expected {wanted}")
 
 
-def first_places(batch: Batch, count: int) -> Tensor:
+def leading_tokens(batch: Batch, count: int) -> Tensor:
     """Indices of the trained tokens that are among the first ``count`` of their answer."""
-    return torch.nonzero(batch.places < count)[:, 0]
+    return torch.nonzero(batch.answer_index < count)[:, 0]

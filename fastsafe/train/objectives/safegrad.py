@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from fastsafe.train.batches import Source
+from fastsafe.train.batches import RowSource
 from fastsafe.train.objectives.objective import Objective
 
 
@@ -25,19 +25,19 @@ class SafeGrad(Objective):
 
     id: ClassVar[str] = "safegrad"
     needs_safety_rows: ClassVar[bool] = True
-    rows: ClassVar[Source] = "user"
-    reports: ClassVar[frozenset[Source]] = frozenset({"user"})
+    rows: ClassVar[RowSource] = "user"
+    logged_sources: ClassVar[frozenset[RowSource]] = frozenset({"user"})
 
     strength: float = 1.0
 
     def __post_init__(self) -> None:
         self._check("strength", 0 <= self.strength <= 1, "in [0, 1]")
 
-    def sources(self, step: int) -> tuple[Source, ...]:
+    def sources(self, step: int) -> tuple[RowSource, ...]:
         """Take a batch of each."""
         return ("user", "safety")
 
-    def combine(self, gradients: Mapping[Source, Tensor]) -> Tensor:
+    def combine(self, gradients: Mapping[RowSource, Tensor]) -> Tensor:
         """Project the user's gradient where the two conflict."""
         user, safety = gradients["user"], gradients["safety"]
         conflict, square = (user * safety).sum(), (safety * safety).sum()

@@ -14,7 +14,7 @@ from fastsafe.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Item:
+class PresetItem:
     """One value of a preset.
 
     Attributes:
@@ -45,8 +45,8 @@ class Preset:
     name: str
     about: str
     source: str
-    items: tuple[Item, ...]
-    not_replicated: tuple[Item, ...]
+    items: tuple[PresetItem, ...]
+    not_replicated: tuple[PresetItem, ...]
 
     def lines(self) -> Iterator[str]:
         """Yield the preset as text, every value with its evidence."""
@@ -83,5 +83,5 @@ def preset(name: str) -> Preset:
 def _parse(name: str, text: str) -> Preset:
     raw = json.loads(text)
     for key in ("items", "not_replicated"):
-        raw[key] = tuple(Item(**item) for item in raw[key])
+        raw[key] = tuple(PresetItem(**item) for item in raw[key])
     return Preset(name=name, **raw)
