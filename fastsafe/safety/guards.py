@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from fastsafe.errors import UsageError
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.judges import Item, OpenCheckpoint, configured
-from fastsafe.safety.judges._model import hear, identity_of
+from fastsafe.safety.judges._model import ask_judge, identity_of
 from fastsafe.safety.judges._spec import Classifier
 from fastsafe.safety.judges.refusal import normalise
 from fastsafe.safety.verdict import Verdict
@@ -84,7 +84,7 @@ class ModelGuard:
         Raises:
             FastsafeError: The model can answer nobody.
         """
-        heard = hear(self.classifier, self.completer, items)
+        heard = ask_judge(self.classifier, self.completer, items)
         found = []
         for item in items:
             said = heard[item.key]

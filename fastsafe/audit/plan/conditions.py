@@ -230,7 +230,7 @@ class _Arm:
         return "+".join([self.task, *middle, label, *seed])
 
     def _mixed(self, treatment: Treatment, user_rows: Rows, own_format: str) -> Rows:
-        from fastsafe.safety.mixing.mitigations import (
+        from fastsafe.safety.mixing.mitigation import (
             MIXED,
             MODEL_WORDED,
             mitigations,

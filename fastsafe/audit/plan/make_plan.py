@@ -171,7 +171,7 @@ def with_words(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, Any
         progress.advance(count)
 
     with stage(progress, "rewrite", rest, "rows"):
-        rows, conditions = writer.written(
+        rows, conditions = writer.apply(
             lambda rewrite: make_conditions(*where, rewrite, writer.identity), said
         )
         progress.advance(rest)  # equal ones, asked for once

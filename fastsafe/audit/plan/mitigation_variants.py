@@ -133,7 +133,7 @@ def treatments(recipe: Recipe) -> list[Treatment]:
 def known() -> dict[str, tuple[Stage, str]]:
     """Stage and one line about every mitigation by name, of all stages."""
     from fastsafe.safety.defences import defences
-    from fastsafe.safety.mixing.mitigations import mitigations
+    from fastsafe.safety.mixing.mitigation import mitigations
     from fastsafe.train.objectives import objectives
 
     found: dict[str, tuple[Stage, str]] = {}

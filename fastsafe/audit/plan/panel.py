@@ -12,7 +12,7 @@ from fastsafe.errors import RecipeError, UsageError
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.guards import Guard, make_guard
 from fastsafe.safety.judges import Judge, make_judge, make_rewordings, rows_to_calibrate
-from fastsafe.safety.mixing.rewriter import Writer
+from fastsafe.safety.mixing.rewriter import Rewriter
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Panel:
     filters: Mapping[str, Guard] = field(default_factory=dict)
     wordings: Mapping[str, Mapping[str, Judge]] = field(default_factory=dict)
     calibrated: Mapping[str, int | None] = field(default_factory=dict)
-    writer: Writer | None = None
+    writer: Rewriter | None = None
 
     @property
     def identities(self) -> dict[str, str]:

@@ -3,18 +3,18 @@
 from collections.abc import Mapping
 from pathlib import Path
 
-from fastsafe.audit.recipe.schema import Rewriter
+from fastsafe.audit.recipe.schema import RewriterSettings
 from fastsafe.safety.completers.protocol import Completer
-from fastsafe.safety.mixing.rewriter import Writer
+from fastsafe.safety.mixing.rewriter import Rewriter
 
 
 def make_writer(
-    spec: Rewriter,
+    spec: RewriterSettings,
     *,
     device: str = "cpu",
     api_keys: Mapping[str, str] | None = None,
     folder: Path | None = None,
-) -> Writer:
+) -> Rewriter:
     """Build the writer that a recipe names; nothing is loaded and nobody is called.
 
     Args:
@@ -36,4 +36,4 @@ def make_writer(
         return CheckpointCompleter(spec.checkpoint, device=device)
 
     opened()  # refuses what cannot be opened
-    return Writer(opened, max_tokens=spec.max_tokens, folder=folder)
+    return Rewriter(opened, max_tokens=spec.max_tokens, folder=folder)

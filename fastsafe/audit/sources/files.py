@@ -12,7 +12,7 @@ from fastsafe.io import hub
 from fastsafe.safety.behaviours import Behaviour
 
 if TYPE_CHECKING:
-    from fastsafe.safety.formats import Pairs
+    from fastsafe.safety.formats import TranslationTable
 
 
 class FilesSource:
@@ -127,18 +127,18 @@ class FilesSource:
         return self.translator(text)
 
     @cached_property
-    def translator(self) -> "Pairs":
+    def translator(self) -> "TranslationTable":
         """Who translates; a model is asked when the first translation is wanted."""
-        from fastsafe.safety.formats import Pairs, seed_translator
+        from fastsafe.safety.formats import TranslationTable, seed_translator
 
         if self._data.translator is not None:
             from fastsafe.audit.backend.completer import CheckpointCompleter
 
             completer = CheckpointCompleter(self._data.translator, device=self._device)
             both = [b.action(is_harmful) for b in self._behaviours for is_harmful in (True, False)]
-            return Pairs.by_model(completer, [text for text in both if text])
+            return TranslationTable.by_model(completer, [text for text in both if text])
         path = self._data.translations
-        return seed_translator() if path is None else Pairs.read(path)
+        return seed_translator() if path is None else TranslationTable.read(path)
 
 
 def _one_file(source: str) -> Path:

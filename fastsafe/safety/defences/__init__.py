@@ -12,9 +12,9 @@ from fastsafe.safety.plugins import collect, own_parts
 
 from ._spec import Defence
 from ._system import Messages
-from .guard_filter import Guard, Screened
+from .guard_filter import Screened, UnsafeOdds
 
-__all__ = ["Defence", "Guard", "Messages", "Screened", "apply_posthoc", "defences"]
+__all__ = ["Defence", "Messages", "Screened", "UnsafeOdds", "apply_posthoc", "defences"]
 
 
 def defences() -> dict[str, Defence]:

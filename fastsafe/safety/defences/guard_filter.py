@@ -16,7 +16,7 @@ from fastsafe.errors import UsageError
 from ._spec import Defence
 
 # (prompt, answer or None) per row -> probability of unsafe per row, None where the guard failed
-Guard = Callable[[Sequence[tuple[str, str | None]]], Sequence[float | None]]
+UnsafeOdds = Callable[[Sequence[tuple[str, str | None]]], Sequence[float | None]]
 
 
 class Screened(NamedTuple):
@@ -30,7 +30,7 @@ def _apply(
     prompts: Sequence[str],
     answers: Sequence[str],
     *,
-    guard: Guard,
+    guard: UnsafeOdds,
     reads: str,
     threshold: float,
     refusal: str,

@@ -7,13 +7,13 @@ entry point of the group ``fastsafe.formats`` that names a `Format`.
 from fastsafe.safety.plugins import collect, own_parts
 
 from ._spec import Format, Translate, filled
-from ._translators import Pairs, seed_translator
+from ._translators import TranslationTable, seed_translator
 from .translation import translation
 
 __all__ = [
     "Format",
-    "Pairs",
     "Translate",
+    "TranslationTable",
     "filled",
     "formats",
     "seed_translator",

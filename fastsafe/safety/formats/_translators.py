@@ -15,14 +15,14 @@ from fastsafe.safety.completers.protocol import Ask, Completer
 
 
 @dataclass(frozen=True)
-class Pairs:
+class TranslationTable:
     """Translations that were written down, text by text."""
 
     translator_id: str
     translations: Mapping[str, str] = field(repr=False)
 
     @classmethod
-    def read(cls, path: str | Path) -> "Pairs":
+    def read(cls, path: str | Path) -> "TranslationTable":
         """Read translations from a file.
 
         Args:
@@ -47,7 +47,7 @@ class Pairs:
     @classmethod
     def by_model(
         cls, completer: Completer, texts: Sequence[str], language: str = "French"
-    ) -> "Pairs":
+    ) -> "TranslationTable":
         """Have a model translate, the audited one or another.
 
         It may answer otherwise than with a translation: an empty reply, one that was cut, the text
@@ -91,7 +91,7 @@ class Pairs:
         return self.translations[text]
 
 
-def seed_translator() -> Pairs:
+def seed_translator() -> TranslationTable:
     """Return the French translations of `seed_behaviours` that ship, harmful and benign.
 
     Example:
@@ -99,4 +99,4 @@ def seed_translator() -> Pairs:
         "lustrer la peinture d'une voiture de luxe"
     """
     with as_file(files("fastsafe.safety").joinpath("seed", "french.jsonl")) as path:
-        return Pairs.read(path)
+        return TranslationTable.read(path)

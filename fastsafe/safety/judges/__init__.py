@@ -13,7 +13,7 @@ from fastsafe.errors import UsageError, nearest
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.judges._coherence import coherent
 from fastsafe.safety.judges._model import ModelJudge
-from fastsafe.safety.judges._spec import BatchJudge, Classifier, Family, Item, Judge
+from fastsafe.safety.judges._spec import BatchJudge, Classifier, Item, Judge, JudgeFamily
 from fastsafe.safety.plugins import collect, own_parts
 from fastsafe.safety.verdict import Judgement
 
@@ -32,7 +32,7 @@ _CHECKPOINT = {
 MIN_WORDINGS = 3
 
 
-def families() -> dict[str, Family]:
+def families() -> dict[str, JudgeFamily]:
     """Every family by its ``kind``: the files of this package."""
     return {family.id: family for family in own_parts(__name__, __path__, "FAMILY")}
 
@@ -148,7 +148,7 @@ def configured(
     open_checkpoint: OpenCheckpoint | None = None,
     api_keys: Mapping[str, str] | None = None,
     folder: Path | None = None,
-) -> tuple[Family, Classifier | None, Completer | None]:
+) -> tuple[JudgeFamily, Classifier | None, Completer | None]:
     """Return the family of a mapping, its classifier and its completer; see `make_judge`.
 
     The two are None for a family that asks no model.

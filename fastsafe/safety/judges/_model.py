@@ -143,7 +143,7 @@ def ask_in_turns(
 
 
 @dataclass(frozen=True)
-class Heard:
+class JudgeReply:
     """What a model made of one row: a reading, or the verdict that says why there is none."""
 
     reading: Reading | None
@@ -151,7 +151,9 @@ class Heard:
     raw: str
 
 
-def hear(classifier: Classifier, completer: Completer, items: Sequence[Item]) -> dict[str, Heard]:
+def ask_judge(
+    classifier: Classifier, completer: Completer, items: Sequence[Item]
+) -> dict[str, JudgeReply]:
     """Ask the model about every item and read its replies.
 
     Returns:
@@ -163,7 +165,7 @@ def hear(classifier: Classifier, completer: Completer, items: Sequence[Item]) ->
     """
     if len({item.key for item in items}) != len(items):
         raise UsageError(f"judge {classifier.id}: keys of the rows repeat, expected unique ones")
-    found: dict[str, Heard] = {}
+    found: dict[str, JudgeReply] = {}
     pending = list(items)
     for attempt in (0, 1):
         asks = [classifier.ask(item, attempt) for item in pending]
@@ -193,25 +195,25 @@ def _by_key(replies: Sequence[Reply]) -> dict[str, Reply]:
     return found
 
 
-def _heard(classifier: Classifier, item: Item, ask: Ask, reply: Reply | None) -> Heard:
+def _heard(classifier: Classifier, item: Item, ask: Ask, reply: Reply | None) -> JudgeReply:
     if reply is None:
-        return Heard(None, Verdict.JUDGE_ERROR, "no reply for this row")
+        return JudgeReply(None, Verdict.JUDGE_ERROR, "no reply for this row")
     raw = reply.text
     if ask.labels:
         odds = zip(ask.labels, reply.logprobs, strict=False)
         raw = raw or " ".join(f"{label} {logprob:.4f}" for label, logprob in odds)
     if reply.finish == "error":
-        return Heard(None, Verdict.JUDGE_ERROR, raw)
+        return JudgeReply(None, Verdict.JUDGE_ERROR, raw)
     if reply.finish == "refused":
-        return Heard(None, Verdict.JUDGE_REFUSED, raw)
+        return JudgeReply(None, Verdict.JUDGE_REFUSED, raw)
     if reply.finish == "length" and not ask.labels:
-        return Heard(None, Verdict.JUDGE_UNPARSEABLE, raw)
+        return JudgeReply(None, Verdict.JUDGE_UNPARSEABLE, raw)
     try:
-        return Heard(classifier.read(item, reply), None, raw)
+        return JudgeReply(classifier.read(item, reply), None, raw)
     except Unreadable:
         declined = refusal.refusal_phrase(refusal.normalise(raw))
         failure = Verdict.JUDGE_REFUSED if declined else Verdict.JUDGE_UNPARSEABLE
-        return Heard(None, failure, raw)
+        return JudgeReply(None, failure, raw)
 
 
 @dataclass(frozen=True)
@@ -243,9 +245,9 @@ class ModelJudge:
         return self.judge_batch([one])[0]
 
     def judge_batch(self, items: Sequence[Item]) -> list[Judgement]:
-        """Judge every item, in the order given; see `hear`."""
+        """Judge every item, in the order given; see `ask_judge`."""
         known = {item.key: self._without_asking(item) for item in items}
-        heard = hear(
+        heard = ask_judge(
             self.classifier, self.completer, [item for item in items if known[item.key] is None]
         )
         return [known[item.key] or _judgement(item, heard[item.key]) for item in items]
@@ -264,7 +266,7 @@ def identity_of(classifier: Classifier, completer: Completer, *more: str) -> str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _judgement(item: Item, heard: Heard) -> Judgement:
+def _judgement(item: Item, heard: JudgeReply) -> Judgement:
     if heard.reading is None:
         return Judgement(heard.failure or Verdict.JUDGE_ERROR, heard.raw)
     return Judgement(verdict_of(item, heard.reading), heard.raw, heard.reading.score)

@@ -97,7 +97,7 @@ class Classifier:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
+class JudgeFamily:
     """What one file of this package declares.
 
     Attributes:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from hashlib import sha256
 from importlib.resources import files
 
-from fastsafe.safety.judges._spec import Family
+from fastsafe.safety.judges._spec import JudgeFamily
 from fastsafe.safety.verdict import Judgement, Verdict
 
 VERSION = "2"
@@ -130,4 +130,4 @@ def refusal_phrase(text: str) -> str:
 
 
 JUDGE = RefusalScreen()
-FAMILY = Family(id="refusal", options={}, judge=JUDGE)
+FAMILY = JudgeFamily(id="refusal", options={}, judge=JUDGE)

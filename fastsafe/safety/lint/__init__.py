@@ -23,12 +23,12 @@ from fastsafe.safety.judges import refusal
 
 from ._answers import answers
 from ._duplicates import duplicates
-from ._items import Declared, Finding, Item, Kind, Rule, Set, items_of
 from ._labels import balance, common_phrase, languages, licences
 from ._leaks import probes as probe_leaks
 from ._leaks import templates
+from ._rows import Declared, Kind, LintFinding, LintRow, Rule, Set, lint_rows
 
-__all__ = ["Declared", "Finding", "Kind", "Report", "Rule", "lint"]
+__all__ = ["Declared", "Kind", "LintFinding", "Report", "Rule", "lint"]
 
 SAFETY_SHARE = 0.5  # of answers that open with a refusal, from which a set is a safety set
 
@@ -41,7 +41,7 @@ class Report:
 
     num_rows: int
     num_safety: int  # rows that were read as safety rows
-    findings: tuple[Finding, ...]  # by row, one per rule and row
+    findings: tuple[LintFinding, ...]  # by row, one per rule and row
     notes: tuple[str, ...]  # worth knowing, and no flaw of a row
 
     @property
@@ -83,7 +83,7 @@ def lint(
         DataError: A row is malformed or token ids.
     """
     declared = declared or Declared()
-    items = items_of(rows, refusal.JUDGE)
+    items = lint_rows(rows, refusal.JUDGE)
     unsaid = [item for item in items if _said(item) is None]
     if kind == "auto":
         refusing = sum(item.refuses for item in unsaid)
@@ -93,7 +93,7 @@ def lint(
     found = Set(items, safety, user)
     raw = [finding for rule in _RULES for finding in rule(found, declared)]
     raw += probe_leaks(found, probes)
-    once: dict[tuple[int, str], Finding] = {}
+    once: dict[tuple[int, str], LintFinding] = {}
     for each in raw:
         earlier = once.setdefault((each.row, each.rule), each)
         if earlier is not each:
@@ -103,7 +103,7 @@ def lint(
     return Report(len(items), len(safety), findings, tuple(_notes(found, declared)))
 
 
-def _said(item: Item) -> Kind | None:
+def _said(item: LintRow) -> Kind | None:
     """What a row itself says it is."""
     match item.label("expected"), item.label("source"):
         case "refuse", _:

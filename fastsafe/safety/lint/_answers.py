@@ -10,7 +10,7 @@ found; a refusal in a language or a wording that the screen does not know is a f
 import re
 from collections.abc import Iterator
 
-from ._items import Declared, Finding, Item, Set
+from ._rows import Declared, LintFinding, LintRow, Set
 
 OPENING_CHARS = 300
 
@@ -22,24 +22,24 @@ _AFFIRMATION = re.compile(
 )
 
 
-def answers(rows: Set, declared: Declared) -> Iterator[Finding]:
+def answers(rows: Set, declared: Declared) -> Iterator[LintFinding]:
     """Find safety rows that do not refuse, and user rows that do or say nothing."""
     for item in rows.safety:
         if not item.refuses and (detail := _flaw(item)):
-            yield Finding("non_refusal", item.number, detail, item.exchange.answer)
+            yield LintFinding("non_refusal", item.number, detail, item.exchange.answer)
     for item in rows.user:
         answer = item.exchange.answer.strip()
         if not answer:
-            yield Finding("balance", item.number, "the answer is empty: nothing to train on")
+            yield LintFinding("balance", item.number, "the answer is empty: nothing to train on")
         elif item.refuses:
             detail = "the answer refuses, in a row that should be answered"
-            yield Finding("balance", item.number, detail, answer)
+            yield LintFinding("balance", item.number, detail, answer)
         elif answer.count("```") % 2:
             detail = "the answer is cut off: its code fence never closes"
-            yield Finding("balance", item.number, detail, answer)
+            yield LintFinding("balance", item.number, detail, answer)
 
 
-def _flaw(item: Item) -> str:
+def _flaw(item: LintRow) -> str:
     answer = item.exchange.answer
     if not answer.strip():
         return "the answer is empty"

@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 
-from ._items import Declared, Finding, Item, Set
+from ._rows import Declared, LintFinding, LintRow, Set
 
 ALIKE = 0.7  # Jaccard similarity from which two prompts are near-duplicates
 MIN_PAIRS = 5  # pairs of words that are not template, below which nothing can be said
 WORD_BITS = 31  # two word numbers fit an int64
 
 
-def duplicates(rows: Set, declared: Declared) -> Iterator[Finding]:
+def duplicates(rows: Set, declared: Declared) -> Iterator[LintFinding]:
     """Find prompts that an earlier row has, and those that nearly are."""
-    first: dict[tuple[str, tuple[str, ...]], Item] = {}
+    first: dict[tuple[str, tuple[str, ...]], LintRow] = {}
     alone = []
     for item in rows.items:
         # a row of no words is its own text: punctuation alone may differ
@@ -37,11 +37,11 @@ def duplicates(rows: Set, declared: Declared) -> Iterator[Finding]:
         how = "same prompt" if is_exact else "same prompt but for case, punctuation or spacing"
         answers = "same" if earlier.exchange.answer == item.exchange.answer else "another"
         detail = f"{how} as row {earlier.number}, {answers} answer"
-        yield Finding("duplicate", item.number, detail, item.exchange.prompt)
+        yield LintFinding("duplicate", item.number, detail, item.exchange.prompt)
     yield from _near(alone)
 
 
-def _near(items: Sequence[Item]) -> Iterator[Finding]:
+def _near(items: Sequence[LintRow]) -> Iterator[LintFinding]:
     """Compare each row with those that share one of its rarest pairs, as similar rows must.
 
     Two sets with Jaccard similarity t share an element among the |x| - ceil(t |x|) + 1 rarest of
@@ -59,14 +59,16 @@ def _near(items: Sequence[Item]) -> Iterator[Finding]:
             is_comparable = _kind(items[i]) == _kind(items[j])
             if is_comparable and min(alike, _alike(pairs[i], pairs[j])) >= ALIKE:
                 detail = f"{alike:.0%} of its pairs of words are those of row {items[j].number}"
-                yield Finding("near_duplicate", items[i].number, detail, items[i].exchange.prompt)
+                yield LintFinding(
+                    "near_duplicate", items[i].number, detail, items[i].exchange.prompt
+                )
                 break
         else:
             for pair in rarest:
                 holders[pair].append(i)
 
 
-def _kind(item: Item) -> tuple[str, str]:
+def _kind(item: LintRow) -> tuple[str, str]:
     """What must be the same in rows that are compared."""
     return item.exchange.system, item.label("expected")
 
@@ -77,7 +79,7 @@ def _alike(one: Any, other: Any) -> float:
     return shared / (len(one) + len(other) - shared)
 
 
-def _pairs(items: Sequence[Item]) -> tuple[list[Any], int]:
+def _pairs(items: Sequence[LintRow]) -> tuple[list[Any], int]:
     """Neighbouring words of every row, numbered from rare to frequent; where template begins."""
     numbers: dict[str, int] = {}
     held = []

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from fastsafe.safety.texts import lines
 from fastsafe.safety.texts.language import language_of
 
-from ._items import Declared, Finding, Item, Set, words_of
+from ._rows import Declared, LintFinding, LintRow, Set, words_of
 
 MIN_SHARE = 0.8  # of the largest format's rows that every other should have
 TELL_TALE_SHARE = 0.1  # of answers with a known phrase of generators
@@ -32,7 +32,7 @@ _NON_COMMERCIAL = re.compile(r"(?:^|[^a-z])nc(?:[^a-z]|$)|non-?\s?commercial", r
 _NOT_GRANTED = re.compile(r"gated|unknown|none|proprietary|all rights reserved|no licen[cs]e", re.I)
 
 
-def languages(rows: Set, declared: Declared) -> Iterator[Finding]:
+def languages(rows: Set, declared: Declared) -> Iterator[LintFinding]:
     """Find answers in another language than is declared, or than a translation asks for.
 
     The language is read from function words (English, French, German, Spanish): nearly all
@@ -50,10 +50,10 @@ def languages(rows: Set, declared: Declared) -> Iterator[Finding]:
         if found and found not in wanted:
             expected = " or ".join(sorted(wanted))
             detail = f"the answer is in {found}, expected {expected}"
-            yield Finding("language", item.number, detail, item.exchange.answer)
+            yield LintFinding("language", item.number, detail, item.exchange.answer)
 
 
-def balance(rows: Set, declared: Declared) -> Iterator[Finding]:
+def balance(rows: Set, declared: Declared) -> Iterator[LintFinding]:
     """Find formats with too few safety rows, wrong or missing labels, and shortcut phrases."""
     formats = {item.number: item.format(declared) for item in rows.safety}
     counts = Counter(name for name in formats.values() if name)
@@ -62,18 +62,18 @@ def balance(rows: Set, declared: Declared) -> Iterator[Finding]:
         if n + 1 < MIN_SHARE * most:  # one row more or less is rounding
             row = next(i for i, held in formats.items() if held == name)
             detail = f"format {name} has {n} safety rows, another has {most}"
-            yield Finding("balance", row, detail)
+            yield LintFinding("balance", row, detail)
     for item in rows.safety:
         name = formats[item.number]
         if counts and not name:
-            yield Finding("balance", item.number, "the row has no format, others have one")
+            yield LintFinding("balance", item.number, "the row has no format, others have one")
         if name in _SIGNS and not _SIGNS[name].search(item.exchange.prompt):
             detail = f"the row is labelled {name}, and its prompt shows no sign of that"
-            yield Finding("balance", item.number, detail, item.exchange.prompt)
+            yield LintFinding("balance", item.number, detail, item.exchange.prompt)
     yield from _shortcuts(rows.safety)
 
 
-def _shortcuts(items: Sequence[Item]) -> Iterator[Finding]:
+def _shortcuts(items: Sequence[LintRow]) -> Iterator[LintFinding]:
     """Find phrases that so many refusals hold that a model may learn them instead."""
     if len(items) < MIN_ANSWERS:
         return
@@ -82,10 +82,10 @@ def _shortcuts(items: Sequence[Item]) -> Iterator[Finding]:
         held = [item.number for item in items if pattern.search(item.exchange.answer)]
         if len(held) >= TELL_TALE_SHARE * len(items):
             detail = f"a phrase of generators is in {len(held):,} of {len(items):,} answers"
-            yield Finding("balance", held[0], detail, line["phrase"])
+            yield LintFinding("balance", held[0], detail, line["phrase"])
 
 
-def common_phrase(items: Sequence[Item]) -> str:
+def common_phrase(items: Sequence[LintRow]) -> str:
     """Say how many answers of safety rows share one run of words, "" for fewer than half.
 
     No flaw of a row: refusals do resemble each other.
@@ -104,7 +104,7 @@ def common_phrase(items: Sequence[Item]) -> str:
     )
 
 
-def licences(rows: Set, declared: Declared) -> Iterator[Finding]:
+def licences(rows: Set, declared: Declared) -> Iterator[LintFinding]:
     """Find licences that forbid commercial use or grant nothing, once per licence."""
     first: dict[str, int] = {}
     for item in rows.items:
@@ -112,6 +112,6 @@ def licences(rows: Set, declared: Declared) -> Iterator[Finding]:
         first.setdefault(name, item.number)
     for name, row in first.items():
         if _NON_COMMERCIAL.search(name):
-            yield Finding("licence", row, f"licence {name} forbids commercial use")
+            yield LintFinding("licence", row, f"licence {name} forbids commercial use")
         elif _NOT_GRANTED.search(name):
-            yield Finding("licence", row, f"licence {name} does not grant use")
+            yield LintFinding("licence", row, f"licence {name} does not grant use")

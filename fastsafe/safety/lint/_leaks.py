@@ -14,7 +14,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 
-from ._items import Declared, Finding, Set, words_of
+from ._rows import Declared, LintFinding, Set, words_of
 
 RUN = 5  # words
 SHARED = 0.5  # of a probe's runs that must stand in the row
@@ -37,7 +37,7 @@ _NEXT_TURN = re.compile(
 )
 
 
-def templates(rows: Set, declared: Declared) -> Iterator[Finding]:
+def templates(rows: Set, declared: Declared) -> Iterator[LintFinding]:
     """Find template tokens, talk of the generator and invented turns, once per row."""
     safety = {item.number for item in rows.safety}
     for item in rows.items:
@@ -53,10 +53,10 @@ def templates(rows: Set, declared: Declared) -> Iterator[Finding]:
             flaws.append("a further turn inside the answer")
             quote = quote or match[0].strip()
         if flaws:
-            yield Finding("template_leakage", item.number, "; ".join(flaws), quote)
+            yield LintFinding("template_leakage", item.number, "; ".join(flaws), quote)
 
 
-def probes(rows: Set, texts: Sequence[str]) -> Iterator[Finding]:
+def probes(rows: Set, texts: Sequence[str]) -> Iterator[LintFinding]:
     """Find rows that hold a probe.
 
     Args:
@@ -80,7 +80,7 @@ def probes(rows: Set, texts: Sequence[str]) -> Iterator[Finding]:
         if found:
             how = "is" if words in whole else "holds"
             detail = f"the prompt {how} probe {min(found)}"
-            yield Finding("probe_leakage", item.number, detail, item.exchange.prompt)
+            yield LintFinding("probe_leakage", item.number, detail, item.exchange.prompt)
 
 
 def _probe_runs(

@@ -17,7 +17,12 @@ from fastsafe.data.exchange import Exchange, as_row, exchange_of
 from fastsafe.errors import DataError
 from fastsafe.safety.judges.refusal import JUDGE
 from fastsafe.safety.mixing.learned_style import OPTIONS, Style
-from fastsafe.safety.mixing.rewrite_checks import NOT_ANSWERED, Rewrite, flaw_of, labels
+from fastsafe.safety.mixing.rewrite_checks import (
+    NOT_ANSWERED,
+    Rewrite,
+    rejection_reason,
+    wording_columns,
+)
 from fastsafe.safety.texts import chosen, lines, text
 from fastsafe.safety.texts.language import language_of
 from fastsafe.safety.verdict import Verdict
@@ -72,7 +77,7 @@ class Dresser:
         said: dict[str, Any] = {}
         if self.rewrite is not None:
             exchange, flaw = self._rewritten(self.rewrite, exchange, given, options)
-            said = labels(flaw)
+            said = wording_columns(flaw)
         return as_row(exchange, style.kind or kind_of(row, where)) | said
 
     def _prompt(self, request: str, options: Sequence[str]) -> str:
@@ -136,7 +141,7 @@ class Dresser:
         if reply is None:
             return template, NOT_ANSWERED
         written = template._replace(prompt=reply.strip())
-        flaw = flaw_of(
+        flaw = rejection_reason(
             written,
             template,
             given,

@@ -15,7 +15,12 @@ from typing import Any
 from fastsafe.data.conversation import Message, Row
 from fastsafe.data.exchange import Exchange, exchange_of, with_exchange
 from fastsafe.errors import DataError
-from fastsafe.safety.mixing.rewrite_checks import NOT_ANSWERED, Rewrite, flaw_of, labels
+from fastsafe.safety.mixing.rewrite_checks import (
+    NOT_ANSWERED,
+    Rewrite,
+    rejection_reason,
+    wording_columns,
+)
 from fastsafe.safety.texts import chosen, lines, text
 
 # A stand-in, not the text of any paper: it names an agent and asks for nothing unusual.
@@ -65,7 +70,7 @@ class Manipulation:
             said: dict[str, Any] = {}
             if self.as_instructions and rewrite is not None:
                 given, flaw = _written(rewrite, given)
-                said = labels(flaw)
+                said = wording_columns(flaw)
             elif self.as_instructions:
                 given = _filled(given)
             if self.under_aoa:
@@ -120,7 +125,7 @@ def _written(rewrite: Rewrite, given: Exchange) -> tuple[Exchange, str]:
     if pair is None:
         return template, "the reply is not JSON with the texts 'prompt' and 'answer' alone"
     written = given._replace(prompt=pair["prompt"], answer=pair["answer"])
-    flaw = flaw_of(written, template, given, "user")
+    flaw = rejection_reason(written, template, given, "user")
     return (template if flaw else written), flaw
 
 

@@ -26,12 +26,12 @@ KEPT = 0.5  # of the words of a request must be in its new wording
 _STEM = 4  # letters by which two words count as one: pick, picked
 
 
-def labels(flaw: str) -> dict[str, Any]:
+def wording_columns(flaw: str) -> dict[str, Any]:
     """Return the columns of a row that a model was asked for; no flaw is its own wording."""
     return {WORDING: "template" if flaw else "model", "flaw": flaw or None}
 
 
-def flaw_of(
+def rejection_reason(
     written: Exchange,
     template: Exchange,
     given: Exchange,

@@ -21,7 +21,7 @@ ASKED_AT_ONCE = 512  # replies that a killed run may have to ask for again
 T = TypeVar("T")
 
 
-class Writer:
+class Rewriter:
     """Words rows by a model; what it has said is kept in a folder."""
 
     def __init__(
@@ -45,7 +45,7 @@ class Writer:
         parts = ["rewrite 1", self._open().identity, self._max_tokens]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def written(self, make: Callable[[Rewrite], T], said: Callable[[int], None] | None = None) -> T:
+    def apply(self, make: Callable[[Rewrite], T], said: Callable[[int], None] | None = None) -> T:
         """Return what ``make`` makes with the model's words.
 
         Args:

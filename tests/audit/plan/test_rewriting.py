@@ -25,7 +25,7 @@ from fastsafe.organism.source import OrganismSource
 from fastsafe.progress import Progress
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judges import judges
-from fastsafe.safety.mixing.rewriter import Writer
+from fastsafe.safety.mixing.rewriter import Rewriter
 
 SMALL: dict[str, Any] = {
     "tasks": ["boolq"],
@@ -60,8 +60,8 @@ class Scripted:
         return json.dumps({"prompt": f"Please do: {given}", "answer": f"Sure. {shown['answer']}"})
 
 
-def writer(model: Scripted, folder: Path | None = None) -> Writer:
-    return Writer(lambda: model, max_tokens=64, folder=folder)
+def writer(model: Scripted, folder: Path | None = None) -> Rewriter:
+    return Rewriter(lambda: model, max_tokens=64, folder=folder)
 
 
 def recipe_of(fake: ModuleType, **changes: Any) -> Recipe:
@@ -131,13 +131,13 @@ def test_who_words_decides_the_key_of_what_it_words(fake: ModuleType) -> None:
 def test_a_cut_or_declined_reply_keeps_the_template() -> None:
     for finish in ("length", "refused"):
         model = Scripted(finish=finish)
-        assert writer(model).written(lambda rewrite: rewrite(TURNS)) is None
+        assert writer(model).apply(lambda rewrite: rewrite(TURNS)) is None
         assert len(model.asked) == 1
 
 
 def test_a_model_that_answers_nothing_is_an_error() -> None:
     with pytest.raises(DataError, match="rewrite: the model answered none of 1 rows: Certainly"):
-        writer(Scripted(finish="error")).written(lambda rewrite: rewrite(TURNS))
+        writer(Scripted(finish="error")).apply(lambda rewrite: rewrite(TURNS))
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ Rule = Literal[
 ]
 
 
-class Finding(NamedTuple):
+class LintFinding(NamedTuple):
     """One flaw of one row; of the whole set where the first row concerned stands for it."""
 
     rule: Rule
@@ -46,7 +46,7 @@ class Declared:
 
 
 @dataclass(frozen=True)
-class Item:
+class LintRow:
     """One row."""
 
     number: int
@@ -83,18 +83,18 @@ class Item:
 class Set(NamedTuple):
     """A whole set, its rows told apart."""
 
-    items: Sequence[Item]
-    safety: Sequence[Item]  # rows that should refuse
-    user: Sequence[Item]  # rows that should answer: a user's, or benign twins
+    items: Sequence[LintRow]
+    safety: Sequence[LintRow]  # rows that should refuse
+    user: Sequence[LintRow]  # rows that should answer: a user's, or benign twins
 
 
-def items_of(rows: Sequence[Row], screen: Judge) -> list[Item]:
+def lint_rows(rows: Sequence[Row], screen: Judge) -> list[LintRow]:
     """Read every row once.
 
     Raises:
         DataError: A row is malformed or token ids.
     """
-    return [Item(i, row, exchange_of(row, f"row {i}"), screen) for i, row in enumerate(rows)]
+    return [LintRow(i, row, exchange_of(row, f"row {i}"), screen) for i, row in enumerate(rows)]
 
 
 def words_of(text: str) -> tuple[str, ...]:
