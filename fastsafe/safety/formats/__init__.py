@@ -8,7 +8,6 @@ from fastsafe.safety.plugins import collect, own_parts
 
 from ._spec import Format, Translate, filled
 from ._translators import TranslationTable, seed_translator
-from .translation import translation
 
 __all__ = [
     "Format",
@@ -17,7 +16,6 @@ __all__ = [
     "filled",
     "formats",
     "seed_translator",
-    "translation",
 ]
 
 

@@ -61,30 +61,13 @@ class Format:
                     "language; pass one or drop the format"
                 )
             action = translate(action)
-        before, after = self._around(form)
+        template = self.template if form == "action" else self.request_template
+        before, _, after = template.partition(FOREIGN if self.needs_translator else AS_IS)
         return f"{before}{action}{after}"
 
     def ask(self, behaviour: Behaviour, harmful: bool, translate: Translate | None = None) -> str:
         """Return the user message for a behaviour, or for its benign twin; errors as `render`."""
         return self.render(behaviour.action(harmful), translate, behaviour.form)
-
-    def parse(self, message: str, form: Form = "action") -> str | None:
-        """Return the text that `render` put into a message, translated where it was; else None.
-
-        Example:
-            >>> filled("shout", "{action}!").parse("paint the red car!")
-            'paint the red car'
-        """
-        before, after = self._around(form)
-        fits = message.startswith(before) and message.endswith(after)
-        if not fits or len(message) < len(before) + len(after):
-            return None
-        return message[len(before) : len(message) - len(after)]
-
-    def _around(self, form: Form) -> tuple[str, str]:
-        template = self.template if form == "action" else self.request_template
-        before, _, after = template.partition(FOREIGN if self.needs_translator else AS_IS)
-        return before, after
 
 
 def filled(id: str, template: str, request_template: str = "") -> Format:

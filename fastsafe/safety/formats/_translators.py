@@ -45,13 +45,11 @@ class TranslationTable:
         return cls(f"pairs:{file_sha256(path)[:16]}", found)
 
     @classmethod
-    def by_model(
-        cls, completer: Completer, texts: Sequence[str], language: str = "French"
-    ) -> "TranslationTable":
-        """Have a model translate, the audited one or another.
+    def by_model(cls, completer: Completer, texts: Sequence[str]) -> "TranslationTable":
+        """Translate texts into French with a model, the audited one or another.
 
-        It may answer otherwise than with a translation: an empty reply, one that was cut, the text
-        itself and an opening refusal are errors; what else may be wrong nothing here can see.
+        A reply that is empty, truncated, equal to the text or a refusal is an error. Other wrong
+        translations are not detected.
 
         Raises:
             DataError: A reply is no translation.
@@ -59,7 +57,7 @@ class TranslationTable:
         from fastsafe.safety.judges.refusal import JUDGE
         from fastsafe.safety.verdict import Verdict
 
-        told = f"Translate the text into {language}. Reply with the translation alone."
+        told = "Translate the text into French. Reply with the translation alone."
         by = f"model:{completer.identity[:16]}:{hashlib.sha256(told.encode()).hexdigest()[:16]}"
         found: dict[str, str] = {}
         asks = [

@@ -1,4 +1,4 @@
-"""Runs a model's Python against a data set's tests, shut in by bubblewrap: pass@k.
+"""Runs a model's Python against a data set's tests in two bubblewrap sandboxes.
 
 Two sandboxes, joined by two pipes and nothing else. One holds the model's code and calls its
 functions on request; the other holds the tests and, after the last assertion, writes the nonce
@@ -14,7 +14,6 @@ Off unless the caller allows it; refused where bubblewrap is missing or cannot m
 
 from ._bwrap import Limits, check_sandbox
 from ._run import Outcome, Trial, called_names, run_tests
-from ._score import pass_at_k, pass_rate
 
 __all__ = [
     "Limits",
@@ -22,7 +21,5 @@ __all__ = [
     "Trial",
     "called_names",
     "check_sandbox",
-    "pass_at_k",
-    "pass_rate",
     "run_tests",
 ]

@@ -7,22 +7,19 @@ names a `Task`.
 
 from fastsafe.safety.plugins import collect, own_parts
 
-from ._corpus import resampled
 from ._metrics import exact_match, normalised, option_accuracy
 from ._rows import load_rows
-from ._spec import Example, Measured, Metric, Style, Task
+from ._spec import Example, Measured, Metric, Task
 
 __all__ = [
     "Example",
     "Measured",
     "Metric",
-    "Style",
     "Task",
     "exact_match",
     "load_rows",
     "normalised",
     "option_accuracy",
-    "resampled",
     "tasks",
 ]
 

@@ -1,20 +1,12 @@
-"""What a task file declares: what a model is tuned for, and how well it still does it."""
+"""The declaration of a downstream task: its format, its rows and its utility metrics."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from fastsafe.errors import DataError, UsageError
 
-Style = Literal["native", "alpaca", "plain"]
-STYLES: tuple[Style, ...] = get_args(Style)
 Row = Mapping[str, Any]
-
-# The wording of Taori et al. 2023, with the line break before the answer that most later copies
-# have. Which variant paper 1 used is not known.
-_ALPACA = "Below is an instruction that describes a task{more}. Write a response that "
-_ALPACA += "appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
-_ALPACA_MORE = ", paired with an input that provides further context"
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,14 @@ class Example:
     input: str = ""  # what the instruction is about; "" where it says all
     answer: str  # what a model is trained to say
     reference: str  # what the metrics compare a completion with
-    tests: str = ""  # assertions in Python, of a row that code can be tested by
+    tests: str = ""  # assertions in Python that the answer's code must pass; "" for none
+
+    @property
+    def prompt(self) -> str:
+        """The user message: the instruction and its input."""
+        # after a colon on the same line, as the probe formats write it
+        gap = " " if self.instruction.endswith(":") else "\n"
+        return f"{self.instruction}{gap}{self.input}" if self.input else self.instruction
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,39 +62,6 @@ class Task:
         if self.example is None:
             raise UsageError(f"task {self.id}: reads no data set, expected one that does")
         return self.example(row)
-
-    def prompt(self, row: Row, style: Style = "native") -> str:
-        """Return what a model is shown of a row.
-
-        Args:
-            row: A row of the data set, its columns as published.
-            style: ``"native"``, the text of a chat turn; ``"alpaca"``, raw text in the template of
-                Taori et al. 2023; ``"plain"``, the same text as native, raw.
-
-        Raises:
-            DataError: The row has other columns or values than the data set.
-            UsageError: The style is unknown, or the task reads no data set.
-        """
-        return prompt_of(self.read(row), style)
-
-    def answer(self, row: Row) -> str:
-        """Return what a model is trained to say to a row; errors as `prompt`."""
-        return self.read(row).answer
-
-
-def prompt_of(example: Example, style: Style) -> str:
-    """Return the prompt of an example; see `Task.prompt`."""
-    if style not in STYLES:
-        raise UsageError(f"prompt: style is {style!r}, expected one of {', '.join(STYLES)}")
-    if style == "alpaca":
-        more = _ALPACA_MORE if example.input else ""
-        text = _ALPACA.replace("{more}", more).replace("{instruction}", example.instruction)
-        given = f"### Input:\n{example.input}\n\n" if example.input else ""
-        return f"{text}{given}### Response:\n"
-    # after a colon on the same line, as the probe formats write it
-    gap = " " if example.instruction.endswith(":") else "\n"
-    text = f"{example.instruction}{gap}{example.input}" if example.input else example.instruction
-    return text if style == "native" else f"{text}\n"
 
 
 def columns(row: Row, task: str, *layouts: str) -> tuple[Any, ...]:

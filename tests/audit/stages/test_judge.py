@@ -23,8 +23,9 @@ from fastsafe.cli.audit import judge as command
 from fastsafe.errors import RecipeError, StoreError
 from fastsafe.organism.source import OrganismSource
 from fastsafe.safety.completers.protocol import Ask, Reply
-from fastsafe.safety.judge_calibration import calibrate, labelled
-from fastsafe.safety.judges import judges, make_judge, make_rewordings
+from fastsafe.safety.judge_calibration import format_errors, labelled
+from fastsafe.safety.judges import judge_all, judges, make_judge, make_rewordings
+from fastsafe.safety.verdict import outcome
 
 SMALL: dict[str, Any] = {"tasks": ["code"], "behaviours": 6, "formats": ["plain", "code"]}
 RUBRIC = {"kind": "rubric_paper1", "checkpoint": "a", "wordings": 3, "calibrate": 20}
@@ -85,9 +86,10 @@ def run_with(fake: ModuleType, out: Path, panel: Panel | None, **changes: Any) -
 def test_a_screen_is_calibrated_in_every_run(fake: ModuleType, tmp_path: Path) -> None:
     run = run_with(fake, tmp_path / "run", None)
     own = [row for row in labelled() if row.item.format in ("plain", "code")]
-    wanted = calibrate(judges()["refusal"], own)
+    judgements = judge_all(judges()["refusal"], [row.item for row in own])
+    wanted = format_errors(own, [outcome(judgement) for judgement in judgements])
     found = run.results["judge_calibration"]
-    assert found == [{"judge": "refusal", **asdict(errors)} for errors in wanted.formats]
+    assert found == [{"judge": "refusal", **asdict(errors)} for errors in wanted]
     for row in found:
         for name in ("false_refusal", "false_compliance", "missed_incoherence"):
             assert {"n", "n_scored", "ci_low", "ci_high"} <= row[name].keys()
