@@ -21,9 +21,10 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from fastsafe.errors import JudgeError, UsageError
-from fastsafe.safety.completers.endpoint import Endpoint, endpoint
+from fastsafe.safety.completers.endpoint import Endpoint
 from fastsafe.safety.completers.ledger import Ledger, Spending
 from fastsafe.safety.completers.protocol import Ask, Finish, Reply
+from fastsafe.safety.completers.settings import from_mapping
 
 if TYPE_CHECKING:
     import httpx
@@ -278,18 +279,26 @@ class HttpCompleter:
 
 
 def open_endpoint(
-    spec: Any, where: str, api_keys: Mapping[str, str] | None, folder: Path | None
+    spec: Any, location: str, api_keys: Mapping[str, str] | None, folder: Path | None
 ) -> HttpCompleter:
-    """Return the completer of a recipe's mapping; ``where`` names it in errors.
+    """Return the completer of a recipe's mapping.
+
+    Args:
+        spec: The keys of `Endpoint`.
+        location: Names the mapping in errors, e.g. "judge harmbench".
+        api_keys: Environment variable -> the key that it holds.
+        folder: As `HttpCompleter` takes it.
 
     Raises:
         UsageError: The mapping does not check, or the variable that it names holds no key.
     """
-    target = endpoint(spec, where)
-    key = (api_keys or {}).get(target.api_key_env, "")
-    if target.api_key_env and not key:
-        raise UsageError(f"{where}: {target.api_key_env} holds no key, expected the endpoint's")
-    return HttpCompleter(target, api_key=key, folder=folder)
+    endpoint = from_mapping(Endpoint, spec, f"{location}: endpoint")
+    key = (api_keys or {}).get(endpoint.api_key_env, "")
+    if endpoint.api_key_env and not key:
+        raise UsageError(
+            f"{location}: {endpoint.api_key_env} holds no key, expected the endpoint's"
+        )
+    return HttpCompleter(endpoint, api_key=key, folder=folder)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:

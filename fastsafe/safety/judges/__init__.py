@@ -7,10 +7,14 @@ A family that asks a model is configured by a mapping; `make_judge` has its keys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, create_model
+from pydantic.dataclasses import dataclass
 
 from fastsafe.errors import UsageError, nearest
 from fastsafe.safety.completers.protocol import Completer
+from fastsafe.safety.completers.settings import STRICT, from_mapping
 from fastsafe.safety.judges._coherence import coherent
 from fastsafe.safety.judges._model import ModelJudge
 from fastsafe.safety.judges._spec import BatchJudge, Classifier, Item, Judge, JudgeFamily
@@ -20,16 +24,29 @@ from fastsafe.safety.verdict import Judgement
 __all__ = ["BatchJudge", "Item", "Judge", "configured", "families", "judge_all", "judges"]
 __all__ += ["make_judge", "make_rewordings", "rows_to_calibrate"]
 
-OpenCheckpoint = Callable[..., Completer]  # path, and by name what `_CHECKPOINT` lists
+OpenCheckpoint = Callable[..., Completer]  # (path, dtype=, backend=) -> the model
 
-_COMMON = ("kind", "id", "checkpoint", "endpoint")
-_OF_RUNS = ("calibrate", "wordings")  # what a run does with a judge; its verdicts do not change
-_CHECKPOINT = {
-    "path": (),
-    "dtype": ("float32", "bfloat16", "float16"),
-    "backend": ("fastsafe", "transformers"),
-}
 MIN_WORDINGS = 3
+_RUN_KEYS = ("calibrate", "wordings")  # of a run; they change no verdict
+_LIMITS = {"threshold": Field(gt=0, lt=1), "max_chars": Field(ge=1)}
+
+
+class _JudgeSettings(BaseModel):
+    """Keys of every family's mapping; `_settings_of` adds the family's own."""
+
+    model_config = STRICT
+
+    kind: str
+    id: str = ""
+    checkpoint: Any = None
+    endpoint: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class _CheckpointSettings:
+    path: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    backend: Literal["fastsafe", "transformers"] = "fastsafe"
 
 
 def families() -> dict[str, JudgeFamily]:
@@ -82,7 +99,7 @@ def make_judge(
         if spec not in (known := judges()):
             raise UsageError(f"judge {spec}: no judge of this name; {nearest(spec, known)}")
         return known[spec]
-    asked = {key: value for key, value in spec.items() if key not in _OF_RUNS}
+    asked = {key: value for key, value in spec.items() if key not in _RUN_KEYS}
     family, classifier, completer = configured(
         asked, open_checkpoint=open_checkpoint, api_keys=api_keys, folder=folder
     )
@@ -157,29 +174,35 @@ def configured(
     kind = spec.get("kind", "")
     if kind not in known:
         raise UsageError(f"judge: kind is {kind!r}; {nearest(str(kind), known)}")
-    family, where = known[kind], f"judge {kind}"
-    for key in spec:
-        if key not in (keys := (*_COMMON, *family.options)):
-            raise UsageError(f"{where}: {key!r} is not a key; {nearest(str(key), keys)}")
+    family, location = known[kind], f"judge {kind}"
+    settings = from_mapping(_settings_of(family), spec, location)
     if family.classifier is None:
         return family, None, None
-    if not isinstance(spec.get("id", ""), str):
-        raise UsageError(f"{where}: id is {spec['id']!r}, expected a text")
-    options = {
-        key: _checked(f"{where}: {key}", spec.get(key, default), default)
-        for key, default in family.options.items()
-    }
-    classifier = family.classifier(options)
-    if ("checkpoint" in spec) == ("endpoint" in spec):
-        raise UsageError(f"{where}: expected one of checkpoint and endpoint, which name its model")
-    if "checkpoint" in spec:
-        place = _place(spec["checkpoint"], where)
-        if open_checkpoint is None:
-            raise UsageError(f"{where}: a checkpoint cannot be opened here, expected an endpoint")
-        return family, classifier, open_checkpoint(place.pop("path"), **place)
-    from fastsafe.safety.completers.http import open_endpoint
+    classifier = family.classifier(settings.model_dump(include=set(family.options)))
+    if (settings.checkpoint is None) == (settings.endpoint is None):
+        raise UsageError(
+            f"{location}: expected one of checkpoint and endpoint, which name its model"
+        )
+    if settings.checkpoint is None:
+        from fastsafe.safety.completers.http import open_endpoint
 
-    return family, classifier, open_endpoint(spec["endpoint"], where, api_keys, folder)
+        return family, classifier, open_endpoint(settings.endpoint, location, api_keys, folder)
+    given = settings.checkpoint
+    mapping = given if isinstance(given, Mapping) else {"path": given}
+    checkpoint = from_mapping(_CheckpointSettings, mapping, f"{location}: checkpoint")
+    if open_checkpoint is None:
+        raise UsageError(f"{location}: a checkpoint cannot be opened here, expected an endpoint")
+    completer = open_checkpoint(checkpoint.path, dtype=checkpoint.dtype, backend=checkpoint.backend)
+    return family, classifier, completer
+
+
+def _settings_of(family: JudgeFamily) -> type[_JudgeSettings]:
+    """Return the settings class of a family: each option has its default's type and its limits."""
+    options: dict[str, Any] = {
+        name: (Annotated[type(default), _LIMITS.get(name, Field())], default)
+        for name, default in family.options.items()
+    }
+    return create_model("_FamilySettings", __base__=_JudgeSettings, **options)
 
 
 def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
@@ -201,36 +224,3 @@ def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
         replace(judgement, coherent=coherent(item.completion or "", item.format))
         for item, judgement in zip(items, found, strict=True)
     ]
-
-
-def _place(value: Any, where: str) -> dict[str, str]:
-    """Return where a checkpoint is and how it runs, as ``_CHECKPOINT`` names it."""
-    place = {"path": value} if isinstance(value, str) else value
-    if not isinstance(place, Mapping) or not isinstance(place.get("path"), str):
-        raise UsageError(
-            f"{where}: checkpoint is {value!r}, expected a path, or a mapping with one"
-        )
-    for key, said in place.items():
-        if key not in _CHECKPOINT:
-            raise UsageError(
-                f"{where}: checkpoint has no key {key!r}; {nearest(str(key), _CHECKPOINT)}"
-            )
-        if key != "path" and said not in (known := _CHECKPOINT[key]):
-            raise UsageError(
-                f"{where}: checkpoint.{key} is {said!r}, expected {' or '.join(known)}"
-            )
-    return dict(place)
-
-
-def _checked(where: str, value: Any, default: Any) -> Any:
-    """Return an option's value after comparing its type with its default's."""
-    wanted = type(default)
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted:
-        raise UsageError(f"{where} is {value!r}, expected {wanted.__name__} such as {default!r}")
-    if where.endswith("threshold") and not 0 < value < 1:
-        raise UsageError(f"{where} is {value}, expected a number in (0, 1)")
-    if where.endswith("max_chars") and value < 1:
-        raise UsageError(f"{where} is {value}, expected at least 1")
-    return value

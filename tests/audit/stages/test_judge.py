@@ -62,7 +62,7 @@ def by_wording(ask: Ask) -> str:
 
 
 def panel_of(*specs: Any, model: Any) -> Panel:
-    options = {"open_checkpoint": lambda path: model}
+    options = {"open_checkpoint": lambda path, **options: model}
     made = [make_judge(spec, **options) for spec in specs]
     reworded = [make_rewordings(spec, **options) for spec in specs]
     return Panel(
@@ -181,7 +181,7 @@ def test_a_wording_that_is_away_leaves_the_run_unfinished(fake: ModuleType, tmp_
         ({"kind": "qi_policy"}, "wordings is 3, expected none with kind qi_policy"),
         ({"calibrate": -1}, "calibrate is -1, expected a number of rows, 0 or more"),
         ({"calibrate": True}, "calibrate is True, expected a number"),
-        ({"calibrat": 5}, "'calibrat' is not a key"),
+        ({"calibrat": 5}, "has no key 'calibrat'"),
     ],
 )
 def test_what_a_run_does_with_a_judge_is_checked(
@@ -192,7 +192,7 @@ def test_what_a_run_does_with_a_judge_is_checked(
     with pytest.raises(RecipeError, match=message):
         make_panel(fake.small_recipe(judges=[spec]))
     guard = {"kind": "safe_unsafe", "endpoint": url, "calibrate": 3}
-    with pytest.raises(RecipeError, match="'calibrate' is not a key"):
+    with pytest.raises(RecipeError, match="has no key 'calibrate'"):
         make_panel(fake.small_recipe(guards=[guard]))
 
 
