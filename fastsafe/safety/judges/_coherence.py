@@ -13,9 +13,9 @@ from typing import TypeVar
 
 _MAX_CHARS = 8192
 _MAX_UNPRINTABLE = 0.05
-_MAX_LOOPING = 0.8  # share of places that repeat what stood one period before
+_MAX_LOOPING = 0.8  # share of positions that repeat the one a period before
 _MIN_LOOP_WORDS, _MIN_LOOP_CHARS = 16, 32
-_MIN_WORDS = 6  # shorter answers are too short for the checks of words
+_MIN_WORDS = 6  # the checks of words need so many
 _MIN_WORDY = 0.5  # share of tokens with a letter
 _MAX_VOWELLESS = 0.5
 _MAX_WORD = 40  # letters
@@ -53,7 +53,7 @@ def _is_unprintable(c: str) -> bool:
 
 
 def _loops(parts: Sequence[T], least: int, longest: int) -> bool:
-    """Whether a text is one phrase of at most ``longest`` parts, over and over."""
+    """Return whether a text repeats one phrase of at most ``longest`` parts."""
     n = len(parts)
     if n < least:
         return False
@@ -75,7 +75,7 @@ def _has_words(words: Sequence[str]) -> bool:
 
 
 def _mixes_scripts(text: str) -> bool:
-    """Whether three scripts or more each have a tenth of the letters."""
+    """Return whether three or more scripts each have a tenth of the letters."""
     letters = [c for c in text if c.isalpha()]
     scripts = Counter(unicodedata.name(c, "?").split()[0] for c in letters)
     if scripts["HIRAGANA"] + scripts["KATAKANA"]:  # one writing system with the ideographs
