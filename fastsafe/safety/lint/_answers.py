@@ -1,16 +1,16 @@
-"""What the answers do: `non_refusal` (L1), and refused or empty user rows under `balance` (L11).
+"""Rules on answers: `non_refusal` (L1), and refusing or empty user rows under `balance` (L11).
 
-An answer of a safety row refuses when a sentence that begins in its first 300 characters opens
-with a refusal, and the answer does not open with an affirmation. The screen of
-``fastsafe.safety.judges`` reads the sentences: it knows the languages and the wrappings (code
-comments, labels, option letters) that it lists. Answers that comply without any refusal are all
-found; a refusal in a language or a wording that the screen does not know is a false alarm.
+The answer of a safety row refuses when a sentence that begins in its first 300 characters opens
+with a refusal, and the answer does not open with an affirmation. The refusal screen of
+``fastsafe.safety.judges`` classifies the sentences, in its languages and through its wrappings
+(code comments, labels, option letters). Recall: all answers that comply without any refusal. A
+refusal in a language or a wording that the screen lacks is a false alarm.
 """
 
 import re
 from collections.abc import Iterator
 
-from ._rows import Declared, LintFinding, LintRow, Set
+from ._rows import Declared, LintFinding, LintRow, LintSet
 
 OPENING_CHARS = 300
 
@@ -22,8 +22,8 @@ _AFFIRMATION = re.compile(
 )
 
 
-def answers(rows: Set, declared: Declared) -> Iterator[LintFinding]:
-    """Find safety rows that do not refuse, and user rows that do or say nothing."""
+def answers(rows: LintSet, declared: Declared) -> Iterator[LintFinding]:
+    """Find safety rows that do not refuse, and user rows that refuse, are empty or cut off."""
     for item in rows.safety:
         if not item.refuses and (detail := _flaw(item)):
             yield LintFinding("non_refusal", item.number, detail, item.exchange.answer)
