@@ -1,8 +1,8 @@
-"""Downstream tasks: one file per thing that a model is fine-tuned for.
+"""Downstream tasks that models are fine-tuned for, one per file.
 
-Each file reads one public data set by its own columns and ships a miniature of our own rows with
-the same columns. Another package adds tasks by an entry point of the group ``fastsafe.tasks`` that
-names a `Task`.
+Each file reads a public data set by its published columns; a miniature of our own rows with the
+same columns ships beside it. Another package adds tasks by an entry point of the group
+``fastsafe.tasks`` that names a `Task`.
 """
 
 from fastsafe.safety.plugins import collect, own_parts
@@ -25,7 +25,7 @@ __all__ = [
 
 
 def tasks() -> dict[str, Task]:
-    """Every task by id: the files of this package, then those of entry points.
+    """Return every task by id: the files of this package, then those of entry points.
 
     Raises:
         UsageError: Two tasks have one id, or an entry point names something else.

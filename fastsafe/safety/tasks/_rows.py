@@ -1,4 +1,4 @@
-"""Training and test rows of a task, drawn from a file or from the miniature that ships."""
+"""Training and test rows of a task, drawn from a file or from the shipped miniature."""
 
 import hashlib
 import heapq
@@ -12,7 +12,7 @@ from fastsafe.errors import DataError, UsageError
 from ._metrics import normalised
 from ._spec import Example, Task
 
-TEST_SHARE = 5  # one row in five is of the test split
+TEST_SHARE = 5  # one row in five is a test row
 
 Split = Literal["train", "test", "all"]
 
@@ -47,16 +47,16 @@ def load_rows(
     if split not in ("train", "test", "all"):
         raise UsageError(f"load_rows: split is {split!r}, expected train, test or all")
     if path is not None:
-        drawn, where = _draw(task, Path(path), split, n, seed), str(path)
+        drawn, location = _draw(task, Path(path), split, n, seed), str(path)
     else:
-        name = files(__package__).joinpath("miniature", f"{task.id}.jsonl")
-        if not name.is_file():
+        miniature = files(__package__).joinpath("miniature", f"{task.id}.jsonl")
+        if not miniature.is_file():
             raise UsageError(f"load_rows: task {task.id} has no miniature; name a file of its rows")
-        where = f"the miniature of {task.id}"
-        with as_file(name) as here:
-            drawn = _draw(task, here, split, n, seed)
+        location = f"the miniature of {task.id}"
+        with as_file(miniature) as file:
+            drawn = _draw(task, file, split, n, seed)
     if n is not None and len(drawn) < n:
-        raise DataError(f"{where}: split {split} holds {len(drawn)} rows, expected at least {n}")
+        raise DataError(f"{location}: split {split} holds {len(drawn)} rows, expected at least {n}")
     return [_row(task.id, example) for example in drawn]
 
 
@@ -75,13 +75,13 @@ def _draw(task: Task, path: Path, split: str, n: int | None, seed: int) -> list[
                 seen.add(key)
                 yield hashlib.sha256(f"{seed}|".encode() + key).digest(), key, example
 
-    # a heap of n, so that a file of any size passes through
-    found = (
+    # a heap of n, so that the rows of a large file are not all held
+    drawn = (
         sorted(candidates(), key=_order)
         if n is None
         else heapq.nsmallest(n, candidates(), key=_order)
     )
-    return [example for _, _, example in found]
+    return [example for _, _, example in drawn]
 
 
 def _order(candidate: tuple[bytes, bytes, Example]) -> bytes:

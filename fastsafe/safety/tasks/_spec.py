@@ -11,13 +11,13 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric over the rows of a test set."""
+    """The value of one metric on a test set."""
 
     value: float | None  # fraction in [0, 1]; None without rows
     ci_low: float  # 95 %
     ci_high: float
     n: int  # rows in the denominator
-    unparsed: int = 0  # rows among them whose answer could not be read: not right, not a guess
+    unparsed: int = 0  # rows among them whose answer could not be extracted; they count as wrong
 
 
 Metric = Callable[[list[tuple[str, str]]], Measured]  # (completion, reference) pairs -> value
@@ -25,12 +25,12 @@ Metric = Callable[[list[tuple[str, str]]], Measured]  # (completion, reference) 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row of a data set in the task's own words."""
+    """One row of a data set as an instruction with its answer."""
 
     instruction: str
-    input: str = ""  # what the instruction is about; "" where it says all
-    answer: str  # what a model is trained to say
-    reference: str  # what the metrics compare a completion with
+    input: str = ""  # of the instruction; "" where it has none
+    answer: str  # target of training
+    reference: str  # compared with completions by the metrics
     tests: str = ""  # assertions in Python that the answer's code must pass; "" for none
 
     @property
@@ -43,13 +43,13 @@ class Example:
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One downstream task: the format of its rows, its data and the metrics of its utility."""
+    """One downstream task: the format of its rows, its data set and its utility metrics."""
 
     id: str
-    format: str  # id of the format that dresses its rows
-    metric: str  # name of `score` in a run's record
+    format: str  # id of the format of its rows
+    metric: str  # name of `score` in results
     score: Callable[[str, str], float]  # (completion, reference) -> utility of one row in [0, 1]
-    example: Callable[[Row], Example] | None = None  # a row of the data set; None: has no data
+    example: Callable[[Row], Example] | None = None  # reads a row; None for a task without data
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # name -> over a whole test set
 
     def read(self, row: Row) -> Example:
@@ -79,30 +79,31 @@ def columns(row: Row, task: str, *layouts: str) -> tuple[Any, ...]:
         names = layout.split()
         if all(name in row for name in names):
             return tuple(row[name] for name in names)
-    wanted = ", or ".join(" and ".join(layout.split()) for layout in layouts)
+    expected = ", or ".join(" and ".join(layout.split()) for layout in layouts)
     raise DataError(
-        f"{task}: columns are {', '.join(map(str, row)) or 'none'}, expected {wanted}; rename them"
+        f"{task}: columns are {', '.join(map(str, row)) or 'none'}, expected {expected}; "
+        "rename them"
     )
 
 
-def text(value: Any, what: str) -> str:
-    """Return a value that must be text and hold something, without the space around it.
+def text(value: Any, column: str) -> str:
+    """Return the text of a column, stripped.
 
     Raises:
-        DataError: It is not, or is empty.
+        DataError: The value is no text, or empty.
     """
     if not isinstance(value, str) or not value.strip():
-        got = "empty" if isinstance(value, str) else type(value).__name__
-        raise DataError(f"{what} is {got}, expected a text; repair or drop the row")
+        given = "empty" if isinstance(value, str) else type(value).__name__
+        raise DataError(f"{column} is {given}, expected a text; repair or drop the row")
     return value.strip()
 
 
-def one_of(value: Any, allowed: Mapping[str, str], what: str) -> str:
-    """Return what a label stands for; labels are compared as text in lower case.
+def one_of(value: Any, allowed: Mapping[str, str], column: str) -> str:
+    """Return the meaning of a label; labels are compared as text in lower case.
 
     Raises:
         DataError: The label is not allowed.
     """
     if str(value).strip().lower() not in allowed:
-        raise DataError(f"{what} is {str(value)[:40]!r}, expected one of {', '.join(allowed)}")
+        raise DataError(f"{column} is {str(value)[:40]!r}, expected one of {', '.join(allowed)}")
     return allowed[str(value).strip().lower()]
