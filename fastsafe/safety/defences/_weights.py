@@ -1,4 +1,4 @@
-"""What defences that edit weights share: telling adapters from checkpoints, and the record."""
+"""Helpers of defences that edit weights: the kind of a folder, and the record of the edit."""
 
 import json
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ _ADAPTER_CONFIG = "adapter_config.json"
 
 
 def is_adapter(path: Path) -> bool:
-    """Whether a folder holds a PEFT adapter rather than a checkpoint."""
+    """Return whether a folder holds a PEFT adapter rather than a checkpoint."""
     return (path / _ADAPTER_CONFIG).is_file()
 
 
 def notes(defence: Defence, params: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the file that says what was done: the defence, its parameters, what it changed."""
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in params.items()}
-    found = {"defence": defence.id, "params": given, **record}
-    return {RECORD: json.dumps(found, indent=2, sort_keys=True) + "\n"}
+    """Return ``defence.json``: the defence, its parameters and the modules that it changed."""
+    values = {k: str(v) if isinstance(v, Path) else v for k, v in params.items()}
+    content = {"defence": defence.id, "params": values, **record}
+    return {RECORD: json.dumps(content, indent=2, sort_keys=True) + "\n"}

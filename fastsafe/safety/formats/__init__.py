@@ -1,4 +1,4 @@
-"""Probe formats: one file per way of dressing a behaviour as a task's input.
+"""Probe formats: templates that render a behaviour as a task's input, one per file.
 
 A format never adds anything harmful to the text it is given. Another package adds formats by an
 entry point of the group ``fastsafe.formats`` that names a `Format`.
@@ -20,7 +20,7 @@ __all__ = [
 
 
 def formats() -> dict[str, Format]:
-    """Every format by id: the files of this package, then those of entry points.
+    """Return every format by id: the files of this package, then those of entry points.
 
     Raises:
         UsageError: Two formats have one id, or an entry point names something else.
