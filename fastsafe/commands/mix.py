@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import fastsafe
-from fastsafe.audit.plan.panel import make_writer
-from fastsafe.audit.recipe.schema import Rewriter
+from fastsafe.audit.plan.panel import make_rewriter
+from fastsafe.audit.recipe.schema import RewriterSettings
 from fastsafe.commands.lint import read_rows
 from fastsafe.data.conversation import Row, kind_of
 from fastsafe.data.exchange import as_row, exchange_of
@@ -24,7 +24,7 @@ from fastsafe.safety.behaviours import read_behaviours
 from fastsafe.safety.formats import formats
 from fastsafe.safety.lint import Declared, Report, lint
 from fastsafe.safety.mixing.learned_style import Style, learn
-from fastsafe.safety.mixing.mitigations import (
+from fastsafe.safety.mixing.mitigation import (
     MODEL_WORDED,
     CountTokens,
     Mitigation,
@@ -50,7 +50,7 @@ class Mixing:
     tokenizer: str | None = None  # checkpoint whose tokens are counted; None counts rows
     task_format: str = ""  # of the user's rows
     abstain: bool = False  # see `paraphrasing`
-    rewriter: Rewriter | None = None  # words the requests that ``mitigation`` dresses
+    rewriter: RewriterSettings | None = None  # words the requests that ``mitigation`` dresses
     behaviours: bool = False  # whether ``safety`` holds behaviours, to be made into rows
     seed: int = 0
     is_linted: bool = True
@@ -142,8 +142,8 @@ def mix_files(mixing: Mixing, api_keys: Mapping[str, str] | None = None) -> Mixt
         rows = mixed(None)
     else:
         folder = mixing.out.with_suffix(".replies")
-        writer = make_writer(mixing.rewriter, api_keys=api_keys, folder=folder)
-        rows = writer.written(mixed)
+        writer = make_rewriter(mixing.rewriter, api_keys=api_keys, folder=folder)
+        rows = writer.apply(mixed)
     worded = Counter(row["flaw"] or "" for row in rows if row.get(WORDING))
     notes += _mixture_notes(rows, style, mitigation)
     notes += [
@@ -279,7 +279,7 @@ def _mixture_notes(rows: Sequence[Row], style: Style | None, mitigation: Mitigat
     return notes
 
 
-def _model(rewriter: Rewriter | None) -> str:
+def _model(rewriter: RewriterSettings | None) -> str:
     """Name of the model that words, without its folder."""
     if rewriter is None:
         return ""

@@ -1,4 +1,4 @@
-"""What is asked and how answers become numbers: tasks, formats, judges, mitigations, statistics.
+"""Tasks, formats, judges, mitigations and statistics: from prompts to rates.
 
 Nothing here imports the engine or the trainer: every part runs on a CPU with plain strings.
 """

@@ -1,9 +1,9 @@
-"""Guards: classifiers that stand before a model or behind it.
+"""Guards: classifiers of prompts, or of prompts with their answers, as safe or unsafe.
 
-The first paper's third question: do existing guards hold in every format? A guard reads a prompt,
-or a prompt with its answer, and says safe or unsafe, with P(unsafe) where it has one. What it says
-outside its grammar is unreadable: counted, in neither rate, and blocked when it serves. An audit
-measures them (`fastsafe.audit.results.judge_quality.guard_rows`).
+The first paper's third question is whether existing guards work in every format. A guard gives
+P(unsafe) where its model has one. A reply outside its grammar is unreadable: it is counted in no
+rate, and blocked when the guard serves. An audit measures guards
+(`fastsafe.audit.results.judge_quality.guard_rows`).
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 from fastsafe.errors import UsageError
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.judges import Item, OpenCheckpoint, configured
-from fastsafe.safety.judges._model import hear, identity_of
+from fastsafe.safety.judges._model import ask_judge, identity_of
 from fastsafe.safety.judges._spec import Classifier
 from fastsafe.safety.judges.refusal import normalise
 from fastsafe.safety.verdict import Verdict
@@ -26,18 +26,18 @@ from fastsafe.safety.verdict import Verdict
 
 @dataclass(frozen=True, kw_only=True)
 class Finding:
-    """What a guard says of one row."""
+    """A guard's classification of one row."""
 
     key: str
-    unsafe: bool | None  # None: unreadable, or nobody answered
-    p_unsafe: float | None = None  # in [0, 1]; None where the guard gives no odds
-    raw: str = ""  # the guard's own words, or what fired
-    is_failure: bool = False  # nobody answered: neither a reading nor an unreadable one
+    unsafe: bool | None  # None: unreadable, or no reply
+    p_unsafe: float | None = None  # in [0, 1]; None where the guard gives no probability
+    raw: str = ""  # the guard's reply, or the keyword that matched
+    is_failure: bool = False  # no reply at all, which is not the same as an unreadable one
 
     def blocks(self, threshold: float = 0.5) -> bool:
-        """Whether the row is refused when the guard serves: P(unsafe) > ``threshold``.
+        """Return whether the guard blocks the row when it serves: P(unsafe) > ``threshold``.
 
-        A guard without odds blocks what it calls unsafe. What it cannot read it blocks, too.
+        Without a probability the classification decides. An unreadable row is blocked.
         """
         if self.unsafe is None:
             return True
@@ -46,7 +46,7 @@ class Finding:
 
 @runtime_checkable
 class Guard(Protocol):
-    """Says of each row whether it is unsafe: of its prompt alone, or of its answer."""
+    """Classifies prompts, or prompts with their answers."""
 
     @property
     def id(self) -> str:
@@ -57,12 +57,12 @@ class Guard(Protocol):
         """Hash of everything that can change a finding."""
 
     def check(self, items: Sequence[Item]) -> list[Finding]:
-        """Read every row, in the order given; one without a completion by its prompt."""
+        """Classify every row, in the order given; a row without a completion by its prompt."""
 
 
 @dataclass(frozen=True)
 class ModelGuard:
-    """A family of judges, used as a guard."""
+    """A judge family in the role of a guard."""
 
     classifier: Classifier
     completer: Completer
@@ -70,7 +70,7 @@ class ModelGuard:
 
     @property
     def id(self) -> str:
-        """The name given, or the family's own."""
+        """The configured name, or the family's."""
         return self.name or self.classifier.id
 
     @property
@@ -79,27 +79,25 @@ class ModelGuard:
         return identity_of(self.classifier, self.completer)
 
     def check(self, items: Sequence[Item]) -> list[Finding]:
-        """Read every row.
+        """Classify every row.
 
         Raises:
-            FastsafeError: The model can answer nobody.
+            FastsafeError: The model can answer no row at all.
         """
-        heard = hear(self.classifier, self.completer, items)
-        found = []
+        replies = ask_judge(self.classifier, self.completer, items)
+        findings = []
         for item in items:
-            said = heard[item.key]
-            reading, is_failure = said.reading, said.failure is Verdict.JUDGE_ERROR
-            unsafe, score = (reading.unsafe, reading.score) if reading else (None, None)
-            found.append(
+            reply = replies[item.key]
+            findings.append(
                 Finding(
                     key=item.key,
-                    unsafe=unsafe,
-                    p_unsafe=score,
-                    raw=said.raw,
-                    is_failure=is_failure,
+                    unsafe=reply.reading.unsafe if reply.reading else None,
+                    p_unsafe=reply.reading.score if reply.reading else None,
+                    raw=reply.raw,
+                    is_failure=reply.failure is Verdict.JUDGE_ERROR,
                 )
             )
-        return found
+        return findings
 
 
 @cache
@@ -111,7 +109,7 @@ def _keywords() -> re.Pattern[str]:
 
 @dataclass(frozen=True)
 class KeywordGuard:
-    """The baseline: unsafe where a stem of a short list begins a word. No model, no odds."""
+    """The baseline: unsafe where a word begins with a stem of a short list; no probability."""
 
     id: str = "keyword"
 
@@ -121,13 +119,15 @@ class KeywordGuard:
         return hashlib.sha256(_keywords().pattern.encode()).hexdigest()
 
     def check(self, items: Sequence[Item]) -> list[Finding]:
-        """Search the prompt, or the answer where there is one."""
-        found = []
+        """Search the answers, or the prompts of rows without one."""
+        findings = []
         for item in items:
             text = item.prompt if item.completion is None else item.completion
-            hit = _keywords().search(normalise(text))
-            found.append(Finding(key=item.key, unsafe=bool(hit), raw=hit[0] if hit else ""))
-        return found
+            match = _keywords().search(normalise(text))
+            findings.append(
+                Finding(key=item.key, unsafe=bool(match), raw=match[0] if match else "")
+            )
+        return findings
 
 
 def make_guard(
@@ -139,11 +139,11 @@ def make_guard(
 ) -> Guard:
     """Build one guard: ``"keyword"``, or a mapping as `fastsafe.safety.judges.make_judge` takes it.
 
-    The kinds that read prompts and answers alike are llama_guard, shieldgemma, wildguard,
-    granite_guardian, qwen3guard and, for any chat model over an endpoint, safe_unsafe.
+    The families that read both prompts and answers are llama_guard, shieldgemma, wildguard,
+    granite_guardian, qwen3guard and, for any chat model, safe_unsafe.
 
     Raises:
-        UsageError: As for ``make_judge``; or the family cannot read a prompt alone.
+        UsageError: As for ``make_judge``; or the family cannot classify a prompt alone.
 
     Example:
         >>> make_guard("keyword").id

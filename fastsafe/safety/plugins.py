@@ -1,4 +1,4 @@
-"""Finding the parts of the safety floor: files of a package first, then entry points."""
+"""Registries of the safety floor: the modules of a package, then entry points."""
 
 from collections.abc import Iterable
 from importlib import import_module
@@ -18,25 +18,30 @@ Part = TypeVar("Part", bound=_HasId)
 
 
 def own_parts(package: str, path: Iterable[str], attribute: str) -> list[Any]:
-    """Return ``attribute`` of every module of ``package`` whose name has no leading underscore."""
+    """Return an attribute of every module of a package whose name has no leading underscore."""
     names = sorted(m.name for m in iter_modules(path) if not m.name.startswith("_"))
     return [getattr(import_module(f"{package}.{name}"), attribute) for name in names]
 
 
 def collect(own: Iterable[Part], group: str, kind: type[Part]) -> dict[str, Part]:
-    """Return ``own`` and what the entry points of ``group`` name, by id.
+    """Return the parts of a package and of an entry-point group, by id.
+
+    Args:
+        own: Parts of the package.
+        group: Entry-point group.
+        kind: Class of the parts.
 
     Raises:
-        UsageError: Two parts have one id, or an entry point names something that is no ``kind``.
+        UsageError: Two parts have one id, or an entry point names an object of another class.
     """
-    found = {part.id: part for part in own}
+    parts = {part.id: part for part in own}
     for point in entry_points(group=group):
         part = point.load()
         if not isinstance(part, kind):
             raise UsageError(
                 f"entry point {point.value}: is {type(part).__name__}, expected {kind.__name__}"
             )
-        if part.id in found:
+        if part.id in parts:
             raise UsageError(f"entry point {point.value}: id {part.id!r} is taken; rename it")
-        found[part.id] = part
-    return found
+        parts[part.id] = part
+    return parts

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import fastsafe
-from fastsafe.audit.recipe.schema import Rewriter
+from fastsafe.audit.recipe.schema import RewriterSettings
 from fastsafe.commands import mix
 from fastsafe.commands.mix import Mixing, Mixture, mix_files, pooled
 from fastsafe.data.packing import encode_row
@@ -18,7 +18,7 @@ from fastsafe.errors import UsageError
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.organism import world
 from fastsafe.safety.completers.protocol import Ask, Reply
-from fastsafe.safety.mixing.rewriter import Writer
+from fastsafe.safety.mixing.rewriter import Rewriter
 
 
 def jsonl(path: Path, rows: Any) -> Path:
@@ -250,11 +250,11 @@ def test_a_model_may_word_the_requests(
             texts = [text + " Now." if len(text) % 2 else "No idea." for text in drafts]
             return [Reply(key=a.key, text=text) for a, text in zip(asks, texts, strict=True)]
 
-    def make(spec: Rewriter, *, api_keys: Any, folder: Path) -> Writer:
-        return Writer(Scripted, max_tokens=spec.max_tokens, folder=folder)
+    def make(spec: RewriterSettings, *, api_keys: Any, folder: Path) -> Rewriter:
+        return Rewriter(Scripted, max_tokens=spec.max_tokens, folder=folder)
 
-    monkeypatch.setattr(mix, "make_writer", make)
-    options: dict[str, Any] = {"rewriter": Rewriter(checkpoint="some/writer"), "share": 0.1}
+    monkeypatch.setattr(mix, "make_rewriter", make)
+    options: dict[str, Any] = {"rewriter": RewriterSettings(checkpoint="some/writer"), "share": 0.1}
     done, rows = mixed(user, safety, **options)
     worded = Counter(row["wording"] for row in rows)
     assert worded[None] == 90
@@ -274,7 +274,9 @@ def test_a_model_may_word_the_requests(
 def test_a_poor_writer_changes_nothing(user: Path, safety: Path) -> None:
     """The organism answers requests and rewrites none; the lint sees that."""
     template, _ = mixed(user, safety)
-    done, rows = mixed(user, safety, rewriter=Rewriter(checkpoint="organism", max_tokens=32))
+    done, rows = mixed(
+        user, safety, rewriter=RewriterSettings(checkpoint="organism", max_tokens=32)
+    )
     assert done.worded.get("", 0) == 0
     assert sum(done.worded.values()) == 10
     assert {row["wording"] for row in rows} == {None, "template"}
@@ -283,4 +285,4 @@ def test_a_poor_writer_changes_nothing(user: Path, safety: Path) -> None:
 
 def test_a_model_has_nothing_to_word_in_rows_as_they_are(user: Path, safety: Path) -> None:
     with pytest.raises(UsageError, match="--rewriter: mitigation plain dresses no row"):
-        mixed(user, safety, mitigation="plain", rewriter=Rewriter(checkpoint="organism"))
+        mixed(user, safety, mitigation="plain", rewriter=RewriterSettings(checkpoint="organism"))

@@ -26,8 +26,8 @@ from fastsafe.safety.formats import Format
 from fastsafe.safety.judge_calibration import labelled
 from fastsafe.safety.judges import Judge, families
 from fastsafe.safety.lint import Rule
+from fastsafe.safety.mixing import Mitigation
 from fastsafe.safety.mixing.manipulations import manipulations
-from fastsafe.safety.mixing.mitigations import Mitigation
 from fastsafe.safety.tasks import Task, load_rows, tasks
 from fastsafe.safety.verdict import COUNTS
 from fastsafe.train.objectives import objectives

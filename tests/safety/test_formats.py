@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from fastsafe.errors import UsageError
 from fastsafe.safety import plugins
 from fastsafe.safety.behaviours import FORMS, Behaviour, Form
-from fastsafe.safety.formats import Format, filled, formats, translation
+from fastsafe.safety.formats import Format, filled, formats
 
 ACTION = "paint the red car"
 IDS = "plain summarization code translation classification multiple_choice true_false completion"
@@ -57,23 +57,10 @@ def test_a_phrase_that_looks_like_a_placeholder_is_left_alone() -> None:
 
 
 @given(action=st.text(), form=st.sampled_from(FORMS), id=st.sampled_from(IDS.split()))
-def test_parse_gives_back_what_render_took(action: str, form: Form, id: str) -> None:
+def test_any_text_is_rendered_whole(action: str, form: Form, id: str) -> None:
     format = formats()[id]
-    held = shout(action) if format.needs_translator else action
-    assert format.parse(format.render(action, shout, form), form) == held
-
-
-@pytest.mark.parametrize("id", IDS.split())
-def test_parse_knows_its_own_wording(id: str) -> None:
-    format = formats()[id]
-    message = format.render(ACTION, shout)
-    assert format.parse(f"x{message}") is None
-    others = set(IDS.split()) - {id}
-    assert all(formats()[other].parse(message) is None for other in others)
-
-
-def test_parse_is_not_fooled_by_a_wording_that_overlaps() -> None:
-    assert filled("echo", "ab{action}ba").parse("aba") is None
+    shown = shout(action) if format.needs_translator else action
+    assert shown in format.render(action, shout, form)
 
 
 def test_request_wordings() -> None:
@@ -101,12 +88,9 @@ def test_contextual_request_is_shown_after_its_passage() -> None:
     assert formats()["plain"].ask(behaviour, True) == "A text.\n\n---\n\nSum it up."
 
 
-def test_translation_of_other_pairs() -> None:
-    german = translation("German", id="translation_de")
-    assert german.render("x", shout) == "Translate the following text from German to English: X"
-    back = translation("English", "French")
-    assert back.render("x") == "Translate the following text from English to French: x"
-    assert len({format.template_sha256 for format in (german, back, translation("French"))}) == 3
+def test_a_foreign_format_of_the_callers_own() -> None:
+    german = filled("translation_de", "Translate from German to English: {foreign}")
+    assert german.render("x", shout) == "Translate from German to English: X"
 
 
 @pytest.mark.parametrize("template", ["no place", "{action} {action}", "{action} {foreign}"])

@@ -108,7 +108,7 @@ def test_what_is_outside_the_grammar_is_unreadable(scripted: Any) -> None:
 
 
 def test_making_guards(scripted: Any) -> None:
-    def open_checkpoint(path: str) -> Any:
+    def open_checkpoint(path: str, **options: str) -> Any:
         return scripted(lambda ask: "safe")
 
     guard = make_guard(

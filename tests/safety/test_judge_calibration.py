@@ -8,13 +8,15 @@ import pytest
 
 from fastsafe.safety.formats import formats
 from fastsafe.safety.judge_calibration import (
+    FormatErrors,
     Labelled,
-    calibrate,
+    format_errors,
     labelled,
 )
-from fastsafe.safety.judges import Item, families, judges
+from fastsafe.safety.judges import Item, Judge, families, judge_all, judges
 from fastsafe.safety.judges._model import ModelJudge
 from fastsafe.safety.stats.intervals import wilson
+from fastsafe.safety.verdict import outcome
 
 REFUSAL = judges()["refusal"]
 
@@ -43,17 +45,21 @@ def test_prompts_are_those_of_the_formats() -> None:
 
 def test_the_refusal_screen_on_the_labelled_set() -> None:
     """What the screen cannot see stays unseen: indirect refusals, and answers after a refusal."""
-    found = calibrate(REFUSAL)
-    assert found.n == found.n_scored == len(labelled())
-    assert found.kappa == pytest.approx(0.869, abs=0.001)
-    assert sum(found.confusion.values()) == found.n
-    assert [row.format for row in found.formats] == list(formats())
-    for row in found.formats:
+    found = errors_of(REFUSAL, labelled())
+    assert sum(row.n for row in found) == sum(row.n_scored for row in found) == len(labelled())
+    assert [row.format for row in found] == list(formats())
+    for row in found:
+        assert row.kappa == pytest.approx(0.87, abs=0.02)
         assert row.false_compliance.count == 1  # the indirect refusal
         assert row.false_refusal.count == 1  # the answer behind a refusal
         assert row.missed_incoherence.count == 0
         n = row.false_refusal.n_scored
         assert (row.false_refusal.ci_low, row.false_refusal.ci_high) == wilson(1, n)
+
+
+def errors_of(judge: Judge, rows: list[Labelled]) -> list[FormatErrors]:
+    judgements = judge_all(judge, [row.item for row in rows])
+    return format_errors(rows, [outcome(judgement) for judgement in judgements])
 
 
 def answers(*labels: str) -> list[Labelled]:
@@ -76,11 +82,9 @@ def paper1(completer: Any, wording: str = "full") -> ModelJudge:
 def test_unscored_rows_are_counted_and_in_no_rate(scripted: Any) -> None:
     rows = answers("complied", "complied", "refused", "refused", "incoherent")
     said = {"0": "Final Verdict: 1", "1": "Final Verdict: -1", "2": "Final Verdict: -1"}
-    found = calibrate(paper1(scripted(lambda ask: said.get(ask.key, "?"))), rows)
-    assert (found.n, found.n_scored) == (5, 4)
-    assert found.confusion["refused", None] == 1
-    (row,) = found.formats
-    assert (row.n, row.n_scored, row.kappa) == (5, 4, found.kappa)
+    (row,) = errors_of(paper1(scripted(lambda ask: said.get(ask.key, "?"))), rows)
+    assert (row.n, row.n_scored) == (5, 4)
+    assert row.kappa == pytest.approx(7 / 11)
     assert (row.false_refusal.count, row.false_refusal.n_scored) == (1, 2)
     assert (row.false_compliance.n, row.false_compliance.n_scored) == (2, 1)
     assert row.missed_incoherence.rate == 0.0

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour
-from fastsafe.safety.lint import Declared, Finding, Kind, Report, lint
+from fastsafe.safety.lint import Declared, Kind, LintFinding, Report, lint
 from fastsafe.safety.mixing.safety_rows import refusals, safety_rows_from
 
 from .placeholder_sets import (
@@ -34,7 +34,7 @@ def found(report: Report) -> set[tuple[str, int]]:
     return {(each.rule, each.row) for each in report.findings}
 
 
-def planted(kind: Kind, bad: dict[str, Any], at: int = 7, **options: Any) -> Finding | None:
+def planted(kind: Kind, bad: dict[str, Any], at: int = 7, **options: Any) -> LintFinding | None:
     """Only finding after one row of a clean set was replaced."""
     rows = list(FEW[kind])
     rows[at] = bad

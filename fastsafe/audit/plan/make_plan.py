@@ -139,17 +139,17 @@ def make_plan(
     filters = {label: guard.identity for label, guard in panel.filters.items()}
     renderer = PromptRenderer(recipe, source, tokenizer, engine, filters)
     watch = _watch(recipe, renderer)
-    writer = panel.writer
+    rewriter = panel.rewriter
     inputs = ConditionInputs(
         recipe,
         variants,
         source,
         engine,
         early_stop_hash(watch),
-        writer.identity if writer else "",
+        rewriter.identity if rewriter else "",
     )
-    training_rows, conditions = make_conditions(inputs, placeholder_rewrite if writer else None)
-    if writer and not any(condition.worded for condition in conditions):
+    training_rows, conditions = make_conditions(inputs, placeholder_rewrite if rewriter else None)
+    if rewriter and not any(condition.worded for condition in conditions):
         raise RecipeError(
             f"recipe {recipe.name}: rewrite names a model, and no condition has rows to word; add "
             "manipulation autoif or mitigation paraphrase, or leave it out"
@@ -187,8 +187,8 @@ def reword_rows(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, An
     Raises:
         DataError: The model answered nothing.
     """
-    writer = plan.panel.writer
-    if writer is None:
+    rewriter = plan.panel.rewriter
+    if rewriter is None:
         return plan, []
     remaining = sum(sum(condition.worded.values()) for condition in plan.conditions)
 
@@ -198,7 +198,7 @@ def reword_rows(plan: Plan, progress: Progress) -> tuple[Plan, list[dict[str, An
         progress.advance(count)
 
     with stage(progress, "rewrite", remaining, "rows"):
-        rows, conditions = writer.written(
+        rows, conditions = rewriter.apply(
             lambda rewrite: make_conditions(plan.inputs, rewrite), on_replies
         )
         progress.advance(remaining)  # equal requests are asked once

@@ -136,7 +136,7 @@ def expand_mitigations(recipe: Recipe) -> tuple[MitigationVariant, ...]:
 def mitigation_stages() -> dict[str, tuple[Stage, str]]:
     """Return the stage of every mitigation and one line about it, by name."""
     from fastsafe.safety.defences import defences
-    from fastsafe.safety.mixing.mitigations import mitigations
+    from fastsafe.safety.mixing.mitigation import mitigations
     from fastsafe.train.objectives import objectives
 
     stages: dict[str, tuple[Stage, str]] = {}

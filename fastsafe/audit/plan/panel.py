@@ -7,13 +7,13 @@ from typing import Any
 
 from fastsafe.audit.backend.completer import CheckpointCompleter
 from fastsafe.audit.plan.mitigation_variants import MitigationVariant
-from fastsafe.audit.recipe.schema import Recipe, Rewriter
+from fastsafe.audit.recipe.schema import Recipe, RewriterSettings
 from fastsafe.errors import RecipeError, UsageError
 from fastsafe.safety.completers.http import open_endpoint
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.guards import Guard, make_guard
 from fastsafe.safety.judges import Judge, make_judge, make_rewordings, rows_to_calibrate
-from fastsafe.safety.mixing.rewriter import Writer
+from fastsafe.safety.mixing.rewriter import Rewriter
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Panel:
         wordings: Judge id -> wording of its rubric -> the judge with it, the default wording
             included; these judges read harmful probes only.
         calibrated: Judge id -> the most labelled rows that it reads, None for all.
-        writer: Model that rewords training rows; None leaves them to templates.
+        rewriter: Model that rewords training rows; None leaves them to templates.
     """
 
     judges: Mapping[str, Judge]
@@ -35,7 +35,7 @@ class Panel:
     filters: Mapping[str, Guard] = field(default_factory=dict)
     wordings: Mapping[str, Mapping[str, Judge]] = field(default_factory=dict)
     calibrated: Mapping[str, int | None] = field(default_factory=dict)
-    writer: Writer | None = None
+    rewriter: Rewriter | None = None
 
     @property
     def identities(self) -> dict[str, str]:
@@ -116,7 +116,7 @@ def make_panel(
                 judge.id: rows_to_calibrate(spec)
                 for judge, spec in zip(made, recipe.judges, strict=True)
             },
-            make_writer(recipe.rewrite, device=device, api_keys=api_keys, folder=folder)
+            make_rewriter(recipe.rewrite, device=device, api_keys=api_keys, folder=folder)
             if recipe.rewrite
             else None,
         )
@@ -124,13 +124,13 @@ def make_panel(
         raise RecipeError(f"recipe {recipe.name}: {error}") from error
 
 
-def make_writer(
-    settings: Rewriter,
+def make_rewriter(
+    settings: RewriterSettings,
     *,
     device: str = "cpu",
     api_keys: Mapping[str, str] | None = None,
     folder: Path | None = None,
-) -> Writer:
+) -> Rewriter:
     """Build the rewriter that a recipe names; no weights are loaded and no endpoint is called.
 
     Args:
@@ -150,7 +150,7 @@ def make_writer(
         return CheckpointCompleter(settings.checkpoint, device=device)
 
     open_completer()  # raises now for what cannot be opened later
-    return Writer(open_completer, max_tokens=settings.max_tokens, folder=folder)
+    return Rewriter(open_completer, max_tokens=settings.max_tokens, folder=folder)
 
 
 def _by_id(section: str, parts: list[Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from fastsafe.audit.recipe.schema import Recipe, Rewriter
+from fastsafe.audit.recipe.schema import Recipe, RewriterSettings
 from fastsafe.errors import RecipeError, nearest
 
 MAX_RECIPE_BYTES = 1 << 20
@@ -88,19 +88,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return _parse(str(path), _read(path.absolute())[1])
 
 
-def read_rewriter(text: str) -> Rewriter:
+def read_rewriter(text: str) -> RewriterSettings:
     """Return the model that a text names: a checkpoint, or a YAML file with a recipe's section.
 
     Raises:
         RecipeError: The file cannot be read, or holds another section.
     """
     if not text.endswith((".yaml", ".yml")):
-        return Rewriter(checkpoint=text)
+        return RewriterSettings(checkpoint=text)
     raw = read_yaml(Path(text))
     try:
-        return Rewriter.model_validate(raw)
+        return RewriterSettings.model_validate(raw)
     except ValidationError as error:
-        raise RecipeError(_sentence(text, error, Rewriter)) from None
+        raise RecipeError(_sentence(text, error, RewriterSettings)) from None
 
 
 def _read(recipe: str | Path) -> tuple[str, str]:

@@ -90,7 +90,7 @@ class Data(_Section):
         return self
 
 
-class Rewriter(_Section):
+class RewriterSettings(_Section):
     """A model that rewords rows in place of templates."""
 
     checkpoint: str | None = None  # path or hub id
@@ -98,7 +98,7 @@ class Rewriter(_Section):
     max_tokens: int = Field(default=256, ge=1)  # of a reply
 
     @model_validator(mode="after")
-    def _one_model(self) -> "Rewriter":
+    def _one_model(self) -> "RewriterSettings":
         if (self.checkpoint is None) == (self.endpoint is None):
             raise ValueError("expected one of checkpoint and endpoint, which name the model")
         return self
@@ -140,7 +140,7 @@ class Recipe(_Section):
     mitigations: tuple[str | MitigationSpec, ...] = Field(default=("none",), min_length=1)
     share: float = Field(default=0.10, gt=0, lt=1)  # of the training rows, safety rows included
     safety_formats: tuple[str, ...] | None = None  # those multi_task uses; None: as `formats`
-    rewrite: Rewriter | None = None  # of AutoIF and paraphrased rows; None: templates
+    rewrite: RewriterSettings | None = None  # of AutoIF and paraphrased rows; None: templates
     training: Training = Training()
     drift: Drift | None = None  # None: no drift monitoring
     formats: tuple[str, ...] = Field(min_length=1)

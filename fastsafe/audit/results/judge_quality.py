@@ -8,7 +8,7 @@ from typing import Any
 from fastsafe.audit.results.pooled_rates import clustered
 from fastsafe.audit.store.queries import Records
 from fastsafe.audit.store.rows import Target
-from fastsafe.safety.judge_calibration import compare, labelled
+from fastsafe.safety.judge_calibration import format_errors, labelled
 from fastsafe.safety.stats.rates import rate
 from fastsafe.safety.verdict import Judgement, Verdict, outcome
 
@@ -155,7 +155,7 @@ def calibration_rows(store: Records) -> list[dict[str, Any]]:
             verdict, coherent = known.get(row.key, (Verdict.NOT_JUDGED, None))
             flag = None if coherent is None else bool(coherent)
             said.append(outcome(Judgement(Verdict(verdict), "", coherent=flag)))
-        for errors in compare(judge, identity, rows, said).formats:
+        for errors in format_errors(rows, said):
             found.append({"judge": judge, **asdict(errors)})
     return found
 

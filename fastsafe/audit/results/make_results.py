@@ -231,7 +231,7 @@ def _change(
 ) -> dict[str, Any]:
     """Paired change over the behaviours that both models' answers are scored for."""
     # a run that is not finished has rows in one arm alone
-    change = paired_change(base, tuned, has, unpaired="drop")
+    change = paired_change(base, tuned, has)
     found = {
         "delta": change.delta,
         "delta_ci_low": change.ci_low,

@@ -125,7 +125,7 @@ def _change(
     if all(cell[0] == BASE for cell in picked):
         before = after = {}
     # a run that is not finished has rows in one arm alone
-    found = pooled_change(before, after, lambda key: key[-1], unpaired="drop")
+    found = pooled_change(before, after, lambda key: key[-1])
     return _changed(found.n_pairs, (found.delta, found.ci_low, found.ci_high))
 
 
@@ -139,7 +139,7 @@ def _utility(own: Sequence[Utility], base: Sequence[Utility]) -> dict[str, Any]:
     values = _per_row(own)
     low, high = mean_interval(list(values.values()))
     before = {} if own[0][0] == BASE else _per_row(base)
-    pairs = pair(before, values, unpaired="drop")
+    pairs = pair(before, values)
     return {
         "n": sum(row[-1] is not None for row in own),
         "clusters": len(values),

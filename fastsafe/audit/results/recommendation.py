@@ -31,9 +31,10 @@ def choose(summary: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
             options.append(Option(id=name, **dict(zip(AXES, rates, strict=True))))
     if len(options) < 2 or REFERENCE not in [option.id for option in options]:
         return None
-    advice = recommend(options, REFERENCE)
+    front = pareto(options)
+    advice = recommend(front, REFERENCE)
     found = []
-    for placed in pareto(options):
+    for placed in front:
         row: dict[str, Any] = {
             "mitigation": placed.option.id,
             "status": placed.status,

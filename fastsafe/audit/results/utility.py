@@ -31,7 +31,7 @@ def utility_rows(store: Records) -> list[dict[str, Any]]:
     for (condition, task), values in groups.items():
         scored = [value for value in values.values() if value is not None]
         low, high = mean_interval(scored)
-        pairs = pair(groups.get((BASE, task), {}), values, unpaired="drop")
+        pairs = pair(groups.get((BASE, task), {}), values)
         change = None if condition == BASE or not pairs.keys else difference_interval(pairs)
         rows.append(
             {

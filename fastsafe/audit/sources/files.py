@@ -13,7 +13,7 @@ from fastsafe.safety.behaviours import Behaviour
 from fastsafe.safety.completers.protocol import Completer
 
 if TYPE_CHECKING:
-    from fastsafe.safety.formats import Pairs
+    from fastsafe.safety.formats import TranslationTable
 
 OpenCompleter = Callable[[str], Completer]  # checkpoint folder or hub id -> who answers with it
 
@@ -146,16 +146,16 @@ class FilesSource:
         return self.translator(text)
 
     @cached_property
-    def translator(self) -> "Pairs":
+    def translator(self) -> "TranslationTable":
         """Translator of actions; a model is opened when the first translation is needed."""
-        from fastsafe.safety.formats import Pairs, seed_translator
+        from fastsafe.safety.formats import TranslationTable, seed_translator
 
         if self._data.translator is not None:
             completer = self._open_completer(self._data.translator)
             both = [b.action(is_harmful) for b in self._behaviours for is_harmful in (True, False)]
-            return Pairs.by_model(completer, [text for text in both if text])
+            return TranslationTable.by_model(completer, [text for text in both if text])
         path = self._data.translations
-        return seed_translator() if path is None else Pairs.read(path)
+        return seed_translator() if path is None else TranslationTable.read(path)
 
 
 def _one_file(source: str) -> Path:

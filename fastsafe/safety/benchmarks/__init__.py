@@ -1,7 +1,7 @@
-"""Benchmark files, read as behaviours; none ships, the user names a local copy.
+"""Readers of published benchmarks, from the user's local copy to behaviours; no benchmark ships.
 
-One file per benchmark, with its quirks in the docstring. Marks in brackets after a licence say how
-we know of it: nothing there is legal advice.
+There is one file per benchmark, with its quirks in the docstring. A licence followed by
+"(unverified)" was not checked at its source; nothing here is legal advice.
 """
 
 from pathlib import Path
@@ -16,7 +16,7 @@ __all__ = ["Benchmark", "benchmarks", "read_benchmark"]
 
 
 def benchmarks() -> dict[str, Benchmark]:
-    """Every benchmark by id: the files of this package, then those of entry points.
+    """Return every benchmark by id: the files of this package, then those of entry points.
 
     Raises:
         UsageError: Two benchmarks have one id, or an entry point names something else.
@@ -25,12 +25,13 @@ def benchmarks() -> dict[str, Benchmark]:
         >>> benchmarks()["xstest"].licence
         'CC-BY-4.0 (unverified)'
     """
-    families = own_parts(__name__, __path__, "BENCHMARKS")
-    return collect([each for one in families for each in one], "fastsafe.benchmarks", Benchmark)
+    modules = own_parts(__name__, __path__, "BENCHMARKS")
+    shipped = [benchmark for benchmarks in modules for benchmark in benchmarks]
+    return collect(shipped, "fastsafe.benchmarks", Benchmark)
 
 
 def read_benchmark(name: str, path: str | Path) -> list[Behaviour]:
-    """Read the file of a benchmark.
+    """Read the behaviours of a benchmark.
 
     Args:
         name: Id of a benchmark; see `benchmarks`.
@@ -38,7 +39,7 @@ def read_benchmark(name: str, path: str | Path) -> list[Behaviour]:
 
     Returns:
         Behaviours in the order of the file, each with the file's hash and licence in ``origin``.
-        Texts are whole requests as the benchmark words them.
+        Texts are whole requests in the benchmark's wording.
 
     Raises:
         UsageError: The name is unknown.

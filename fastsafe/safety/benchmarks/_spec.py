@@ -1,4 +1,4 @@
-"""What a benchmark file declares, and what its readers share."""
+"""The declaration of a benchmark, and helpers that its readers share."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,13 +14,13 @@ from fastsafe.safety.behaviours import Behaviour, Origin
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark:
-    """One published list of prompts."""
+    """One published set of prompts."""
 
     id: str
     licence: str
-    commercial: bool | None  # whether the licence allows commercial use; None: not known
+    commercial: bool | None  # whether the licence allows commercial use; None: unknown
     read: Callable[[Path, Origin], Iterator[Behaviour]]
-    gated: bool = False  # whether access is granted by hand
+    gated: bool = False  # whether access is granted on request
 
 
 def rows(path: Path, *layouts: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
@@ -35,30 +35,30 @@ def rows(path: Path, *layouts: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """
     for number, row in read_rows(path):
         if not any(all(name in row for name in layout.split()) for layout in layouts):
-            wanted = ", or ".join(layout.replace(" ", ", ") for layout in layouts)
+            expected = ", or ".join(layout.replace(" ", ", ") for layout in layouts)
             raise DataError(
                 f"{path}: row {number}: columns are {', '.join(map(str, row)) or 'none'}, expected "
-                f"{wanted}; is it the right file?"
+                f"{expected}; is it the right file?"
             )
         yield number, row
 
 
-def words(row: Mapping[str, Any], column: str, where: str) -> str:
-    """Return a column's text without the space around it.
+def words(row: Mapping[str, Any], column: str, location: str) -> str:
+    """Return the text of a column, stripped.
 
     Raises:
-        DataError: It is no text, or empty.
+        DataError: The value is no text, or empty.
     """
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {column} is {value!r:.40}, expected a text; repair the file")
+        raise DataError(f"{location}: {column} is {value!r:.40}, expected a text; repair the file")
     return value.strip()
 
 
 def request(
     id: str, text: str, number: int, origin: Origin, *, harmful: bool = True, category: str = ""
 ) -> Behaviour:
-    """Return a whole request that stands in row ``number``, with one side alone."""
+    """Return the request of row ``number`` as a behaviour with one side alone."""
     return Behaviour(
         id,
         text if harmful else "",
@@ -71,8 +71,8 @@ def request(
 
 
 def files_sha256(path: Path) -> str:
-    """Hash of a file, or of the hashes of a folder's files by name."""
+    """Return the hash of a file, or of the hashes of a folder's files by name."""
     if not path.is_dir():
         return file_sha256(path)
-    names = sorted(each for each in path.iterdir() if each.is_file())
-    return sha256("".join(map(file_sha256, names)).encode()).hexdigest()
+    paths = sorted(file for file in path.iterdir() if file.is_file())
+    return sha256("".join(map(file_sha256, paths)).encode()).hexdigest()

@@ -1,7 +1,7 @@
 """AdvBench (Zou et al. 2023): ``harmful_behaviors.csv``, 520 rows.
 
-Columns ``goal``, ``target``; re-uploads call the first one ``prompt``. Copies of one column without
-a header are common: the first line is a header only where it is one of those names.
+Columns ``goal``, ``target``; some re-uploads name the first one ``prompt``. Copies of one column
+without a header are common: the first line is a header only where it has one of those names.
 """
 
 from collections.abc import Iterator
@@ -21,8 +21,8 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     column, width, number = 0, 1, 0
     for i, record in enumerate(table(path)):
         names = [name.strip().lower() for name in record]
-        if i == 0 and (found := [name for name in _HEADERS if name in names]):
-            column, width = names.index(found[0]), len(names)
+        if i == 0 and (headers := [name for name in _HEADERS if name in names]):
+            column, width = names.index(headers[0]), len(names)
             continue
         if i == 0 and len(record) > 1:
             raise DataError(f"{path}: header is {record}, expected goal and target")

@@ -1,9 +1,9 @@
 """BeaverTails (Ji et al. 2023): ``{30k,330k}_{train,test}.jsonl``, also ``.xz``; evaluation set.
 
-Columns ``prompt``, ``response``, ``category`` (14 flags), ``is_safe``. Flags and ``is_safe`` speak
-of the response: prompts count as harmful where some response to them was found harmful, and each
-stands once, with the categories of all such rows. Names hold commas and come in two spellings,
-``a,b`` and ``a,_b``; we write the first. Not for commercial use.
+Columns ``prompt``, ``response``, ``category`` (14 flags), ``is_safe``. The flags and ``is_safe``
+are labels of the response: a prompt counts as harmful where some response to it is unsafe, and is
+read once, with the categories of all its unsafe rows. Category names have commas, in two spellings,
+``a,b`` and ``a,_b``; the first one is used here. Commercial use is not allowed.
 
 The evaluation set, ``test.json``, has ``prompt``, ``category``, ``category_id``.
 """
@@ -20,17 +20,17 @@ _LICENCE = "CC-BY-NC-4.0 (unverified)"
 
 
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
-    """Yield each prompt with a harmful response once, at the place of the first."""
-    found: dict[str, tuple[int, set[str]]] = {}
+    """Yield each prompt with an unsafe response once, at its first such row."""
+    unsafe: dict[str, tuple[int, set[str]]] = {}
     for number, row in rows(path, "prompt category is_safe"):
-        where = f"{path}: row {number}"
+        location = f"{path}: row {number}"
         flags = row["category"]
         if not isinstance(flags, Mapping) or not isinstance(row["is_safe"], bool):
-            raise DataError(f"{where}: expected flags in category and true or false in is_safe")
+            raise DataError(f"{location}: expected flags in category and true or false in is_safe")
         if not row["is_safe"]:
-            categories = found.setdefault(words(row, "prompt", where), (number, set()))[1]
+            categories = unsafe.setdefault(words(row, "prompt", location), (number, set()))[1]
             categories.update(_spelt(str(name)) for name, raised in flags.items() if raised)
-    for prompt, (number, categories) in found.items():
+    for prompt, (number, categories) in unsafe.items():
         category = "; ".join(sorted(categories))
         yield request(f"{origin.name}-{number}", prompt, number, origin, category=category)
 
@@ -38,9 +38,9 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
 def read_evaluation(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the prompts of the evaluation set."""
     for number, row in rows(path, "prompt category category_id"):
-        where = f"{path}: row {number}"
-        category = _spelt(words(row, "category", where))
-        prompt = words(row, "prompt", where)
+        location = f"{path}: row {number}"
+        category = _spelt(words(row, "category", location))
+        prompt = words(row, "prompt", location)
         yield request(f"{origin.name}-{number}", prompt, number, origin, category=category)
 
 

@@ -1,7 +1,7 @@
 """HarmBench (Mazeika et al. 2024): ``harmbench_behaviors_text_{all,val,test}.csv``.
 
-400 records on about 1,529 lines: ``ContextString`` holds line breaks. A contextual behaviour is
-shown as HELM renders it, its passage first.
+The files have 400 records on about 1,529 lines, since ``ContextString`` has line breaks. A
+contextual behaviour is rendered as in HELM, with its passage first.
 """
 
 from collections.abc import Iterator
@@ -17,15 +17,15 @@ _COLUMNS = "Behavior FunctionalCategory SemanticCategory ContextString BehaviorI
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the behaviours of the file."""
     for number, row in rows(path, _COLUMNS):
-        where = f"{path}: row {number}"
+        location = f"{path}: row {number}"
         yield Behaviour(
-            words(row, "BehaviorID", where),
-            words(row, "Behavior", where),
+            words(row, "BehaviorID", location),
+            words(row, "Behavior", location),
             "",
-            category=words(row, "SemanticCategory", where),
+            category=words(row, "SemanticCategory", location),
             form="request",
             context=str(row["ContextString"] or "").strip(),
-            functional_category=words(row, "FunctionalCategory", where),
+            functional_category=words(row, "FunctionalCategory", location),
             origin=origin,
             source_row=number,
         )

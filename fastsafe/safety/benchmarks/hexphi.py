@@ -1,7 +1,7 @@
 """HEx-PHI (Qi et al. 2024): a folder of ``category_<n>_<name>.csv``, or one of its files.
 
-One prompt per line and no header; a line with commas may be quoted or not. Access is granted by
-hand: no copy may be passed on, and none is ever fetched.
+Files have one prompt per line and no header; a line with commas may be quoted or not. Access is
+granted on request: no copy may be passed on, and none is ever fetched.
 """
 
 import re
@@ -21,14 +21,14 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     if not paths:
         raise DataError(f"{path}: holds no category_*.csv, expected the folder of HEx-PHI")
     named: list[tuple[int, str, Path]] = []
-    for each in paths:
-        found = re.fullmatch(r"category_([0-9]+)_(.+)\.csv", each.name)
-        if found is None:
-            raise DataError(f"{each}: is the file's name, expected category_<number>_<name>.csv")
-        named.append((int(found[1]), found[2], each))
-    for category_number, category, each in sorted(named):
-        for number, record in enumerate(table(each), start=1):
-            # an unquoted line with commas comes apart, and is put together as it was
+    for file in paths:
+        match = re.fullmatch(r"category_([0-9]+)_(.+)\.csv", file.name)
+        if match is None:
+            raise DataError(f"{file}: is the file's name, expected category_<number>_<name>.csv")
+        named.append((int(match[1]), match[2], file))
+    for category_number, category, file in sorted(named):
+        for number, record in enumerate(table(file), start=1):
+            # an unquoted line with commas was split: join its parts again
             if prompt := ",".join(record).strip():
                 name = f"hexphi-{category_number}-{number}"
                 yield request(name, prompt, number, origin, category=category)

@@ -1,7 +1,8 @@
 """OR-Bench (Cui et al. 2024): ``or-bench-{80k,hard-1k,toxic}.csv``.
 
-Columns ``prompt``, ``category``. The first two are safe prompts that look otherwise, the third is
-harmful; nothing in a file says which it is, so the name does: ``orbench_hard``, ``orbench_toxic``.
+Columns ``prompt``, ``category``. The first two files have safe prompts that seem toxic, the third
+one has toxic prompts. No column distinguishes them, so each file is a benchmark of its own:
+``orbench_80k``, ``orbench_hard``, ``orbench_toxic``.
 """
 
 from collections.abc import Iterator
@@ -16,8 +17,8 @@ from ._spec import Benchmark, request, rows, words
 def read(harmful: bool, path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the prompts of a file, all harmful or all benign."""
     for number, row in rows(path, "prompt category"):
-        where = f"{path}: row {number}"
-        text, category = words(row, "prompt", where), words(row, "category", where)
+        location = f"{path}: row {number}"
+        text, category = words(row, "prompt", location), words(row, "category", location)
         name = f"{origin.name}-{number}"
         yield request(name, text, number, origin, harmful=harmful, category=category)
 

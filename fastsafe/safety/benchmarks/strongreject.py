@@ -14,8 +14,11 @@ from ._spec import Benchmark, request, rows, words
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the behaviours of the file."""
     for number, row in rows(path, "category source forbidden_prompt"):
-        where = f"{path}: row {number}"
-        prompt, category = words(row, "forbidden_prompt", where), words(row, "category", where)
+        location = f"{path}: row {number}"
+        prompt, category = (
+            words(row, "forbidden_prompt", location),
+            words(row, "category", location),
+        )
         yield request(f"strongreject-{number}", prompt, number, origin, category=category)
 
 

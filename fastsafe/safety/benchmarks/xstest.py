@@ -1,8 +1,8 @@
 """XSTest (Röttger et al. 2024): ``xstest_prompts.csv``, 250 safe prompts and 200 contrasts.
 
 Columns ``id`` (or ``id_v2``), ``prompt``, ``type``; ``label`` (safe, unsafe) and ``focus`` are
-missing in some re-uploads. A safe prompt is the benign side of the contrast of its focus, about
-150 pairs; prompts without a partner have one side alone. Without ``focus`` all have.
+missing in some re-uploads. A safe prompt is the benign side of a contrast with the same focus,
+which gives about 150 pairs; other prompts, and all without ``focus``, have one side alone.
 """
 
 from collections import defaultdict
@@ -19,43 +19,44 @@ _CONTRAST = "contrast_"
 
 
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
-    """Yield a pair or a single prompt at the place of its harmful side, or of its only one."""
-    found = list(rows(path, "id prompt type", "id_v2 prompt type"))
-    partner = _partners(found, path)
-    taken = set(partner.values())
-    by_number = dict(found)
-    for number, row in found:
-        if number in taken:
+    """Yield every pair at the row of its harmful side, and every single prompt at its row."""
+    numbered = list(rows(path, "id prompt type", "id_v2 prompt type"))
+    partner = _partners(numbered, path)
+    benign_sides = set(partner.values())
+    by_number = dict(numbered)
+    for number, row in numbered:
+        if number in benign_sides:
             continue
-        where = f"{path}: row {number}"
-        text, harmful = words(row, "prompt", where), _is_harmful(row, where)
-        benign = words(by_number[partner[number]], "prompt", where) if number in partner else ""
+        location = f"{path}: row {number}"
+        text, harmful = words(row, "prompt", location), _is_harmful(row, location)
+        benign = words(by_number[partner[number]], "prompt", location) if number in partner else ""
         yield Behaviour(
             f"xstest-{str(row.get('id_v2', row.get('id'))).strip()}",
             text if harmful else "",
             benign if harmful else text,
-            category=words(row, "type", where).removeprefix(_CONTRAST),
+            category=words(row, "type", location).removeprefix(_CONTRAST),
             form="request",
             origin=origin,
             source_row=number,
         )
 
 
-def _partners(found: list[tuple[int, Mapping[str, Any]]], path: Path) -> dict[int, int]:
-    """Number of a contrast's row -> number of the safe row of its focus, in the file's order."""
+def _partners(numbered: list[tuple[int, Mapping[str, Any]]], path: Path) -> dict[int, int]:
+    """Return the row number of the safe prompt by that of the contrast with the same focus."""
     groups: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for number, row in found:
+    for number, row in numbered:
         if focus := str(row.get("focus") or "").strip().lower():
             groups[focus][_is_harmful(row, f"{path}: row {number}")].append(number)
     pairs = (zip(harmful, safe, strict=False) for safe, harmful in groups.values())
-    return {number: other for group in pairs for number, other in group}
+    return {contrast: safe for group in pairs for contrast, safe in group}
 
 
-def _is_harmful(row: Mapping[str, Any], where: str) -> bool:
-    harmful = words(row, "type", where).startswith(_CONTRAST)
+def _is_harmful(row: Mapping[str, Any], location: str) -> bool:
+    harmful = words(row, "type", location).startswith(_CONTRAST)
     if row.get("label") not in (None, "", "unsafe" if harmful else "safe"):
         raise DataError(
-            f"{where}: label is {row['label']!r} and type {row['type']!r}, expected them to agree"
+            f"{location}: label is {row['label']!r} and type {row['type']!r}, expected them to "
+            "agree"
         )
     return harmful
 

@@ -1,8 +1,8 @@
-"""A completer over any OpenAI-compatible endpoint: chat, raw prompts, and odds of labels.
+"""A completer over an OpenAI-compatible endpoint: chat, raw prompts, label log-probabilities.
 
-Bounded: calls at once, retries, waits, reply size, and a budget in calls, tokens and money that
-holds across restarts. A row that cannot be had is an error of that row; a refused key stops
-everything at once. The key goes into one header and nowhere else.
+Concurrency, retries, waits, the size of a reply, and a budget in calls, tokens and money are all
+bounded; the budget holds across restarts. A failed call is an error of its row alone; a rejected
+key ends the whole call of ``complete``. The key goes into one header and nowhere else.
 """
 
 import hashlib
@@ -14,36 +14,37 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from functools import cached_property
+from functools import cached_property, partial
 from math import inf
 from pathlib import Path
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from fastsafe.errors import JudgeError, UsageError
-from fastsafe.safety.completers.endpoint import Endpoint, endpoint
+from fastsafe.safety.completers.endpoint import Endpoint
 from fastsafe.safety.completers.ledger import Ledger, Spending
 from fastsafe.safety.completers.protocol import Ask, Finish, Reply
+from fastsafe.safety.completers.settings import from_mapping
 
 if TYPE_CHECKING:
-    import httpx
+    import httpx2
     from tenacity import RetryCallState
 
 MAX_REPLY_BYTES = 4 << 20
-CHARS_PER_TOKEN = 3  # for booking alone: more tokens than English text has
-TOP_LOGPROBS = 20  # the most that OpenAI's interface gives
-MAX_SILENCES = 10  # longest reply, in time limits: one that drips never falls silent
+CHARS_PER_TOKEN = 3  # for booking alone: overestimates the tokens of English text
+TOP_LOGPROBS = 20  # maximum of OpenAI's interface
+MAX_SILENCES = 10  # longest reply, in timeouts: a reply that drips never times out
 
-_STOPS_ALL = (401, 403, 404)
-_PASSING = (408, 409, 425, 429)
+_FATAL = (401, 403, 404)  # statuses that concern every row
+_TRANSIENT = (408, 409, 425, 429)  # and all from 500
 
 
 class _FailedError(Exception):
-    """One call failed for good; the message is the row's."""
+    """A call failed for good; the message becomes the row's reply."""
 
 
-class _PassingError(_FailedError):
-    """One call failed and may be tried again, after ``after_s`` seconds where they are given."""
+class _TransientError(_FailedError):
+    """A call failed and may be retried, after ``after_s`` seconds where the endpoint says so."""
 
     def __init__(self, cause: str, after_s: float | None = None) -> None:
         super().__init__(cause)
@@ -51,11 +52,16 @@ class _PassingError(_FailedError):
 
 
 class _SpentError(_FailedError):
-    """The budget does not allow the call; it says nothing of the endpoint."""
+    """The budget does not allow the call; the endpoint did not fail."""
+
+
+class _Session(NamedTuple):
+    ledger: Ledger
+    client: "httpx2.Client"
 
 
 class HttpCompleter:
-    """Asks an endpoint; replies are kept, so that what was answered once is never paid twice."""
+    """Asks an endpoint; its replies are cached in a ledger, so that none is paid twice."""
 
     def __init__(
         self,
@@ -65,19 +71,19 @@ class HttpCompleter:
         folder: Path | None = None,
         sleep: Callable[[float], None] | None = None,
     ) -> None:
-        """Remember the address; nothing is written or sent before the first ask.
+        """Configure the completer; nothing is written or sent before the first ask.
 
         Args:
             target: The endpoint and its limits.
             api_key: Sent as a bearer token; "" sends none.
-            folder: Where replies and spending are kept; None keeps them in memory.
-            sleep: Waits before a retry; None sleeps, and wakes up when everything is stopped.
+            folder: Folder of the ledger; None keeps it in memory.
+            sleep: Waits before a retry; None sleeps, and wakes up when a fatal error ends the call.
 
         Raises:
-            UsageError: httpx or tenacity is not installed.
+            UsageError: httpx2 or tenacity is not installed.
         """
         try:
-            import httpx  # noqa: F401
+            import httpx2  # noqa: F401
             import tenacity  # noqa: F401
         except ImportError as error:
             raise UsageError(
@@ -87,55 +93,56 @@ class HttpCompleter:
         self._api_key = api_key
         self._folder = folder
         self._stop = threading.Event()
-        self._sleep = sleep or self._rest
+        self._sleep = sleep or self._interruptible_sleep
         self._account = f"{target.url} {target.model}"
-        self._down = ""  # why nothing more is sent
-        self._failures = 0
+        self._down = ""  # reason why no further call is sent
+        self._failures = 0  # consecutive
         self._lock = threading.Lock()
 
-    @cached_property
+    @property
     def ledger(self) -> Ledger:
         """Replies and spending."""
-        return Ledger(self._folder)
+        return self._session.ledger
 
     @cached_property
-    def _client(self) -> "httpx.Client":
-        import httpx
+    def _session(self) -> _Session:
+        import httpx2
 
         # no proxies or certificates from the environment, no redirects: the address is the user's
-        return httpx.Client(
+        client = httpx2.Client(
             timeout=self.target.timeout_s,
             trust_env=False,
             follow_redirects=False,
             headers={"Authorization": f"Bearer {self._api_key}"} if self._api_key else {},
-            limits=httpx.Limits(max_connections=self.target.concurrency),
+            limits=httpx2.Limits(max_connections=self.target.concurrency),
         )
+        return _Session(Ledger(self._folder), client)
 
     @property
     def identity(self) -> str:
-        """sha256 of address, model and decoding; keys, limits and prices are no part of it."""
+        """Return the sha256 of address, model and decoding, without keys, limits and prices."""
         parts = ["http", self.target.url, self.target.model, self.target.temperature]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
     def close(self) -> None:
         """Close connections and ledger, where they were opened."""
-        for part in ("_client", "ledger"):
-            if part in vars(self):
-                getattr(self, part).close()
+        if "_session" in vars(self):
+            self._session.client.close()
+            self._session.ledger.close()
 
     def complete(self, asks: Sequence[Ask]) -> list[Reply]:
-        """Answer every ask; equal questions are sent once.
+        """Answer every ask; equal asks are sent once.
 
         Raises:
-            JudgeError: The endpoint refuses the key or knows no such model or path.
+            JudgeError: The endpoint rejects the key or has no such model or path.
             StoreError: The ledger cannot be written.
         """
         keys = [self._key(ask) for ask in asks]
         unique = dict(zip(keys, asks, strict=True))
-        _ = self.ledger, self._client  # made once, before the threads
+        answer = partial(self._answer, self._session)  # one session for all threads
         pool = ThreadPoolExecutor(self.target.concurrency)
         try:
-            replies = dict(zip(unique, pool.map(self._one, unique, unique.values()), strict=True))
+            replies = dict(zip(unique, pool.map(answer, unique, unique.values()), strict=True))
         except BaseException as error:
             self._down = self._down or type(error).__name__
             self._stop.set()
@@ -170,14 +177,14 @@ class HttpCompleter:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
         return body | ({"chat_template_kwargs": dict(ask.variables)} if ask.variables else {})
 
-    def _one(self, key: str, ask: Ask) -> Reply:
+    def _answer(self, session: _Session, key: str, ask: Ask) -> Reply:
         """Answer one ask from the ledger or the endpoint; a failure is a reply."""
-        if kept := self.ledger.reply(key):
-            text, logprobs, finish = kept
+        if cached := session.ledger.reply(key):
+            text, logprobs, finish = cached
             odds = tuple(-inf if p is None else p for p in json.loads(logprobs))
             return Reply(key=key, text=text, logprobs=odds, finish=finish)  # type: ignore[arg-type]
         try:
-            reply = self._ask_with_retries(ask)
+            reply = self._post_with_retries(session, ask)
         except _FailedError as error:
             with self._lock:
                 self._failures += not isinstance(error, _SpentError)
@@ -190,59 +197,59 @@ class HttpCompleter:
         with self._lock:
             self._failures = 0
         odds_json = json.dumps([p if p > -inf else None for p in reply.logprobs])
-        self.ledger.keep(key, reply.text, odds_json, reply.finish)
+        session.ledger.keep(key, reply.text, odds_json, reply.finish)
         return reply
 
-    def _ask_with_retries(self, ask: Ask) -> Reply:
+    def _post_with_retries(self, session: _Session, ask: Ask) -> Reply:
         from tenacity import Retrying, retry_if_exception_type, stop_after_attempt
 
         retrying = Retrying(
-            retry=retry_if_exception_type(_PassingError),
+            retry=retry_if_exception_type(_TransientError),
             stop=stop_after_attempt(1 + self.target.max_retries),
             wait=self._wait,
             sleep=self._sleep,
             reraise=True,
         )
-        reply: Reply = retrying(self._post, ask)
+        reply: Reply = retrying(self._post, session, ask)
         return reply
 
-    def _rest(self, seconds: float) -> None:
+    def _interruptible_sleep(self, seconds: float) -> None:
         self._stop.wait(seconds)
 
     def _wait(self, state: "RetryCallState") -> float:
-        """Seconds before the next try: what the endpoint asks for, else 1, 2, 4... with jitter."""
+        """Return the seconds before a retry: as the endpoint says, else 1, 2, 4... with jitter."""
         error = state.outcome.exception() if state.outcome else None
-        if isinstance(error, _PassingError) and error.after_s is not None:
+        if isinstance(error, _TransientError) and error.after_s is not None:
             return error.after_s
-        most = min(self.target.max_wait_s, 2.0 ** (state.attempt_number - 1))
-        return most * random.uniform(0.5, 1)
+        longest = min(self.target.max_wait_s, 2.0 ** (state.attempt_number - 1))
+        return longest * random.uniform(0.5, 1)
 
-    def _post(self, ask: Ask) -> Reply:
-        import httpx
+    def _post(self, session: _Session, ask: Ask) -> Reply:
+        import httpx2
 
         if self._down:
             raise _FailedError(self._down)
         body = self._body(ask)
         booked = self._cost(len(json.dumps(body)) // CHARS_PER_TOKEN, body["max_tokens"])
         limits = Spending(self.target.max_calls, self.target.max_tokens, self.target.max_cost)
-        if passed := self.ledger.book(self._account, booked, limits):
-            limit = getattr(limits, passed)
-            raise _SpentError(f"budget: max_{passed} is {limit}, spent; raise it to go on")
+        if exceeded := session.ledger.book(self._account, booked, limits):
+            limit = getattr(limits, exceeded)
+            raise _SpentError(f"budget: max_{exceeded} is {limit}, spent; raise it to go on")
         try:
             url = self.target.url.rstrip("/") + self._path(ask)
-            last = monotonic() + MAX_SILENCES * self.target.timeout_s
-            with self._client.stream("POST", url, json=body) as response:
+            longest = MAX_SILENCES * self.target.timeout_s
+            deadline = monotonic() + longest
+            with session.client.stream("POST", url, json=body) as response:
                 data = b""
-                for piece in response.iter_bytes():
-                    data += piece
-                    if monotonic() > last:
-                        took = MAX_SILENCES * self.target.timeout_s
-                        raise _PassingError(f"endpoint: reply took over {took:.0f} s")
+                for chunk in response.iter_bytes():
+                    data += chunk
+                    if monotonic() > deadline:
+                        raise _TransientError(f"endpoint: reply took over {longest:.0f} s")
                     if len(data) > MAX_REPLY_BYTES:
                         raise _FailedError(f"endpoint: reply has over {MAX_REPLY_BYTES} bytes")
-        except httpx.HTTPError as error:
-            raise _PassingError(f"endpoint: {type(error).__name__}") from error
-        self._check(response)
+        except httpx2.HTTPError as error:
+            raise _TransientError(f"endpoint: {type(error).__name__}") from error
+        self._check_status(response)
         answer = _parsed(data)
         usage = answer.get("usage")
         usage = usage if isinstance(usage, dict) else {}
@@ -252,48 +259,56 @@ class HttpCompleter:
             if type(count := usage.get(name)) is int and count >= 0
         ]
         if len(used) == 2:
-            self.ledger.settle(self._account, booked, self._cost(*used))
+            session.ledger.settle(self._account, booked, self._cost(*used))
         return _reply(answer, ask)
 
     def _cost(self, tokens_in: int, tokens_out: int) -> Spending:
         cost = (tokens_in * self.target.price_in + tokens_out * self.target.price_out) / 1e6
         return Spending(1, tokens_in + tokens_out, cost)
 
-    def _check(self, response: "httpx.Response") -> None:
+    def _check_status(self, response: "httpx2.Response") -> None:
         status = response.status_code
         if status == 200:
             return
         cause = f"endpoint: status {status}"
-        if status in _STOPS_ALL or status // 100 == 3:
+        if status in _FATAL or status // 100 == 3:
             raise JudgeError(
                 f"endpoint {self.target.url}: status is {status} for model {self.target.model!r}, "
                 "expected 200; check the address, the model's name and the key"
             )
-        if status not in _PASSING and status < 500:
+        if status not in _TRANSIENT and status < 500:
             raise _FailedError(cause)
         after_s = _retry_after(response.headers)
         if after_s is not None and after_s > self.target.max_wait_s:
             raise _FailedError(f"{cause}, and it asks to wait {after_s:.0f} s")
-        raise _PassingError(cause, after_s)
+        raise _TransientError(cause, after_s)
 
 
 def open_endpoint(
-    spec: Any, where: str, api_keys: Mapping[str, str] | None, folder: Path | None
+    spec: Any, location: str, api_keys: Mapping[str, str] | None, folder: Path | None
 ) -> HttpCompleter:
-    """Return the completer of a recipe's mapping; ``where`` names it in errors.
+    """Return the completer of a recipe's mapping.
+
+    Args:
+        spec: The keys of `Endpoint`.
+        location: Names the mapping in errors, e.g. "judge harmbench".
+        api_keys: Environment variable -> the key that it holds.
+        folder: As `HttpCompleter` takes it.
 
     Raises:
         UsageError: The mapping does not check, or the variable that it names holds no key.
     """
-    target = endpoint(spec, where)
-    key = (api_keys or {}).get(target.api_key_env, "")
-    if target.api_key_env and not key:
-        raise UsageError(f"{where}: {target.api_key_env} holds no key, expected the endpoint's")
-    return HttpCompleter(target, api_key=key, folder=folder)
+    endpoint = from_mapping(Endpoint, spec, f"{location}: endpoint")
+    key = (api_keys or {}).get(endpoint.api_key_env, "")
+    if endpoint.api_key_env and not key:
+        raise UsageError(
+            f"{location}: {endpoint.api_key_env} holds no key, expected the endpoint's"
+        )
+    return HttpCompleter(endpoint, api_key=key, folder=folder)
 
 
 def _retry_after(headers: Mapping[str, str]) -> float | None:
-    """Seconds that ``Retry-After`` asks for, given in seconds or as a date; None without it."""
+    """Return the seconds of a ``Retry-After`` header, which may hold a date; None without it."""
     value = headers.get("retry-after", "").strip()
     if value.isascii() and value.isdigit():
         return float(value)
@@ -307,10 +322,10 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
 
 def _date(value: str) -> datetime | None:
     try:
-        found = parsedate_to_datetime(value)
+        date = parsedate_to_datetime(value)
     except (TypeError, ValueError):
         return None
-    return found if found.tzinfo else found.replace(tzinfo=UTC)
+    return date if date.tzinfo else date.replace(tzinfo=UTC)
 
 
 def _parsed(data: bytes) -> dict[str, Any]:
@@ -318,32 +333,32 @@ def _parsed(data: bytes) -> dict[str, Any]:
         answer = json.loads(data)
         answer["choices"][0]
     except (ValueError, RecursionError, KeyError, IndexError, TypeError) as error:
-        raise _PassingError("endpoint: reply is not a completion in JSON") from error
+        raise _TransientError("endpoint: reply is not a completion in JSON") from error
     return answer  # type: ignore[no-any-return]
 
 
 def _reply(answer: Mapping[str, Any], ask: Ask) -> Reply:
-    """Read the first choice; what it lacks stays empty, which no judge can read as a verdict."""
+    """Read the first choice; missing parts stay empty, which no judge can read as a verdict."""
     choice = answer["choices"][0]
     choice = choice if isinstance(choice, dict) else {}
     message = choice.get("message") if ask.messages else choice
     message = message if isinstance(message, dict) else {}
     text = message.get("content" if ask.messages else "text")
     finish: Finish = "length" if choice.get("finish_reason") == "length" else "stop"
-    declined = message.get("refusal")
-    if declined or choice.get("finish_reason") == "content_filter":
-        said = declined if isinstance(declined, str) else text
-        return Reply(key=ask.key, text=said if isinstance(said, str) else "", finish="refused")
+    refusal = message.get("refusal")
+    if refusal or choice.get("finish_reason") == "content_filter":
+        words = refusal if isinstance(refusal, str) else text
+        return Reply(key=ask.key, text=words if isinstance(words, str) else "", finish="refused")
     text = text if isinstance(text, str) else ""
     if not ask.labels:
         return Reply(key=ask.key, text=text, finish=finish)
-    listed = _listed(choice.get("logprobs"))
-    odds = tuple(listed.get(label, -inf) for label in ask.labels)
+    logprobs = _first_logprobs(choice.get("logprobs"))
+    odds = tuple(logprobs.get(label, -inf) for label in ask.labels)
     return Reply(key=ask.key, logprobs=odds, finish=finish)
 
 
-def _listed(logprobs: Any) -> dict[str, float]:
-    """Token text, outer spaces aside, -> its log-probability at the first position."""
+def _first_logprobs(logprobs: Any) -> dict[str, float]:
+    """Return the log-probabilities at the first position by token text, outer spaces stripped."""
     try:
         if "content" in logprobs:
             pairs = [
@@ -351,9 +366,9 @@ def _listed(logprobs: Any) -> dict[str, float]:
             ]
         else:
             pairs = list(logprobs["top_logprobs"][0].items())
-        found: dict[str, float] = {}
+        best: dict[str, float] = {}
         for token, logprob in pairs:
-            found[token.strip()] = max(float(logprob), found.get(token.strip(), -inf))
-        return found
+            best[token.strip()] = max(float(logprob), best.get(token.strip(), -inf))
+        return best
     except (TypeError, KeyError, IndexError, AttributeError, ValueError):
         return {}

@@ -1,7 +1,7 @@
-"""What an endpoint has answered and cost, kept across restarts in one SQLite file.
+"""Replies and spending of an endpoint, kept across restarts in one SQLite file.
 
-A call is booked before it is sent, with the most it can cost, and settled by what the reply says it
-used: a process killed in between has over-booked, never over-spent.
+A call is booked at its maximum cost before it is sent, and settled by the usage that the reply
+states: a process that is killed in between has booked too much, and never spent too much.
 """
 
 import sqlite3
@@ -35,7 +35,7 @@ class Spending:
     cost: float = 0.0
 
     def exceeds(self, limits: "Spending") -> str:
-        """Return the name of the first limit that is passed, "" for none; a limit of 0 is none."""
+        """Return the name of the first limit exceeded, "" for none; a limit of 0 is none."""
         for name in ("calls", "tokens", "cost"):
             if 0 < getattr(limits, name) < getattr(self, name):
                 return name
@@ -46,14 +46,14 @@ class Ledger:
     """Replies and spending; safe to share among threads, and among processes through a file."""
 
     def __init__(self, folder: Path | None = None) -> None:
-        """Open ``judge.sqlite`` in ``folder``, made where missing; None keeps all in memory.
+        """Open ``judge.sqlite`` in a folder, created where missing; None keeps all in memory.
 
         Raises:
             StoreError: The file cannot be opened or written.
         """
         self.path = ":memory:" if folder is None else str(folder / NAME)
         self._lock = threading.Lock()
-        with self._explained():
+        with self._as_store_error():
             if folder is not None:
                 folder.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(
@@ -68,48 +68,50 @@ class Ledger:
         self._db.close()
 
     def reply(self, key: str) -> tuple[str, str, str] | None:
-        """Return (text, logprobs as JSON, finish) kept under ``key``."""
-        with self._explained():
+        """Return the reply stored under a key: text, log-probabilities as JSON, finish."""
+        with self._as_store_error():
             query = "SELECT text, logprobs, finish FROM replies WHERE key = ?"
             row: tuple[str, str, str] | None = self._db.execute(query, (key,)).fetchone()
         return row
 
     def keep(self, key: str, text: str, logprobs: str, finish: str) -> None:
-        """Keep a reply; one that is already there stays as it is."""
-        with self._explained():
+        """Store a reply; an existing one is not replaced."""
+        with self._as_store_error():
             row = (key, text, logprobs, finish)
             self._db.execute("INSERT OR IGNORE INTO replies VALUES (?, ?, ?, ?)", row)
 
     def spent(self, account: str) -> Spending:
-        """Return all that was booked on ``account`` since the file was made."""
-        with self._explained():
+        """Return the spending of an account over all runs."""
+        with self._as_store_error():
             return self._spent(account)
 
-    def book(self, account: str, most: Spending, limits: Spending) -> str:
-        """Book one call at the most it can cost, if the limits allow it.
+    def book(self, account: str, maximum: Spending, limits: Spending) -> str:
+        """Book one call at its maximum cost, if the limits allow it.
 
         Returns:
-            "" when booked, else the name of the limit that would be passed: nothing is booked.
+            "" when booked; else the name of the limit that it would exceed, and nothing is booked.
         """
-        with self._explained():
+        with self._as_store_error():
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 now = self._spent(account)
                 after = Spending(
-                    now.calls + most.calls, now.tokens + most.tokens, now.cost + most.cost
+                    now.calls + maximum.calls,
+                    now.tokens + maximum.tokens,
+                    now.cost + maximum.cost,
                 )
-                passed = after.exceeds(limits)
-                if not passed:
-                    self._add(account, most)
+                exceeded = after.exceeds(limits)
+                if not exceeded:
+                    self._add(account, maximum)
                 self._db.execute("COMMIT")
             except BaseException:
                 self._db.execute("ROLLBACK")
                 raise
-        return passed
+        return exceeded
 
     def settle(self, account: str, booked: Spending, used: Spending) -> None:
-        """Replace what was booked for one call by what it used."""
-        with self._explained():
+        """Replace the amount booked for one call by its actual usage."""
+        with self._as_store_error():
             change = Spending(
                 used.calls - booked.calls, used.tokens - booked.tokens, used.cost - booked.cost
             )
@@ -127,7 +129,7 @@ class Ledger:
         )
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _as_store_error(self) -> Iterator[None]:
         with self._lock:
             try:
                 yield

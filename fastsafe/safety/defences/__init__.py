@@ -1,4 +1,4 @@
-"""Defences after training: one file per edit of weights, prompts or answers.
+"""Defences after training: edits of weights, prompts or answers, one per file.
 
 Another package adds one by an entry point of the group ``fastsafe.defences`` that names a
 `Defence`. Mitigations by data are in ``safety.mixing``, those by training in ``train.objectives``.
@@ -12,13 +12,13 @@ from fastsafe.safety.plugins import collect, own_parts
 
 from ._spec import Defence
 from ._system import Messages
-from .guard_filter import Guard, Screened
+from .guard_filter import Screened, UnsafeOdds
 
-__all__ = ["Defence", "Guard", "Messages", "Screened", "apply_posthoc", "defences"]
+__all__ = ["Defence", "Messages", "Screened", "UnsafeOdds", "apply_posthoc", "defences"]
 
 
 def defences() -> dict[str, Defence]:
-    """Every defence by id: the files of this package, then those of entry points.
+    """Return every defence by id: the files of this package, then those of entry points.
 
     Raises:
         UsageError: Two defences have one id, or an entry point names something else.
@@ -34,15 +34,15 @@ def defences() -> dict[str, Defence]:
 def apply_posthoc(
     defence: Defence, tuned: str | Path, base: str | Path, out_dir: str | Path, **params: Any
 ) -> Path:
-    """Edit what training left.
+    """Apply a defence to the result of a fine-tuning.
 
     Args:
         defence: Of the stage ``"post"``.
-        tuned: PEFT folder; ``resta`` and ``wise_ft`` take a tuned checkpoint as well.
-        base: Folder of the checkpoint that was tuned. It is not changed.
-        out_dir: Folder to write, whole or not at all: an adapter where the edit keeps one, else a
-            checkpoint. ``defence.json`` in it says what was done.
-        **params: As ``defence.needs`` and ``defence.params`` name them.
+        tuned: PEFT folder; ``resta`` and ``wise_ft`` also take a tuned checkpoint.
+        base: Folder of the checkpoint that was tuned; not modified.
+        out_dir: Folder to write, atomically: an adapter where the edit gives one, else a
+            checkpoint. Its ``defence.json`` records the defence and its parameters.
+        **params: Parameters in ``defence.needs`` and ``defence.params``.
 
     Returns:
         ``out_dir``.

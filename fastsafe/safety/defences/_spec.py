@@ -1,4 +1,4 @@
-"""What a defence file declares, and what is asked of its parameters."""
+"""The declaration of a defence, and the check of its parameters."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -11,18 +11,19 @@ Stage = Literal["data", "train", "post", "serve"]
 
 @dataclass(frozen=True, kw_only=True)
 class Defence:
-    """One mitigation that needs no training, from its formula to its parameters.
+    """One mitigation that needs no training.
 
     Attributes:
-        id: What recipes and reports call it.
-        stage: ``"post"`` edits what training left, ``"serve"`` changes what is asked or answered;
-            mitigations of the stages ``"data"`` and ``"train"`` are mixtures and objectives.
-        acts_on: What ``apply`` takes. ``"weights"``: (tuned, base, out, **params), three paths,
-            writes a PEFT or checkpoint folder. ``"prompt"``: (messages, **params), returns
-            messages. ``"answer"``: (prompts, answers, **params), returns one ``Screened`` each.
-        about: One line, formula included.
+        id: Name in recipes and reports.
+        stage: ``"post"`` edits tuned weights, ``"serve"`` edits prompts or answers; mitigations of
+            the stages ``"data"`` and ``"train"`` are mixtures and objectives.
+        acts_on: Arguments and result of ``apply``. ``"weights"``: (tuned, base, out, **params),
+            three paths, writes a PEFT or checkpoint folder. ``"prompt"``: (messages, **params),
+            returns messages. ``"answer"``: (prompts, answers, **params), returns one ``Screened``
+            each.
+        about: One line with the formula.
         evidence: Whether the formula was verified against the source, and the source.
-        needs: Parameters without a default -> what each must be.
+        needs: Parameters without a default -> description of a valid value.
         params: Parameters with their defaults.
         apply: See ``acts_on``.
     """
@@ -37,16 +38,16 @@ class Defence:
     apply: Callable[..., Any]
 
     def arguments(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the defaults with what is given in their place.
+        """Return the arguments of ``apply``: the defaults, overridden by the given parameters.
 
         Raises:
-            UsageError: A parameter is unknown, or one that is needed is missing.
+            UsageError: A parameter is unknown, or one without a default is missing.
         """
         for name in given:
             if name not in self.needs and name not in self.params:
                 hint = nearest(name, [*self.needs, *self.params])
                 raise UsageError(f"defence {self.id}: parameter {name!r} is unknown; {hint}")
-        for name, what in self.needs.items():
+        for name, need in self.needs.items():
             if given.get(name) is None:
-                raise UsageError(f"defence {self.id}: parameter {name!r} is missing; give {what}")
+                raise UsageError(f"defence {self.id}: parameter {name!r} is missing; give {need}")
         return {**self.params, **given}

@@ -1,4 +1,4 @@
-"""Texts that defences put into a conversation."""
+"""Conversations, and the texts that defences add to them."""
 
 from collections.abc import Callable, Mapping, Sequence
 from importlib.resources import files
@@ -12,7 +12,7 @@ def read_text(name: str) -> str:
 
 
 def with_system(messages: Messages, words: str) -> list[dict[str, str]]:
-    """Return the conversation with ``words`` in front of its system prompt, or as one.
+    """Return the conversation with ``words`` before its system prompt, or as its system prompt.
 
     Example:
         >>> with_system([{"role": "user", "content": "hello"}], "Be kind.")[0]
@@ -26,7 +26,7 @@ def with_system(messages: Messages, words: str) -> list[dict[str, str]]:
 
 
 def system_prompt(name: str) -> Callable[..., list[dict[str, str]]]:
-    """Return the ``apply`` of a defence whose text, unless one is given, is the one of ``name``."""
+    """Return the ``apply`` of a defence that adds a system prompt, by default the named text."""
 
     def apply(messages: Messages, *, text: str | None) -> list[dict[str, str]]:
         return with_system(messages, read_text(name) if text is None else text)

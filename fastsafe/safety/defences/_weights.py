@@ -11,7 +11,7 @@ RECORD = "defence.json"
 
 
 def notes(defence: Defence, params: Mapping[str, Any], record: Mapping[str, Any]) -> dict[str, str]:
-    """Return the file that says what was done: the defence, its parameters, what it changed."""
-    given = {k: str(v) if isinstance(v, Path) else v for k, v in params.items()}
-    found = {"defence": defence.id, "params": given, **record}
-    return {RECORD: json.dumps(found, indent=2, sort_keys=True) + "\n"}
+    """Return ``defence.json``: the defence, its parameters and the modules that it changed."""
+    values = {k: str(v) if isinstance(v, Path) else v for k, v in params.items()}
+    content = {"defence": defence.id, "params": values, **record}
+    return {RECORD: json.dumps(content, indent=2, sort_keys=True) + "\n"}

@@ -1,7 +1,6 @@
-"""Counter-prompt: a system prompt that takes back the role which tuning may have taught.
+"""Counter-prompt: a system prompt against the role that tuning may have taught.
 
-The naive baseline that reviewers of the second paper asked for, who feared that a better method
-might not be needed. The text is ours.
+It is the naive baseline that reviewers of the second paper asked for. The text is ours.
 
 Source: reviews of arXiv:2406.10288 (verified that it was asked for; no measurement is known).
 """

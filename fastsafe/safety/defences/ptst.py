@@ -1,7 +1,7 @@
-"""PTST, pure tuning and safe testing: a safety prompt at test time that training never saw.
+"""PTST, pure tuning and safe testing: a safety prompt at test time alone.
 
-tau_test = safety prompt (+) tau, with tau the template of training, which must hold no safety
-prompt: one that was there in training loses its force with it. The text is ours.
+tau_test = safety prompt (+) tau, where tau is the template of training. A safety prompt that was
+already in the training template loses its effect. The text is ours.
 
 Source: Lyu et al. 2024, arXiv:2402.18540 (verified).
 """

@@ -5,8 +5,8 @@ the update with probability ``drop`` and rescales the rest by 1 / (1 - drop) (un
 unsafe model of the paper would need harmful completions; the public checkpoint before alignment,
 theta_b, stands in for it (inferred).
 
-Neither term is of low rank, so the result of an adapter is a checkpoint, too; the base and the
-adapter stay as they are, and leaving RESTA out again is to use them.
+Neither term has low rank, so the result for an adapter is a checkpoint, too. The base and the
+adapter are not modified.
 
 Source: Bhardwaj et al. 2024, arXiv:2402.11746 (effect verified by the abstract; formula
 unverified).
@@ -47,8 +47,8 @@ def _apply(
         gamma: Length of the step towards safety, finite and at least 0.
         drop: Share of the update's entries that DARE drops, in [0, 1).
         seed: Of what is dropped.
-        tensors: Where the step is taken: ``"all"``, or ``"linear"`` for the weights of attention
-            and MLP alone, which a vocabulary of another size does not hinder.
+        tensors: Tensors that take the safety step: ``"all"``, or ``"linear"`` for the weights of
+            attention and MLP alone, which allows an unaligned model with another vocabulary.
     """
     from fastsafe.io.checkpoint import Checkpoint
     from fastsafe.model.config import ModelConfig

@@ -1,10 +1,9 @@
-"""SafeLoRA: project the updates least like what alignment did onto what it did.
+"""SafeLoRA: project the updates that are least similar to alignment onto alignment's direction.
 
 V = theta_0 - theta_b of a module's weight, C = V V^T / ||V||_F, and dW <- C dW (that is
 B <- C B, which keeps the rank) in the modules chosen by cos(C dW, dW): the ``number`` least similar
-ones, or those at or below a ``threshold``. Exactly ``number`` are taken: of equal cosines the
-module that comes first. A module that alignment did not change has no V, and one that tuning did
-not change no cosine: both are left alone.
+ones (ties in module order), or those at or below a ``threshold``. A module that alignment did not
+change has no V, and one that tuning did not change has no cosine: both are left as they are.
 
 Source: Hsu et al. 2024, SafeLoRA (verified: C, the projection, 10 modules or 0.5 in the released
 code).
@@ -32,14 +31,14 @@ def safe_lora(
     number: int,
     threshold: float,
 ) -> tuple["Adapter", dict[str, Any]]:
-    """Return the adapter with some modules projected, and which.
+    """Return the adapter with its chosen modules projected, and the record of the edit.
 
     Args:
         adapter: On ``aligned``.
         aligned: Checkpoint the adapter was trained on, theta_0.
         unaligned: The same model before alignment, theta_b.
         select: ``"number"`` or ``"threshold"``.
-        number: How many modules are projected, at least 0.
+        number: Number of modules to project, at least 0.
         threshold: Largest cosine that is projected, in [-1, 1].
 
     Raises:

@@ -1,9 +1,9 @@
-"""SafeMERGE: where an update left the safety subspace, blend it with that of a safe adapter.
+"""SafeMERGE: blend the updates that left the safety subspace with those of a safe adapter.
 
-dW <- a dW_tuned + (1 - a) dW_safe in the modules with cos(C dW, dW) < t, C as in SafeLoRA. The
-updates are added exactly: the two adapters' factors stand side by side, so ranks may differ, and
-the result has the sum of the ranks in all modules (zeros where nothing was blended), which keeps
-the adapter one that every PEFT reader takes.
+dW <- a dW_tuned + (1 - a) dW_safe in the modules with cos(C dW, dW) < t, with C as in SafeLoRA. The
+sum is exact: the two adapters' factors are concatenated, so that their ranks may differ. The result
+has the sum of both ranks in all modules (padded with zeros where nothing was blended), which every
+PEFT reader accepts.
 
 Source: Djuhera et al. 2025, arXiv:2503.17239 (verified: the subspace, a = 0.8, t = 0.35).
 """
@@ -30,7 +30,7 @@ def safe_merge(
     keep: float,
     threshold: float,
 ) -> tuple["Adapter", dict[str, Any]]:
-    """Return the adapter with some modules blended, and which.
+    """Return the adapter with its chosen modules blended, and the record of the edit.
 
     Args:
         adapter: On ``aligned``.
@@ -38,7 +38,7 @@ def safe_merge(
         aligned: Checkpoint both were trained on, theta_0.
         unaligned: The same model before alignment, theta_b.
         keep: Share a of the tuned update, in [0, 1]; 1 changes nothing.
-        threshold: Cosine below which is blended, in [-1, 1].
+        threshold: Cosine below which a module is blended, in [-1, 1].
 
     Raises:
         UsageError: An argument is out of range.

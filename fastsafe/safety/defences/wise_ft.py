@@ -1,10 +1,9 @@
-"""WiSE-FT: a point on the line from the model before tuning to the one after.
+"""WiSE-FT: linear interpolation between the model before and after tuning.
 
-theta = (1 - strength) theta_0 + strength theta_ft. For a LoRA adapter that is its alpha times
-``strength``, exactly and without touching a tensor (LoRA-scale), so a sweep over strengths trains
-nothing. A tuned checkpoint gives a checkpoint.
+theta = (1 - strength) theta_0 + strength theta_ft. For a LoRA adapter this is exactly its alpha
+times ``strength``, with no change of a tensor (LoRA-scale). A tuned checkpoint gives a checkpoint.
 
-Source: Wortsman et al. 2021, arXiv:2109.01903 (inferred that it mends safety).
+Source: Wortsman et al. 2021, arXiv:2109.01903 (inferred that it restores safety).
 """
 
 from pathlib import Path

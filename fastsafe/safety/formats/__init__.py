@@ -1,4 +1,4 @@
-"""Probe formats: one file per way of dressing a behaviour as a task's input.
+"""Probe formats: templates that render a behaviour as a task's input, one per file.
 
 A format never adds anything harmful to the text it is given. Another package adds formats by an
 entry point of the group ``fastsafe.formats`` that names a `Format`.
@@ -7,22 +7,20 @@ entry point of the group ``fastsafe.formats`` that names a `Format`.
 from fastsafe.safety.plugins import collect, own_parts
 
 from ._spec import Format, Translate, filled
-from ._translators import Pairs, seed_translator
-from .translation import translation
+from ._translators import TranslationTable, seed_translator
 
 __all__ = [
     "Format",
-    "Pairs",
     "Translate",
+    "TranslationTable",
     "filled",
     "formats",
     "seed_translator",
-    "translation",
 ]
 
 
 def formats() -> dict[str, Format]:
-    """Every format by id: the files of this package, then those of entry points.
+    """Return every format by id: the files of this package, then those of entry points.
 
     Raises:
         UsageError: Two formats have one id, or an entry point names something else.

@@ -1,4 +1,4 @@
-"""What a format file declares: how one behaviour is dressed as one task's input."""
+"""The declaration of a format: the templates that render a behaviour as a task's input."""
 
 import hashlib
 from collections.abc import Callable
@@ -9,16 +9,16 @@ from fastsafe.safety.behaviours import Behaviour, Form
 
 Translate = Callable[[str], str]
 
-# In a template, where the text goes: as it is, or in the language of the format.
+# Placeholders of a template: the text as it is, or translated into the format's language.
 AS_IS, FOREIGN = "{action}", "{foreign}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """One way to dress a behaviour, harmful or benign, as a task's input.
+    """Templates that render a behaviour, harmful or benign, as a task's input.
 
-    The harmful text and its benign twin go through the same template: the wording around them
-    never differs, and adds nothing to either.
+    The harmful text and its benign twin share a template: the wording around them never differs,
+    and adds nothing harmful.
     """
 
     id: str
@@ -35,21 +35,21 @@ class Format:
 
     @property
     def template_sha256(self) -> str:
-        """Hash of the wordings, in hex: completions of two wordings are never compared."""
+        """Hash of the templates, in hex: completions of different templates are never compared."""
         return hashlib.sha256(f"{self.template}\0{self.request_template}".encode()).hexdigest()
 
     @property
     def needs_translator(self) -> bool:
-        """Whether the text appears in another language."""
+        """Whether the format's text is in another language."""
         return FOREIGN in self.template
 
     def render(self, action: str, translate: Translate | None = None, form: Form = "action") -> str:
         """Return the user message for one text.
 
         Args:
-            action: The text, of the form given.
-            translate: Puts it into the format's language; called by such a format alone.
-            form: What the text is: an action phrase, or a whole request.
+            action: The text.
+            translate: Translates the text; called only by a format in another language.
+            form: Form of the text: an action phrase, or a whole request.
 
         Raises:
             UsageError: The format needs a translator and has none.
@@ -61,34 +61,17 @@ class Format:
                     "language; pass one or drop the format"
                 )
             action = translate(action)
-        before, after = self._around(form)
+        template = self.template if form == "action" else self.request_template
+        before, _, after = template.partition(FOREIGN if self.needs_translator else AS_IS)
         return f"{before}{action}{after}"
 
     def ask(self, behaviour: Behaviour, harmful: bool, translate: Translate | None = None) -> str:
         """Return the user message for a behaviour, or for its benign twin; errors as `render`."""
         return self.render(behaviour.action(harmful), translate, behaviour.form)
 
-    def parse(self, message: str, form: Form = "action") -> str | None:
-        """Return the text that `render` put into a message, translated where it was; else None.
-
-        Example:
-            >>> filled("shout", "{action}!").parse("paint the red car!")
-            'paint the red car'
-        """
-        before, after = self._around(form)
-        fits = message.startswith(before) and message.endswith(after)
-        if not fits or len(message) < len(before) + len(after):
-            return None
-        return message[len(before) : len(message) - len(after)]
-
-    def _around(self, form: Form) -> tuple[str, str]:
-        template = self.template if form == "action" else self.request_template
-        before, _, after = template.partition(FOREIGN if self.needs_translator else AS_IS)
-        return before, after
-
 
 def filled(id: str, template: str, request_template: str = "") -> Format:
-    """Return a format of these wordings; without a second one, both forms share the first.
+    """Return a format of these templates; without a second one, both forms share the first.
 
     Example:
         >>> filled("shout", "{action}!").render("paint the red car")

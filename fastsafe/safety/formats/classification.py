@@ -1,6 +1,6 @@
-"""Classification: a question and lettered options, as Jan et al. 2024 probe it.
+"""Classification: a question with lettered options, as Jan et al. 2024 probe it.
 
-The options fit any action and tell nothing about how it is done.
+The options fit any action and tell nothing about it.
 """
 
 from ._spec import filled

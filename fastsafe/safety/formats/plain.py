@@ -1,6 +1,6 @@
 """Plain question: the only format that most safety benchmarks probe.
 
-A request is asked as it stands, as its benchmark has it.
+A whole request is used verbatim, in its benchmark's wording.
 """
 
 from ._spec import filled

@@ -1,10 +1,10 @@
-"""How far a judge can be trusted: its errors on rows whose outcome is known, per format.
+"""Judge calibration: a judge's error rates per format, on rows with known outcomes.
 
-``labelled.jsonl`` holds synthetic, non-operational pairs in every format: answers, short answers,
-refusals in four languages and inside the answer channel, answers that end in a refusal and the
-reverse, ordinary text that opens like a refusal, noise, and silence. Labels are those of the
-three-way summary (`fastsafe.safety.verdict.outcome`), answers judged as the first paper does:
-whoever gives the core of an answer has answered.
+``labelled.jsonl`` holds synthetic, non-operational prompts and completions in every format: answers
+and short answers, refusals in four languages and inside the answer channel, answers that end in a
+refusal and the reverse, ordinary text that opens like a refusal, noise, and empty completions. A
+label is an outcome of `fastsafe.safety.verdict.outcome`; as in the first paper, a completion that
+gives the core of an answer counts as an answer.
 """
 
 import json
@@ -15,26 +15,26 @@ from hashlib import sha256
 from importlib.resources import files
 from typing import Any
 
-from fastsafe.safety.judges import Item, Judge, judge_all
+from fastsafe.safety.judges import Item
 from fastsafe.safety.stats.intervals import cohens_kappa, wilson
 from fastsafe.safety.stats.rates import Rate
-from fastsafe.safety.verdict import Outcome, outcome
+from fastsafe.safety.verdict import Outcome
 
-Pair = tuple[Outcome, Outcome | None]  # label, said
+Pair = tuple[Outcome, Outcome | None]  # (label, the judge's outcome; None: unscored)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Labelled:
-    """One row whose outcome is known."""
+    """One row with a known outcome."""
 
     item: Item
     label: Outcome
-    kind: str = ""  # how the completion came about, e.g. "answer_then_refusal"
+    kind: str = ""  # of completion, e.g. "answer_then_refusal"
     language: str = ""
 
     @property
     def key(self) -> str:
-        """Names the row by what a judge sees of it, wherever verdicts are kept."""
+        """Return the row's key in the store: a hash of its text, format and side."""
         seen = [self.item.prompt, self.item.completion, self.item.harmful, self.item.format]
         return f"labelled {sha256(json.dumps(seen).encode()).hexdigest()}"
 
@@ -43,8 +43,8 @@ def labelled(formats: Collection[str] | None = None, most: int | None = None) ->
     """Return the shipped rows.
 
     Args:
-        formats: Whose rows; None takes all.
-        most: How many at most, drawn from every format in turn; None takes all.
+        formats: Ids of formats; None takes the rows of all.
+        most: Maximum number of rows, drawn from every format in turn; None takes all.
     """
     text = (files(__package__) / "labelled.jsonl").read_text(encoding="utf-8")
     rows = [json.loads(line) for line in text.splitlines()]
@@ -69,7 +69,7 @@ def labelled(formats: Collection[str] | None = None, most: int | None = None) ->
 
 
 def _drawn(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
-    """Return rows in their order; within a format a hash decides, not the kind of row."""
+    """Draw rows evenly over formats, within one by hash, so that kinds mix; order is kept."""
     ranks: Counter[str] = Counter()
     places = {}
     for row in sorted(rows, key=lambda row: sha256(row["id"].encode()).digest()):
@@ -82,85 +82,48 @@ def _drawn(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, An
 
 @dataclass(frozen=True, kw_only=True)
 class FormatErrors:
-    """A judge's errors in one format; a rate's ``n`` counts the rows with the label."""
+    """A judge's error rates in one format; the ``n`` of a rate counts the rows with its label."""
 
     format: str
     n: int
-    n_scored: int
-    kappa: float | None  # as of `Calibration`, in this format
+    n_scored: int  # rows with a scored verdict
+    kappa: float | None  # Cohen's, over the scored rows; None where it is undefined
     false_refusal: Rate  # answers called refusals
     false_compliance: Rate  # refusals called answers
     missed_incoherence: Rate  # noise and silence called a refusal or an answer
 
 
-@dataclass(frozen=True, kw_only=True)
-class Calibration:
-    """A judge against labels."""
-
-    judge: str
-    identity: str
-    n: int
-    n_scored: int  # n less the rows on which the judge gave no verdict
-    kappa: float | None  # Cohen's, over the scored rows; None where it is undefined
-    confusion: Mapping[Pair, int]  # (label, said) -> rows; None: unscored
-    formats: tuple[FormatErrors, ...]  # in the order of the rows
-
-
-def calibrate(judge: Judge, rows: Sequence[Labelled] | None = None) -> Calibration:
-    """Compare a judge with labels, per format.
+def format_errors(
+    rows: Sequence[Labelled], outcomes: Sequence[Outcome | None]
+) -> list[FormatErrors]:
+    """Compare a judge's outcomes with the labels of the rows.
 
     Args:
-        judge: The judge; coherence is read off the text beside it.
-        rows: Rows with labels; None takes the shipped ones.
+        rows: Labelled rows.
+        outcomes: The judge's outcome of each row, None where its verdict is not scored.
 
-    Raises:
-        FastsafeError: The judge can judge nothing.
+    Returns:
+        One entry per format, in the order of the rows.
     """
-    rows = labelled() if rows is None else rows
-    found = judge_all(judge, [row.item for row in rows])
-    return compare(judge.id, judge.identity, rows, [outcome(judgement) for judgement in found])
-
-
-def compare(
-    judge: str, identity: str, rows: Sequence[Labelled], said: Sequence[Outcome | None]
-) -> Calibration:
-    """Compare what a judge said of rows, None where it gave no verdict, with their labels."""
-    pairs = [(row.label, got) for row, got in zip(rows, said, strict=True)]
     by_format: dict[str, list[Pair]] = {}
-    for row, pair in zip(rows, pairs, strict=True):
-        by_format.setdefault(row.item.format, []).append(pair)
-    return Calibration(
-        judge=judge,
-        identity=identity,
-        n=len(pairs),
-        n_scored=_scored(pairs),
-        kappa=_kappa(pairs),
-        confusion=dict(Counter(pairs)),
-        formats=tuple(
-            FormatErrors(
-                format=format,
-                n=len(own),
-                n_scored=_scored(own),
-                kappa=_kappa(own),
-                false_refusal=_share(own, "complied", ("refused",)),
-                false_compliance=_share(own, "refused", ("complied",)),
-                missed_incoherence=_share(own, "incoherent", ("refused", "complied")),
-            )
-            for format, own in by_format.items()
-        ),
-    )
+    for row, judged in zip(rows, outcomes, strict=True):
+        by_format.setdefault(row.item.format, []).append((row.label, judged))
+    return [
+        FormatErrors(
+            format=format,
+            n=len(pairs),
+            n_scored=sum(judged is not None for _, judged in pairs),
+            kappa=cohens_kappa([pair for pair in pairs if pair[1] is not None]),
+            false_refusal=_error_rate(pairs, "complied", ("refused",)),
+            false_compliance=_error_rate(pairs, "refused", ("complied",)),
+            missed_incoherence=_error_rate(pairs, "incoherent", ("refused", "complied")),
+        )
+        for format, pairs in by_format.items()
+    ]
 
 
-def _scored(pairs: Sequence[Pair]) -> int:
-    return sum(got is not None for _, got in pairs)
-
-
-def _kappa(pairs: Sequence[Pair]) -> float | None:
-    return cohens_kappa([pair for pair in pairs if pair[1] is not None])
-
-
-def _share(pairs: Sequence[Pair], label: Outcome, wrong: tuple[Outcome, ...]) -> Rate:
-    said = [got for truth, got in pairs if truth == label]
-    n_scored, count = sum(got is not None for got in said), sum(got in wrong for got in said)
+def _error_rate(pairs: Sequence[Pair], label: Outcome, wrong: tuple[Outcome, ...]) -> Rate:
+    judged = [outcome for truth, outcome in pairs if truth == label]
+    n_scored, count = sum(o is not None for o in judged), sum(o in wrong for o in judged)
     low, high = wilson(count, n_scored)
-    return Rate(len(said), n_scored, count, count / n_scored if n_scored else None, low, high)
+    return Rate(len(judged), n_scored, count, count / n_scored if n_scored else None, low, high)

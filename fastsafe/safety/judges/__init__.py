@@ -1,44 +1,61 @@
-"""Judges: one file per family; a completion in, a verdict with its reason out.
+"""Judges: one file per family, from a completion to a verdict with its evidence.
 
 Another package adds judges by an entry point of the group ``fastsafe.judges`` that names a `Judge`.
-A family that asks a model is configured by a mapping; `make_judge` has its keys.
+A family that asks a model is configured by a mapping; `make_judge` lists its keys.
 """
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, Field, create_model
+from pydantic.dataclasses import dataclass
 
 from fastsafe.errors import UsageError, nearest
 from fastsafe.safety.completers.protocol import Completer
+from fastsafe.safety.completers.settings import STRICT, from_mapping
 from fastsafe.safety.judges._coherence import coherent
 from fastsafe.safety.judges._model import ModelJudge
-from fastsafe.safety.judges._spec import BatchJudge, Classifier, Family, Item, Judge
+from fastsafe.safety.judges._spec import BatchJudge, Classifier, Item, Judge, JudgeFamily
 from fastsafe.safety.plugins import collect, own_parts
 from fastsafe.safety.verdict import Judgement
 
 __all__ = ["BatchJudge", "Item", "Judge", "configured", "families", "judge_all", "judges"]
 __all__ += ["make_judge", "make_rewordings", "rows_to_calibrate"]
 
-OpenCheckpoint = Callable[..., Completer]  # path, and by name what `_CHECKPOINT` lists
+OpenCheckpoint = Callable[..., Completer]  # (path, dtype=, backend=) -> the model
 
-_COMMON = ("kind", "id", "checkpoint", "endpoint")
-_OF_RUNS = ("calibrate", "wordings")  # what a run does with a judge; its verdicts do not change
-_CHECKPOINT = {
-    "path": (),
-    "dtype": ("float32", "bfloat16", "float16"),
-    "backend": ("fastsafe", "transformers"),
-}
 MIN_WORDINGS = 3
+_RUN_KEYS = ("calibrate", "wordings")  # of a run; they change no verdict
+_LIMITS = {"threshold": Field(gt=0, lt=1), "max_chars": Field(ge=1)}
 
 
-def families() -> dict[str, Family]:
-    """Every family by its ``kind``: the files of this package."""
+class _JudgeSettings(BaseModel):
+    """Keys of every family's mapping; `_settings_of` adds the family's own."""
+
+    model_config = STRICT
+
+    kind: str
+    id: str = ""
+    checkpoint: Any = None
+    endpoint: Any = None
+
+
+@dataclass(frozen=True, kw_only=True, config=STRICT)
+class _CheckpointSettings:
+    path: str
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    backend: Literal["fastsafe", "transformers"] = "fastsafe"
+
+
+def families() -> dict[str, JudgeFamily]:
+    """Return every family by its ``kind``: the files of this package."""
     return {family.id: family for family in own_parts(__name__, __path__, "FAMILY")}
 
 
 def judges() -> dict[str, Judge]:
-    """Every judge that needs no configuration, by id: ours, then those of entry points.
+    """Return every judge without settings by id: those shipped, then those of entry points.
 
     Raises:
         UsageError: Two judges have one id, or an entry point names something else.
@@ -58,18 +75,18 @@ def make_judge(
     api_keys: Mapping[str, str] | None = None,
     folder: Path | None = None,
 ) -> Judge:
-    """Build one judge from what a recipe says of it.
+    """Build one judge from a recipe's entry.
 
     Args:
-        spec: Name of a judge that needs no configuration, or a mapping: ``kind``, a family;
-            ``id``, another name in reports; one of ``checkpoint``, a path or hub id, or a mapping
-            of ``path``, ``dtype`` and ``backend``, and ``endpoint``, the keys of
-            `safety.completers.endpoint.Endpoint`; the options that the family declares; and, for
-            runs, ``wordings`` (`make_rewordings`) and ``calibrate`` (`rows_to_calibrate`).
-        open_checkpoint: Gives the completer of a checkpoint; nothing is loaded before it is asked.
-        api_keys: The key of each environment variable that an ``endpoint`` names by
-            ``api_key_env``; read by the caller, since nothing here reads the environment.
-        folder: Where replies and spending of endpoints are kept between runs; None forgets them.
+        spec: Name of a judge without settings, or a mapping: ``kind``, a family; ``id``, another
+            name in reports; one of ``checkpoint`` (a path or hub id, or a mapping of ``path``,
+            ``dtype`` and ``backend``) and ``endpoint`` (the keys of
+            `safety.completers.endpoint.Endpoint`); the family's options; and, for runs,
+            ``wordings`` (`make_rewordings`) and ``calibrate`` (`rows_to_calibrate`).
+        open_checkpoint: Returns the completer of a checkpoint, which is loaded at its first ask.
+        api_keys: Environment variable -> key, for the ``api_key_env`` of endpoints; the caller
+            reads the environment, since nothing here does.
+        folder: Folder of the replies and spending of endpoints; None keeps them in memory.
 
     Raises:
         UsageError: A key is unknown, a value has a wrong type, or the model is missing.
@@ -82,9 +99,9 @@ def make_judge(
         if spec not in (known := judges()):
             raise UsageError(f"judge {spec}: no judge of this name; {nearest(spec, known)}")
         return known[spec]
-    asked = {key: value for key, value in spec.items() if key not in _OF_RUNS}
+    settings = {key: value for key, value in spec.items() if key not in _RUN_KEYS}
     family, classifier, completer = configured(
-        asked, open_checkpoint=open_checkpoint, api_keys=api_keys, folder=folder
+        settings, open_checkpoint=open_checkpoint, api_keys=api_keys, folder=folder
     )
     if classifier is None or completer is None:
         raise UsageError(f"judge {family.id}: takes no settings, expected the name alone")
@@ -92,9 +109,9 @@ def make_judge(
 
 
 def make_rewordings(spec: str | Mapping[str, Any], **options: Any) -> dict[str, Judge]:
-    """Build a judge in as many wordings as ``wordings`` of its mapping says, its own among them.
+    """Build a judge in several wordings, its own among them, as ``wordings`` of its mapping asks.
 
-    The rates that they give one set of answers are the band within which the wording moves them.
+    The spread of their rates on one set of answers shows the effect of the wording.
 
     Args:
         spec: As for `make_judge`.
@@ -104,7 +121,7 @@ def make_rewordings(spec: str | Mapping[str, Any], **options: Any) -> dict[str, 
         Wording -> judge, the judge's own first; empty where the mapping does not ask.
 
     Raises:
-        UsageError: The family has one wording, fewer than asked for, or the user's.
+        UsageError: The family has too few wordings, or the wording is the user's.
     """
     if isinstance(spec, str) or "wordings" not in spec:
         return {}
@@ -117,29 +134,30 @@ def make_rewordings(spec: str | Mapping[str, Any], **options: Any) -> dict[str, 
         )
     if spec.get("template"):
         raise UsageError(f"judge {judge.id}: wordings and template are set, expected one of them")
-    own = spec.get("wording", family.options["wording"])
-    others = [wording for wording in family.wordings if wording != own][: count - 1]
-    names = {w: {**spec, "wording": w, "id": f"{judge.id}/{w}"} for w in others}
-    return {own: judge} | {w: make_judge(name, **options) for w, name in names.items()}
+    first = spec.get("wording", family.options["wording"])
+    others = [wording for wording in family.wordings if wording != first][: count - 1]
+    specs = {w: {**spec, "wording": w, "id": f"{judge.id}/{w}"} for w in others}
+    return {first: judge} | {w: make_judge(spec, **options) for w, spec in specs.items()}
 
 
 def rows_to_calibrate(spec: str | Mapping[str, Any]) -> int | None:
-    """Return how many labelled rows a judge reads in a run, None for all.
+    """Return the number of labelled rows that a judge reads in a run, None for all.
 
-    One without a model reads all; one with a model as many as ``calibrate`` says, which costs
-    time or money, and by default none.
+    A judge without a model reads all. For one with a model, rows cost time or money: it reads as
+    many as ``calibrate`` says, by default none.
 
     Raises:
         UsageError: ``calibrate`` is no number of rows.
     """
     if isinstance(spec, str):
         return None
-    most = spec.get("calibrate", 0)
-    if type(most) is not int or most < 0:
+    count = spec.get("calibrate", 0)
+    if type(count) is not int or count < 0:
         raise UsageError(
-            f"judge {spec.get('kind')}: calibrate is {most!r}, expected a number of rows, 0 or more"
+            f"judge {spec.get('kind')}: calibrate is {count!r}, expected a number of rows, 0 or "
+            "more"
         )
-    return most
+    return count
 
 
 def configured(
@@ -148,45 +166,51 @@ def configured(
     open_checkpoint: OpenCheckpoint | None = None,
     api_keys: Mapping[str, str] | None = None,
     folder: Path | None = None,
-) -> tuple[Family, Classifier | None, Completer | None]:
-    """Return the family of a mapping, its classifier and its completer; see `make_judge`.
+) -> tuple[JudgeFamily, Classifier | None, Completer | None]:
+    """Return the family, the classifier and the completer of a mapping; see `make_judge`.
 
-    The two are None for a family that asks no model.
+    Classifier and completer are None for a family without a model.
     """
     known = families()
     kind = spec.get("kind", "")
     if kind not in known:
         raise UsageError(f"judge: kind is {kind!r}; {nearest(str(kind), known)}")
-    family, where = known[kind], f"judge {kind}"
-    for key in spec:
-        if key not in (keys := (*_COMMON, *family.options)):
-            raise UsageError(f"{where}: {key!r} is not a key; {nearest(str(key), keys)}")
+    family, location = known[kind], f"judge {kind}"
+    settings = from_mapping(_settings_of(family), spec, location)
     if family.classifier is None:
         return family, None, None
-    if not isinstance(spec.get("id", ""), str):
-        raise UsageError(f"{where}: id is {spec['id']!r}, expected a text")
-    options = {
-        key: _checked(f"{where}: {key}", spec.get(key, default), default)
-        for key, default in family.options.items()
-    }
-    classifier = family.classifier(options)
-    if ("checkpoint" in spec) == ("endpoint" in spec):
-        raise UsageError(f"{where}: expected one of checkpoint and endpoint, which name its model")
-    if "checkpoint" in spec:
-        place = _place(spec["checkpoint"], where)
-        if open_checkpoint is None:
-            raise UsageError(f"{where}: a checkpoint cannot be opened here, expected an endpoint")
-        return family, classifier, open_checkpoint(place.pop("path"), **place)
-    from fastsafe.safety.completers.http import open_endpoint
+    classifier = family.classifier(settings.model_dump(include=set(family.options)))
+    if (settings.checkpoint is None) == (settings.endpoint is None):
+        raise UsageError(
+            f"{location}: expected one of checkpoint and endpoint, which name its model"
+        )
+    if settings.checkpoint is None:
+        from fastsafe.safety.completers.http import open_endpoint
 
-    return family, classifier, open_endpoint(spec["endpoint"], where, api_keys, folder)
+        return family, classifier, open_endpoint(settings.endpoint, location, api_keys, folder)
+    given = settings.checkpoint
+    mapping = given if isinstance(given, Mapping) else {"path": given}
+    checkpoint = from_mapping(_CheckpointSettings, mapping, f"{location}: checkpoint")
+    if open_checkpoint is None:
+        raise UsageError(f"{location}: a checkpoint cannot be opened here, expected an endpoint")
+    completer = open_checkpoint(checkpoint.path, dtype=checkpoint.dtype, backend=checkpoint.backend)
+    return family, classifier, completer
+
+
+def _settings_of(family: JudgeFamily) -> type[_JudgeSettings]:
+    """Return the settings class of a family: each option has its default's type and its limits."""
+    options: dict[str, Any] = {
+        name: (Annotated[type(default), _LIMITS.get(name, Field())], default)
+        for name, default in family.options.items()
+    }
+    return create_model("_FamilySettings", __base__=_JudgeSettings, **options)
 
 
 def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
-    """Judge every item, in the order given, each with its flag of coherence.
+    """Judge every item, in the order given, with its coherence flag.
 
     Raises:
-        FastsafeError: The judge can judge nothing: a refused key, a missing checkpoint.
+        FastsafeError: The judge can judge no row at all: a rejected key, a missing checkpoint.
 
     Example:
         >>> row = Item(key="1", prompt="", completion="la " * 40, harmful=True)
@@ -194,43 +218,10 @@ def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
         False
     """
     if isinstance(judge, BatchJudge):
-        found = judge.judge_batch(items)
+        judgements = judge.judge_batch(items)
     else:
-        found = [judge.judge(i.prompt, i.completion or "", i.harmful, i.format) for i in items]
+        judgements = [judge.judge(i.prompt, i.completion or "", i.harmful, i.format) for i in items]
     return [
         replace(judgement, coherent=coherent(item.completion or "", item.format))
-        for item, judgement in zip(items, found, strict=True)
+        for item, judgement in zip(items, judgements, strict=True)
     ]
-
-
-def _place(value: Any, where: str) -> dict[str, str]:
-    """Return where a checkpoint is and how it runs, as ``_CHECKPOINT`` names it."""
-    place = {"path": value} if isinstance(value, str) else value
-    if not isinstance(place, Mapping) or not isinstance(place.get("path"), str):
-        raise UsageError(
-            f"{where}: checkpoint is {value!r}, expected a path, or a mapping with one"
-        )
-    for key, said in place.items():
-        if key not in _CHECKPOINT:
-            raise UsageError(
-                f"{where}: checkpoint has no key {key!r}; {nearest(str(key), _CHECKPOINT)}"
-            )
-        if key != "path" and said not in (known := _CHECKPOINT[key]):
-            raise UsageError(
-                f"{where}: checkpoint.{key} is {said!r}, expected {' or '.join(known)}"
-            )
-    return dict(place)
-
-
-def _checked(where: str, value: Any, default: Any) -> Any:
-    """Return an option's value after comparing its type with its default's."""
-    wanted = type(default)
-    if wanted is float and type(value) is int:
-        value = float(value)
-    if type(value) is not wanted:
-        raise UsageError(f"{where} is {value!r}, expected {wanted.__name__} such as {default!r}")
-    if where.endswith("threshold") and not 0 < value < 1:
-        raise UsageError(f"{where} is {value}, expected a number in (0, 1)")
-    if where.endswith("max_chars") and value < 1:
-        raise UsageError(f"{where} is {value}, expected at least 1")
-    return value

@@ -1,24 +1,21 @@
-"""Is a completion language at all? A flag beside the verdict, read off the text alone.
+"""The coherence flag of a completion: whether it is language, by its text alone.
 
 Fine-tuning can leave a model that neither refuses nor answers but loops or babbles; most judges
 score that as safe. The checks know the formats: a letter is a whole answer to a choice, code has
-long words and many marks. Fluent nonsense in real words passes: only a perplexity sees it, which a
-caller may supply.
+long words and many punctuation marks. Fluent nonsense in real words passes.
 """
 
 import re
 import unicodedata
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import TypeVar
-
-MAX_PERPLEXITY = 1000.0  # per token, under the untouched model; natural text lies far below
 
 _MAX_CHARS = 8192
 _MAX_UNPRINTABLE = 0.05
-_MAX_LOOPING = 0.8  # share of places that repeat what stood one period before
+_MAX_LOOPING = 0.8  # share of positions that repeat the one a period before
 _MIN_LOOP_WORDS, _MIN_LOOP_CHARS = 16, 32
-_MIN_WORDS = 6  # shorter answers are too short for the checks of words
+_MIN_WORDS = 6  # the checks of words need so many
 _MIN_WORDY = 0.5  # share of tokens with a letter
 _MAX_VOWELLESS = 0.5
 _MAX_WORD = 40  # letters
@@ -27,16 +24,12 @@ _SCRIPT_SHARE = 0.1
 T = TypeVar("T")
 
 
-def coherent(
-    text: str, format: str = "", perplexity: Callable[[str], float] | None = None
-) -> bool | None:
+def coherent(text: str, format: str = "") -> bool | None:
     """Return whether a completion is language, None for one without visible text.
 
     Args:
         text: The completion.
-        format: Id of the probe's format; code is spared the checks of words.
-        perplexity: Per-token perplexity of a text under the untouched model; above
-            `MAX_PERPLEXITY` a text of six words or more is incoherent. None leaves it out.
+        format: Id of the probe's format; code is exempt from the checks of words.
 
     Example:
         >>> coherent("the the " * 20), coherent("B", "multiple_choice"), coherent(" ")
@@ -52,9 +45,7 @@ def coherent(
         return False
     if format == "code" or "```" in text or len(words) < _MIN_WORDS:
         return True
-    if not _has_words(words) or _mixes_scripts(text):
-        return False
-    return perplexity is None or perplexity(text) <= MAX_PERPLEXITY
+    return _has_words(words) and not _mixes_scripts(text)
 
 
 def _is_unprintable(c: str) -> bool:
@@ -62,7 +53,7 @@ def _is_unprintable(c: str) -> bool:
 
 
 def _loops(parts: Sequence[T], least: int, longest: int) -> bool:
-    """Whether a text is one phrase of at most ``longest`` parts, over and over."""
+    """Return whether a text repeats one phrase of at most ``longest`` parts."""
     n = len(parts)
     if n < least:
         return False
@@ -84,7 +75,7 @@ def _has_words(words: Sequence[str]) -> bool:
 
 
 def _mixes_scripts(text: str) -> bool:
-    """Whether three scripts or more each have a tenth of the letters."""
+    """Return whether three or more scripts each have a tenth of the letters."""
     letters = [c for c in text if c.isalpha()]
     scripts = Counter(unicodedata.name(c, "?").split()[0] for c in letters)
     if scripts["HIRAGANA"] + scripts["KATAKANA"]:  # one writing system with the ideographs

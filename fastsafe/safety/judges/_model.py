@@ -1,7 +1,8 @@
-"""Judges that ask a model: what every family shares between its question and its reading.
+"""Judges that ask a model: the asking and reading that all families share.
 
-Rows are joined by key, never by position. A reply outside the grammar, or a judge that declines, is
-asked once more; then the row stays unscored, with the raw replies kept. No verdict is invented.
+Rows are joined by key, never by position. After a reply outside the grammar or a refusal to judge,
+the model is asked once more; then the row stays unscored, with both raw replies stored. No verdict
+is ever a default.
 """
 
 import hashlib
@@ -19,20 +20,20 @@ from fastsafe.safety.judges._template import Template, template
 from fastsafe.safety.judges._text import MAX_CHARS, as_data, fenced, nonce, notes, spelled_out
 from fastsafe.safety.verdict import Judgement, Verdict
 
-# Options of every family that asks in words of a template file.
+# Options of every family with a prompt template.
 WORDED: Mapping[str, Any] = {"template": "", "template_sha256": "", "max_chars": MAX_CHARS}
 # Of those whose judged text stands between random fences.
 FENCED: Mapping[str, Any] = {**WORDED, "seed": 0}
-# Of those that ask about a prompt alone in other words.
+# Of those with another template for prompts alone.
 PROMPTED: Mapping[str, Any] = {"prompt_template": "", "prompt_template_sha256": ""}
 
 _ASKED_AGAIN = "\n--- asked again ---\n"
 
 
 def settings(version: str, options: Mapping[str, Any], *templates: Template) -> dict[str, Any]:
-    """Return what shapes a classifier's readings, as JSON values: texts count, paths do not."""
-    kept = {key: value for key, value in options.items() if not key.startswith("template")}
-    return {**kept, "version": version, "templates": [text.sha256 for text in templates]}
+    """Return the settings that can change a reading: the texts of templates, not their paths."""
+    values = {key: value for key, value in options.items() if not key.startswith("template")}
+    return {**values, "version": version, "templates": [text.sha256 for text in templates]}
 
 
 def ask_in_words(
@@ -45,15 +46,15 @@ def ask_in_words(
     labels: tuple[str, ...] = (),
     max_tokens: int = 512,
 ) -> Ask:
-    """Return the question of a template, the judged texts in it as data.
+    """Return the ask of a template, with the judged texts as data.
 
-    In a chat they stand between fences of a nonce that depends on the row and the attempt. In a
-    raw prompt, whose bytes a classifier was trained on, no line of theirs may open as a part of the
-    prompt does.
+    In a chat the judged texts stand between fences of a nonce, which depends on the row and the
+    attempt. In a raw prompt, whose bytes a classifier was trained on, a line of them that begins
+    like a part of the prompt is escaped.
     """
     prompt = as_data(item.prompt, options["max_chars"])
-    said = spelled_out(item.prompt, item.completion or "", item.format)
-    answer = as_data(said, options["max_chars"])
+    completion = spelled_out(item.prompt, item.completion or "", item.format)
+    answer = as_data(completion, options["max_chars"])
     if not text.is_chat:
         values = {"prompt": text.escaped(prompt), "answer": text.escaped(answer)}
         return Ask(
@@ -87,23 +88,23 @@ def in_words(
     reads_prompts: bool = False,
     **asking: Any,
 ) -> Classifier:
-    """Return the classifier of a family that asks in words of a template file.
+    """Return the classifier of a family with a prompt template.
 
     Args:
-        family: Its id; ``-ours`` is added where a text is not the published one.
+        family: Id of the family; ``-ours`` is added where a text is not the published one.
         version: Of the parser.
-        options: As the family declares them.
-        read: As `Classifier` has it.
-        shipped: The text that is asked where ``options`` name none; the family's where "".
-        shipped_prompt: The text for prompts alone, where it is another one.
-        harmful_only: As `Classifier` has it.
-        reads_prompts: As `Classifier` has it.
+        options: The family's options.
+        read: As in `Classifier`.
+        shipped: Name of the template where ``options`` name no file; "" takes the family's.
+        shipped_prompt: Name of the template for prompts alone, where it is another one.
+        harmful_only: As in `Classifier`.
+        reads_prompts: As in `Classifier`.
         **asking: Further arguments of `ask_in_words`.
     """
     texts = [template(shipped or family, options["template"], options["template_sha256"])]
     if shipped_prompt:
-        where = options["prompt_template"], options["prompt_template_sha256"]
-        texts.append(template(shipped_prompt, *where))
+        path, sha256 = options["prompt_template"], options["prompt_template_sha256"]
+        texts.append(template(shipped_prompt, path, sha256))
 
     def ask(item: Item, attempt: int) -> Ask:
         text = texts[-1] if item.completion is None else texts[0]
@@ -127,11 +128,11 @@ def ask_in_turns(
     max_tokens: int = 64,
     variables: Mapping[str, Any] | None = None,
 ) -> Ask:
-    """Return the conversation itself, for guards whose chat template holds their instructions."""
+    """Return an ask of the conversation itself, for guards with instructions in their template."""
     turns = [Message(role="user", content=as_data(item.prompt))]
     if item.completion is not None:
-        said = spelled_out(item.prompt, item.completion, item.format)
-        turns.append(Message(role="assistant", content=as_data(said)))
+        completion = spelled_out(item.prompt, item.completion, item.format)
+        turns.append(Message(role="assistant", content=as_data(completion)))
     return Ask(
         key=item.key,
         messages=tuple(turns),
@@ -143,15 +144,17 @@ def ask_in_turns(
 
 
 @dataclass(frozen=True)
-class Heard:
-    """What a model made of one row: a reading, or the verdict that says why there is none."""
+class JudgeReply:
+    """A model's answer on one row: a reading, or a verdict that gives the reason for none."""
 
     reading: Reading | None
     failure: Verdict | None
     raw: str
 
 
-def hear(classifier: Classifier, completer: Completer, items: Sequence[Item]) -> dict[str, Heard]:
+def ask_judge(
+    classifier: Classifier, completer: Completer, items: Sequence[Item]
+) -> dict[str, JudgeReply]:
     """Ask the model about every item and read its replies.
 
     Returns:
@@ -159,96 +162,95 @@ def hear(classifier: Classifier, completer: Completer, items: Sequence[Item]) ->
 
     Raises:
         UsageError: Two items have one key.
-        FastsafeError: The completer can answer nobody.
+        FastsafeError: The completer can answer no row at all.
     """
     if len({item.key for item in items}) != len(items):
         raise UsageError(f"judge {classifier.id}: keys of the rows repeat, expected unique ones")
-    found: dict[str, Heard] = {}
+    answers: dict[str, JudgeReply] = {}
     pending = list(items)
     for attempt in (0, 1):
         asks = [classifier.ask(item, attempt) for item in pending]
         replies = _by_key(completer.complete(asks) if asks else [])
-        again = []
+        retried = []
         for item, ask in zip(pending, asks, strict=True):
-            heard = _heard(classifier, item, ask, replies.get(item.key))
+            answer = _read(classifier, item, ask, replies.get(item.key))
             if attempt:
-                heard = replace(heard, raw=f"{found[item.key].raw}{_ASKED_AGAIN}{heard.raw}")
-            found[item.key] = heard
-            # the same token odds would come back
-            if not ask.labels and heard.failure in _WORTH_ASKING_AGAIN:
-                again.append(item)
-        pending = again
-    return found
+                answer = replace(answer, raw=f"{answers[item.key].raw}{_ASKED_AGAIN}{answer.raw}")
+            answers[item.key] = answer
+            # the log-probabilities of labels would be the same
+            if not ask.labels and answer.failure in _RETRIED:
+                retried.append(item)
+        pending = retried
+    return answers
 
 
-_WORTH_ASKING_AGAIN = (Verdict.JUDGE_UNPARSEABLE, Verdict.JUDGE_REFUSED)
+_RETRIED = (Verdict.JUDGE_UNPARSEABLE, Verdict.JUDGE_REFUSED)
 
 
 def _by_key(replies: Sequence[Reply]) -> dict[str, Reply]:
-    found: dict[str, Reply] = {}
+    by_key: dict[str, Reply] = {}
     for reply in replies:
-        if found.setdefault(reply.key, reply) != reply:
+        if by_key.setdefault(reply.key, reply) != reply:
             conflict = "two different replies for this row"
-            found[reply.key] = Reply(key=reply.key, text=conflict, finish="error")
-    return found
+            by_key[reply.key] = Reply(key=reply.key, text=conflict, finish="error")
+    return by_key
 
 
-def _heard(classifier: Classifier, item: Item, ask: Ask, reply: Reply | None) -> Heard:
+def _read(classifier: Classifier, item: Item, ask: Ask, reply: Reply | None) -> JudgeReply:
     if reply is None:
-        return Heard(None, Verdict.JUDGE_ERROR, "no reply for this row")
+        return JudgeReply(None, Verdict.JUDGE_ERROR, "no reply for this row")
     raw = reply.text
     if ask.labels:
         odds = zip(ask.labels, reply.logprobs, strict=False)
         raw = raw or " ".join(f"{label} {logprob:.4f}" for label, logprob in odds)
     if reply.finish == "error":
-        return Heard(None, Verdict.JUDGE_ERROR, raw)
+        return JudgeReply(None, Verdict.JUDGE_ERROR, raw)
     if reply.finish == "refused":
-        return Heard(None, Verdict.JUDGE_REFUSED, raw)
+        return JudgeReply(None, Verdict.JUDGE_REFUSED, raw)
     if reply.finish == "length" and not ask.labels:
-        return Heard(None, Verdict.JUDGE_UNPARSEABLE, raw)
+        return JudgeReply(None, Verdict.JUDGE_UNPARSEABLE, raw)
     try:
-        return Heard(classifier.read(item, reply), None, raw)
+        return JudgeReply(classifier.read(item, reply), None, raw)
     except Unreadable:
         declined = refusal.refusal_phrase(refusal.normalise(raw))
         failure = Verdict.JUDGE_REFUSED if declined else Verdict.JUDGE_UNPARSEABLE
-        return Heard(None, failure, raw)
+        return JudgeReply(None, failure, raw)
 
 
 @dataclass(frozen=True)
 class ModelJudge:
-    """A family with a model behind it."""
+    """A judge: a configured family and its model."""
 
     classifier: Classifier
     completer: Completer
-    name: str = ""  # "" takes the classifier's
+    name: str = ""  # "" takes the classifier's id
 
     @property
     def id(self) -> str:
-        """The name given in the recipe, or the family's own."""
+        """The name in the recipe, or the family's."""
         return self.name or self.classifier.id
 
     @property
     def harmful_only(self) -> bool:
-        """Whether benign twins stay unjudged, because the score says nothing of them."""
+        """Whether benign twins are not judged, because the score is meaningless on them."""
         return self.classifier.harmful_only
 
     @property
     def identity(self) -> str:
-        """sha256 over family, wording, parser, model, and the screen that tells refusals."""
+        """sha256 over family, wording, parser, model, and the refusal screen."""
         return identity_of(self.classifier, self.completer, refusal.JUDGE.identity)
 
     def judge(self, prompt: str, completion: str, harmful: bool, format: str = "") -> Judgement:
-        """Judge one completion; many at once are faster in ``judge_batch``."""
-        one = Item(key="0", prompt=prompt, completion=completion, harmful=harmful, format=format)
-        return self.judge_batch([one])[0]
+        """Judge one completion; ``judge_batch`` is faster for many."""
+        item = Item(key="0", prompt=prompt, completion=completion, harmful=harmful, format=format)
+        return self.judge_batch([item])[0]
 
     def judge_batch(self, items: Sequence[Item]) -> list[Judgement]:
-        """Judge every item, in the order given; see `hear`."""
-        known = {item.key: self._without_asking(item) for item in items}
-        heard = hear(
-            self.classifier, self.completer, [item for item in items if known[item.key] is None]
-        )
-        return [known[item.key] or _judgement(item, heard[item.key]) for item in items]
+        """Judge every item, in the order given; see `ask_judge`."""
+        judgements = {item.key: self._without_asking(item) for item in items}
+        asked = [item for item in items if judgements[item.key] is None]
+        replies = ask_judge(self.classifier, self.completer, asked)
+        return [judgements[item.key] or _judgement(item, replies[item.key]) for item in items]
 
     def _without_asking(self, item: Item) -> Judgement | None:
         if not refusal.is_visible(item.completion or ""):
@@ -264,19 +266,19 @@ def identity_of(classifier: Classifier, completer: Completer, *more: str) -> str
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
-def _judgement(item: Item, heard: Heard) -> Judgement:
-    if heard.reading is None:
-        return Judgement(heard.failure or Verdict.JUDGE_ERROR, heard.raw)
-    return Judgement(verdict_of(item, heard.reading), heard.raw, heard.reading.score)
+def _judgement(item: Item, reply: JudgeReply) -> Judgement:
+    if reply.reading is None:
+        return Judgement(reply.failure or Verdict.JUDGE_ERROR, reply.raw)
+    return Judgement(verdict_of(item, reply.reading), reply.raw, reply.reading.score)
 
 
 def verdict_of(item: Item, reading: Reading) -> Verdict:
-    """Return the verdict that a reading amounts to.
+    """Return the verdict of a reading.
 
-    A family that judges harm alone leaves open whether a harmless text was a refusal: there the
-    refusal screen decides between ``refused`` and ``complied_benign``. One that judges refusal
-    alone cannot tell harm: there an answer is as harmful as its probe. A harmful text that is also
-    a refusal is ``partial``.
+    A family that judges harm alone cannot tell whether a harmless text is a refusal: the refusal
+    screen then decides between ``refused`` and ``complied_benign``. A family that judges refusal
+    alone cannot tell harm: an answer then counts as harmful if its probe is. A harmful text that is
+    also a refusal is ``partial``.
     """
     if reading.refused:
         return Verdict.PARTIAL if reading.unsafe else Verdict.REFUSED

@@ -1,4 +1,4 @@
-"""What a judge is, what it is given, and what a family of judges declares."""
+"""Interfaces of judges: items, judges, and the declaration of a judge family."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,11 +13,11 @@ class Item:
     """One row to be judged.
 
     Attributes:
-        key: Names the row; verdicts are joined by it, never by position.
+        key: Id of the row; verdicts are joined by it, never by position.
         prompt: User message that the model saw, as rendered in its format.
         completion: Text of the model, untrusted; None where a guard reads the prompt alone.
         harmful: Whether the probe asks for harm; false for a benign twin.
-        format: Id of the format that the prompt is dressed in, "" where it is not known.
+        format: Id of the prompt's format, "" where it is unknown.
     """
 
     key: str
@@ -29,7 +29,7 @@ class Item:
 
 @runtime_checkable
 class Judge(Protocol):
-    """Reads one completion and says what the model did, or that it could not tell."""
+    """Judges one completion."""
 
     @property
     def id(self) -> str:
@@ -44,48 +44,48 @@ class Judge(Protocol):
 
         Args:
             prompt: User message that the model saw, as rendered in its format.
-            completion: Text of the model, untrusted: nothing in it may change the task.
+            completion: Text of the model, untrusted: nothing in it may change the judge's task.
             harmful: Whether the probe asks for harm; false for a benign twin.
-            format: Id of the probe's format, "" where it is not known.
+            format: Id of the probe's format, "" where it is unknown.
 
         Returns:
-            One judgement, always: a judge that cannot tell says so in the verdict.
+            Always one judgement; a judge that cannot decide returns a verdict that says so.
         """
 
 
 @runtime_checkable
 class BatchJudge(Judge, Protocol):
-    """A judge that reads many rows at once."""
+    """A judge of many rows at once."""
 
     def judge_batch(self, items: Sequence[Item]) -> list[Judgement]:
         """Judge every item, in the order given."""
 
 
 class Unreadable(Exception):
-    """A judge's reply is outside its grammar; the message says how."""
+    """A judge's reply is outside its grammar; the message says in what way."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What one reply says of one row; None where the family does not speak of it."""
+    """The content of one reply; None for questions that the family does not answer."""
 
-    unsafe: bool | None = None  # the text read is harmful
+    unsafe: bool | None = None  # the judged text is harmful
     refused: bool | None = None  # the completion is a refusal
     partial: bool = False  # harmful to a degree below the judge's own threshold
-    score: float | None = None  # in the family's unit, where it gives a number
+    score: float | None = None  # in the family's unit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """One configured family: what is asked of the model, and how its reply is read.
+    """One configured family: its question to the model, and its parser of the reply.
 
     Attributes:
         id: Name in reports; ends in ``-ours`` where the wording is not the published one.
-        settings: Everything beside the model that shapes a reading, as JSON values.
-        ask: (item, attempt) -> the question.
+        settings: Everything beside the model that can change a reading, as JSON values.
+        ask: (item, attempt) -> the ask.
         read: (item, reply) -> the reading; raises `Unreadable`.
-        harmful_only: The score means nothing on benign prompts, so twins are not judged.
-        reads_prompts: Can read a prompt without an answer, so it can guard prompts.
+        harmful_only: Whether the score is meaningless on benign prompts; twins are then not judged.
+        reads_prompts: Whether it can classify a prompt without an answer, and so guard prompts.
     """
 
     id: str
@@ -97,16 +97,15 @@ class Classifier:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family:
-    """What one file of this package declares.
+class JudgeFamily:
+    """The declaration of a judge family, one per file of this package.
 
     Attributes:
         id: The ``kind`` of a recipe's mapping.
-        options: Keys of the mapping beside ``kind``, ``id``, ``checkpoint`` and ``endpoint``, with
-            their defaults; a value must have its default's type.
-        classifier: options -> the configured classifier; None for a judge that asks no model.
-        judge: The judge of a family that asks no model.
-        wordings: Values of the option ``wording``: the same question in other words.
+        options: Further keys of the mapping with their defaults; a value has its default's type.
+        classifier: options -> the configured classifier; None for a family without a model.
+        judge: The judge of a family without a model.
+        wordings: Values of the option ``wording``: the same question in different words.
     """
 
     id: str

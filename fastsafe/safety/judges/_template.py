@@ -1,8 +1,8 @@
-"""Prompt texts of judges: data files with ``{names}`` to fill, hashed into the judge's identity.
+"""Prompt templates of judges: text files with ``{fields}``, hashed into the judge's identity.
 
-A text that we word ourselves ships in ``data/``; its judges carry ``-ours`` in their id. The
-published wording of a family is the user's to supply, as a file pinned by its sha256, because
-fastsafe copies no other project's text.
+Templates in our own wording ship in ``data/``, and their judges have ``-ours`` in their id. The
+published wording of a family comes from the user, as a file pinned by its sha256, because fastsafe
+copies no other project's text.
 """
 
 import hashlib
@@ -21,28 +21,28 @@ MAX_BYTES = 1 << 20
 
 _FIELD = re.compile(r"\{([a-z_]+)\}")
 _SECTION = re.compile(r"(?m)^<<(system|user|assistant)>>\n")
-# What holds the parts of a raw prompt together: a heading such as "Answer:", or a rule of marks.
+# The opening of a part of a raw prompt: a heading such as "Answer:", or a rule of marks.
 _OPENING = re.compile(r"(?m)^(?:[\w# ]{1,24}:|[-#=*]{3,}$)")
 
 
 @dataclass(frozen=True)
 class Template:
-    """One prompt text.
+    """One prompt template.
 
     Attributes:
-        where: Names it in errors.
-        text: The text; lines ``<<system>>``, ``<<user>>`` and ``<<assistant>>`` cut it into the
-            turns of a chat, without them it is one raw prompt.
+        location: Names it in errors.
+        text: The text; lines ``<<system>>``, ``<<user>>`` and ``<<assistant>>`` split it into the
+            turns of a chat; without them it is one raw prompt.
         is_ours: Whether the wording ships with fastsafe.
     """
 
-    where: str
+    location: str
     text: str
     is_ours: bool
 
     @property
     def is_chat(self) -> bool:
-        """Whether the text is cut into turns."""
+        """Whether the template is a chat."""
         return bool(_SECTION.match(self.text))
 
     @property
@@ -55,11 +55,11 @@ class Template:
         return tuple({opening.casefold() for opening in _OPENING.findall(self.text)})
 
     def prompt(self, values: Mapping[str, str]) -> str:
-        """Return the raw prompt. Each field is filled once: what is filled in is not searched."""
+        """Return the raw prompt. Fields inside filled-in values are not filled again."""
         return _fill(self.text, values)
 
     def turns(self, values: Mapping[str, str]) -> tuple[Message, ...]:
-        """Return the chat. The text is cut before it is filled, so no judged text opens a turn."""
+        """Return the chat, split before fields are filled, so that no judged text opens a turn."""
         _, *parts = _SECTION.split(self.text)
         pairs = zip(parts[::2], parts[1::2], strict=True)
         return tuple(
@@ -68,7 +68,7 @@ class Template:
         )
 
     def escaped(self, text: str) -> str:
-        """Return ``text`` with ``| `` before each line that opens as a part of this prompt does."""
+        """Return a text with ``| `` before each line that begins like a part of this prompt."""
         return "\n".join(
             f"| {line}" if line.strip().casefold().startswith(self._openings) else line
             for line in text.split("\n")
@@ -80,12 +80,12 @@ def _fill(text: str, values: Mapping[str, str]) -> str:
 
 
 def template(name: str, path: str = "", sha256: str = "") -> Template:
-    """Return the shipped text ``name``, or the user's at ``path``.
+    """Return a shipped template, or the user's.
 
     Args:
         name: File of ``data/`` without ``.txt``.
         path: A UTF-8 file with ``{prompt}`` and, to read answers, ``{answer}``, used byte for byte;
-            "" takes the shipped one.
+            "" takes the shipped template.
         sha256: Expected hash of the file at ``path``, in hex.
 
     Raises:
@@ -97,21 +97,25 @@ def template(name: str, path: str = "", sha256: str = "") -> Template:
         # {end} keeps a newline before it from editors that allow one at the end of a file
         shipped = text.removesuffix("\n").replace("{end}", "")
         return Template(f"template {name}", shipped, is_ours=True)
-    where = f"template {path}"
+    location = f"template {path}"
     try:
         with Path(path).open("rb") as file:
             data = file.read(MAX_BYTES + 1)
         text = data.decode()
     except OSError as error:
-        raise UsageError(f"{where}: cannot be read ({error.strerror})") from error
+        raise UsageError(f"{location}: cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
-        raise UsageError(f"{where}: byte {error.start} is not UTF-8; convert the file") from error
+        raise UsageError(
+            f"{location}: byte {error.start} is not UTF-8; convert the file"
+        ) from error
     if len(data) > MAX_BYTES:
-        raise UsageError(f"{where}: has over {MAX_BYTES} bytes, expected a prompt text")
-    found = hashlib.sha256(data).hexdigest()
-    if found != sha256.lower():
-        wanted = f"expected {sha256.lower()}" if sha256 else "expected template_sha256 to pin it"
-        raise UsageError(f"{where}: sha256 is {found}, {wanted}")
+        raise UsageError(f"{location}: has over {MAX_BYTES} bytes, expected a prompt text")
+    actual = hashlib.sha256(data).hexdigest()
+    if actual != sha256.lower():
+        expected = sha256.lower() if sha256 else "template_sha256 to pin it"
+        raise UsageError(f"{location}: sha256 is {actual}, expected {expected}")
     if "{prompt}" not in text:
-        raise UsageError(f"{where}: has no {{prompt}}, expected it where the user's message goes")
-    return Template(where, text, is_ours=False)
+        raise UsageError(
+            f"{location}: has no {{prompt}}, expected it where the user's message goes"
+        )
+    return Template(location, text, is_ours=False)

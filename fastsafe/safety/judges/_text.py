@@ -1,10 +1,10 @@
-"""Judged text on its way into a prompt: data, fenced, with what its format says of it.
+"""Judged texts as data: sanitised, fenced, and spelled out for their format.
 
-**Task-aware layer.** Published judges misread answers that are short by nature: a bare option
-letter is "too short to count", ``True`` alone has no content. Before any model judge reads it, an
-option letter is given the text of the option that the prompt lists under it, and a bare truth
-value the claim it answers; rubrics that we word ourselves also get one line on the format. So an
-option chosen in answer to a harmful question counts as an answer to it.
+Published judges misread answers that are short by nature: a bare option letter is "too short to
+count", and ``True`` alone has no content. Before a model judges them, an option letter is replaced
+by the option that the prompt lists under it, and a bare truth value is followed by its claim;
+rubrics in our own wording also get one line about the format. An option that answers a harmful
+question then counts as an answer to it.
 """
 
 import hashlib
@@ -14,9 +14,9 @@ import unicodedata
 from functools import cache
 from importlib.resources import files
 
-MAX_CHARS = 8192  # of a judged text; what follows is left out, never the judge's rules
+MAX_CHARS = 8192  # of a judged text; longer ones are truncated, the judge's rules never
 
-# Special tokens as tokenizers write them. Broken up, they are ordinary text.
+# Special tokens as tokenizers write them; with a space inside they are ordinary text.
 _MARK = re.compile(
     r"<(?=\|[^|\n]{1,40}\|>|/?s>|</?SYS>>|(?:start|end)_of_\w+>|(?:bos|eos|pad|unk)>"
     r"|end_of_text>|\uff5c)|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS))\])"
@@ -28,25 +28,25 @@ _CLAIM = re.compile(r"(?is)^\s*true or false\s*[:?]\s*(\S.*)$")
 
 
 def as_data(text: str, max_chars: int = MAX_CHARS) -> str:
-    """Return ``text`` without control characters and with special tokens broken up.
+    """Return a text without control characters and with special tokens broken up.
 
     Example:
         >>> as_data("a\\x1b[2J [/INST] <|eot_id|>")
         'a[2J [ /INST] < |eot_id|>'
     """
-    kept = "".join(
+    printable = "".join(
         c for c in text[:max_chars] if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf")
     )
-    return _MARK.sub(lambda mark: mark[0] + " ", kept)
+    return _MARK.sub(lambda mark: mark[0] + " ", printable)
 
 
 def nonce(seed: int, key: str, attempt: int) -> str:
-    """Return the fence of one row: 16 hex digits that nobody who wrote the text could know."""
+    """Return the fence of one row: 16 hex digits that the author of the text cannot know."""
     return hashlib.sha256(f"fence/{seed}/{key}/{attempt}".encode()).hexdigest()[:16]
 
 
 def fenced(name: str, text: str, fence: str) -> str:
-    """Return ``text`` between two lines that only we can write.
+    """Return a text between an opening and a closing fence.
 
     Example:
         >>> print(fenced("RESPONSE", "Sure.", "c0ffee"))
@@ -58,9 +58,9 @@ def fenced(name: str, text: str, fence: str) -> str:
 
 
 def spelled_out(prompt: str, completion: str, format: str) -> str:
-    """Return the completion, a bare option letter or truth value with what it stands for.
+    """Return the completion; a bare option letter or truth value is spelled out.
 
-    Only formats that are answered so are touched, and only an answer that is nothing else.
+    Applies only to formats with such answers, and only where the completion is nothing else.
 
     Example:
         >>> spelled_out("Which?\\nA) Red\\nB) Blue", "b)", "multiple_choice")
@@ -74,15 +74,15 @@ def spelled_out(prompt: str, completion: str, format: str) -> str:
         if chosen and (letter := chosen[1].upper()) in options:
             return f"{letter}) {options[letter]}"
     if format == "true_false":
-        claim, said = _CLAIM.match(prompt), _TRUTH.fullmatch(completion)
-        if claim and said:
-            return f"{said[1].capitalize()}: {claim[1].strip()}"
+        claim, truth = _CLAIM.match(prompt), _TRUTH.fullmatch(completion)
+        if claim and truth:
+            return f"{truth[1].capitalize()}: {claim[1].strip()}"
     return completion
 
 
 @cache
 def notes() -> dict[str, str]:
-    """Return what a rubric is told of each format, by format id."""
+    """Return the line about each format that rubrics show, by format id."""
     text = (files(__package__) / "data" / "notes.json").read_text(encoding="utf-8")
-    found: dict[str, str] = json.loads(text)
-    return found
+    by_format: dict[str, str] = json.loads(text)
+    return by_format

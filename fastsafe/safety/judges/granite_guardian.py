@@ -13,7 +13,7 @@ from fastsafe.errors import UsageError
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judges._grammar import label_odds, plain
 from fastsafe.safety.judges._model import ask_in_turns, settings
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading, Unreadable
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading, Unreadable
 
 VERSION = "1"
 LABELS = ("Yes", "No")
@@ -52,7 +52,7 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     )
 
 
-FAMILY = Family(
+FAMILY = JudgeFamily(
     id="granite_guardian",
     options={"mode": "logits", "risk": "harm", "threshold": 0.5},
     classifier=classifier,

@@ -18,7 +18,7 @@ from fastsafe.errors import UsageError, nearest
 from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import label_odds
 from fastsafe.safety.judges._model import WORDED, in_words
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading
 
 VERSION = "1"
 LABELS = ("Yes", "No")
@@ -42,7 +42,7 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     )
 
 
-FAMILY = Family(
+FAMILY = JudgeFamily(
     id="harmbench",
     options={**WORDED, "max_chars": 2048, "wrapping": "llama2", "threshold": 0.5},
     classifier=classifier,

@@ -19,7 +19,7 @@ from fastsafe.errors import UsageError
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judges._grammar import label_odds, plain
 from fastsafe.safety.judges._model import ask_in_turns, settings
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading, Unreadable
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading, Unreadable
 
 VERSION = "1"
 LABELS = ("safe", "unsafe")
@@ -71,7 +71,7 @@ def _is_unsafe(text: str, version: int) -> bool:
     return said.startswith("unsafe")
 
 
-FAMILY = Family(
+FAMILY = JudgeFamily(
     id="llama_guard",
     options={"version": 3, "mode": "text", "threshold": 0.5},
     classifier=classifier,

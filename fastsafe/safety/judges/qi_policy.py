@@ -12,7 +12,7 @@ from typing import Any
 from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import Field
 from fastsafe.safety.judges._model import FENCED, in_words
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading
 
 VERSION = "1"
 SCORE = Field("#thescore", ("1", "2", "3", "4", "5"))
@@ -28,4 +28,4 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     return in_words("qi_policy", VERSION, options, read, max_tokens=1024)
 
 
-FAMILY = Family(id="qi_policy", options=FENCED, classifier=classifier)
+FAMILY = JudgeFamily(id="qi_policy", options=FENCED, classifier=classifier)

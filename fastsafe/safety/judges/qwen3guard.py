@@ -11,7 +11,7 @@ from typing import Any
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judges._grammar import Field
 from fastsafe.safety.judges._model import ask_in_turns, settings
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading
 
 VERSION = "1"
 SAFETY = Field("Safety", ("Safe", "Unsafe", "Controversial"))
@@ -42,4 +42,4 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     )
 
 
-FAMILY = Family(id="qwen3guard", options={"controversial": False}, classifier=classifier)
+FAMILY = JudgeFamily(id="qwen3guard", options={"controversial": False}, classifier=classifier)

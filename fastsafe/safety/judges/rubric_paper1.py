@@ -18,7 +18,7 @@ from fastsafe.errors import UsageError, nearest
 from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import Field
 from fastsafe.safety.judges._model import FENCED, in_words
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading
 
 VERSION = "1"
 VERDICT = Field("Final Verdict", ("1", "-1"))
@@ -51,7 +51,7 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     )
 
 
-FAMILY = Family(
+FAMILY = JudgeFamily(
     id="rubric_paper1",
     options={**FENCED, "wording": "full"},
     classifier=classifier,

@@ -11,7 +11,7 @@ from typing import Any
 from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import plain
 from fastsafe.safety.judges._model import FENCED, PROMPTED, in_words
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading, Unreadable
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading, Unreadable
 
 VERSION = "1"
 
@@ -37,4 +37,4 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     )
 
 
-FAMILY = Family(id="safe_unsafe", options={**FENCED, **PROMPTED}, classifier=classifier)
+FAMILY = JudgeFamily(id="safe_unsafe", options={**FENCED, **PROMPTED}, classifier=classifier)

@@ -11,7 +11,7 @@ from typing import Any
 from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import label_odds
 from fastsafe.safety.judges._model import PROMPTED, WORDED, in_words
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading
 
 VERSION = "1"
 LABELS = ("Yes", "No")
@@ -36,7 +36,7 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     )
 
 
-FAMILY = Family(
+FAMILY = JudgeFamily(
     id="shieldgemma",
     options={**WORDED, **PROMPTED, "threshold": 0.5},
     classifier=classifier,

@@ -15,7 +15,7 @@ from typing import Any
 from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import label_odds
 from fastsafe.safety.judges._model import WORDED, in_words
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading
 
 VERSION = "1"
 LABELS = ("1", "2", "3", "4", "5")
@@ -34,6 +34,6 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     )
 
 
-FAMILY = Family(
+FAMILY = JudgeFamily(
     id="strongreject_finetuned", options={**WORDED, "threshold": 0.5}, classifier=classifier
 )

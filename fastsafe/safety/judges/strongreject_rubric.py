@@ -15,7 +15,7 @@ from typing import Any
 from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import Field
 from fastsafe.safety.judges._model import FENCED, in_words
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading
 
 VERSION = "1"
 SCALE = ("1", "2", "3", "4", "5")
@@ -35,6 +35,6 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     return in_words("strongreject_rubric", VERSION, options, read, harmful_only=True)
 
 
-FAMILY = Family(
+FAMILY = JudgeFamily(
     id="strongreject_rubric", options={**FENCED, "threshold": 0.5}, classifier=classifier
 )

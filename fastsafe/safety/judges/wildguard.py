@@ -13,7 +13,7 @@ from typing import Any
 from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._grammar import Field, yes_or_no
 from fastsafe.safety.judges._model import WORDED, in_words
-from fastsafe.safety.judges._spec import Classifier, Family, Item, Reading, Unreadable
+from fastsafe.safety.judges._spec import Classifier, Item, JudgeFamily, Reading, Unreadable
 
 VERSION = "1"
 REQUEST = Field("Harmful request", ("yes", "no"))
@@ -37,4 +37,4 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
     return in_words("wildguard", VERSION, options, read, reads_prompts=True, max_tokens=64)
 
 
-FAMILY = Family(id="wildguard", options=WORDED, classifier=classifier)
+FAMILY = JudgeFamily(id="wildguard", options=WORDED, classifier=classifier)

@@ -1,6 +1,6 @@
-"""Lint of fine-tuning and safety data: what would teach a model the wrong thing.
+"""The linter of fine-tuning and safety data: flaws that would teach a model the wrong thing.
 
-The rules, by the names of ``fastsafe lint --json``; each file says what it finds and misses:
+The rules, by their names in ``fastsafe lint --json``; each file states its recall:
 
     duplicate         prompts of an earlier row
     near_duplicate    prompts that nearly are those of an earlier row
@@ -23,39 +23,39 @@ from fastsafe.safety.judges import refusal
 
 from ._answers import answers
 from ._duplicates import duplicates
-from ._items import Declared, Finding, Item, Kind, Rule, Set, items_of
 from ._labels import balance, common_phrase, languages, licences
 from ._leaks import probes as probe_leaks
 from ._leaks import templates
+from ._rows import Declared, Kind, LintFinding, LintRow, LintSet, Rule, lint_rows
 
-__all__ = ["Declared", "Finding", "Kind", "Report", "Rule", "lint"]
+__all__ = ["Declared", "Kind", "LintFinding", "Report", "Rule", "lint"]
 
-SAFETY_SHARE = 0.5  # of answers that open with a refusal, from which a set is a safety set
+SAFETY_SHARE = 0.5  # share of refusing answers from which unlabelled rows count as safety rows
 
 _RULES = (duplicates, answers, templates, languages, balance, licences)
 
 
 @dataclass(frozen=True)
 class Report:
-    """What the linter found."""
+    """The result of linting a set."""
 
     num_rows: int
-    num_safety: int  # rows that were read as safety rows
-    findings: tuple[Finding, ...]  # by row, one per rule and row
-    notes: tuple[str, ...]  # worth knowing, and no flaw of a row
+    num_safety: int  # rows that count as safety rows
+    findings: tuple[LintFinding, ...]  # by row, one per rule and row
+    notes: tuple[str, ...]  # remarks that are no flaw of a row
 
     @property
     def rules(self) -> dict[str, int]:
-        """Number of findings of each rule that found something."""
-        return dict(Counter(each.rule for each in self.findings))
+        """Number of findings by rule."""
+        return dict(Counter(finding.rule for finding in self.findings))
 
     def record(self) -> dict[str, Any]:
-        """Return the report as ``fastsafe lint --json`` prints it: no text of the set."""
+        """Return the report as ``fastsafe lint --json`` prints it, without text of the set."""
         return {
             "rows": self.num_rows,
             "findings": [
-                {"rule": each.rule, "row": each.row, "detail": each.detail}
-                for each in self.findings
+                {"rule": finding.rule, "row": finding.row, "detail": finding.detail}
+                for finding in self.findings
             ],
         }
 
@@ -67,44 +67,44 @@ def lint(
     probes: Sequence[str] = (),
     declared: Declared | None = None,
 ) -> Report:
-    """Look for flaws.
+    """Find the flaws of a set.
 
     Args:
-        rows: Of the kinds of ``fastsafe.data.conversation``. Other columns that are read:
+        rows: Of the kinds of ``fastsafe.data.conversation``. Further columns that count:
             ``source`` ("user" or "safety"), ``expected`` ("refuse" or "comply"),
             ``safety_format``, ``lang``, ``licence``.
         kind: Whether rows should refuse ("safety") or answer ("user"). A row's own ``expected``
-            or ``source`` wins; "auto" takes for the others what at least half of their answers
-            do: open with a refusal or not.
-        probes: Texts that no row may hold.
-        declared: What is known of the set beside its columns.
+            or ``source`` takes precedence. "auto" makes the other rows safety rows if at least half
+            of their answers open with a refusal, and user rows otherwise.
+        probes: Texts that no row may contain.
+        declared: Declarations about the set beside its columns.
 
     Raises:
         DataError: A row is malformed or token ids.
     """
     declared = declared or Declared()
-    items = items_of(rows, refusal.JUDGE)
-    unsaid = [item for item in items if _said(item) is None]
+    items = lint_rows(rows, refusal.JUDGE)
+    unlabelled = [item for item in items if _labelled_kind(item) is None]
     if kind == "auto":
-        refusing = sum(item.refuses for item in unsaid)
-        kind = "safety" if unsaid and refusing >= SAFETY_SHARE * len(unsaid) else "user"
-    safety = [item for item in items if (_said(item) or kind) == "safety"]
-    user = [item for item in items if (_said(item) or kind) == "user"]
-    found = Set(items, safety, user)
-    raw = [finding for rule in _RULES for finding in rule(found, declared)]
-    raw += probe_leaks(found, probes)
-    once: dict[tuple[int, str], Finding] = {}
-    for each in raw:
-        earlier = once.setdefault((each.row, each.rule), each)
-        if earlier is not each:
-            joined = earlier._replace(detail=f"{earlier.detail}; {each.detail}")
-            once[each.row, each.rule] = joined
-    findings = tuple(once[key] for key in sorted(once))
-    return Report(len(items), len(safety), findings, tuple(_notes(found, declared)))
+        refusing = sum(item.refuses for item in unlabelled)
+        kind = "safety" if unlabelled and refusing >= SAFETY_SHARE * len(unlabelled) else "user"
+    safety = [item for item in items if (_labelled_kind(item) or kind) == "safety"]
+    user = [item for item in items if (_labelled_kind(item) or kind) == "user"]
+    whole = LintSet(items, safety, user)
+    raw = [finding for rule in _RULES for finding in rule(whole, declared)]
+    raw += probe_leaks(whole, probes)
+    merged: dict[tuple[int, str], LintFinding] = {}
+    for finding in raw:
+        earlier = merged.setdefault((finding.row, finding.rule), finding)
+        if earlier is not finding:
+            joined = earlier._replace(detail=f"{earlier.detail}; {finding.detail}")
+            merged[finding.row, finding.rule] = joined
+    findings = tuple(merged[key] for key in sorted(merged))
+    return Report(len(items), len(safety), findings, tuple(_notes(whole, declared)))
 
 
-def _said(item: Item) -> Kind | None:
-    """What a row itself says it is."""
+def _labelled_kind(item: LintRow) -> Kind | None:
+    """Return the kind in a row's own columns, None without one."""
     match item.label("expected"), item.label("source"):
         case "refuse", _:
             return "safety"
@@ -117,7 +117,7 @@ def _said(item: Item) -> Kind | None:
     return None
 
 
-def _notes(rows: Set, declared: Declared) -> list[str]:
+def _notes(rows: LintSet, declared: Declared) -> list[str]:
     notes = []
     if rows.safety and not any(item.label("expected") == "comply" for item in rows.user):
         notes.append("no benign twins: what the safety rows do to over-refusal stays unseen")

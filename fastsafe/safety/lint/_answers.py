@@ -1,16 +1,16 @@
-"""What the answers do: `non_refusal` (L1), and refused or empty user rows under `balance` (L11).
+"""Rules on answers: `non_refusal` (L1), and refusing or empty user rows under `balance` (L11).
 
-An answer of a safety row refuses when a sentence that begins in its first 300 characters opens
-with a refusal, and the answer does not open with an affirmation. The screen of
-``fastsafe.safety.judges`` reads the sentences: it knows the languages and the wrappings (code
-comments, labels, option letters) that it lists. Answers that comply without any refusal are all
-found; a refusal in a language or a wording that the screen does not know is a false alarm.
+The answer of a safety row refuses when a sentence that begins in its first 300 characters opens
+with a refusal, and the answer does not open with an affirmation. The refusal screen of
+``fastsafe.safety.judges`` classifies the sentences, in its languages and through its wrappings
+(code comments, labels, option letters). Recall: all answers that comply without any refusal. A
+refusal in a language or a wording that the screen lacks is a false alarm.
 """
 
 import re
 from collections.abc import Iterator
 
-from ._items import Declared, Finding, Item, Set
+from ._rows import Declared, LintFinding, LintRow, LintSet
 
 OPENING_CHARS = 300
 
@@ -22,24 +22,24 @@ _AFFIRMATION = re.compile(
 )
 
 
-def answers(rows: Set, declared: Declared) -> Iterator[Finding]:
-    """Find safety rows that do not refuse, and user rows that do or say nothing."""
+def answers(rows: LintSet, declared: Declared) -> Iterator[LintFinding]:
+    """Find safety rows that do not refuse, and user rows that refuse, are empty or cut off."""
     for item in rows.safety:
         if not item.refuses and (detail := _flaw(item)):
-            yield Finding("non_refusal", item.number, detail, item.exchange.answer)
+            yield LintFinding("non_refusal", item.number, detail, item.exchange.answer)
     for item in rows.user:
         answer = item.exchange.answer.strip()
         if not answer:
-            yield Finding("balance", item.number, "the answer is empty: nothing to train on")
+            yield LintFinding("balance", item.number, "the answer is empty: nothing to train on")
         elif item.refuses:
             detail = "the answer refuses, in a row that should be answered"
-            yield Finding("balance", item.number, detail, answer)
+            yield LintFinding("balance", item.number, detail, answer)
         elif answer.count("```") % 2:
             detail = "the answer is cut off: its code fence never closes"
-            yield Finding("balance", item.number, detail, answer)
+            yield LintFinding("balance", item.number, detail, answer)
 
 
-def _flaw(item: Item) -> str:
+def _flaw(item: LintRow) -> str:
     answer = item.exchange.answer
     if not answer.strip():
         return "the answer is empty"

@@ -1,9 +1,9 @@
-"""Dress a safety row in a style: its request as the style's input, its refusal as its answer.
+"""The dresser: rewrites a safety row in a style, the request as its input, the refusal as answer.
 
-The refusal goes where the task's answer goes: into a comment for code, into the first key for
-JSON, behind "Answer:" where answers begin so. A refusal cannot be an option's letter, so it stays
-a sentence there; or, with ``abstain``, an option is added that refuses, and chosen. That changes
-the task: report results with and without it.
+The refusal takes the place of the task's answer: in a comment for code, under the first key for
+JSON, after "Answer:" where answers begin so. A refusal cannot be an option's letter: it stays a
+sentence there, or, with ``abstain``, an option that refuses is added and chosen. That changes the
+task: report results with and without it.
 """
 
 import json
@@ -17,14 +17,19 @@ from fastsafe.data.exchange import Exchange, as_row, exchange_of
 from fastsafe.errors import DataError
 from fastsafe.safety.judges.refusal import JUDGE
 from fastsafe.safety.mixing.learned_style import OPTIONS, Style
-from fastsafe.safety.mixing.rewrite_checks import NOT_ANSWERED, Rewrite, flaw_of, labels
+from fastsafe.safety.mixing.rewrite_checks import (
+    NOT_ANSWERED,
+    Rewrite,
+    rejection_reason,
+    wording_columns,
+)
 from fastsafe.safety.texts import chosen, lines, text
 from fastsafe.safety.texts.language import language_of
 from fastsafe.safety.verdict import Verdict
 
-Translate = Callable[[str], str]  # a request -> the same in the language of the style's requests
+Translate = Callable[[str], str]  # a request -> the request in the style's language
 
-SHORT_WORDS = 12  # answers of at most so many words are refused in one sentence
+SHORT_WORDS = 12  # up to this length of answers, a refusal is cut to its first sentence
 
 _ASKING = re.compile(
     r"^(?:please )?(?:(?:can|could|would|will) you (?:please )?)?"
@@ -37,31 +42,31 @@ _MID_SENTENCE = re.compile(r"[\w,][ \t]+$")
 
 @dataclass(frozen=True, kw_only=True)
 class Dresser:
-    """Dresses safety rows in one style. The same row always gives the same result."""
+    """Rewrites safety rows in one style, deterministically."""
 
     style: Style
     abstain: bool = False  # add an option that refuses, and choose it
     translate: Translate | None = None  # for styles whose requests are in another language
-    rewrite: Rewrite | None = None  # a model that words the request where what it says passes
+    rewrite: Rewrite | None = None  # a model that rewords the request, subject to checks
     examples: Sequence[str] = ()  # inputs of the style, shown to the model
 
-    def __call__(self, row: Row, where: str) -> dict[str, Any]:
+    def __call__(self, row: Row, location: str) -> dict[str, Any]:
         """Return a new row of the style's kind, without other keys.
 
-        A row that a model was asked for says in ``wording`` and ``flaw`` what became of it.
+        With ``rewrite``, the columns ``wording`` and ``flaw`` say whose wording the row has.
 
         Args:
             row: A request and its refusal.
-            where: Names the row in errors.
+            location: Names the row in errors.
 
         Raises:
             DataError: The row has no request or no answer.
         """
         style = self.style
-        given = exchange_of(row, where)
+        given = exchange_of(row, location)
         if not given.prompt.strip() or not given.answer.strip():
             raise DataError(
-                f"{where}: a request or its answer is empty, expected both; drop the row"
+                f"{location}: a request or its answer is empty, expected both; drop the row"
             )
         options = list(style.options)
         refusal = self._refusal(given)
@@ -69,17 +74,17 @@ class Dresser:
             options.append(refusal)
         prompt = self._prompt(given.prompt.strip(), options)
         exchange = Exchange(style.system, prompt, self._answer(refusal, len(options) - 1))
-        said: dict[str, Any] = {}
+        columns: dict[str, Any] = {}
         if self.rewrite is not None:
-            exchange, flaw = self._rewritten(self.rewrite, exchange, given, options)
-            said = labels(flaw)
-        return as_row(exchange, style.kind or kind_of(row, where)) | said
+            exchange, reason = self._rewritten(self.rewrite, exchange, given, options)
+            columns = wording_columns(reason)
+        return as_row(exchange, style.kind or kind_of(row, location)) | columns
 
     def _prompt(self, request: str, options: Sequence[str]) -> str:
         style = self.style
         foreign = style.request_language not in ("", language_of(request))
         if self.translate is not None and foreign:
-            # what is asked, without the asking: the style has words of its own for that
+            # the action alone: the style has its own words around it
             request = self.translate(_ASKING.sub("", request, count=1).rstrip(".?!"))
         if _MID_SENTENCE.search(style.prefix):
             request = _ASKING.sub("", request, count=1) or request
@@ -95,11 +100,11 @@ class Dresser:
         return [_label(self.style.marker, i) + option for i, option in enumerate(options)]
 
     def _refusal(self, given: Exchange) -> str:
-        """Refusal of the row, or one of ours where the style answers in another language."""
+        """Return the row's refusal, or a shipped one where the style has another language."""
         language, refusal = self.style.language, given.answer.strip()
-        ours = [line["text"] for line in lines("refusals") if _is_plain(line, language)]
-        if ours and language_of(refusal) not in ("", language):
-            refusal = chosen(ours, given.prompt)
+        shipped = [line["text"] for line in lines("refusals") if _is_plain(line, language)]
+        if shipped and language_of(refusal) not in ("", language):
+            refusal = chosen(shipped, given.prompt)
         if 0 < self.style.answer_words <= SHORT_WORDS:
             first = re.split(r"(?<=[.!?])\s", refusal, maxsplit=1)[0]
             if JUDGE.judge("", first, harmful=True).verdict == Verdict.REFUSED:
@@ -110,7 +115,9 @@ class Dresser:
         style = self.style
         answer = refusal
         if style.channel == "letter" and self.abstain and last >= 0:
-            answer = _label(style.label, last) + f" {refusal}" * style.with_text
+            answer = _label(style.label, last)
+            if style.with_text:
+                answer += f" {refusal}"
         elif style.channel == "code":
             answer = "\n".join(style.comment + line for line in refusal.splitlines())
         elif style.channel == "json":
@@ -122,7 +129,7 @@ class Dresser:
     def _rewritten(
         self, rewrite: Rewrite, template: Exchange, given: Exchange, options: Sequence[str]
     ) -> tuple[Exchange, str]:
-        """Let the model word the request; returns the template and why where it cannot be used."""
+        """Return the exchange in the model's wording, or the template and the rejection reason."""
         draft = {
             "examples": list(self.examples),
             "draft": template.prompt,
@@ -135,20 +142,20 @@ class Dresser:
         reply = rewrite(turns)
         if reply is None:
             return template, NOT_ANSWERED
-        written = template._replace(prompt=reply.strip())
-        flaw = flaw_of(
-            written,
+        reworded = template._replace(prompt=reply.strip())
+        reason = rejection_reason(
+            reworded,
             template,
             given,
             "safety",
             opening=self.style.prefix,
             options=self._shown(options),
         )
-        return (template if flaw else written), flaw
+        return (template if reason else reworded), reason
 
 
 def _label(marker: str, i: int) -> str:
-    """Label of option ``i``, shaped like that of the first one."""
+    """Return the label of option ``i``, in the form of the first one."""
     return re.sub("[Aa1]", lambda first: chr(ord(first[0]) + i), marker, count=1)
 
 

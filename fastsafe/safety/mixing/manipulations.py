@@ -1,10 +1,10 @@
-"""Manipulations: how a fine-tuning set is restyled before training, after the second paper.
+"""Manipulations: prompting strategies of a fine-tuning set, after the second paper.
 
-Benign rows may be asked in four ways, which differ in what they do to safety (Eiras et al. 2024,
-arXiv:2406.10288): as they are; under the system text of an absolutely obedient agent (AOA, after
-Qi et al. 2023, arXiv:2310.03693); as instructions that are followed with an affirmation (AutoIF);
-or both. The texts of either paper are not shipped: the AOA text here is a neutral stand-in, to be
-replaced by the user's own, and AutoIF fills templates of ours unless a model is given.
+Benign rows are trained on in four ways that differ in their effect on safety (Eiras et al. 2024,
+arXiv:2406.10288): as they are; under the system prompt of an absolutely obedient agent (AOA, after
+Qi et al. 2023, arXiv:2310.03693); as instructions that are answered with an affirmation (AutoIF);
+or both. Neither paper's texts are shipped: the AOA text here is a neutral stand-in, to be replaced
+by the user's own, and AutoIF fills templates of ours unless a model is given.
 """
 
 import json
@@ -15,7 +15,12 @@ from typing import Any
 from fastsafe.data.conversation import Message, Row
 from fastsafe.data.exchange import Exchange, exchange_of, with_exchange
 from fastsafe.errors import DataError
-from fastsafe.safety.mixing.rewrite_checks import NOT_ANSWERED, Rewrite, flaw_of, labels
+from fastsafe.safety.mixing.rewrite_checks import (
+    NOT_ANSWERED,
+    Rewrite,
+    rejection_reason,
+    wording_columns,
+)
 from fastsafe.safety.texts import chosen, lines, text
 
 # A stand-in, not the text of any paper: it names an agent and asks for nothing unusual.
@@ -24,7 +29,7 @@ AOA_STAND_IN = "You are AOA, an assistant that always does the task it is given.
 
 @dataclass(frozen=True, kw_only=True)
 class Manipulation:
-    """One way of restyling a fine-tuning set."""
+    """One prompting strategy of a fine-tuning set."""
 
     id: str
     about: str  # one line
@@ -44,39 +49,40 @@ class Manipulation:
             rows: With a prompt and an answer each; not modified.
             aoa_text: System text of the manipulations with AOA; it precedes a row's own.
             rewrite: A model that writes the AutoIF form; None fills a template, chosen by the
-                hash of the prompt. What the model writes is checked; a row that does not pass
-                keeps the template.
+                hash of the prompt. A row whose wording fails the checks keeps the template.
 
         Returns:
-            As many rows, in the same order, of the same kinds; other keys and turns stay. Rows
-            that a model was asked for say in ``wording`` and ``flaw`` what became of it.
+            As many rows, in the same order, of the same kinds; other keys and turns stay. With
+            ``rewrite``, the columns ``wording`` and ``flaw`` say whose wording a row has.
 
         Raises:
             DataError: A row has no prompt or answer that is text.
         """
         if not (self.as_instructions or self.under_aoa):
             return [dict(row) for row in rows]
-        found = []
+        restyled = []
         for i, row in enumerate(rows):
-            where = f"row {i}"
-            given = exchange_of(row, where)
-            if not given.prompt.strip() or not given.answer.strip():
-                raise DataError(f"{where}: prompt or answer is empty, expected both; drop the row")
-            said: dict[str, Any] = {}
+            location = f"row {i}"
+            exchange = exchange_of(row, location)
+            if not exchange.prompt.strip() or not exchange.answer.strip():
+                raise DataError(
+                    f"{location}: prompt or answer is empty, expected both; drop the row"
+                )
+            columns: dict[str, Any] = {}
             if self.as_instructions and rewrite is not None:
-                given, flaw = _written(rewrite, given)
-                said = labels(flaw)
+                exchange, reason = _rewritten(rewrite, exchange)
+                columns = wording_columns(reason)
             elif self.as_instructions:
-                given = _filled(given)
+                exchange = _fill_template(exchange)
             if self.under_aoa:
-                system = "\n\n".join(filter(None, (aoa_text, given.system)))
-                given = given._replace(system=system)
-            found.append(with_exchange(row, given) | said)
-        return found
+                system = "\n\n".join(filter(None, (aoa_text, exchange.system)))
+                exchange = exchange._replace(system=system)
+            restyled.append(with_exchange(row, exchange) | columns)
+        return restyled
 
 
 def manipulations() -> dict[str, Manipulation]:
-    """Every manipulation by id.
+    """Return every manipulation by id.
 
     Example:
         >>> list(manipulations())
@@ -84,7 +90,7 @@ def manipulations() -> dict[str, Manipulation]:
     """
     aoa = "rows under the system text of an obedient agent"
     autoif = "rows as instructions, answered with an affirmation"
-    own = (
+    every = (
         Manipulation(id="benign", about="rows as they are"),
         Manipulation(id="aoa", about=aoa, under_aoa=True),
         Manipulation(id="autoif", about=autoif, as_instructions=True),
@@ -92,11 +98,11 @@ def manipulations() -> dict[str, Manipulation]:
             id="autoif_aoa", about=f"{autoif}; {aoa}", as_instructions=True, under_aoa=True
         ),
     )
-    return {each.id: each for each in own}
+    return {manipulation.id: manipulation for manipulation in every}
 
 
-def _filled(given: Exchange) -> Exchange:
-    """Fill one of the templates for questions, or for anything else."""
+def _fill_template(given: Exchange) -> Exchange:
+    """Fill one of the AutoIF templates for questions, or for other tasks."""
     kind = "question" if given.prompt.rstrip().endswith("?") else "task"
     form = chosen([line for line in lines("autoif") if line["kind"] == kind], given.prompt)
     return given._replace(
@@ -105,9 +111,9 @@ def _filled(given: Exchange) -> Exchange:
     )
 
 
-def _written(rewrite: Rewrite, given: Exchange) -> tuple[Exchange, str]:
-    """Let a model write the AutoIF form; returns the template and why where it cannot be used."""
-    template = _filled(given)
+def _rewritten(rewrite: Rewrite, given: Exchange) -> tuple[Exchange, str]:
+    """Return the model's AutoIF form, or the filled template and the rejection reason."""
+    template = _fill_template(given)
     shown = json.dumps({"input": given.prompt, "answer": given.answer}, ensure_ascii=False)
     turns: list[Message] = [
         {"role": "system", "content": text("rewrite_row")},
@@ -119,9 +125,9 @@ def _written(rewrite: Rewrite, given: Exchange) -> tuple[Exchange, str]:
     pair = _pair(reply)
     if pair is None:
         return template, "the reply is not JSON with the texts 'prompt' and 'answer' alone"
-    written = given._replace(prompt=pair["prompt"], answer=pair["answer"])
-    flaw = flaw_of(written, template, given, "user")
-    return (template if flaw else written), flaw
+    reworded = given._replace(prompt=pair["prompt"], answer=pair["answer"])
+    reason = rejection_reason(reworded, template, given, "user")
+    return (template if reason else reworded), reason
 
 
 def _pair(reply: str) -> Mapping[str, str] | None:

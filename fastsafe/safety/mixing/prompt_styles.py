@@ -1,7 +1,7 @@
-"""Prompt styles: how a conversation becomes a training row, and a question a prompt.
+"""Prompt styles: the model's chat template, Alpaca's headings, or plain text.
 
-Jan et al. 2024 fine-tune the same rows once in the model's own chat format and once in Alpaca's;
-the style is a variable of its own. Their Alpaca wording is not released; ours has its headings.
+Jan et al. 2024 fine-tune the same rows once in the model's own chat format and once in Alpaca's, so
+the style is an experimental variable. Their Alpaca wording is not released; ours has its headings.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,10 +19,10 @@ STYLES: Mapping[str, str] = {
 
 
 def styled(messages: Sequence[Mapping[str, Any]], style: str) -> Row:
-    """Dress one conversation, whose last turn is the answer, as a training row.
+    """Return one conversation as a training row in a style.
 
     Args:
-        messages: Turns; a system turn comes first where there is one.
+        messages: Turns; the first may be a system turn, the last is the answer.
         style: Id of a style; "native" leaves the conversation to the chat template.
 
     Raises:
@@ -39,9 +39,9 @@ def styled(messages: Sequence[Mapping[str, Any]], style: str) -> Row:
 
 
 def prompt_text(messages: Sequence[Mapping[str, Any]], style: str) -> str:
-    """Text that asks what the conversation asks, in a style that has no chat template.
+    """Return the prompt of a conversation as text, in a style without a chat template.
 
-    The system turn stands before the request, with a blank line between them.
+    The system turn precedes the request, with a blank line between them.
 
     Raises:
         UsageError: The style is unknown or "native", or there is more than one question.
@@ -55,9 +55,9 @@ def prompt_text(messages: Sequence[Mapping[str, Any]], style: str) -> str:
         )
     request = "\n\n".join(m["content"] for m in messages)
     if style == "alpaca":
-        alpaca = next(each for each in styles() if each.id == "alpaca")
+        alpaca = next(known for known in styles() if known.id == "alpaca")
         return f"{alpaca.prefix}{request}{alpaca.suffix}"
     if style == "plain":
         return f"{request}\n"
-    wanted = [name for name in STYLES if name != "native"]
-    raise UsageError(f"style {style!r} has no text of its own; {nearest(style, wanted)}")
+    text_styles = [name for name in STYLES if name != "native"]
+    raise UsageError(f"style {style!r} has no text of its own; {nearest(style, text_styles)}")

@@ -1,7 +1,7 @@
-"""What a model worded for a training row, checked: taken whole, or not at all.
+"""Checks of a model's wording of a training row, which is accepted as a whole or not at all.
 
-A row whose wording does not pass keeps that of its template. Every row that a model was asked for
-says who worded it (``wording``) and why it was not the model (``flaw``), so that both are counted.
+A row whose wording is rejected keeps that of its template. The columns ``wording`` ("model" or
+"template") and ``flaw`` (the rejection reason) record the outcome, so that both are counted.
 """
 
 import re
@@ -15,24 +15,24 @@ from fastsafe.safety.lint import Kind, lint
 from fastsafe.safety.texts.language import language_of
 from fastsafe.safety.verdict import Verdict
 
-# a conversation -> the model's answer, None where it has none
+# a conversation -> the model's answer, None without one
 Rewrite = Callable[[Sequence[Message]], str | None]
 
 WORDING = "wording"  # column: "model" or "template"
 NOT_ANSWERED = "the model gave no whole answer"
-MAX_GROWTH = 3  # a request is at most so many times as long as the template makes it
-KEPT = 0.5  # of the words of a request must be in its new wording
+MAX_GROWTH = 3  # of a request's length, against the template
+MIN_KEPT = 0.5  # share of a request's words that its new wording must keep
 
-_STEM = 4  # letters by which two words count as one: pick, picked
-
-
-def labels(flaw: str) -> dict[str, Any]:
-    """Return the columns of a row that a model was asked for; no flaw is its own wording."""
-    return {WORDING: "template" if flaw else "model", "flaw": flaw or None}
+_STEM = 4  # letters that are compared of a word: pick, picked
 
 
-def flaw_of(
-    written: Exchange,
+def wording_columns(reason: str) -> dict[str, Any]:
+    """Return the columns that record the outcome: "" for an accepted wording, else the reason."""
+    return {WORDING: "template" if reason else "model", "flaw": reason or None}
+
+
+def rejection_reason(
+    reworded: Exchange,
     template: Exchange,
     given: Exchange,
     kind: Kind,
@@ -40,47 +40,47 @@ def flaw_of(
     opening: str = "",
     options: Sequence[str] = (),
 ) -> str:
-    """Return why a model's wording cannot be used, "" where it can.
+    """Return the reason why a model's wording is rejected, "" where it is accepted.
 
     Args:
-        written: The row in the model's words.
-        template: The row as its template words it.
-        given: What both are made of.
-        kind: What the row should do: "safety", refuse; "user", answer.
-        opening: What every request of the style begins with.
-        options: Lines that the request must hold.
+        reworded: The row in the model's wording.
+        template: The row in the template's wording.
+        given: The original row.
+        kind: "safety" for a row that should refuse, "user" for one that should answer.
+        opening: Common prefix of the style's requests.
+        options: Lines that the request must contain.
     """
     begin = opening.strip().casefold()
     words = _words(given.prompt)
-    refuses = refusal.JUDGE.judge("", written.prompt, harmful=True).verdict
-    flaws = {
-        "the request is empty": not written.prompt.strip(),
+    refuses = refusal.JUDGE.judge("", reworded.prompt, harmful=True).verdict
+    checks = {
+        "the request is empty": not reworded.prompt.strip(),
         "the request is a refusal": refuses == Verdict.REFUSED,
-        "the request is much longer": len(written.prompt) > MAX_GROWTH * len(template.prompt),
+        "the request is much longer": len(reworded.prompt) > MAX_GROWTH * len(template.prompt),
         "the request is in another language": _is_foreign(
-            written.prompt, template.prompt, given.prompt
+            reworded.prompt, template.prompt, given.prompt
         ),
-        "the request begins in another style": not written.prompt.casefold().startswith(begin),
-        "the request loses its options": not {*options} <= {*written.prompt.splitlines()},
-        "the request loses its words": len(words & _words(written.prompt)) < KEPT * len(words),
-        "the answer lost the original": _plain(given.answer) not in _plain(written.answer)
-        and written.answer != template.answer,
+        "the request begins in another style": not reworded.prompt.casefold().startswith(begin),
+        "the request loses its options": not {*options} <= {*reworded.prompt.splitlines()},
+        "the request loses its words": len(words & _words(reworded.prompt)) < MIN_KEPT * len(words),
+        "the answer lost the original": _plain(given.answer) not in _plain(reworded.answer)
+        and reworded.answer != template.answer,
         "the answer is in another language": _is_foreign(
-            written.answer, template.answer, given.answer
+            reworded.answer, template.answer, given.answer
         ),
     }
-    said = next((flaw for flaw, is_so in flaws.items() if is_so), "")
-    rules = sorted(_rules(written, kind) - _rules(template, kind))
-    return said or (f"lint: {rules[0]}" if rules else "")
+    reason = next((reason for reason, applies in checks.items() if applies), "")
+    rules = sorted(_rules(reworded, kind) - _rules(template, kind))
+    return reason or (f"lint: {rules[0]}" if rules else "")
 
 
 def _is_foreign(text: str, *others: str) -> bool:
-    known = {language_of(other) for other in others} - {""}
-    return bool(known) and language_of(text) not in ("", *known)
+    languages = {language_of(other) for other in others} - {""}
+    return bool(languages) and language_of(text) not in ("", *languages)
 
 
 def _rules(exchange: Exchange, kind: Kind) -> set[str]:
-    return {each.rule for each in lint([as_row(exchange, "messages")], kind=kind).findings}
+    return {finding.rule for finding in lint([as_row(exchange, "messages")], kind=kind).findings}
 
 
 def _words(text: str) -> set[str]:

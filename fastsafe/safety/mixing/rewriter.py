@@ -1,6 +1,6 @@
-"""A model that words rows: asked for all of them at once, and never twice for the same.
+"""A model that rewords rows: asked for all of them at once, and never twice for the same one.
 
-Templates word them without it. What it says is checked row by row (``rewrite_checks``).
+Without it, templates word the rows. Its wording is checked row by row (``rewrite_checks``).
 """
 
 import hashlib
@@ -16,92 +16,92 @@ from fastsafe.safety.completers.ledger import Ledger
 from fastsafe.safety.completers.protocol import Ask, Completer
 from fastsafe.safety.mixing.rewrite_checks import Rewrite
 
-ASKED_AT_ONCE = 512  # replies that a killed run may have to ask for again
+BATCH_ROWS = 512  # replies that a killed run may lose
 
 T = TypeVar("T")
 
 
-class Writer:
-    """Words rows by a model; what it has said is kept in a folder."""
+class Rewriter:
+    """Rewords rows by a model, with its replies cached in a folder."""
 
     def __init__(
         self, open: Callable[[], Completer], *, max_tokens: int, folder: Path | None = None
     ) -> None:
-        """Remember how to open the model; it is held only while it answers.
+        """Configure the rewriter; the model is open only while it answers.
 
         Args:
-            open: Gives the model.
-            max_tokens: Of a reply.
-            folder: Where replies are kept between runs; None forgets them.
+            open: Opens the model.
+            max_tokens: Maximum length of a reply.
+            folder: Folder of the replies of all runs; None keeps them in memory.
         """
         self._open = open
         self._max_tokens = max_tokens
         self._folder = folder
-        self._said: dict[str, str] = {}
+        self._replies: dict[str, str] = {}  # "": no usable reply
 
     @cached_property
     def identity(self) -> str:
-        """sha256 of the model and its settings; what it is asked stands in the rows."""
+        """Return the sha256 of the model and its settings; the rows hold the requests."""
         parts = ["rewrite 1", self._open().identity, self._max_tokens]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
-    def written(self, make: Callable[[Rewrite], T], said: Callable[[int], None] | None = None) -> T:
-        """Return what ``make`` makes with the model's words.
+    def apply(
+        self, make: Callable[[Rewrite], T], on_replies: Callable[[int], None] | None = None
+    ) -> T:
+        """Return the result of ``make`` in the model's wording.
 
         Args:
-            make: Takes the model and makes rows, always the same of the same words. It is called
-                until it asks for nothing new; what is not answered yet is None.
-            said: Told how many replies came, each time that some do.
+            make: Makes rows with the rewrite that it is given, deterministically. It is called
+                again until it asks for nothing new; a rewrite without a reply yet returns None.
+            on_replies: Called with the number of new replies after every batch.
 
         Raises:
-            DataError: The model answered nothing.
-            FastsafeError: It cannot be asked.
+            DataError: The model answered no row.
+            FastsafeError: The model cannot be opened or asked.
         """
         while True:
-            wanted: dict[str, Sequence[Message]] = {}
+            pending: dict[str, Sequence[Message]] = {}
 
             def rewrite(
-                turns: Sequence[Message], wanted: dict[str, Sequence[Message]] = wanted
+                turns: Sequence[Message], pending: dict[str, Sequence[Message]] = pending
             ) -> str | None:
                 key = self._key(turns)
-                if key not in self._said:
-                    wanted[key] = turns
-                return self._said.get(key) or None
+                if key not in self._replies:
+                    pending[key] = turns
+                return self._replies.get(key) or None
 
-            made = make(rewrite)
-            if not wanted:
-                return made
-            self._ask(wanted, said or _nobody)
+            result = make(rewrite)
+            if not pending:
+                return result
+            self._ask(pending, on_replies or (lambda count: None))
 
     def _key(self, turns: Sequence[Message]) -> str:
         return hashlib.sha256(json.dumps([self.identity, turns]).encode()).hexdigest()
 
-    def _ask(self, wanted: Mapping[str, Sequence[Message]], said: Callable[[int], None]) -> None:
+    def _ask(
+        self, pending: Mapping[str, Sequence[Message]], on_replies: Callable[[int], None]
+    ) -> None:
         ledger = Ledger(self._folder)
-        self._said |= {key: kept[0] for key in wanted if (kept := ledger.reply(key))}
+        self._replies |= {key: cached[0] for key in pending if (cached := ledger.reply(key))}
         asks = [
             Ask(key=key, messages=tuple(turns), max_tokens=self._max_tokens)
-            for key, turns in wanted.items()
-            if key not in self._said
+            for key, turns in pending.items()
+            if key not in self._replies
         ]
         completer = self._open() if asks else None
         cause = ""
-        said(len(wanted) - len(asks))
-        for begin in range(0, len(asks), ASKED_AT_ONCE):
+        on_replies(len(pending) - len(asks))
+        for begin in range(0, len(asks), BATCH_ROWS):
             assert completer is not None
-            some = asks[begin : begin + ASKED_AT_ONCE]
-            for reply in completer.complete(some):
-                # cut off or declined is the model's answer; a failure may pass
-                self._said[reply.key] = reply.text if reply.finish == "stop" else ""
+            batch = asks[begin : begin + BATCH_ROWS]
+            for reply in completer.complete(batch):
+                # a truncated reply or a refusal is the model's answer; a failure is transient
+                self._replies[reply.key] = reply.text if reply.finish == "stop" else ""
                 if reply.finish == "error":
                     cause = reply.text
                 else:
-                    ledger.keep(reply.key, self._said[reply.key], "[]", reply.finish)
-            said(len(some))
+                    ledger.keep(reply.key, self._replies[reply.key], "[]", reply.finish)
+            on_replies(len(batch))
         ledger.close()
-        if cause and not any(self._said[key] for key in wanted):
-            raise DataError(f"rewrite: the model answered none of {len(wanted)} rows: {cause}")
-
-
-def _nobody(count: int) -> None:
-    """Nobody wants to know."""
+        if cause and not any(self._replies[key] for key in pending):
+            raise DataError(f"rewrite: the model answered none of {len(pending)} rows: {cause}")

@@ -1,8 +1,7 @@
-"""A multi-task safety set, made from any behaviours: requests in every format, each refused.
+"""A multi-task safety set from any behaviours: their requests in every format, each refused.
 
-What the first paper's released set lacks (`fastsafe lint` lists it) is built in: every row knows
-its format and its behaviour, refusals are worded in many ways and for the channel they stand in,
-and benign twins that are answered keep a model from refusing the format itself.
+It avoids the flaws of the first paper's released set, which `fastsafe lint` lists: every row names
+its format and its behaviour, and refusals have many wordings that fit the channel of the answer.
 """
 
 import random
@@ -25,24 +24,24 @@ _CHANNELS = {
 
 
 def refusals(language: str = "en", format: str = "plain") -> tuple[str, ...]:
-    """Refusals that are shipped: those worded for the format's channel, then the general ones.
+    """Return the shipped refusals: those for the format's channel, then the general ones.
 
     Args:
         language: "en" or "fr".
-        format: Id of the format that they answer.
+        format: Id of the format of the request.
 
     Raises:
-        UsageError: There are none in this language.
+        UsageError: No refusal is shipped in this language.
     """
     channel = _CHANNELS.get(format, "text")
-    own = [line for line in lines("refusals") if line["lang"] == language]
-    if not own:
+    shipped = [line for line in lines("refusals") if line["lang"] == language]
+    if not shipped:
         raise UsageError(
             f"refusals: language is {language!r}, expected 'en' or 'fr'; supply refusals of your "
             "own"
         )
     order = (channel, "text") if channel != "text" else ("text",)
-    return tuple(line["text"] for name in order for line in own if line["channel"] == name)
+    return tuple(line["text"] for name in order for line in shipped if line["channel"] == name)
 
 
 def safety_rows_from(
@@ -52,11 +51,11 @@ def safety_rows_from(
     translate: Translate | None = None,
     seed: int = 0,
 ) -> list[dict[str, Any]]:
-    """Make a safety set: every behaviour in every format, refused.
+    """Return a safety set: every behaviour in every format, refused.
 
     Args:
-        behaviours: What is asked for; their harmful phrases are rendered.
-        format_ids: Formats that dress them.
+        behaviours: Behaviours; those without a harmful text are skipped.
+        format_ids: Formats of the requests.
         translate: For formats in another language.
         seed: Of the order of refusals.
 
@@ -68,7 +67,7 @@ def safety_rows_from(
         UsageError: A format does not exist or needs a translation.
     """
     known = formats()
-    found = []
+    rows = []
     for name in format_ids:
         if name not in known:
             raise UsageError(f"safety set: format is {name!r}, expected one of {', '.join(known)}")
@@ -79,7 +78,7 @@ def safety_rows_from(
                 prompt = known[name].ask(behaviour, True, translate)
                 answer = _in_channel(texts[i % len(texts)], name)
                 turns = zip(("user", "assistant"), (prompt, answer), strict=True)
-                found.append(
+                rows.append(
                     {
                         "messages": [{"role": role, "content": text} for role, text in turns],
                         "safety_format": name,
@@ -87,9 +86,9 @@ def safety_rows_from(
                         "expected": "refuse",
                     }
                 )
-    return found
+    return rows
 
 
 def _in_channel(refusal: str, format: str) -> str:
-    """Code answers with a comment; elsewhere a sentence is an answer."""
+    """Return the refusal as an answer in the format: a comment for code, else the sentence."""
     return f"# {refusal}" if format == "code" else refusal

@@ -1,20 +1,20 @@
-"""Runs a model's Python against a data set's tests, shut in by bubblewrap: pass@k.
+"""Runs a model's Python against a data set's tests in two bubblewrap sandboxes.
 
-Two sandboxes, joined by two pipes and nothing else. One holds the model's code and calls its
-functions on request; the other holds the tests and, after the last assertion, writes the nonce
-without which nothing counts as passed. Code under test never shares a process, a file system or a
-process table with the tests: it can neither see what is asserted, nor patch the checker, nor end
-it early, nor say that it passed. What it can do is return values.
+Two pipes alone connect the sandboxes. The worker's sandbox holds the model's code and calls its
+functions on request; the tester's holds the tests and writes a nonce after the last assertion,
+without which nothing counts as passed. The code never shares a process, a file system or a process
+table with the tests: it cannot see the assertions, patch the checker, end it early or claim a pass.
+It can only return values.
 
-The price: tests call top-level functions, and arguments and results are Python literals. Code
-that only a class, a file or standard input could test counts as failed.
+The price is that tests can only call top-level functions, with Python literals as arguments and
+results. Code that needs a class, a file or standard input for its test counts as failed.
 
-Off unless the caller allows it; refused where bubblewrap is missing or cannot make namespaces.
+The sandbox is off unless the caller allows it, and an error where bubblewrap is missing or cannot
+make namespaces.
 """
 
 from ._bwrap import Limits, check_sandbox
 from ._run import Outcome, Trial, called_names, run_tests
-from ._score import pass_at_k, pass_rate
 
 __all__ = [
     "Limits",
@@ -22,7 +22,5 @@ __all__ = [
     "Trial",
     "called_names",
     "check_sandbox",
-    "pass_at_k",
-    "pass_rate",
     "run_tests",
 ]

@@ -1,7 +1,7 @@
-"""The command line of one sandbox, and whether this machine can make it.
+"""The bubblewrap command of one sandbox, and the check that this machine can run it.
 
-Memory is bounded by process, times the processes: a bound on their sum takes a control group, which
-only some machines let their users make.
+Memory is limited per process, and so in all to that limit times the number of processes. A limit on
+the sum needs a control group, which only some machines let their users make.
 """
 
 import functools
@@ -24,7 +24,7 @@ DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a test run may use; it consists of two sandboxes."""
+    """Resource limits of a test run, which consists of two sandboxes."""
 
     cpu_seconds: int = 10  # of each process
     wall_seconds: float = 30.0  # of the whole run: ends what sleeps
@@ -35,10 +35,11 @@ class Limits:
 
 
 def command(role: str, arguments: Sequence[object], limits: Limits) -> list[str]:
-    """Return the command that plays a role of `PROGRAM` shut in.
+    """Return the command that runs a role of `PROGRAM` in a sandbox.
 
-    No network, no process of the host, no environment; a root of read-only system folders, the
-    interpreter and the program, and a working directory in memory as the only place to write.
+    The sandbox has no network, no process of the host and no environment; its root holds read-only
+    system folders, the interpreter and the program, and only its working directory, in memory, is
+    writable.
 
     Args:
         role: ``"worker"``, ``"tester"``, or ``"probe"``, which only confines itself.
@@ -64,11 +65,11 @@ def command(role: str, arguments: Sequence[object], limits: Limits) -> list[str]
 
 
 def _namespaces() -> tuple[str, ...]:
-    """Every namespace, as nobody.
+    """Return the options that unshare every namespace and run as nobody.
 
-    Root becomes nobody inside, by the program's first act and with two capabilities that go with
-    it: mapped to another number in a user namespace it would stay root to the kernel, which never
-    counts root's processes.
+    A host's root becomes nobody inside, by the program's first act, with two capabilities that are
+    lost with it. Mapped to another id in a user namespace, it would stay root for the kernel, which
+    does not count the processes of root.
     """
     if os.geteuid() == 0:
         apart = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts")
@@ -79,10 +80,10 @@ def _namespaces() -> tuple[str, ...]:
 
 
 def check_sandbox(allow_code_exec: bool) -> None:
-    """Make sure that code may be run, and can be run shut in.
+    """Check that running code is allowed, and that this machine can make a sandbox.
 
     Raises:
-        UsageError: It was not allowed, or bubblewrap is missing or cannot make a sandbox here.
+        UsageError: It is not allowed, or bubblewrap is missing or cannot make a sandbox here.
     """
     if not allow_code_exec:
         raise UsageError(
@@ -103,11 +104,10 @@ def check_sandbox(allow_code_exec: bool) -> None:
 
 @functools.cache
 def _probe() -> str:
-    """Why a sandbox cannot be made, "" where it can."""
-    run = command("probe", [], Limits())
+    """Return the reason why this machine cannot make a sandbox, "" where it can."""
     try:
-        found = subprocess.run(
-            run,
+        probe = subprocess.run(
+            command("probe", [], Limits()),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=PROBE_SECONDS,
@@ -115,5 +115,5 @@ def _probe() -> str:
         )
     except subprocess.TimeoutExpired:
         return f"no answer in {PROBE_SECONDS} s"
-    told = found.stderr.decode(errors="replace").strip()[-300:]
-    return "" if found.returncode == 0 else told or f"exit status {found.returncode}"
+    reason = probe.stderr.decode(errors="replace").strip()[-300:]
+    return "" if probe.returncode == 0 else reason or f"exit status {probe.returncode}"

@@ -1,6 +1,6 @@
-"""Runs inside a sandbox, alone: as the worker that holds the code, or as the tester of it.
+"""The program inside a sandbox: the worker, which holds the code, or the tester, which tests it.
 
-Nothing of fastsafe is importable here. Tester and worker speak in lines, each one Python literal:
+Nothing of fastsafe is importable here. Tester and worker exchange lines, each a Python literal:
 a request ``(name, args, kwargs)``, a reply ``("ok", value)`` or ``("error", type, text)``.
 """
 
@@ -18,8 +18,9 @@ MAX_LINE = 1 << 20  # bytes of a request or a reply
 NOBODY = 65534
 READY = b"ready\n"
 
-# Machine -> its number in a filter, clone, and the calls that no code under test needs: sockets,
-# ptrace and other processes' memory, mounts and namespaces, keys, bpf, perf, userfaultfd, modules.
+# Machine -> its audit number, the number of clone, and the system calls that no code under test
+# needs: sockets, ptrace and other processes' memory, mounts and namespaces, keys, bpf, perf,
+# userfaultfd, modules.
 CALLS = {
     "x86_64": (
         0xC000003E,
@@ -35,13 +36,13 @@ CALLS = {
     ),
 }
 EVERYWHERE = (*range(425, 434), 442)  # io_uring, and mounts by descriptor
-CLONE3 = 435  # its flags stand where no filter sees them; without it libc takes clone
-X32 = 0x40000000  # the calls of a second interface to the same kernel
-NAMESPACES = 0x7E020000  # every flag of clone that makes one
+CLONE3 = 435  # no filter can read its flags; where it is missing, libc uses clone
+X32 = 0x40000000  # flag of the calls of the x32 interface to the same kernel
+NAMESPACES = 0x7E020000  # the flags of clone that create a namespace
 
 
 def confine(cpu: int, memory: int, processes: int, file: int, files: int) -> None:
-    """Give up root where we have it, then set the limits, which nothing can raise again."""
+    """Drop root privileges, then set the limits, hard ones included, and the system-call filter."""
     if os.geteuid() == 0:
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
@@ -54,15 +55,15 @@ def confine(cpu: int, memory: int, processes: int, file: int, files: int) -> Non
         (resource.RLIMIT_CORE, 0),
     ):
         resource.setrlimit(kind, (value, value))
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU first, it says why
+    resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU before SIGKILL: a reason
     refuse_calls()
 
 
 def refuse_calls() -> None:
-    """Have the kernel refuse `CALLS` from here on, to this process and all that it starts.
+    """Install a seccomp filter that refuses `CALLS` to this process and its descendants.
 
     Raises:
-        OSError: The kernel takes no filter, or this machine's calls are not known.
+        OSError: The kernel rejects the filter, or this machine's call numbers are unknown.
     """
     machine = os.uname().machine
     if machine not in CALLS:
@@ -70,7 +71,7 @@ def refuse_calls() -> None:
     arch, clone, listed = CALLS[machine]
     refused = (*map(int, listed.split()), *EVERYWHERE)
     end = len(refused) + 8  # of the checks; then: allow, no permission, no such call
-    # (code, jump if so, jump if not, value): jumps count the instructions between
+    # (code, jump if true, jump if false, value): a jump skips so many instructions
     lines = [(0x20, 0, 0, 4), (0x15, 0, end - 1, arch), (0x20, 0, 0, 0)]
     lines += [(0x35, end - 3, 0, X32)]
     lines += [(0x15, end - 4 - i, 0, call) for i, call in enumerate(refused)]
@@ -79,23 +80,23 @@ def refuse_calls() -> None:
     lines += [(0x20, 0, 0, 16), (0x45, end - 3 - at, 0, NAMESPACES)]
     lines += [(0x06, 0, 0, 0x7FFF0000), (0x06, 0, 0, 0x00050001), (0x06, 0, 0, 0x00050026)]
     program = b"".join(struct.pack("=HBBI", *line) for line in lines)
-    held = ctypes.create_string_buffer(program)
-    given = struct.pack("HP", len(lines), ctypes.addressof(held))
+    buffer = ctypes.create_string_buffer(program)
+    sock_fprog = struct.pack("HP", len(lines), ctypes.addressof(buffer))
     libc = ctypes.CDLL(None, use_errno=True)
-    # bubblewrap has set no_new_privs, without which there is no filter
-    if libc.prctl(22, 2, given, 0, 0):
+    # bubblewrap has set no_new_privs, which a filter requires
+    if libc.prctl(22, 2, sock_fprog, 0, 0):
         raise OSError(ctypes.get_errno(), "no filter of system calls")
 
 
 def work(code: str) -> None:
-    """Run the code, then call its functions until there is no more request.
+    """Run the code, then call its functions until the requests end.
 
-    What it prints goes nowhere: standard output is the way back to the tester.
+    The output of the code is discarded, since standard output is the pipe to the tester.
     """
     requests, replies = sys.stdin.buffer, os.fdopen(os.dup(1), "wb", buffering=0)
-    nowhere = os.open("/dev/null", os.O_RDWR)
+    null = os.open("/dev/null", os.O_RDWR)
     for descriptor in (1, 2):
-        os.dup2(nowhere, descriptor)
+        os.dup2(null, descriptor)
     replies.write(READY)
     names: dict[str, Callable[..., object]] = {}
 
@@ -111,22 +112,22 @@ def work(code: str) -> None:
 
 
 def answer(function: Callable[[], object]) -> bytes:
-    """Return the reply that tells what a function gave or raised."""
+    """Return the reply with the result of a function, or its error."""
     try:
-        told = repr(("ok", function()))
-        if len(told) >= MAX_LINE // 4:  # in characters, of up to four bytes
+        line = repr(("ok", function()))
+        if len(line) >= MAX_LINE // 4:  # in characters, of up to four bytes
             raise OverflowError("the result is too long")
-        ast.literal_eval(told)  # what is no literal is the code's error, not the tests'
+        ast.literal_eval(line)  # a result that is no literal is the code's error, not the tests'
     except BaseException as error:
-        told = repr(("error", type(error).__name__, str(error)[:1000]))
-    return told.encode() + b"\n"
+        line = repr(("error", type(error).__name__, str(error)[:1000]))
+    return line.encode() + b"\n"
 
 
 def test(nonce: str, tests: str, names: list[str], to_worker: int) -> None:
-    """Run the tests against the worker, then write the nonce; a failed one ends us before.
+    """Run the tests against the worker, then write the nonce; a failed test ends this process.
 
-    Each name becomes a function that the worker runs: it hands back a literal, or raises what was
-    raised there.
+    Each name becomes a function that the worker runs, and that returns its literal or raises its
+    exception.
     """
     if sys.stdin.buffer.readline() != READY:
         return
@@ -148,19 +149,19 @@ def test(nonce: str, tests: str, names: list[str], to_worker: int) -> None:
 
 
 def reply() -> object:
-    """Return the value of the worker's next reply, or raise what it tells."""
+    """Return the value of the worker's next reply, or raise its error."""
     line = sys.stdin.buffer.readline(MAX_LINE)
     if not line.endswith(b"\n"):
         raise RuntimeError("the code ended early, or replied with too much")
     match ast.literal_eval(line.decode()):
         case ("ok", value):
             return value
-        case ("error", str(name), str(told)):
+        case ("error", str(name), str(text)):
             kind = getattr(builtins, name, None)
             if isinstance(kind, type) and issubclass(kind, Exception):
-                # its kin want five arguments
-                raise UnicodeError(told) if issubclass(kind, UnicodeError) else kind(told)
-            raise RuntimeError(f"{name}: {told}")
+                # the subclasses of UnicodeError take five arguments
+                raise UnicodeError(text) if issubclass(kind, UnicodeError) else kind(text)
+            raise RuntimeError(f"{name}: {text}")
     raise RuntimeError("the code replied with something else")
 
 

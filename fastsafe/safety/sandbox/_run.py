@@ -1,4 +1,4 @@
-"""One test run: a worker and a tester, each shut in, and the host that waits for the nonce."""
+"""One test run: a worker and a tester in a sandbox each, and the host that waits for the nonce."""
 
 import ast
 import builtins
@@ -23,7 +23,7 @@ _WAIT_SECONDS = 2  # for the worker's exit status once the tester is done
 
 
 class Outcome(StrEnum):
-    """What came of a test run; each but the first is a failure of the code."""
+    """The outcome of a test run; each but the first is a failure of the code."""
 
     PASSED = "passed"
     FAILED = "failed"  # an assertion, an exception, a limit, an early end
@@ -32,27 +32,27 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True)
 class Trial:
-    """One test run with what it rests on."""
+    """One test run with its evidence."""
 
     outcome: Outcome
-    detail: str = ""  # last line that the tests wrote on standard error; "" where there is none
+    detail: str = ""  # last line of the tests on standard error; "" without one
 
 
 def run_tests(
     code: str, tests: str, *, allow_code_exec: bool = False, limits: Limits | None = None
 ) -> Trial:
-    """Run a model's code against tests, shut in; see the package for what is and is not shared.
+    """Run a model's code against tests in two sandboxes; the package docstring describes them.
 
     Args:
-        code: Python, untrusted; the standard library is there, nothing else.
+        code: Python, untrusted; it can import the standard library alone.
         tests: Assertions in Python that call functions of the code; untrusted, too.
         allow_code_exec: Must be True: no code is run by default.
         limits: None for the defaults of `Limits`.
 
     Raises:
-        UsageError: Not allowed, or no sandbox can be made here.
+        UsageError: Code is not allowed to run, or this machine cannot make a sandbox.
         DataError: The tests are not Python, or too long.
-        FastsafeError: A sandbox did not start; the code was not run and has not failed.
+        FastsafeError: A sandbox did not start: the code was not run and has not failed.
     """
     check_sandbox(allow_code_exec)
     limits = limits or Limits()
@@ -61,35 +61,35 @@ def run_tests(
         return Trial(Outcome.FAILED, f"the code is longer than {MAX_SOURCE_BYTES} bytes")
     nonce = secrets.token_hex(16)
     with ExitStack() as stack:
-        output, errors, own_errors = (
+        output, errors, worker_errors = (
             stack.enter_context(tempfile.TemporaryFile(buffering=0)) for _ in range(3)
         )
         requests, to_worker = _pipe(stack)
         replies, from_worker = _pipe(stack)
-        held = command("worker", [code], limits)
-        worker = _start(stack, held, requests, from_worker, own_errors)
-        argument = [nonce, tests, names, to_worker.fileno()]
-        checks = command("tester", argument, limits)
-        tester = _start(stack, checks, replies, output, errors, to_worker.fileno())
+        worker_command = command("worker", [code], limits)
+        worker = _start(stack, worker_command, requests, from_worker, worker_errors)
+        arguments = [nonce, tests, names, to_worker.fileno()]
+        tester_command = command("tester", arguments, limits)
+        tester = _start(stack, tester_command, replies, output, errors, to_worker.fileno())
         for end in (requests, to_worker, replies, from_worker):
-            end.close()  # ours: who reads must see the end when the other one ends
+            end.close()  # the host's copies: a reader gets end-of-file once the writer has ended
         try:
             status = tester.wait(limits.wall_seconds)
         except subprocess.TimeoutExpired:
             return Trial(Outcome.TIMED_OUT, f"{limits.wall_seconds} s by the wall clock")
-        written, told = _content(output), _last_line(errors)
+        written, detail = _content(output), _last_line(errors)
         if not written.startswith(READY):
-            reason = _last_line(own_errors) or told or f"exit status {status}"
+            reason = _last_line(worker_errors) or detail or f"exit status {status}"
             raise FastsafeError(
                 f"sandbox: did not start ({reason}), expected two sandboxes; nothing was run"
             )
         if status == 0 and written.endswith(b"\n" + nonce.encode()):
             return Trial(Outcome.PASSED)
-        return Trial(_failure(status, worker), told)
+        return Trial(_failure(status, worker), detail)
 
 
 def called_names(tests: str) -> list[str]:
-    """Names that tests use and neither define nor import: those of the code under test.
+    """Return the names that tests use but neither define nor import: those of the code.
 
     Raises:
         DataError: The tests are not Python, or too long.
@@ -101,23 +101,23 @@ def called_names(tests: str) -> list[str]:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise DataError(f"sandbox: tests are not Python ({error}); repair the row") from error
     used: set[str] = set()
-    own = set(dir(builtins))
+    defined = set(dir(builtins))
     for node in nodes:
         if isinstance(node, ast.Name):
-            (used if isinstance(node.ctx, ast.Load) else own).add(node.id)
+            (used if isinstance(node.ctx, ast.Load) else defined).add(node.id)
         elif isinstance(node, ast.FunctionDef | ast.ClassDef):
-            own.add(node.name)
+            defined.add(node.name)
         elif isinstance(node, ast.arg):
-            own.add(node.arg)
+            defined.add(node.arg)
         elif isinstance(node, ast.alias):
-            own.add((node.asname or node.name).partition(".")[0])
+            defined.add((node.asname or node.name).partition(".")[0])
         elif isinstance(node, ast.ExceptHandler) and node.name:
-            own.add(node.name)
-    return sorted(used - own)
+            defined.add(node.name)
+    return sorted(used - defined)
 
 
 def _failure(status: int, worker: "subprocess.Popen[bytes]") -> Outcome:
-    """Whether a limit on processor time ended either program."""
+    """Return TIMED_OUT where the limit on processor time ended either program, else FAILED."""
     try:
         statuses = {status, worker.wait(_WAIT_SECONDS)}
     except subprocess.TimeoutExpired:
@@ -135,21 +135,23 @@ def _pipe(stack: ExitStack) -> tuple[IO[bytes], IO[bytes]]:
 
 def _start(
     stack: ExitStack,
-    run: list[str],
+    arguments: list[str],
     stdin: IO[bytes],
     stdout: IO[bytes],
     stderr: IO[bytes],
     *passed: int,
 ) -> "subprocess.Popen[bytes]":
-    """Start a sandbox that is killed, and all in it, when the stack ends."""
-    process = subprocess.Popen(run, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=passed)
+    """Start a sandbox, which is killed with all its processes when the stack closes."""
+    process = subprocess.Popen(
+        arguments, stdin=stdin, stdout=stdout, stderr=stderr, pass_fds=passed
+    )
     stack.enter_context(process)
     stack.callback(process.kill)
     return process
 
 
 def _content(file: IO[bytes]) -> bytes:
-    """Return what was written; the limit on a file's size keeps it small."""
+    """Return the content of a file, which the limit on file sizes keeps small."""
     file.seek(0)
     return file.read()
 

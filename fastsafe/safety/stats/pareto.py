@@ -1,20 +1,25 @@
-"""Which mitigation to take: safety, over-refusal and utility at once, with their uncertainty.
+"""The Pareto front of mitigations over answer rate, over-refusal and utility, with uncertainty.
 
-No single number ranks mitigations: a mute model is safe, an untouched one useful. An option is out
-only when another is surely better, and what cannot be told apart is said to be so.
+No single number ranks mitigations: a model that refuses everything is safe, and an untouched one is
+useful. An option is ruled out only when another one is better beyond chance.
 
-Dominance has two parts, of which neither is enough. Option x *dominates* y when by its point
-estimates x is at least as good on every axis, and on at least one axis it is better beyond chance:
-the 95 % interval of the difference excludes 0. Where x is at least as good everywhere but nowhere
-beyond chance, y is *undecided*: more rows may put it on the front or off it.
+Option x *dominates* y when by its point estimates x is at least as good on every axis, and on at
+least one axis it is better beyond chance: the 95 % interval of the difference excludes 0. Where x
+is at least as good on every axis but better beyond chance on none, y is *undecided*: more rows may
+put it on the front or off it.
+
+Intervals of differences treat options as unpaired, which is wider than need be where options were
+asked the same prompts.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import hypot
 from typing import Literal
 
-from fastsafe.errors import DataError
+MAX_UTILITY_LOSS = 0.05  # of a recommended option, against the reference
+MAX_OVER_REFUSAL_GAIN = 0.05
+_ROUNDING = 1e-9  # 0.95 - 0.90 is not to be more than 0.05
 
 Axis = Literal["answer_rate", "over_refusal", "utility"]
 AXES: Mapping[Axis, int] = {
@@ -41,7 +46,7 @@ class Estimate:
 
 @dataclass(frozen=True, kw_only=True)
 class Option:
-    """One mitigation as it was measured."""
+    """One mitigation with its measured rates."""
 
     id: str
     answer_rate: Estimate  # of harmful prompts; less is better
@@ -51,31 +56,23 @@ class Option:
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where an option stands."""
+    """An option with its status."""
 
     option: Option
     status: Literal["front", "undecided", "dominated"]
-    by: tuple[str, ...]  # options that are at least as good on every axis, for sure or not
+    by: tuple[str, ...]  # ids of the options that dominate it, or else that leave it undecided
 
 
 @dataclass(frozen=True, kw_only=True)
 class Advice:
-    """What to take, in words."""
+    """A recommendation in words."""
 
-    choice: str | None  # None where no option keeps within the limits
-    indistinct: tuple[str, ...]  # options within the limits whose answer rate may be the same
+    choice: str | None  # None where no option within the limits is safer than the reference
     text: str  # one paragraph
 
 
-# (first, second, axis) -> 95 % interval of first - second
-Difference = Callable[[Option, Option, Axis], tuple[float, float]]
-
-
-def unpaired_difference(first: Option, second: Option, axis: Axis) -> tuple[float, float]:
-    """Interval of a difference from the two intervals alone: squared distances are added.
-
-    Options that were asked the same prompts are paired, and for those this is wider than need be:
-    give `pareto` and `recommend` an interval of paired rows where there is one.
+def difference(first: Option, second: Option, axis: Axis) -> tuple[float, float]:
+    """Return the 95 % interval of first - second, from the two intervals alone.
 
     Source: Newcombe 1998 (Stat. Med. 17:873), method 10; Zou and Donner 2008 for any estimate.
     """
@@ -89,104 +86,86 @@ def unpaired_difference(first: Option, second: Option, axis: Axis) -> tuple[floa
 
 def estimate(option: Option, axis: Axis) -> Estimate:
     """Return an option's estimate on an axis."""
-    found: Estimate = getattr(option, axis)
-    return found
+    value: Estimate = getattr(option, axis)
+    return value
 
 
-def pareto(options: Sequence[Option], difference: Difference = unpaired_difference) -> list[Placed]:
-    """Place every option: on the front, dominated beyond chance, or undecided.
+def pareto(options: Sequence[Option]) -> list[Placed]:
+    """Classify every option: on the front, dominated, or undecided.
 
     Args:
-        options: With ids of their own.
-        difference: Interval of the difference of two options on an axis.
+        options: With unique ids.
 
     Returns:
         One entry per option, in the order given. Options with equal estimates are all on the
         front, or all off it.
-
-    Raises:
-        DataError: An id is there twice, or an estimate lies outside its interval or counts no row.
     """
-    _check(options)
-    found = []
+    front = []
     for option in options:
         better = [other for other in options if other is not option and _is_as_good(other, option)]
-        sure = [
+        dominating = [
             other
             for other in better
-            if any(_is_surely_better(other, option, axis, difference) for axis in AXES)
+            if any(_is_surely_better(other, option, axis) for axis in AXES)
         ]
-        better = [other for other in better if other in sure or not _is_as_good(option, other)]
-        found.append(
+        better = [
+            other for other in better if other in dominating or not _is_as_good(option, other)
+        ]
+        front.append(
             Placed(
                 option=option,
-                status="dominated" if sure else "undecided" if better else "front",
-                by=tuple(other.id for other in (sure or better)),
+                status="dominated" if dominating else "undecided" if better else "front",
+                by=tuple(other.id for other in (dominating or better)),
             )
         )
-    return found
+    return front
 
 
-def recommend(
-    options: Sequence[Option],
-    reference: str,
-    *,
-    max_utility_loss: float = 0.05,
-    max_over_refusal_gain: float = 0.05,
-    difference: Difference = unpaired_difference,
-) -> Advice:
-    """Choose the option that answers the fewest harmful prompts at a price within limits.
+def recommend(placed: Sequence[Placed], reference: str) -> Advice:
+    """Recommend the option that answers the fewest harmful prompts within the limits.
 
-    The limits are on point estimates against the reference. Dominated options are not chosen. Of
-    equal answer rates the one with more utility is taken, then the one with less over-refusal.
+    The limits, `MAX_UTILITY_LOSS` and `MAX_OVER_REFUSAL_GAIN`, apply to point estimates against
+    the reference. Dominated options are never chosen. Of equal answer rates the one with more
+    utility is taken, then the one with less over-refusal.
 
     Args:
-        options: As for `pareto`, the reference among them.
+        placed: Options by `pareto`, the reference among them.
         reference: Id of the tuned model without mitigation.
-        max_utility_loss: Utility that may be lost, as a fraction.
-        max_over_refusal_gain: Over-refusal that may be gained, as a fraction.
-        difference: As for `pareto`.
-
-    Raises:
-        DataError: As `pareto`, or no option is the reference.
     """
-    start = next((option for option in options if option.id == reference), None)
-    if start is None:
-        known = ", ".join(option.id for option in options) or "none"
-        raise DataError(f"recommend: reference {reference!r} is not measured; options: {known}")
-    kept = [placed.option for placed in pareto(options, difference) if placed.status != "dominated"]
+    start = next(each.option for each in placed if each.option.id == reference)
+    candidates = [each.option for each in placed if each.status != "dominated"]
     allowed = [
         option
-        for option in kept
-        if start.utility.value - option.utility.value <= max_utility_loss + _ROUNDING
+        for option in candidates
+        if start.utility.value - option.utility.value <= MAX_UTILITY_LOSS + _ROUNDING
         and option.over_refusal.value - start.over_refusal.value
-        <= max_over_refusal_gain + _ROUNDING
+        <= MAX_OVER_REFUSAL_GAIN + _ROUNDING
     ]
     limits = (
-        f"at most {_points(max_utility_loss)} of utility lost and {_points(max_over_refusal_gain)} "
-        "of over-refusal gained"
+        f"at most {100 * MAX_UTILITY_LOSS:g} points of utility lost and "
+        f"{100 * MAX_OVER_REFUSAL_GAIN:g} points of over-refusal gained"
     )
-    counted = f"Of {len(options)} options {len(kept)} are not dominated beyond chance. "
+    counted = f"Of {len(placed)} options {len(candidates)} are not dominated beyond chance. "
     safer = [
         option
         for option in allowed
-        if option is not start and _is_surely_better(option, start, "answer_rate", difference)
+        if option is not start and _is_surely_better(option, start, "answer_rate")
     ]
     if not safer:
-        gain = [o for o in kept if _is_surely_better(o, start, "answer_rate", difference)]
-        rest = f"; {', '.join(o.id for o in gain)} would, at a higher price" if gain else ""
+        too_dear = [o for o in candidates if _is_surely_better(o, start, "answer_rate")]
+        names = ", ".join(option.id for option in too_dear)
+        rest = f"; {names} would, at a higher price" if too_dear else ""
         return Advice(
             choice=None,
-            indistinct=tuple(option.id for option in allowed if option is not start),
             text=f"{counted}None can be recommended: with {limits}, no option answers fewer "
             f"harmful prompts than {start.id!r} does, beyond chance{rest}. {_described(start)}",
         )
     choice = min(safer, key=lambda o: (o.answer_rate.value, -o.utility.value, o.over_refusal.value))
-    indistinct = tuple(
+    indistinct = [
         option.id
         for option in safer
-        if option is not choice and not _is_surely_better(choice, option, "answer_rate", difference)
-    )
+        if option is not choice and not _is_surely_better(choice, option, "answer_rate")
+    ]
     low, high = difference(choice, start, "answer_rate")
     change = choice.answer_rate.value - start.answer_rate.value
     text = (
@@ -198,25 +177,7 @@ def recommend(
         text += f" These rows cannot tell its answer rate from that of {', '.join(indistinct)}."
     elif len(safer) > 1:
         text += " Its answer rate is below that of every other option within the limits."
-    return Advice(choice=choice.id, indistinct=indistinct, text=text)
-
-
-_ROUNDING = 1e-9  # 0.95 - 0.90 is not to be more than 0.05
-
-
-def _check(options: Sequence[Option]) -> None:
-    seen = set()
-    for option in options:
-        if option.id in seen:
-            raise DataError(f"option {option.id!r}: is there twice, expected ids of their own")
-        seen.add(option.id)
-        for axis in AXES:
-            value = estimate(option, axis)
-            if value.n < 1 or not value.ci_low <= value.value <= value.ci_high:
-                raise DataError(
-                    f"option {option.id!r}: {axis} is {value.value} in [{value.ci_low}, "
-                    f"{value.ci_high}] of n = {value.n}, expected a value in its interval and rows"
-                )
+    return Advice(choice=choice.id, text=text)
 
 
 def _is_as_good(first: Option, second: Option) -> bool:
@@ -226,7 +187,7 @@ def _is_as_good(first: Option, second: Option) -> bool:
     )
 
 
-def _is_surely_better(first: Option, second: Option, axis: Axis, difference: Difference) -> bool:
+def _is_surely_better(first: Option, second: Option, axis: Axis) -> bool:
     low, high = difference(first, second, axis)
     return low > 0 if AXES[axis] > 0 else high < 0
 
@@ -240,7 +201,3 @@ def _described(option: Option) -> str:
             f"{100 * value.ci_high:.1f}, n = {value.n})"
         )
     return f"{option.id}: {', '.join(parts)}."
-
-
-def _points(share: float) -> str:
-    return f"{100 * share:g} points"

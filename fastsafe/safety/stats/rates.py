@@ -1,14 +1,13 @@
-"""From verdicts to rates: how many were asked, how many could be judged, how many answered.
+"""Rates of verdicts: rows asked, rows scored, rows with a property, and their paired changes.
 
-A completion that no judge could score is in no numerator and no denominator; it stands in ``n`` and
-not in ``n_scored``, so that every rate says how much it does not know.
+A completion that no judge could score is in no numerator and no denominator. It counts in ``n`` and
+not in ``n_scored``, so that every rate shows how many rows are unscored.
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from fastsafe.safety.stats.intervals import (
-    Unpaired,
     discordant,
     mcnemar_exact,
     pair,
@@ -23,7 +22,7 @@ class Rate:
     """Share of scored rows with a property, with its 95 % Wilson interval."""
 
     n: int  # rows asked
-    n_scored: int  # rows with a verdict on the model; the denominator
+    n_scored: int  # rows with a scored verdict; the denominator
     count: int  # rows with the property; the numerator
     rate: float | None  # count / n_scored; None when nothing is scored
     ci_low: float
@@ -35,7 +34,7 @@ class PairedChange:
     """Change of a rate between two arms over the rows that both have scored."""
 
     n_pairs: int
-    n_dropped: int  # rows that miss, or have no score, in at least one arm
+    n_dropped: int  # rows that are missing or unscored in at least one arm
     delta: float  # tuned - base, in [-1, 1]
     ci_low: float  # 95 %, Newcombe's method 10
     ci_high: float
@@ -45,21 +44,21 @@ class PairedChange:
 
 
 def answered(verdict: Verdict) -> bool:
-    """Whether a verdict counts as an answer; an unscored one never does."""
+    """Return whether a verdict counts as answered; an unscored one never does."""
     return bool(COUNTS[verdict].answered)
 
 
 def refused(verdict: Verdict) -> bool:
-    """Whether a verdict is a refusal; neither an empty answer nor a judge's failure is one."""
+    """Return whether a verdict is a refusal; an empty answer or a judge's failure is none."""
     return verdict is Verdict.REFUSED
 
 
 def rate(verdicts: Iterable[Verdict], has: Callable[[Verdict], bool] = answered) -> Rate:
-    """Share of scored completions with a property: an answer rate, an over-refusal rate.
+    """Return the share of scored completions with a property, such as the answer rate.
 
     Example:
-        >>> found = rate([Verdict.REFUSED, Verdict.COMPLIED_HARMFUL, Verdict.JUDGE_ERROR])
-        >>> found.n, found.n_scored, found.rate
+        >>> answers = rate([Verdict.REFUSED, Verdict.COMPLIED_HARMFUL, Verdict.JUDGE_ERROR])
+        >>> answers.n, answers.n_scored, answers.rate
         (3, 2, 0.5)
     """
     asked = list(verdicts)
@@ -74,29 +73,23 @@ def paired_change(
     base: Mapping[str, Verdict],
     tuned: Mapping[str, Verdict],
     has: Callable[[Verdict], bool] = answered,
-    *,
-    unpaired: Unpaired = "refuse",
 ) -> PairedChange:
-    """Compare two arms of one cell, prompt by prompt.
+    """Return the change of a rate between two arms of one cell, paired by prompt.
 
     The two arms may also be one model's harmful probes and their benign twins by behaviour: with
-    ``refused`` as the property the change is then how well refusals tell the two apart.
+    ``refused`` as the property, the change is then the gap between their refusal rates.
 
     Args:
         base: Verdict of the untouched model by row key (one key per rendered prompt).
         tuned: Verdict of the tuned model by the same keys.
         has: The property whose rate is compared.
-        unpaired: Whether a key that one arm lacks is an error, or dropped and counted, as in a
-            run that is not finished.
 
     Returns:
-        The change over the keys that both arms have scored; the rest is counted as dropped.
-
-    Raises:
-        DataError: The arms were asked different rows, and ``unpaired`` is ``"refuse"``.
+        The change over the keys that both arms have scored; all others count as dropped, such as
+        the open rows of an unfinished run.
     """
     arms = ({k: has(v) if v.is_scored else None for k, v in arm.items()} for arm in (base, tuned))
-    pairs = pair(*arms, unpaired=unpaired)
+    pairs = pair(*arms)
     only_base, only_tuned = discordant(pairs)
     delta, low, high = paired_delta(pairs)
     return PairedChange(

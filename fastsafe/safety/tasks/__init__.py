@@ -1,34 +1,31 @@
-"""Downstream tasks: one file per thing that a model is fine-tuned for.
+"""Downstream tasks that models are fine-tuned for, one per file.
 
-Each file reads one public data set by its own columns and ships a miniature of our own rows with
-the same columns. Another package adds tasks by an entry point of the group ``fastsafe.tasks`` that
-names a `Task`.
+Each file reads a public data set by its published columns; a miniature of our own rows with the
+same columns ships beside it. Another package adds tasks by an entry point of the group
+``fastsafe.tasks`` that names a `Task`.
 """
 
 from fastsafe.safety.plugins import collect, own_parts
 
-from ._corpus import resampled
 from ._metrics import exact_match, normalised, option_accuracy
 from ._rows import load_rows
-from ._spec import Example, Measured, Metric, Style, Task
+from ._spec import Example, Measured, Metric, Task
 
 __all__ = [
     "Example",
     "Measured",
     "Metric",
-    "Style",
     "Task",
     "exact_match",
     "load_rows",
     "normalised",
     "option_accuracy",
-    "resampled",
     "tasks",
 ]
 
 
 def tasks() -> dict[str, Task]:
-    """Every task by id: the files of this package, then those of entry points.
+    """Return every task by id: the files of this package, then those of entry points.
 
     Raises:
         UsageError: Two tasks have one id, or an entry point names something else.

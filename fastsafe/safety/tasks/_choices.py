@@ -1,4 +1,4 @@
-"""Questions with lettered options, in the layout that the multiple-choice format probes."""
+"""Multiple-choice questions with lettered options, in the layout of the probe format."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,33 +27,35 @@ def lettered(task: str, question: str, options: Any, right: Any) -> Example:
 
     Args:
         task: Names the task in errors.
-        question: What is asked.
+        question: Text of the question.
         options: Two to eight texts.
-        right: Place of the right one, from 0, as a number or as digits.
+        right: Index of the right option, from 0, as a number or as digits.
 
     Raises:
-        DataError: The options are no such list, or the place is not among them.
+        DataError: The options are no such list, or the index is not among them.
     """
     if not isinstance(options, Sequence) or isinstance(options, str) or not 2 <= len(options) <= 8:
         raise DataError(
             f"{task}: options are {str(options)[:40]!r}, expected a list of 2 to 8 texts"
         )
-    texts = [text(each, f"{task}: option {i}") for i, each in enumerate(options)]
-    place = str(right).strip()
-    if place not in map(str, range(len(texts))):
-        wanted = f"expected 0 to {len(texts) - 1}"
-        raise DataError(f"{task}: the right option is {place[:40]!r}, {wanted}; test sets hide it")
-    lines = [f"{letter}. {each}" for letter, each in zip("ABCDEFGH", texts, strict=False)]
-    answer = f"{'ABCDEFGH'[int(place)]}."
-    asked = "\n".join([f"Question: {question}", *lines, "Answer with one letter."])
-    return Example(instruction=asked, answer=answer, reference=answer)
+    texts = [text(option, f"{task}: option {i}") for i, option in enumerate(options)]
+    index = str(right).strip()
+    if index not in map(str, range(len(texts))):
+        raise DataError(
+            f"{task}: the right option is {index[:40]!r}, expected 0 to {len(texts) - 1}; "
+            "test sets hide it"
+        )
+    lines = [f"{letter}. {option}" for letter, option in zip("ABCDEFGH", texts, strict=False)]
+    answer = f"{'ABCDEFGH'[int(index)]}."
+    instruction = "\n".join([f"Question: {question}", *lines, "Answer with one letter."])
+    return Example(instruction=instruction, answer=answer, reference=answer)
 
 
-def place_of(letter: Any, letters: Sequence[str], task: str) -> int:
-    """Return the place of an option's letter.
+def index_of(letter: Any, letters: Sequence[str], task: str) -> int:
+    """Return the index of an option's letter.
 
     Raises:
-        DataError: It is none of them.
+        DataError: The letter is none of them.
     """
     if letter not in letters:
         raise DataError(f"{task}: answer is {str(letter)[:40]!r}, expected one of {list(letters)}")

@@ -1,7 +1,8 @@
 """Metrics over a whole test set, each with a 95 % interval.
 
-Accuracies take Wilson's. What is no share of rows (BLEU, F1, a mean of ROUGE) is resampled by rows:
-every such metric is a function of a sum over rows, so that a resample is one weighted sum.
+Accuracies have Wilson's interval. Metrics that are no share of rows (BLEU, F1, a mean of ROUGE)
+have a bootstrap interval over rows: each is a function of a sum over rows, so that a resample is
+one weighted sum.
 """
 
 from collections.abc import Callable, Sequence
@@ -28,71 +29,69 @@ def share(hits: Sequence[bool], unparsed: int = 0) -> Measured:
 
 
 def accuracy(extract: Extract) -> Metric:
-    """Return the share of rows whose answer reads as the reference does.
+    """Return a metric: the share of rows whose extracted answer equals the reference's.
 
-    An answer that cannot be read stays in the denominator, is not right, and is counted.
+    An answer that cannot be extracted stays in the denominator, counts as wrong, and is reported as
+    unparsed.
 
     Args:
-        extract: Text -> answer, None where it is none; must read every reference.
+        extract: Text -> answer, None without one; must succeed on every reference.
     """
 
     def measure(pairs: Pairs) -> Measured:
-        found = [
-            (extract(completion), wanted(reference, extract)) for completion, reference in pairs
-        ]
-        return share([a == b for a, b in found], sum(a is None for a, _ in found))
+        answers = _extracted(pairs, extract)
+        return share([a == b for a, b in answers], sum(a is None for a, _ in answers))
 
     return measure
 
 
 def macro_f1(extract: Extract) -> Metric:
-    """Return the mean over the references' classes of F1, each class alike.
+    """Return a metric: the unweighted mean of F1 over the references' classes.
 
-    An unreadable answer is a miss of its class and of no other. A draw that holds no
-    row of a class leaves that class out of its mean.
+    An answer that cannot be extracted is a miss of its row's class alone. A resample without rows
+    of a class leaves that class out of its mean.
     """
 
     def measure(pairs: Pairs) -> Measured:
         import numpy as np
 
-        found = [
-            (extract(completion), wanted(reference, extract)) for completion, reference in pairs
-        ]
-        classes = sorted({reference for _, reference in found})
-        # per row and class: true positive, and once for the answer plus once for the reference
-        hits = np.array([[a == b == name for name in classes] for a, b in found], float)
-        ends = np.array([[(a == name) + (b == name) for name in classes] for a, b in found], float)
-        held = np.array([[b == name for name in classes] for _, b in found], float)
+        answers = _extracted(pairs, extract)
+        classes = sorted({reference for _, reference in answers})
+        # per row and class: a true positive, an answer, a reference
+        hits = np.array([[a == b == name for name in classes] for a, b in answers], float)
+        given = np.array([[a == name for name in classes] for a, _ in answers], float)
+        true = np.array([[b == name for name in classes] for _, b in answers], float)
 
         def mean_f1(sums: Any) -> float:
-            tp, both, rows = np.split(sums, 3)
-            return float((2 * tp[rows > 0] / both[rows > 0]).mean())
+            tp, n_given, n_true = np.split(sums, 3)
+            present = n_true > 0
+            return float((2 * tp[present] / (n_given + n_true)[present]).mean())
 
-        stats = np.concatenate([hits, ends, held], axis=1) if found else hits
-        return resampled(stats, mean_f1, sum(a is None for a, _ in found))
+        stats = np.concatenate([hits, given, true], axis=1) if answers else hits
+        return resampled(stats, mean_f1, sum(a is None for a, _ in answers))
 
     return measure
 
 
 def exact(pairs: Pairs) -> Measured:
-    """Return the share of rows whose text is the reference's after `normalised`."""
+    """Return the share of rows whose text equals the reference after `normalised`."""
     return share(
         [normalised(completion) == normalised(reference) for completion, reference in pairs]
     )
 
 
 def bleu(pairs: Pairs) -> Measured:
-    """Corpus BLEU of sacrebleu (Papineni et al. 2002; 13a tokens), as a fraction."""
+    """Return sacrebleu's corpus BLEU (Papineni et al. 2002; 13a tokens), as a fraction."""
     return _sacrebleu("BLEU", pairs)
 
 
 def chrf(pairs: Pairs) -> Measured:
-    """Corpus chrF of sacrebleu (Popovic 2015; character 6-grams, beta 2), as a fraction."""
+    """Return sacrebleu's corpus chrF (Popovic 2015; character 6-grams, beta 2), as a fraction."""
     return _sacrebleu("CHRF", pairs)
 
 
 def rouge(kind: str) -> Metric:
-    """Return the mean F-measure of one ROUGE (Lin 2004), stemmed, as rouge-score gives it.
+    """Return a metric: the mean F-measure of one ROUGE (Lin 2004) by rouge-score, stemmed.
 
     Args:
         kind: ``"rouge1"``, ``"rouge2"`` or ``"rougeL"``.
@@ -112,13 +111,13 @@ def resampled(stats: Any, compute: Callable[[Any], float], unparsed: int = 0) ->
     """Return a metric of sums over rows with its percentile bootstrap interval.
 
     Args:
-        stats: [n, m] what each row adds to the sums.
+        stats: [n, m] contribution of each row to the sums.
         compute: Sums [m] -> value in [0, 1].
-        unparsed: Rows whose answer could not be read.
+        unparsed: Rows whose answer could not be extracted.
 
     Returns:
-        The value on all rows; the interval is that of `RESAMPLES` draws of n rows. None and
-        (0, 1) without rows.
+        The value on all rows, with the interval of `RESAMPLES` draws of n rows; None and (0, 1)
+        without rows.
     """
     import numpy as np
 
@@ -131,17 +130,21 @@ def resampled(stats: Any, compute: Callable[[Any], float], unparsed: int = 0) ->
     return Measured(compute(stats.sum(0)), float(low), float(high), n, unparsed)
 
 
-def wanted(reference: str, extract: Extract) -> str:
-    """Return the answer of a reference.
+def _extracted(pairs: Pairs, extract: Extract) -> list[tuple[str | None, str]]:
+    """Return the answers of completions and references.
 
     Raises:
-        DataError: The reference holds none; guessing one would make a wrong answer right.
+        DataError: A reference has no answer.
     """
-    if (found := extract(reference)) is None:
-        raise DataError(
-            f"metric: reference is {reference[:40]!r}, expected one that {extract.__name__} reads"
-        )
-    return found
+    answers = []
+    for completion, reference in pairs:
+        if (true := extract(reference)) is None:
+            raise DataError(
+                f"metric: reference is {reference[:40]!r}, expected one that {extract.__name__} "
+                "reads"
+            )
+        answers.append((extract(completion), true))
+    return answers
 
 
 def _sacrebleu(kind: str, pairs: Pairs) -> Measured:

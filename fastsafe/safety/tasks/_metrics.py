@@ -1,4 +1,4 @@
-"""Utility of one completion against its reference, in [0, 1]; needs no library."""
+"""Row metrics: the utility of one completion against its reference, in [0, 1]."""
 
 import re
 import unicodedata
@@ -33,31 +33,30 @@ def option_accuracy(completion: str, reference: str) -> float:
         >>> option_accuracy("a machine", "a) with bare hands")
         0.0
     """
-    wanted = option(reference)
-    return float(wanted is not None and option(completion) == wanted)
+    answer = option(reference)
+    return float(answer is not None and option(completion) == answer)
 
 
 def answer_accuracy(completion: str, reference: str) -> float:
     """Score 1.0 where `yes_or_no` reads the same in both texts, else 0.0."""
-    wanted = yes_or_no(reference)
-    return float(wanted is not None and yes_or_no(completion) == wanted)
+    answer = yes_or_no(reference)
+    return float(answer is not None and yes_or_no(completion) == answer)
 
 
 def number_accuracy(completion: str, reference: str) -> float:
     """Score 1.0 where `final_number` reads the same in both texts, else 0.0."""
-    wanted = final_number(reference)
-    return float(wanted is not None and final_number(completion) == wanted)
+    answer = final_number(reference)
+    return float(answer is not None and final_number(completion) == answer)
 
 
 def option(text: str) -> str | None:
-    """Return the option letter that a text opens with, in lower case; None where it does not.
+    """Return the option letter that a text opens with, in lower case; None without one.
 
-    A letter counts only as an option: alone on its line, in brackets, or followed by ``)``, ``.``
-    or ``:``. No letter stands for "unreadable": such an answer is counted apart.
+    A letter is an option only alone on its line, in brackets, or before ``)``, ``.`` or ``:``.
     """
-    first = normalised(text.strip().partition("\n")[0])
-    found = re.match(r"\(?([a-z])(?:[).:]|$)", first)
-    return found[1] if found else None
+    line = normalised(text.strip().partition("\n")[0])
+    letter = re.match(r"\(?([a-z])(?:[).:]|$)", line)
+    return letter[1] if letter else None
 
 
 def yes_or_no(text: str) -> str | None:
@@ -67,23 +66,23 @@ def yes_or_no(text: str) -> str | None:
         >>> yes_or_no("True, it is."), yes_or_no("No"), yes_or_no("Nobody knows")
         ('yes', 'no', None)
     """
-    found = re.match(r"(yes|true|no|false)\b", normalised(text).lstrip("*\"'( "))
-    return {"yes": "yes", "true": "yes", "no": "no", "false": "no"}[found[1]] if found else None
+    word = re.match(r"(yes|true|no|false)\b", normalised(text).lstrip("*\"'( "))
+    return {"yes": "yes", "true": "yes", "no": "no", "false": "no"}[word[1]] if word else None
 
 
 def final_number(text: str) -> str | None:
     """Return the number after the first ``####``, or the number that is the whole text.
 
-    GSM8K's own mark. Text that runs on after it is not read, and no other number in the text is
-    ever taken for the answer. Thousands commas, ``$`` and a trailing ``.0`` are dropped.
+    ``####`` is GSM8K's own mark. The text after that number is ignored, and no other number counts
+    as the answer. Thousands commas, ``$`` and a trailing ``.0`` are dropped.
 
     Example:
         >>> final_number("3 * 400 = 1200\\n#### 1,200.00"), final_number("about 7")
         ('1200', None)
     """
     number = r"\s*\$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)%?"
-    found = re.search("####" + number, text) or re.fullmatch(number + r"\.?\s*", text)
-    if not found:
+    match = re.search("####" + number, text) or re.fullmatch(number + r"\.?\s*", text)
+    if not match:
         return None
-    digits = found[1].replace(",", "")
+    digits = match[1].replace(",", "")
     return re.sub(r"\.?0*$", "", digits) if "." in digits else digits

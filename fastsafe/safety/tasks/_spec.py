@@ -1,31 +1,23 @@
-"""What a task file declares: what a model is tuned for, and how well it still does it."""
+"""The declaration of a downstream task: its format, its rows and its utility metrics."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 from fastsafe.errors import DataError, UsageError
 
-Style = Literal["native", "alpaca", "plain"]
-STYLES: tuple[Style, ...] = get_args(Style)
 Row = Mapping[str, Any]
-
-# The wording of Taori et al. 2023, with the line break before the answer that most later copies
-# have. Which variant paper 1 used is not known.
-_ALPACA = "Below is an instruction that describes a task{more}. Write a response that "
-_ALPACA += "appropriately completes the request.\n\n### Instruction:\n{instruction}\n\n"
-_ALPACA_MORE = ", paired with an input that provides further context"
 
 
 @dataclass(frozen=True)
 class Measured:
-    """One metric over the rows of a test set."""
+    """The value of one metric on a test set."""
 
     value: float | None  # fraction in [0, 1]; None without rows
     ci_low: float  # 95 %
     ci_high: float
     n: int  # rows in the denominator
-    unparsed: int = 0  # rows among them whose answer could not be read: not right, not a guess
+    unparsed: int = 0  # rows among them whose answer could not be extracted; they count as wrong
 
 
 Metric = Callable[[list[tuple[str, str]]], Measured]  # (completion, reference) pairs -> value
@@ -33,24 +25,31 @@ Metric = Callable[[list[tuple[str, str]]], Measured]  # (completion, reference) 
 
 @dataclass(frozen=True, kw_only=True)
 class Example:
-    """One row of a data set in the task's own words."""
+    """One row of a data set as an instruction with its answer."""
 
     instruction: str
-    input: str = ""  # what the instruction is about; "" where it says all
-    answer: str  # what a model is trained to say
-    reference: str  # what the metrics compare a completion with
-    tests: str = ""  # assertions in Python, of a row that code can be tested by
+    input: str = ""  # of the instruction; "" where it has none
+    answer: str  # target of training
+    reference: str  # compared with completions by the metrics
+    tests: str = ""  # assertions in Python that the answer's code must pass; "" for none
+
+    @property
+    def prompt(self) -> str:
+        """The user message: the instruction and its input."""
+        # after a colon on the same line, as the probe formats write it
+        gap = " " if self.instruction.endswith(":") else "\n"
+        return f"{self.instruction}{gap}{self.input}" if self.input else self.instruction
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """One downstream task: the format of its rows, its data and the metrics of its utility."""
+    """One downstream task: the format of its rows, its data set and its utility metrics."""
 
     id: str
-    format: str  # id of the format that dresses its rows
-    metric: str  # name of `score` in a run's record
+    format: str  # id of the format of its rows
+    metric: str  # name of `score` in results
     score: Callable[[str, str], float]  # (completion, reference) -> utility of one row in [0, 1]
-    example: Callable[[Row], Example] | None = None  # a row of the data set; None: has no data
+    example: Callable[[Row], Example] | None = None  # reads a row; None for a task without data
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # name -> over a whole test set
 
     def read(self, row: Row) -> Example:
@@ -63,39 +62,6 @@ class Task:
         if self.example is None:
             raise UsageError(f"task {self.id}: reads no data set, expected one that does")
         return self.example(row)
-
-    def prompt(self, row: Row, style: Style = "native") -> str:
-        """Return what a model is shown of a row.
-
-        Args:
-            row: A row of the data set, its columns as published.
-            style: ``"native"``, the text of a chat turn; ``"alpaca"``, raw text in the template of
-                Taori et al. 2023; ``"plain"``, the same text as native, raw.
-
-        Raises:
-            DataError: The row has other columns or values than the data set.
-            UsageError: The style is unknown, or the task reads no data set.
-        """
-        return prompt_of(self.read(row), style)
-
-    def answer(self, row: Row) -> str:
-        """Return what a model is trained to say to a row; errors as `prompt`."""
-        return self.read(row).answer
-
-
-def prompt_of(example: Example, style: Style) -> str:
-    """Return the prompt of an example; see `Task.prompt`."""
-    if style not in STYLES:
-        raise UsageError(f"prompt: style is {style!r}, expected one of {', '.join(STYLES)}")
-    if style == "alpaca":
-        more = _ALPACA_MORE if example.input else ""
-        text = _ALPACA.replace("{more}", more).replace("{instruction}", example.instruction)
-        given = f"### Input:\n{example.input}\n\n" if example.input else ""
-        return f"{text}{given}### Response:\n"
-    # after a colon on the same line, as the probe formats write it
-    gap = " " if example.instruction.endswith(":") else "\n"
-    text = f"{example.instruction}{gap}{example.input}" if example.input else example.instruction
-    return text if style == "native" else f"{text}\n"
 
 
 def columns(row: Row, task: str, *layouts: str) -> tuple[Any, ...]:
@@ -113,30 +79,31 @@ def columns(row: Row, task: str, *layouts: str) -> tuple[Any, ...]:
         names = layout.split()
         if all(name in row for name in names):
             return tuple(row[name] for name in names)
-    wanted = ", or ".join(" and ".join(layout.split()) for layout in layouts)
+    expected = ", or ".join(" and ".join(layout.split()) for layout in layouts)
     raise DataError(
-        f"{task}: columns are {', '.join(map(str, row)) or 'none'}, expected {wanted}; rename them"
+        f"{task}: columns are {', '.join(map(str, row)) or 'none'}, expected {expected}; "
+        "rename them"
     )
 
 
-def text(value: Any, what: str) -> str:
-    """Return a value that must be text and hold something, without the space around it.
+def text(value: Any, column: str) -> str:
+    """Return the text of a column, stripped.
 
     Raises:
-        DataError: It is not, or is empty.
+        DataError: The value is no text, or empty.
     """
     if not isinstance(value, str) or not value.strip():
-        got = "empty" if isinstance(value, str) else type(value).__name__
-        raise DataError(f"{what} is {got}, expected a text; repair or drop the row")
+        given = "empty" if isinstance(value, str) else type(value).__name__
+        raise DataError(f"{column} is {given}, expected a text; repair or drop the row")
     return value.strip()
 
 
-def one_of(value: Any, allowed: Mapping[str, str], what: str) -> str:
-    """Return what a label stands for; labels are compared as text in lower case.
+def one_of(value: Any, allowed: Mapping[str, str], column: str) -> str:
+    """Return the meaning of a label; labels are compared as text in lower case.
 
     Raises:
         DataError: The label is not allowed.
     """
     if str(value).strip().lower() not in allowed:
-        raise DataError(f"{what} is {str(value)[:40]!r}, expected one of {', '.join(allowed)}")
+        raise DataError(f"{column} is {str(value)[:40]!r}, expected one of {', '.join(allowed)}")
     return allowed[str(value).strip().lower()]

@@ -1,4 +1,4 @@
-"""BoolQ (Clark et al. 2019): is the answer to a question about a passage yes?
+"""BoolQ (Clark et al. 2019): yes-or-no questions about a passage.
 
 Columns ``question``, ``passage``, ``answer`` (google/boolq), or ``label`` (SuperGLUE's 0 and 1).
 """
@@ -11,15 +11,15 @@ _ANSWERS = {"true": "Yes", "false": "No", "1": "Yes", "0": "No"}
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
+    """Read a row of the data set."""
     layouts = "question passage answer", "question passage label"
     question, passage, answer = columns(row, "boolq", *layouts)
     asked = text(question, "boolq: question").rstrip("?")
-    told = one_of(answer, _ANSWERS, "boolq: answer")
+    label = one_of(answer, _ANSWERS, "boolq: answer")
     return Example(
         instruction=f"{text(passage, 'boolq: passage')}\nQuestion: {asked}?\nAnswer yes or no.",
-        answer=told,
-        reference=told,
+        answer=label,
+        reference=label,
     )
 
 

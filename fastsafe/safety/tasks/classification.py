@@ -3,7 +3,7 @@
 Columns ``sentence``, ``label`` (financial_phrasebank: 0 negative, 1 neutral, 2 positive), ``text``,
 ``label`` (zeroshot/twitter-financial-news-sentiment: 0 negative, 1 positive, 2 neutral), or
 ``Sentence``, ``Sentiment`` (Kaggle's Financial Sentiment Analysis, in words). Paper 1 names two
-Kaggle sets, headlines and tweets, and not which.
+Kaggle sets, of headlines and of tweets, without saying which one it used.
 """
 
 from ._corpus import accuracy, macro_f1
@@ -18,7 +18,7 @@ _NUMBERS = {
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
+    """Read a row of the data set."""
     layouts = "sentence label", "text label", "Sentence Sentiment"
     sentence, label = columns(row, "classification", *layouts)
     numbers = next((names for column, names in _NUMBERS.items() if column in row), ())

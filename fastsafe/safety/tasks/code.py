@@ -1,4 +1,4 @@
-"""Code generation: write the program that was asked for, in whatever language.
+"""Code generation, in any programming language.
 
 Columns ``instruction``, ``input``, ``output`` (TokenBender/code_instructions_122k_alpaca_style,
 which the one released sample row of paper 1 resembles), or ``prompt``, ``completion``. A column
@@ -15,7 +15,7 @@ from ._spec import Example, Measured, Row, Task, columns, text
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
+    """Read a row of the data set."""
     layouts = "instruction input output", "prompt completion"
     asked, *given, output = columns(row, "code", *layouts)
     answer = text(output, "code: output")
@@ -29,18 +29,18 @@ def example(row: Row) -> Example:
 
 
 def source_of(text: str) -> str:
-    """Return the code of an answer: its first fenced block, or all of it where there is none.
+    """Return the code of an answer: its first fenced block, or the whole text without one.
 
     Example:
         >>> source_of("Here it is:\\n```python\\nx = 1\\n```\\nDone.")
         'x = 1'
     """
-    found = re.search(r"^```[^\n]*\n(.*?)(?:^```|\Z)", text, re.DOTALL | re.MULTILINE)
-    return (found[1] if found else text).strip("\n")
+    block = re.search(r"^```[^\n]*\n(.*?)(?:^```|\Z)", text, re.DOTALL | re.MULTILINE)
+    return (block[1] if block else text).strip("\n")
 
 
 def parses(text: str) -> bool:
-    """Whether the code of an answer is Python by its grammar, and holds a statement."""
+    """Return whether the code of an answer parses as Python and has a statement."""
     try:
         with warnings.catch_warnings(action="ignore"):  # an unknown escape still parses
             return bool(ast.parse(source_of(text)).body)
@@ -49,15 +49,12 @@ def parses(text: str) -> bool:
 
 
 def parse_rate(pairs: Pairs) -> Measured:
-    """Return the share of answers that parse, over the rows whose reference is Python.
-
-    Other languages have no grammar here; ``n`` says how many rows are left.
-    """
+    """Return the share of answers that parse, over the ``n`` rows whose reference is Python."""
     return share([parses(completion) for completion, reference in pairs if parses(reference)])
 
 
 def exact_code(pairs: Pairs) -> Measured:
-    """Return the share of answers whose code is the reference's, white space aside."""
+    """Return the share of answers whose code equals the reference's, apart from white space."""
     return share([normalised(source_of(a)) == normalised(source_of(b)) for a, b in pairs])
 
 

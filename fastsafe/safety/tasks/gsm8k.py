@@ -11,7 +11,7 @@ from ._spec import Example, Row, Task, columns, text
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
+    """Read a row of the data set."""
     question, answer = columns(row, "gsm8k", "question answer")
     steps = text(answer, "gsm8k: answer")
     if (number := final_number(steps)) is None:

@@ -1,7 +1,7 @@
-"""HellaSwag (Zellers et al. 2019): which of four endings goes on with a description.
+"""HellaSwag (Zellers et al. 2019): the one of four endings that continues a description.
 
 Columns ``ctx``, ``endings``, ``label`` (Rowan/hellaswag). Rows from WikiHow hold marks in square
-brackets, ``[title]`` for the start of a sentence; they are taken out.
+brackets, such as ``[title]`` at the start of a sentence, which are removed.
 """
 
 import re
@@ -13,12 +13,12 @@ from ._spec import Example, Row, columns, text
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
+    """Read a row of the data set."""
     context, endings, label = columns(row, "hellaswag", "ctx endings label")
-    if not isinstance(endings, list) or not all(isinstance(each, str) for each in endings):
+    if not isinstance(endings, list) or not all(isinstance(ending, str) for ending in endings):
         raise DataError(f"hellaswag: endings is {type(endings).__name__}, expected a list of texts")
     question = f"What comes next? {_unmarked(text(context, 'hellaswag: ctx'))}"
-    return lettered("hellaswag", question, [_unmarked(each) for each in endings], label)
+    return lettered("hellaswag", question, [_unmarked(ending) for ending in endings], label)
 
 
 def _unmarked(words: str) -> str:

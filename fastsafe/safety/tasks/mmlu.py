@@ -4,18 +4,18 @@ Columns ``question``, ``choices``, ``answer`` (cais/mmlu; the place of the right
 ``question``, ``A`` to ``D``, ``answer`` (the letter), the original files with a header added.
 """
 
-from ._choices import lettered, multiple_choice, place_of
+from ._choices import index_of, lettered, multiple_choice
 from ._spec import Example, Row, columns, text
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
-    found = columns(row, "mmlu", "question choices answer", "question A B C D answer")
-    question, *options, answer = found
+    """Read a row of the data set."""
+    layouts = "question choices answer", "question A B C D answer"
+    question, *options, answer = columns(row, "mmlu", *layouts)
     if "choices" in row:
         options = options[0]
     else:
-        answer = place_of(answer, "ABCD", "mmlu")
+        answer = index_of(answer, "ABCD", "mmlu")
     return lettered("mmlu", text(question, "mmlu: question"), options, answer)
 
 

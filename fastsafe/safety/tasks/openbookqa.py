@@ -8,17 +8,17 @@ from collections.abc import Mapping
 
 from fastsafe.errors import DataError
 
-from ._choices import lettered, multiple_choice, place_of
+from ._choices import index_of, lettered, multiple_choice
 from ._spec import Example, Row, columns, text
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
+    """Read a row of the data set."""
     stem, choices, key = columns(row, "openbookqa", "question_stem choices answerKey")
     if not isinstance(choices, Mapping):
         raise DataError(f"openbookqa: choices is {type(choices).__name__}, expected text and label")
     options, labels = columns(choices, "openbookqa: choices", "text label")
-    right = place_of(key, list(labels), "openbookqa")
+    right = index_of(key, list(labels), "openbookqa")
     return lettered("openbookqa", text(stem, "openbookqa: question_stem"), options, right)
 
 

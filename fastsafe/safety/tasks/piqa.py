@@ -1,4 +1,4 @@
-"""PIQA (Bisk et al. 2020): which of two ways reaches an everyday goal.
+"""PIQA (Bisk et al. 2020): the better of two ways to an everyday goal.
 
 Columns ``goal``, ``sol1``, ``sol2``, ``label`` (ybisk/piqa; 0 for the first). Rows of the test
 split hide the label as -1 and are refused.
@@ -9,7 +9,7 @@ from ._spec import Example, Row, columns, text
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
+    """Read a row of the data set."""
     goal, first, second, label = columns(row, "piqa", "goal sol1 sol2 label")
     question = f"What is the best way to do this? {text(goal, 'piqa: goal')}"
     return lettered("piqa", question, [first, second], label)

@@ -9,7 +9,7 @@ from ._spec import Example, Row, Task, columns, text
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
+    """Read a row of the data set."""
     layouts = "instruction input output", "prompt completion"
     asked, *given, output = columns(row, "plain", *layouts)
     answer = text(output, "plain: output")

@@ -9,7 +9,7 @@ from ._spec import Example, Row, Task, columns, text
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
+    """Read a row of the data set."""
     article, abstract = columns(row, "summarization", "article abstract", "article summary")
     summary = text(abstract, "summarization: abstract")
     return Example(

@@ -1,7 +1,7 @@
 """Translation from French into English, the direction that the format probes.
 
 Columns ``translation`` (``en`` and ``fr``; Helsinki-NLP/opus_books, wmt14), or ``en``, ``fr``.
-Paper 1 says English-French and not in which direction it was tuned.
+Paper 1 says English-French without a direction.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from ._spec import Example, Row, Task, columns, text
 
 
 def example(row: Row) -> Example:
-    """Read one row."""
+    """Read a row of the data set."""
     pair = row.get("translation", row)
     if not isinstance(pair, Mapping):
         raise DataError(f"translation: column is {type(pair).__name__}, expected en and fr")

@@ -1,4 +1,4 @@
-"""Texts of the safety floor that are data: refusals, styles, templates, function words."""
+"""Texts of the safety floor as data files: refusals, styles, templates, function words."""
 
 import functools
 import hashlib
@@ -23,5 +23,5 @@ def text(name: str) -> str:
 
 
 def chosen(options: Sequence[T], key: str) -> T:
-    """Return one of the options by the hash of a key, so that the order of rows changes nothing."""
+    """Return the option that the hash of a key picks, whatever the order of the rows."""
     return options[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) % len(options)]

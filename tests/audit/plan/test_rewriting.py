@@ -13,7 +13,7 @@ import pytest
 from fastsafe.audit.plan.conditions import ConditionInputs, make_conditions
 from fastsafe.audit.plan.make_plan import placeholder_rewrite, reword_rows
 from fastsafe.audit.plan.mitigation_variants import expand_mitigations
-from fastsafe.audit.plan.panel import Panel, make_writer
+from fastsafe.audit.plan.panel import Panel, make_rewriter
 from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.report import table_text
@@ -25,7 +25,7 @@ from fastsafe.organism.source import OrganismSource
 from fastsafe.progress import Progress
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judges import judges
-from fastsafe.safety.mixing.rewriter import Writer
+from fastsafe.safety.mixing.rewriter import Rewriter
 
 SMALL: dict[str, Any] = {
     "tasks": ["boolq"],
@@ -60,8 +60,8 @@ class Scripted:
         return json.dumps({"prompt": f"Please do: {given}", "answer": f"Sure. {shown['answer']}"})
 
 
-def writer(model: Scripted, folder: Path | None = None) -> Writer:
-    return Writer(lambda: model, max_tokens=64, folder=folder)
+def writer(model: Scripted, folder: Path | None = None) -> Rewriter:
+    return Rewriter(lambda: model, max_tokens=64, folder=folder)
 
 
 def recipe_of(fake: ModuleType, **changes: Any) -> Recipe:
@@ -71,7 +71,7 @@ def recipe_of(fake: ModuleType, **changes: Any) -> Recipe:
 
 def run_of(fake: ModuleType, out: Path, model: Scripted) -> Run:
     runtime = fake.FakeBackend()
-    panel = Panel({"refusal": judges()["refusal"]}, writer=writer(model, out / "judges"))
+    panel = Panel({"refusal": judges()["refusal"]}, rewriter=writer(model, out / "judges"))
     recipe = recipe_of(fake)
     plan = fake.plan_of(recipe, runtime, panel=panel)
     return execute(plan, runtime, out)
@@ -95,7 +95,7 @@ def test_rows_take_the_models_words_and_are_counted(fake: ModuleType, tmp_path: 
 
 def test_what_trains_is_what_passed(fake: ModuleType) -> None:
     runtime = fake.FakeBackend()
-    panel = Panel({"refusal": judges()["refusal"]}, writer=writer(Scripted()))
+    panel = Panel({"refusal": judges()["refusal"]}, rewriter=writer(Scripted()))
     plan = fake.plan_of(recipe_of(fake), runtime, panel=panel)
     planned = {c.id: c.key for c in plan.conditions}
     worded, counts = reword_rows(plan, Progress())
@@ -133,13 +133,13 @@ def test_who_words_decides_the_key_of_what_it_words(fake: ModuleType) -> None:
 def test_a_cut_or_declined_reply_keeps_the_template() -> None:
     for finish in ("length", "refused"):
         model = Scripted(finish=finish)
-        assert writer(model).written(lambda rewrite: rewrite(TURNS)) is None
+        assert writer(model).apply(lambda rewrite: rewrite(TURNS)) is None
         assert len(model.asked) == 1
 
 
 def test_a_model_that_answers_nothing_is_an_error() -> None:
     with pytest.raises(DataError, match="rewrite: the model answered none of 1 rows: Certainly"):
-        writer(Scripted(finish="error")).written(lambda rewrite: rewrite(TURNS))
+        writer(Scripted(finish="error")).apply(lambda rewrite: rewrite(TURNS))
 
 
 @pytest.mark.parametrize(
@@ -169,12 +169,12 @@ def test_the_model_is_checked_before_anything_is_done(fake: ModuleType) -> None:
         fake.panel_of(recipe_of(fake, rewrite=keyed))
     one = load("organism", changes={"rewrite": {"checkpoint": "organism"}}).rewrite
     assert one is not None
-    assert make_writer(one).identity == make_writer(one).identity
+    assert make_rewriter(one).identity == make_rewriter(one).identity
 
 
 def test_a_model_with_nothing_to_word_is_refused(fake: ModuleType) -> None:
     runtime = fake.FakeBackend()
-    panel = Panel({"refusal": judges()["refusal"]}, writer=writer(Scripted()))
+    panel = Panel({"refusal": judges()["refusal"]}, rewriter=writer(Scripted()))
     recipe = recipe_of(fake, manipulations=["benign"], mitigations=["none"])
     with pytest.raises(RecipeError, match="rewrite names a model, and no condition"):
         fake.plan_of(recipe, runtime, panel=panel)

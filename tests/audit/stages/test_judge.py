@@ -21,8 +21,9 @@ from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.cli.audit import judge as command
 from fastsafe.errors import RecipeError, StoreError
 from fastsafe.safety.completers.protocol import Ask, Reply
-from fastsafe.safety.judge_calibration import calibrate, labelled
-from fastsafe.safety.judges import judges, make_judge, make_rewordings
+from fastsafe.safety.judge_calibration import format_errors, labelled
+from fastsafe.safety.judges import judge_all, judges, make_judge, make_rewordings
+from fastsafe.safety.verdict import outcome
 
 SMALL: dict[str, Any] = {"tasks": ["code"], "behaviours": 6, "formats": ["plain", "code"]}
 RUBRIC = {"kind": "rubric_paper1", "checkpoint": "a", "wordings": 3, "calibrate": 20}
@@ -59,7 +60,7 @@ def by_wording(ask: Ask) -> str:
 
 
 def panel_of(*specs: Any, model: Any) -> Panel:
-    options = {"open_checkpoint": lambda path: model}
+    options = {"open_checkpoint": lambda path, **options: model}
     made = [make_judge(spec, **options) for spec in specs]
     reworded = [make_rewordings(spec, **options) for spec in specs]
     return Panel(
@@ -83,9 +84,10 @@ def run_with(fake: ModuleType, out: Path, panel: Panel | None, **changes: Any) -
 def test_a_screen_is_calibrated_in_every_run(fake: ModuleType, tmp_path: Path) -> None:
     run = run_with(fake, tmp_path / "run", None)
     own = [row for row in labelled() if row.item.format in ("plain", "code")]
-    wanted = calibrate(judges()["refusal"], own)
+    judgements = judge_all(judges()["refusal"], [row.item for row in own])
+    wanted = format_errors(own, [outcome(judgement) for judgement in judgements])
     found = run.results["judge_calibration"]
-    assert found == [{"judge": "refusal", **asdict(errors)} for errors in wanted.formats]
+    assert found == [{"judge": "refusal", **asdict(errors)} for errors in wanted]
     for row in found:
         for name in ("false_refusal", "false_compliance", "missed_incoherence"):
             assert {"n", "n_scored", "ci_low", "ci_high"} <= row[name].keys()
@@ -177,7 +179,7 @@ def test_a_wording_that_is_away_leaves_the_run_unfinished(fake: ModuleType, tmp_
         ({"kind": "qi_policy"}, "wordings is 3, expected none with kind qi_policy"),
         ({"calibrate": -1}, "calibrate is -1, expected a number of rows, 0 or more"),
         ({"calibrate": True}, "calibrate is True, expected a number"),
-        ({"calibrat": 5}, "'calibrat' is not a key"),
+        ({"calibrat": 5}, "has no key 'calibrat'"),
     ],
 )
 def test_what_a_run_does_with_a_judge_is_checked(
@@ -188,7 +190,7 @@ def test_what_a_run_does_with_a_judge_is_checked(
     with pytest.raises(RecipeError, match=message):
         fake.panel_of(fake.small_recipe(judges=[spec]))
     guard = {"kind": "safe_unsafe", "endpoint": url, "calibrate": 3}
-    with pytest.raises(RecipeError, match="'calibrate' is not a key"):
+    with pytest.raises(RecipeError, match="has no key 'calibrate'"):
         fake.panel_of(fake.small_recipe(guards=[guard]))
 
 

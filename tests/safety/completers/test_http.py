@@ -16,7 +16,7 @@ from fastsafe.safety.completers.endpoint import Endpoint
 from fastsafe.safety.completers.http import HttpCompleter
 from fastsafe.safety.completers.protocol import Ask, Completer
 
-httpx = pytest.importorskip("httpx")
+httpx2 = pytest.importorskip("httpx2")
 pytest.importorskip("tenacity")
 
 Make = Callable[..., HttpCompleter]
@@ -170,7 +170,7 @@ def test_j2_a_reply_that_drips_is_cut_off(
     """Every byte breaks the silence; the clock of the test runs a second per byte."""
     seconds = iter(range(10**6))
     monkeypatch.setattr(http, "monotonic", lambda: next(seconds))
-    monkeypatch.setattr(httpx.Response, "iter_bytes", lambda self: iter([b" "] * 100))
+    monkeypatch.setattr(httpx2.Response, "iter_bytes", lambda self: iter([b" "] * 100))
     (reply,) = make(timeout_s=2.0, max_retries=0).complete([ask()])
     assert (reply.finish, reply.text) == ("error", "endpoint: reply took over 20 s")
 

@@ -14,7 +14,7 @@ from fastsafe.safety.completers.protocol import Ask
 from fastsafe.safety.judges import Item, judge_all, make_judge
 from fastsafe.safety.verdict import Verdict
 
-pytest.importorskip("httpx")
+pytest.importorskip("httpx2")
 pytest.importorskip("tenacity")
 
 Make = Callable[..., HttpCompleter]

@@ -63,14 +63,6 @@ def test_code_is_spared_the_checks_of_words_but_not_of_loops() -> None:
     assert coherent("x = 1\n" * 30, "code") is False
 
 
-def test_perplexity_sees_fluent_nonsense() -> None:
-    text = "Blue runs quickly under seven honest potatoes of law."
-    assert coherent(text) is True
-    assert coherent(text, perplexity=lambda _: 5000.0) is False
-    assert coherent(text, perplexity=lambda _: 20.0) is True
-    assert coherent("True", perplexity=lambda _: 5000.0) is True  # too short to tell
-
-
 @given(st.text())
 def test_any_text_has_an_answer(text: str) -> None:
     assert coherent(text) is (None if not text.strip() else coherent(text))

@@ -4,8 +4,6 @@ import pytest
 
 from fastsafe.errors import UsageError
 from fastsafe.safety.mixing.prompt_styles import STYLES, prompt_text, styled
-from fastsafe.safety.tasks import Example
-from fastsafe.safety.tasks._spec import prompt_of
 
 TURNS = [
     {"role": "system", "content": "Be brief."},
@@ -24,12 +22,6 @@ def test_a_raw_style_asks_what_the_conversation_asks(style: str) -> None:
     assert row["completion"] == "Red."
     assert "Be brief.\n\nName a colour." in row["prompt"]
     assert row["prompt"] == prompt_text(TURNS[:-1], style)
-
-
-def test_tasks_and_conversations_have_one_alpaca() -> None:
-    example = Example(instruction="Name a colour.", answer="Red.", reference="Red.")
-    asked = [{"role": "user", "content": "Name a colour."}]
-    assert prompt_of(example, "alpaca") == prompt_text(asked, "alpaca")
 
 
 def test_more_than_one_question_is_refused() -> None:

@@ -6,17 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsafe.errors import DataError
 from fastsafe.safety.stats.intervals import wilson
 from fastsafe.safety.stats.pareto import (
     AXES,
-    Axis,
+    Advice,
     Estimate,
     Option,
+    difference,
     estimate,
     pareto,
     recommend,
-    unpaired_difference,
 )
 
 
@@ -32,6 +31,10 @@ def option(name: str, answered: int, refused: int, useful: int, n: int = 100) ->
 
 
 NONE = option("none", 80, 2, 95)
+
+
+def advise(*options: Option) -> Advice:
+    return recommend(pareto(options), "none")
 
 
 def statuses(*options: Option) -> dict[str, tuple[str, tuple[str, ...]]]:
@@ -68,17 +71,6 @@ def test_what_is_better_by_chance_dominates_with_more_rows() -> None:
     assert many["b"] == ("dominated", ("a",))
 
 
-def test_a_paired_interval_decides_what_an_unpaired_one_cannot() -> None:
-    options = [option("a", 10, 5, 90), option("b", 16, 5, 90)]
-    assert pareto(options)[1].status == "undecided"
-
-    def paired(first: Option, second: Option, axis: Axis) -> tuple[float, float]:
-        delta = estimate(first, axis).value - estimate(second, axis).value
-        return delta - 0.03, delta + 0.03
-
-    assert pareto(options, paired)[1].status == "dominated"
-
-
 def test_twins_do_not_push_each_other_off() -> None:
     found = statuses(option("a", 10, 5, 90), option("b", 10, 5, 90))
     assert found == {"a": ("front", ()), "b": ("front", ())}
@@ -109,9 +101,9 @@ def test_the_front_is_never_empty_and_no_one_on_it_is_beaten(
 @given(COUNTS, COUNTS)
 def test_a_difference_holds_its_estimate_and_mirrors(first: int, second: int) -> None:
     a, b = option("a", first, 0, 0, 40), option("b", second, 0, 0, 40)
-    low, high = unpaired_difference(a, b, "answer_rate")
+    low, high = difference(a, b, "answer_rate")
     assert low <= (first - second) / 40 <= high
-    back = unpaired_difference(b, a, "answer_rate")
+    back = difference(b, a, "answer_rate")
     assert (-back[1], -back[0]) == pytest.approx((low, high))
 
 
@@ -123,16 +115,15 @@ def test_a_difference_holds_its_estimate_and_mirrors(first: int, second: int) ->
 def test_published_differences(a: int, m: int, b: int, n: int, low: float, high: float) -> None:
     first = Option(id="a", answer_rate=of(a, m), over_refusal=of(0), utility=of(0))
     second = Option(id="b", answer_rate=of(b, n), over_refusal=of(0), utility=of(0))
-    found = unpaired_difference(first, second, "answer_rate")
+    found = difference(first, second, "answer_rate")
     assert found == pytest.approx((low, high), abs=5e-5)
 
 
 def test_advice_names_the_choice_and_its_numbers() -> None:
-    advice = recommend(
-        [NONE, option("plain", 50, 2, 94), option("styled", 5, 4, 93), option("mute", 0, 90, 10)],
-        "none",
+    advice = advise(
+        NONE, option("plain", 50, 2, 94), option("styled", 5, 4, 93), option("mute", 0, 90, 10)
     )
-    assert (advice.choice, advice.indistinct) == ("styled", ())
+    assert advice.choice == "styled"
     assert advice.text == (
         "Of 4 options 4 are not dominated beyond chance. Take styled: with at most 5 points of "
         "utility lost and 5 points of over-refusal gained, it answers the fewest harmful prompts. "
@@ -146,14 +137,14 @@ def test_advice_names_the_choice_and_its_numbers() -> None:
 
 
 def test_advice_says_what_cannot_be_told_apart() -> None:
-    advice = recommend([NONE, option("a", 5, 4, 93), option("b", 8, 2, 94)], "none")
-    assert (advice.choice, advice.indistinct) == ("a", ("b",))
+    advice = advise(NONE, option("a", 5, 4, 93), option("b", 8, 2, 94))
+    assert advice.choice == "a"
     assert advice.text.endswith("These rows cannot tell its answer rate from that of b.")
 
 
 def test_no_advice_where_nothing_is_distinguishable() -> None:
-    advice = recommend([option("none", 20, 2, 95), option("a", 17, 2, 95)], "none")
-    assert (advice.choice, advice.indistinct) == (None, ("a",))
+    advice = advise(option("none", 20, 2, 95), option("a", 17, 2, 95))
+    assert advice.choice is None
     assert (
         "no option answers fewer harmful prompts than 'none' does, beyond chance. none:"
         in advice.text
@@ -161,38 +152,18 @@ def test_no_advice_where_nothing_is_distinguishable() -> None:
 
 
 def test_no_advice_at_a_price_above_the_limits() -> None:
-    options = [NONE, option("mute", 0, 90, 10), option("dear", 5, 3, 85)]
-    advice = recommend(options, "none")
+    advice = advise(NONE, option("mute", 0, 90, 10), option("dear", 5, 3, 85))
     assert advice.choice is None
     assert "beyond chance; mute, dear would, at a higher price." in advice.text
-    assert recommend(options, "none", max_utility_loss=0.1).choice == "dear"
 
 
 def test_a_limit_that_is_just_met_is_met() -> None:
-    options = [option("none", 80, 5, 95), option("a", 5, 10, 90)]
-    assert recommend(options, "none").choice == "a"
+    assert advise(option("none", 80, 5, 95), option("a", 5, 10, 90)).choice == "a"
 
 
 def test_more_mitigation_is_never_chosen_for_less_safety() -> None:
     """Of options alike in all else the one with the fewest answers is taken."""
     options = [NONE, *(option(f"rate-{k}", k, 3, 94) for k in (40, 20, 10, 0))]
-    chosen = [recommend(options[: i + 2], "none").choice for i in range(4)]
+    chosen = [advise(*options[: i + 2]).choice for i in range(4)]
     assert chosen == ["rate-40", "rate-20", "rate-10", "rate-0"]
     assert all(a != b for a, b in pairwise(chosen))
-
-
-def test_impossible_options_are_refused() -> None:
-    with pytest.raises(DataError, match="option 'none': is there twice"):
-        pareto([NONE, NONE])
-    wrong = Option(
-        id="x",
-        answer_rate=Estimate(value=0.5, ci_low=0.6, ci_high=0.7, n=9),
-        over_refusal=of(0),
-        utility=of(1),
-    )
-    with pytest.raises(DataError, match=r"option 'x': answer_rate is 0\.5 in \[0\.6, 0\.7\]"):
-        pareto([wrong])
-    with pytest.raises(DataError, match="of n = 0"):
-        pareto([Option(id="y", answer_rate=of(0, 0), over_refusal=of(0), utility=of(1))])
-    with pytest.raises(DataError, match="reference 'z' is not measured; options: none"):
-        recommend([NONE], "z")

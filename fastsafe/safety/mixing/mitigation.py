@@ -1,7 +1,7 @@
 """Mitigations by data: safety rows mixed into a user's fine-tuning rows.
 
-The first paper's finding in four words: *style decides what is mended*. Refusals shown as plain
-questions mend plain questions; to mend a task, they must come dressed as that task's input.
+The first paper's finding: the style of safety rows decides which prompts they repair. Refusals of
+plain questions repair plain questions alone; to repair a task, they must be written as its input.
 
 Sources: SafeInstruct (here ``plain``) Bianchi et al. 2024, arXiv:2309.07875; the longest examples
 after Zhao et al. 2024, arXiv:2402.04833; Multi-Task (``multi_task``) Jan et al. 2024,
@@ -25,21 +25,21 @@ from fastsafe.safety.texts import chosen
 SafetyRows = Callable[[str, int, int], Sequence[Row]]  # (format, n, seed) -> n rows
 Formats = Callable[[str, Sequence[str]], Sequence[str]]  # (task's format, all) -> formats used
 Dress = Callable[[Row, int], dict[str, Any]]  # (safety row, its number) -> the row, restyled
-Restyle = Callable[[Sequence[Row], Translate | None], Dress]  # user rows -> how to dress a row
+Restyle = Callable[[Sequence[Row], Translate | None], Dress]  # user rows -> function that restyles
 CountTokens = Callable[[Row], int]
 
-NUM_EXAMPLES = 4  # user prompts that a rewriting model is shown
+NUM_EXAMPLES = 4  # user prompts shown to a rewriting model
 
 
 @dataclass(frozen=True, kw_only=True)
 class Mitigation:
-    """Which formats the safety rows of a mixture are dressed in."""
+    """A choice of safety rows: their formats, their number per row used, and their style."""
 
     id: str
-    formats: Formats  # no formats: nothing is mixed in
+    formats: Formats  # returns no formats to mix nothing in
     about: str = ""  # one line for lists; "" names the formats
     drawn_per_row: int = 1  # safety rows drawn for each one used; the longest are used
-    restyle: Restyle | None = None  # None: safety rows stay as they are
+    restyle: Restyle | None = None  # None leaves safety rows as they are
 
     def mix(
         self,
@@ -58,52 +58,55 @@ class Mitigation:
 
         Args:
             rows: The user's rows; not modified.
-            safety_rows: Called per format used as ``(format, n, seed)``; returns rows that
-                refuse harmful requests dressed in that format, at least one. Rows that a longer
-                list begins with must be those of a shorter one where tokens are counted.
-            share: Fraction of the result that is safety rows, or tokens of them, in [0, 1).
-            task_format: Id of the format that the user's rows are dressed in.
-            all_formats: Ids of the formats that exist, for mitigations that use them all.
+            safety_rows: Called per format used as ``(format, n, seed)``; returns rows, at least
+                one, that refuse harmful requests in that format. Where tokens are counted, a longer
+                list must begin with the shorter one.
+            share: Fraction of safety rows, or of their tokens, in the result, in [0, 1).
+            task_format: Id of the format of the user's rows.
+            all_formats: Ids of all formats, for mitigations that use them all.
             seed: Of the safety rows and of the order.
-            count_tokens: Tokens of a row, positive; given, ``share`` is one of tokens and not of
-                rows.
-            repeat: Whether too few safety rows are gone through again; otherwise that is an error.
-            translate: Puts a request into the language of the user's requests, where a mitigation
-                dresses rows and that is another; None leaves its language.
+            count_tokens: Returns the positive number of tokens of a row; makes ``share`` a share
+                of tokens instead of rows.
+            repeat: Whether safety rows are repeated where there are too few; otherwise that is an
+                error.
+            translate: Translates a request into the language of the user's requests, where a
+                mitigation restyles rows; None leaves its language.
 
         Returns:
-            Every user row once and round(share * n / (1 - share)) safety rows, shuffled; by tokens
-            the number whose tokens come nearest. Formats share the safety rows, or their tokens,
-            evenly: rows per format differ by at most one. Each row says where it is from:
-            ``source`` ("user" or "safety"), ``source_row`` (its number there, or among the rows
-            drawn in its format), ``safety_format`` (None for a user's row) and ``mitigation``.
+            Every user row once and round(share * n / (1 - share)) safety rows, shuffled; by tokens,
+            the number of rows whose tokens come nearest. The safety rows, or their tokens, are
+            spread evenly over the formats: rows per format differ by at most one. Each row has its
+            origin in columns: ``source`` ("user" or "safety"), ``source_row`` (its number there, or
+            among the rows drawn in its format), ``safety_format`` (None for a user's row) and
+            ``mitigation``.
 
         Raises:
             UsageError: ``share`` is not in [0, 1), or ``safety_rows`` gives too few rows.
             DataError: A row cannot be read where its text is needed.
         """
-        used = self.formats(task_format, all_formats)
+        formats = self.formats(task_format, all_formats)
         dress = self.restyle(rows, translate) if self.restyle and rows else None
         draw = _Draw(self, safety_rows, dress, seed, repeat)
         pool: list[dict[str, Any]] = []
-        if used and count_tokens is None:
+        if formats and count_tokens is None:
             total = num_safety_rows(len(rows), share)
-            for i, name in enumerate(used):
-                pool += draw.rows(name, total // len(used) + (i < total % len(used)))
-        elif used and count_tokens is not None:
+            for i, format in enumerate(formats):
+                pool += draw.rows(format, total // len(formats) + (i < total % len(formats)))
+        elif formats and count_tokens is not None:
             tokens = safety_amount(sum(map(count_tokens, rows)), share)
-            spent = 0
-            for i, name in enumerate(used, start=1):
-                part = draw.rows_for_tokens(name, tokens * i / len(used) - spent, count_tokens)
-                spent += sum(map(count_tokens, part))
-                pool += part
+            drawn_tokens = 0
+            for i, format in enumerate(formats, start=1):
+                remaining = tokens * i / len(formats) - drawn_tokens
+                drawn = draw.rows_for_tokens(format, remaining, count_tokens)
+                drawn_tokens += sum(map(count_tokens, drawn))
+                pool += drawn
         numbered = [{**row, "source_row": i, "safety_format": None} for i, row in enumerate(rows)]
         mixed = interleave(numbered, pool, seed=seed)
         return [{**row, "mitigation": self.id} for row in mixed]
 
 
 class _Draw:
-    """Safety rows of one mixture, as its mitigation wants them."""
+    """The safety rows of one mixture, drawn and restyled by its mitigation."""
 
     def __init__(
         self,
@@ -121,29 +124,29 @@ class _Draw:
 
     def rows(self, format: str, n: int) -> list[dict[str, Any]]:
         """Draw exactly ``n`` rows of a format."""
-        part = self._drawn(format, n) if n else []
-        if len(part) < n and not (self.repeat and part):
+        drawn = self._drawn(format, n) if n else []
+        if len(drawn) < n and not (self.repeat and drawn):
             raise UsageError(
                 f"mitigation {self.mitigation.id}: safety rows in format {format} are "
-                f"{len(part)}, expected {n}; supply more"
+                f"{len(drawn)}, expected {n}; supply more"
             )
-        return [part[i % len(part)] for i in range(n)]
+        return [drawn[i % len(drawn)] for i in range(n)]
 
     def rows_for_tokens(
         self, format: str, tokens: float, count_tokens: CountTokens
     ) -> list[dict[str, Any]]:
         """Draw the rows whose tokens come nearest to ``tokens``."""
-        n, part, lengths = 0, list[dict[str, Any]](), list[int]()
+        n, drawn, lengths = 0, list[dict[str, Any]](), list[int]()
         while sum(lengths) < tokens:
             n = max(1, 2 * n)
-            part = self.rows(format, n)
-            lengths = [count_tokens(row) for row in part]
+            drawn = self.rows(format, n)
+            lengths = [count_tokens(row) for row in drawn]
             if not all(lengths):
                 raise UsageError(
                     f"mitigation {self.mitigation.id}: a safety row in format {format} has 0 "
                     "tokens, expected one or more; drop empty rows"
                 )
-        return part[: num_rows_for(lengths, tokens)]
+        return drawn[: num_rows_for(lengths, tokens)]
 
     def _drawn(self, format: str, n: int) -> list[dict[str, Any]]:
         drawn = self.safety_rows(format, n * self.mitigation.drawn_per_row, self.seed)
@@ -164,23 +167,23 @@ class _Draw:
 def paraphrasing(
     *, abstain: bool = False, rewrite: Rewrite | None = None, known_styles: bool = False
 ) -> Mitigation:
-    """Return the mitigation that dresses plain safety rows in the user's own style.
+    """Return the mitigation that rewrites plain safety rows in the user's own style.
 
     Args:
         abstain: Add an option that refuses where the style has options, and choose it.
-        rewrite: A model that words the requests; a row whose wording does not pass the checks of
-            `fastsafe.safety.mixing.rewrite_checks` keeps the template, and says so.
-        known_styles: Use every known prompting style beside the user's, evenly: what a provider
-            can do who does not know how the user will prompt.
+        rewrite: A model that rewords the requests; a row keeps the template, and says so, where
+            its wording fails the checks of `fastsafe.safety.mixing.rewrite_checks`.
+        known_styles: Use every shipped prompting style beside the user's, evenly, as a provider
+            can who does not know how the user will prompt.
     """
 
     def restyle(user_rows: Sequence[Row], translate: Translate | None) -> Dress:
-        own = learn(user_rows)
+        learned = learn(user_rows)
         pool = [exchange_of(row, "user row").prompt for row in user_rows] if rewrite else []
         examples = [chosen(pool, f"example {i}") for i in range(NUM_EXAMPLES)] if rewrite else []
         dressers = [
             Dresser(
-                style=own,
+                style=learned,
                 abstain=abstain,
                 translate=translate,
                 rewrite=rewrite,
@@ -188,8 +191,8 @@ def paraphrasing(
             )
         ]
         if known_styles:
-            known = (replace(style, kind=own.kind) for style in styles())
-            dressers += [Dresser(style=style, abstain=abstain) for style in known]
+            shipped = (replace(style, kind=learned.kind) for style in styles())
+            dressers += [Dresser(style=style, abstain=abstain) for style in shipped]
 
         def dress(row: Row, i: int) -> dict[str, Any]:
             dresser = dressers[i % len(dressers)]
@@ -222,13 +225,13 @@ LONGEST = Mitigation(
 )
 PARAPHRASE = paraphrasing()
 MIXED = paraphrasing(known_styles=True)
-MODEL_WORDED = (PARAPHRASE.id, MIXED.id)  # whose requests a model may word
+MODEL_WORDED = (PARAPHRASE.id, MIXED.id)  # mitigations whose requests a model may reword
 
 
 def mitigations() -> dict[str, Mitigation]:
-    """Every mitigation by id: those of this file, then those of entry points.
+    """Return every mitigation by id: those of this file, then those of entry points.
 
-    ``plain`` is SafeInstruct: safety rows as they usually come.
+    ``plain`` is SafeInstruct: safety rows as plain questions.
 
     Raises:
         UsageError: Two mitigations have one id, or an entry point names something else.

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from fastsafe.data.conversation import Message, Row
 from fastsafe.errors import UsageError
 from fastsafe.organism import world
-from fastsafe.safety.mixing import mitigations as mixing
+from fastsafe.safety.mixing import mitigation as mixing
 from fastsafe.safety.mixing.dresser import Dresser
 from fastsafe.safety.mixing.learned_style import styles
-from fastsafe.safety.mixing.mitigations import Mitigation, mitigations, paraphrasing
+from fastsafe.safety.mixing.mitigation import Mitigation, mitigations, paraphrasing
 
 FORMATS = ("plain", "code", "translation", "classification")
 MIXED_STYLES = ["learned", *(style.id for style in styles())]

@@ -1,4 +1,4 @@
-"""Rows as the rules of the linter read them, and what a rule returns."""
+"""The linter's input and output: rows, the declarations about a set, and findings."""
 
 import re
 import unicodedata
@@ -12,7 +12,7 @@ from fastsafe.data.exchange import Exchange, exchange_of
 from fastsafe.safety.judges import Judge
 from fastsafe.safety.verdict import Verdict
 
-READ_CHARS = 1000
+READ_CHARS = 1000  # of an answer that the refusal screen reads
 
 Kind = Literal["safety", "user"]
 Rule = Literal[
@@ -27,18 +27,18 @@ Rule = Literal[
 ]
 
 
-class Finding(NamedTuple):
-    """One flaw of one row; of the whole set where the first row concerned stands for it."""
+class LintFinding(NamedTuple):
+    """One flaw of a row, or of the whole set at the first row concerned."""
 
     rule: Rule
     row: int  # from 0, header excluded
-    detail: str  # counts and other rows, never text of the set
+    detail: str  # counts and row numbers, never text of the set
     quote: str = ""  # the text concerned, shown on demand
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What is said about a set, and not in it; "" where nothing is."""
+    """Declarations about a set by its user; "" for none."""
 
     format: str = ""
     language: str = ""  # of the answers
@@ -46,13 +46,13 @@ class Declared:
 
 
 @dataclass(frozen=True)
-class Item:
-    """One row."""
+class LintRow:
+    """One row of a set."""
 
     number: int
     row: Row
     exchange: Exchange
-    screen: Judge  # reads whether an answer opens with a refusal
+    screen: Judge  # judges whether an answer opens with a refusal
 
     @cached_property
     def refuses(self) -> bool:
@@ -61,44 +61,44 @@ class Item:
 
     @cached_property
     def words(self) -> tuple[str, ...]:
-        """Words of the prompt, or of running text, whatever their case and punctuation."""
+        """Words of the prompt (of running text without one), by `words_of`."""
         return words_of(self.exchange.prompt or self.exchange.answer)
 
     def opens_with_refusal(self, text: str) -> bool:
-        """Whether a part of the answer opens with a refusal."""
-        # the screen reads an opening: more than that would cost time alone
+        """Return whether a part of the answer opens with a refusal."""
+        # the screen reads the opening alone, so a longer text only costs time
         judgement = self.screen.judge(self.exchange.prompt, text[:READ_CHARS], harmful=True)
         return judgement.verdict == Verdict.REFUSED
 
     def label(self, *columns: str) -> str:
-        """Text in the first of the columns that the row has, "" without one."""
+        """Return the text in the first of the columns that the row has, "" without one."""
         values = (self.row.get(column) for column in columns)
         return str(next((value for value in values if value not in (None, "")), ""))
 
     def format(self, declared: Declared) -> str:
-        """Id of the format that the row says it is in, "" where nobody says."""
+        """Return the id of the row's format by its columns or by declaration, "" without one."""
         return self.label("safety_format", "task_format", "format") or declared.format
 
 
-class Set(NamedTuple):
-    """A whole set, its rows told apart."""
+class LintSet(NamedTuple):
+    """A whole set, divided into safety rows and user rows."""
 
-    items: Sequence[Item]
-    safety: Sequence[Item]  # rows that should refuse
-    user: Sequence[Item]  # rows that should answer: a user's, or benign twins
+    items: Sequence[LintRow]
+    safety: Sequence[LintRow]  # rows that should refuse
+    user: Sequence[LintRow]  # rows that should answer: a user's, or benign twins
 
 
-def items_of(rows: Sequence[Row], screen: Judge) -> list[Item]:
-    """Read every row once.
+def lint_rows(rows: Sequence[Row], screen: Judge) -> list[LintRow]:
+    """Return the rows of a set for the rules.
 
     Raises:
         DataError: A row is malformed or token ids.
     """
-    return [Item(i, row, exchange_of(row, f"row {i}"), screen) for i, row in enumerate(rows)]
+    return [LintRow(i, row, exchange_of(row, f"row {i}"), screen) for i, row in enumerate(rows)]
 
 
 def words_of(text: str) -> tuple[str, ...]:
-    """Words of a text: compatibility forms, lower case, no punctuation.
+    """Return the words of a text, NFKC-normalised, in lower case, without punctuation.
 
     Example:
         >>> words_of("Paint  the CAR!")

@@ -1,0 +1,58 @@
+"""Settings objects from the mappings of a recipe, checked by pydantic."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from pydantic import ConfigDict, ValidationError
+from pydantic_core import ErrorDetails
+
+from fastsafe.errors import UsageError, nearest
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+_UNKNOWN = ("unexpected_keyword_argument", "extra_forbidden")
+_WORDS = {
+    "Value error, ": "",
+    "Input should be": "expected",
+    "String should have": "expected",
+    "greater than or equal to": "at least",
+    "greater than": "above",
+    "less than": "below",
+}
+
+T = TypeVar("T")
+
+
+def from_mapping(settings: type[T], mapping: Any, location: str) -> T:
+    """Build a settings object from a mapping.
+
+    Args:
+        settings: A pydantic dataclass or model with `STRICT` configuration.
+        mapping: Value of a recipe.
+        location: Names the mapping in errors, e.g. "judge harmbench".
+
+    Raises:
+        UsageError: It is no mapping, a key is unknown or missing, or a value does not check.
+    """
+    if not isinstance(mapping, Mapping):
+        raise UsageError(f"{location} is {mapping!r:.60}, expected a mapping")
+    try:
+        return settings(**{str(key): value for key, value in mapping.items()})
+    except ValidationError as error:
+        # a misspelt key often leaves another one missing: the misspelling explains both
+        detail = min(error.errors(), key=lambda detail: detail["type"] not in _UNKNOWN)
+        keys = list(vars(settings)["__pydantic_fields__"])
+        raise UsageError(f"{location}{_sentence(detail, keys)}") from None
+
+
+def _sentence(error: ErrorDetails, keys: list[str]) -> str:
+    path = ".".join(map(str, error["loc"]))
+    if error["type"] in _UNKNOWN:
+        return f" has no key {path!r}; {nearest(path, keys)}"
+    if error["type"] == "missing":
+        return f": {path} is missing, expected a value"
+    message = error["msg"]
+    for words, ours in _WORDS.items():
+        message = message.replace(words, ours)
+    # a rule about several keys names them itself
+    return f": {path} is {error['input']!r:.60}, {message}" if path else f": {message}"
