@@ -84,7 +84,7 @@ def generate(
     from fastsafe.commands import generate
 
     paths = _adapter_paths(adapter or [])
-    asked = generate.Prompts(prompts, paths)
+    asked = generate.PromptFile(prompts, paths)
     is_own = backend == "fastsafe"
     if not is_own and (fast or adapters != "auto"):
         raise UsageError(
@@ -117,9 +117,12 @@ def generate(
     runtime.use(paths)
     identity = generate.identity_of(runtime, paths, params, strict=is_own and not fast)
     shown = progress.for_terminal(as_json=as_json)
-    with generate.open_answers(out, identity, runtime.facts()) as answers, _draining() as drain:
+    with (
+        generate.open_completions(out, identity, runtime.facts()) as completions,
+        _draining() as drain,
+    ):
         done = generate.complete(
-            runtime.llm, asked, answers, params, progress=shown, is_stopping=drain.is_asked
+            runtime.llm, asked, completions, params, progress=shown, is_stopping=drain.is_asked
         )
         if drain.is_asked():
             # though the last row ended in time: who stops a script expects it to stop

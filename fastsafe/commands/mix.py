@@ -13,7 +13,7 @@ from typing import Any
 import fastsafe
 from fastsafe.audit.plan.rewriting import make_writer
 from fastsafe.audit.recipe.schema import Rewriter
-from fastsafe.commands.lint import read_rows
+from fastsafe.commands.lint import read_labelled_rows
 from fastsafe.data.conversation import Row, kind_of
 from fastsafe.data.exchange import as_row, exchange_of
 from fastsafe.data.packing import encode_row
@@ -109,8 +109,8 @@ def mix_files(mixing: Mixing, api_keys: Mapping[str, str] | None = None) -> Mixt
         path.resolve() for path in (mixing.user, mixing.safety)
     }:
         raise UsageError(f"--out: {mixing.out} would replace a source; use another name")
-    user = read_rows(mixing.user)
-    safety = _from_behaviours(mixing) if mixing.behaviours else read_rows(mixing.safety)
+    user = read_labelled_rows(mixing.user)
+    safety = _from_behaviours(mixing) if mixing.behaviours else read_labelled_rows(mixing.safety)
     reports: dict[str, Report] = {}
     if mixing.is_linted:
         said = Declared(licence=mixing.user_licence), Declared(licence=mixing.safety_licence)

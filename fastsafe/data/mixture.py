@@ -1,4 +1,4 @@
-"""Mix safety rows into a user's fine-tuning rows, by an explicit index map."""
+"""Mix safety rows into a user's fine-tuning rows by an explicit index map."""
 
 import random
 from collections.abc import Sequence
@@ -10,14 +10,14 @@ from fastsafe.errors import UsageError
 
 
 class Pick(NamedTuple):
-    """One row of a mixture: where it is from."""
+    """Source of one row of a mixture."""
 
     source: Literal["user", "safety"]
     row: int  # index into that source's rows
 
 
 def safety_amount(user_amount: int, share: float) -> float:
-    """Amount, of rows or tokens, that is ``share`` of a mixture with ``user_amount`` others.
+    """Return the amount of rows or tokens that is ``share`` of a mixture with ``user_amount`` more.
 
     Raises:
         UsageError: ``share`` is outside [0, 1).
@@ -34,10 +34,10 @@ def safety_amount(user_amount: int, share: float) -> float:
 
 
 def num_safety_rows(num_user_rows: int, share: float) -> int:
-    """Number of safety rows that make up ``share`` of a mixture with ``num_user_rows`` others.
+    """Return the number of safety rows that are ``share`` of a mixture with ``num_user_rows`` more.
 
     Args:
-        num_user_rows: How many rows the user has.
+        num_user_rows: Number of the user's rows.
         share: Fraction of the mixture that is safety rows, in [0, 1).
 
     Raises:
@@ -51,7 +51,7 @@ def num_safety_rows(num_user_rows: int, share: float) -> int:
 
 
 def num_rows_for(lengths: Sequence[int], tokens: float) -> int:
-    """Number of leading rows whose tokens come nearest to ``tokens``; of two, the fewer.
+    """Return the number of leading rows whose tokens come nearest to ``tokens``; of two, the fewer.
 
     Example:
         >>> num_rows_for([10, 10, 10], 24)
@@ -62,19 +62,19 @@ def num_rows_for(lengths: Sequence[int], tokens: float) -> int:
 
 
 def index_map(num_user_rows: int, num_pool_rows: int, *, share: float, seed: int) -> list[Pick]:
-    """Which row comes when: every user row once, and safety rows in a shuffled order.
+    """Return the order of a mixture: every user row once, and safety rows, shuffled.
 
-    The pool is shuffled and then gone through as often as needed, so no safety row is used twice
-    before each was used once.
+    The pool is shuffled and repeated as often as needed, so that no safety row is used twice
+    before all are used once.
 
     Args:
-        num_user_rows: Rows of the user.
-        num_pool_rows: Safety rows there are to choose from.
+        num_user_rows: Number of the user's rows.
+        num_pool_rows: Number of safety rows in the pool.
         share: Fraction of the mixture that is safety rows, in [0, 1).
-        seed: Of both orders.
+        seed: Seed of both orders.
 
     Raises:
-        UsageError: ``share`` is outside its range, or it asks for safety rows and there are none.
+        UsageError: ``share`` is outside its range, or needs safety rows and the pool is empty.
     """
     count = num_safety_rows(num_user_rows, share)
     if count and not num_pool_rows:
@@ -110,7 +110,7 @@ def mix(
 def interleave(
     rows: Sequence[Row], safety_rows: Sequence[Row], *, seed: int
 ) -> list[dict[str, Any]]:
-    """Mix as `mix` does, but use every safety row once, whatever share that is."""
+    """Mix like `mix`, but with every safety row once, whatever the share."""
     picks = _shuffled(len(rows), len(safety_rows), len(safety_rows), seed)
     return _picked(rows, safety_rows, picks)
 

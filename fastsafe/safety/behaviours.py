@@ -11,7 +11,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastsafe.data.tables import read_rows
+from fastsafe.data.records import records
 from fastsafe.errors import DataError, nearest
 
 Form = Literal["action", "request"]
@@ -60,7 +60,7 @@ def read_behaviours(path: str | Path) -> list[Behaviour]:
     """Read behaviours from a file of our own columns; benchmarks have `read_benchmark`.
 
     Args:
-        path: As `read_rows`. Columns ``behavior_id`` (row number when absent), ``harmful`` or
+        path: As `records`. Columns ``behavior_id`` (row number when absent), ``harmful`` or
             ``benign`` or both, and, each optional, ``category``, ``form``, ``context``, ``lang``.
             Other columns are refused: a misspelt one would be lost.
 
@@ -71,7 +71,9 @@ def read_behaviours(path: str | Path) -> list[Behaviour]:
         DataError: The file is missing, malformed, empty or repeats an id; the message names the
             row (counted from 1, header excluded).
     """
-    found = [_behaviour(row, number, f"{path}: row {number}") for number, row in read_rows(path)]
+    rows = (record.row for record in records(Path(path)))
+    numbered = enumerate(rows, start=1)
+    found = [_behaviour(row, number, f"{path}: row {number}") for number, row in numbered]
     return unique(found, str(path))
 
 

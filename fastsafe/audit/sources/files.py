@@ -113,7 +113,7 @@ class FilesSource:
             )
         found = read_rows(path)
         rows = []
-        for row, where in zip(found.rows, found.places, strict=True):
+        for row, where in zip(found.rows, found.locations, strict=True):
             exchange = exchange_of(row, where)
             if not (exchange.prompt and exchange.answer):
                 raise DataError(f"{where}: expected a request and its refusal; mend or remove it")
