@@ -80,7 +80,7 @@ def mix(
             f"--by {by}: --tokenizer is {tokenizer!r}, expected a checkpoint with --by "
             "tokens and none with --by rows"
         )
-    job = mix.Mixing(
+    job = mix.MixSettings(
         user=user,
         safety=safety,
         out=out,
