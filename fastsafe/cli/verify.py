@@ -29,7 +29,7 @@ def verify(
     import dataclasses
     import json
 
-    from fastsafe.audit.sources.registry import checkpoint_of
+    from fastsafe.safety.sources import checkpoint_of
     from fastsafe.transformers_backend.verify import verify as compare
 
     found = compare(

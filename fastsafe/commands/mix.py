@@ -234,8 +234,8 @@ def _from_behaviours(settings: MixSettings) -> list[dict[str, Any]]:
 
 def _counter(checkpoint: str) -> CountTokens:
     """Return a function that counts the tokens of a row as encoded for training."""
-    from fastsafe.audit.sources.registry import checkpoint_of
     from fastsafe.io.tokenizer import Tokenizer
+    from fastsafe.safety.sources import checkpoint_of
 
     tokenizer = Tokenizer.load(checkpoint_of(checkpoint))
     return lambda row: len(encode_row(row, tokenizer).token_ids)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastsafe.audit.sources.registry import Source as World
-from fastsafe.audit.sources.registry import sources
 from fastsafe.commands.train_settings import Settings, settle, train_config
 from fastsafe.data import readers
 from fastsafe.data.mixture import mix
 from fastsafe.errors import DataError, TrainingError, UsageError
 from fastsafe.progress import Progress, stage
+from fastsafe.safety.sources import Source as World
+from fastsafe.safety.sources import sources
 
 if TYPE_CHECKING:
     from fastsafe.data.packing import Example

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastsafe.audit.recipe.load import read_yaml
 from fastsafe.errors import UsageError, nearest
+from fastsafe.yaml_file import read_yaml
 
 if TYPE_CHECKING:
     from fastsafe.train import TrainConfig
