@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# Most modules that a command may reach. Raising one is a decision: say why in docs/log.md.
-REACH = {"fastsafe.cli.verify": 100, "fastsafe.cli.train": 100}
+# Maximum number of modules of fastsafe that a command may reach. Raising one is a decision: say why
+# in docs/log.md.
+REACH = {"fastsafe.cli.verify": 80, "fastsafe.cli.train": 92}
 
 Graph = dict[str, set[str]]
 
@@ -138,7 +139,7 @@ def test_no_module_imports_itself_in_a_circle() -> None:
 @pytest.mark.parametrize(("command", "most"), REACH.items())
 def test_a_command_reaches_few_modules(command: str, most: int) -> None:
     graph = import_graph()
-    modules = reach(graph, command)
+    modules = {name for name in reach(graph, command) if name.startswith("fastsafe.")}
     assert {name for name in modules if name.startswith("fastsafe.audit")} == set()
     assert len(modules) <= most, sorted(modules)
 

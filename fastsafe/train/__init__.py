@@ -1,10 +1,27 @@
 """Fine-tuning: many LoRA adapters at once on one frozen base."""
 
-from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig, TrainOptions
-from fastsafe.train.drift_monitor import DriftMonitor, DriftReading
-from fastsafe.train.loop import finetune, plan_training
-from fastsafe.train.memory import MemoryPlan
-from fastsafe.train.objectives import objectives
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig, TrainOptions
+    from fastsafe.train.drift_monitor import DriftMonitor, DriftReading
+    from fastsafe.train.loop import finetune, plan_training
+    from fastsafe.train.memory import MemoryPlan
+
+# Public name -> the module that holds it. Resolved on first use: the command line reads the fields
+# of `TrainConfig` without importing torch.
+_HOME = {
+    "DriftMonitor": "drift_monitor",
+    "DriftReading": "drift_monitor",
+    "FinetuneJob": "config",
+    "FinetuneResult": "config",
+    "MemoryPlan": "memory",
+    "TrainConfig": "config",
+    "TrainOptions": "config",
+    "finetune": "loop",
+    "plan_training": "loop",
+}
 
 __all__ = [
     "DriftMonitor",
@@ -15,6 +32,12 @@ __all__ = [
     "TrainConfig",
     "TrainOptions",
     "finetune",
-    "objectives",
     "plan_training",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name on first use."""
+    if name in _HOME:
+        return getattr(import_module(f"fastsafe.train.{_HOME[name]}"), name)
+    raise AttributeError(f"module 'fastsafe.train' has no attribute {name!r}")

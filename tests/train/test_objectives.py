@@ -9,11 +9,10 @@ import torch
 from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
 from fastsafe.data.packing import Example
 from fastsafe.errors import DataError, UsageError
-from fastsafe.train import objectives
 from fastsafe.train.batches import answer_places
 from fastsafe.train.job import JobRun
 from fastsafe.train.loop import prepare
-from fastsafe.train.objectives import make_objective
+from fastsafe.train.objectives import make_objective, objectives
 from fastsafe.train.objectives.objective import Objective
 
 from .common import assert_same, job, rows, weights
