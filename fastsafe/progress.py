@@ -1,4 +1,4 @@
-"""How a run shows where it is: bars on a terminal, lines in a log, events for a machine."""
+"""Progress of a run: bars on a terminal, lines in a log, JSON events for a machine."""
 
 import json
 import sys
@@ -9,30 +9,30 @@ from typing import Any, TextIO
 
 
 class Progress:
-    """Receives the progress of one run and shows nothing; each subclass shows it in its way.
+    """Receives the progress of one run and shows nothing; subclasses show it.
 
     Calls may come from several threads, one at a time.
     """
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Open a stage of ``total`` units."""
+        """Begin a stage of ``total`` units."""
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count units as done: they are on disk."""
+        """Count units as done, that is on disk."""
 
     def end(self) -> None:
-        """Close the stage."""
+        """End the stage."""
 
     def say(self, text: str) -> None:
-        """Tell the user one fact."""
+        """Show a message to the user."""
 
     def event(self, name: str, **fields: Any) -> None:
-        """Tell a machine one fact."""
+        """Emit an event for machines."""
 
 
 @contextmanager
 def stage(progress: Progress, name: str, total: int, unit: str) -> Iterator[None]:
-    """Open a stage and close it however the block ends."""
+    """Begin a stage and end it when the block exits, with or without an error."""
     progress.begin(name, total, unit)
     try:
         yield
@@ -42,7 +42,7 @@ def stage(progress: Progress, name: str, total: int, unit: str) -> Iterator[None
 
 @contextmanager
 def following(progress: Progress) -> Iterator[Callable[[str, int, int, float], None]]:
-    """Yield a callback (stage, steps done, of, loss) that shows one stage after another."""
+    """Yield a callback (stage, steps done, total, loss) that shows stages as they begin and end."""
     shown: str | None = None
 
     def after_step(stage: str, done: int, total: int, loss: float) -> None:
@@ -63,20 +63,20 @@ def following(progress: Progress) -> Iterator[Callable[[str, int, int, float], N
 
 
 class Lines(Progress):
-    """Plain lines, for logs and pipes: when a stage begins and ends, and every few seconds."""
+    """Plain lines for logs and pipes, at the begin and end of a stage and every few seconds."""
 
     def __init__(self, stream: TextIO, every_s: float = 5.0) -> None:
         self._stream = stream
         self._every_s = every_s
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Write that the stage begins."""
+        """Write the name and size of the stage."""
         self._stage, self._total, self._unit, self._done = stage, total, unit, 0
         self._began = self._last = time.monotonic()
         self._write(f"{stage}: {total} {unit}")
 
     def advance(self, count: int, note: str = "") -> None:
-        """Write a line when the last one is old enough."""
+        """Write a line if the last one is old enough."""
         self._done += count
         now = time.monotonic()
         if now - self._last >= self._every_s and 0 < self._done < self._total:
@@ -90,7 +90,7 @@ class Lines(Progress):
             )
 
     def end(self) -> None:
-        """Write how long the stage took."""
+        """Write the duration of the stage."""
         took = duration(time.monotonic() - self._began)
         self._write(f"{self._stage}: {self._done}/{self._total} {self._unit} in {took}")
 
@@ -117,7 +117,7 @@ class Events(Progress):
         self.event("stage_started", stage=stage, total=total, unit=unit)
 
     def advance(self, count: int, note: str = "") -> None:
-        """Write a ``progress`` event when the last one is old enough."""
+        """Write a ``progress`` event if the last one is old enough."""
         self._done += count
         now = time.monotonic()
         if now - self._last >= self._every_s:
@@ -141,7 +141,7 @@ class Events(Progress):
 
 
 class Bars(Progress):
-    """A rich bar per stage with the time left."""
+    """A rich progress bar per stage, with the time left."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
@@ -149,7 +149,7 @@ class Bars(Progress):
         self._console = Console(file=stream)
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Show a bar under those that are done."""
+        """Show a bar below those of finished stages."""
         from rich import progress as rich
 
         self._bar = rich.Progress(
@@ -171,7 +171,7 @@ class Bars(Progress):
         self._bar.update(self._task, advance=count, note=note)
 
     def end(self) -> None:
-        """Leave the bar as it is; the terminal is free again."""
+        """Stop updating the bar and release the terminal."""
         self._bar.update(self._task, note="")
         self._bar.stop()
 
@@ -181,14 +181,14 @@ class Bars(Progress):
 
 
 def for_terminal(*, as_json: bool = False) -> Progress:
-    """Choose by where the output goes: events on stdout, or bars or lines on stderr."""
+    """Return events on stdout for JSON, bars on a terminal, or else lines on stderr."""
     if as_json:
         return Events(sys.stdout)
     return Bars(sys.stderr) if sys.stderr.isatty() else Lines(sys.stderr)
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words short enough for a line.
+    """Format a duration, such as in a line of progress.
 
     Example:
         >>> duration(75)

@@ -38,8 +38,7 @@ def imports(tree: ast.AST) -> Iterator[ast.Import | ast.ImportFrom]:
             yield node
         elif is_type_checking(node):
             assert isinstance(node, ast.If)
-            for branch in node.orelse:
-                yield from imports(branch)
+            yield from imports(ast.Module(node.orelse, []))
         else:
             yield from imports(node)
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from fastsafe.cli.options import AsJson, Debug, Device, parted, shown
+from fastsafe.cli.options import AsJson, Debug, Device, shown, split_values
 from fastsafe.commands.train_settings import TYPES, RunSettings
 from fastsafe.errors import UsageError
 from fastsafe.train.config import TrainConfig
@@ -89,7 +89,7 @@ def train(
         typer.Option(
             "--map",
             metavar="WHAT=KEY",
-            callback=parted,
+            callback=split_values,
             help="Roles of the columns: user and assistant (and system), prompt and completion, "
             "messages, or text. Repeatable; in the variable, separate values by ';'.",
         ),
@@ -113,7 +113,7 @@ def train(
     debug: Debug = False,
     **settings: Any,
 ) -> None:
-    """Fine-tune a base on data: one job per data set and seed, all trained together.
+    """Fine-tune a base on data sets. Each data set and seed is a job; all are trained together.
 
     Exit codes: 0 done, 1 error, 2 usage, 130 interrupted.
     """
