@@ -281,7 +281,6 @@ def complete(
     params: "SamplingParams",
     *,
     progress: Progress | None = None,
-    window: int = WINDOW_ROWS,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> GenerateSummary:
     """Complete every prompt that has no completion yet.
@@ -295,7 +294,6 @@ def complete(
         completions: File that completions are appended to.
         params: Sampling parameters of all rows.
         progress: Shows the progress; None shows nothing.
-        window: Number of rows in memory at once.
         is_stopping: Called before each window; True ends the run.
 
     Raises:
@@ -308,7 +306,7 @@ def complete(
     began = time.monotonic()
     with stage(progress, "generate", prompts.count, "prompts"):
         rows = _pending(prompts, completions, summary, progress)
-        while batch := list(islice(rows, window)):
+        while batch := list(islice(rows, WINDOW_ROWS)):
             if is_stopping():
                 raise KeyboardInterrupt
             _complete_window(llm, prompts.path, batch, completions, params, summary, progress)

@@ -19,6 +19,7 @@ import fastsafe
 from fastsafe import LLM, FinetuneJob, SamplingParams, TrainConfig, finetune
 from fastsafe.cli import app
 from fastsafe.cli import generate as command
+from fastsafe.commands import generate as module
 from fastsafe.commands.generate import PromptFile, complete, open_completions
 from fastsafe.errors import DataError, StoreError
 
@@ -251,9 +252,12 @@ def test_windows_and_order_do_not_matter(
     for count in (data.draw(st.integers(1, 5)), 5):
         path.write_text("".join(json.dumps(row) + "\n" for row in order[:count]))
         prompts = PromptFile(path, ())
-        with open_completions(out, {"a": 1}, {}) as completions:
-            window = data.draw(st.integers(1, 6))
-            complete(organism, prompts, completions, params, window=window)
+        with (
+            open_completions(out, {"a": 1}, {}) as completions,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(module, "WINDOW_ROWS", data.draw(st.integers(1, 6)))
+            complete(organism, prompts, completions, params)
     found = {row["id"]: row["text"] for row in map(json.loads, out.read_text().splitlines())}
     global EXPECTED
     EXPECTED = EXPECTED or found
@@ -273,16 +277,19 @@ def test_only_one_process_writes(tmp_path: Path) -> None:
         pass
 
 
-def test_stopping_between_windows(tmp_path: Path, organism: LLM) -> None:
+def test_stopping_between_windows(
+    tmp_path: Path, organism: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "p").write_text("".join(f'{{"prompt": "a", "id": {i}}}\n' for i in range(9)))
     prompts = PromptFile(tmp_path / "p", ())
     params = SamplingParams(max_tokens=1)
     asked = iter([False, False, True])
+    monkeypatch.setattr(module, "WINDOW_ROWS", 2)
     with (
         open_completions(tmp_path / "out", {}, {}) as completions,
         pytest.raises(KeyboardInterrupt),
     ):
-        complete(organism, prompts, completions, params, window=2, is_stopping=lambda: next(asked))
+        complete(organism, prompts, completions, params, is_stopping=lambda: next(asked))
     assert len((tmp_path / "out").read_text().splitlines()) == 4
 
 
