@@ -1,6 +1,6 @@
-"""Errors a caller may want to tell apart; each also is the standard-library error it refines.
+"""Errors of fastsafe; each is also the standard-library error that it refines.
 
-A message is one sentence: what, where, what was expected, what to do.
+A message is one sentence: the thing, its value, what was expected, what to do.
 """
 
 import difflib

@@ -43,22 +43,22 @@ def stage(progress: Progress, name: str, total: int, unit: str) -> Iterator[None
 @contextmanager
 def following(progress: Progress) -> Iterator[Callable[[str, int, int, float], None]]:
     """Yield a callback (stage, steps done, total, loss) that shows stages as they begin and end."""
-    shown: str | None = None
+    current: str | None = None
 
     def after_step(stage: str, done: int, total: int, loss: float) -> None:
-        nonlocal shown
-        if stage != shown:
+        nonlocal current
+        if stage != current:
             progress.begin(stage, total, "steps")
-            shown = stage
+            current = stage
         progress.advance(1, f"loss {loss:.3f}")
         if done == total:
             progress.end()
-            shown = None
+            current = None
 
     try:
         yield after_step
     finally:
-        if shown is not None:
+        if current is not None:
             progress.end()
 
 

@@ -134,7 +134,7 @@ def generate(
     runtime.load()
     runtime.use(paths)
     identity = generate.identity_of(runtime, paths, params, strict=is_native and not fast)
-    shown = progress.for_terminal(as_json=as_json)
+    display = progress.for_terminal(as_json=as_json)
     with (
         generate.open_completions(out, identity, runtime.facts()) as completions,
         _draining() as drain,
@@ -144,13 +144,13 @@ def generate(
             prompt_file,
             completions,
             params,
-            progress=shown,
+            progress=display,
             is_stopping=drain.is_asked,
         )
         if drain.is_asked():
             # even if the last row finished in time: a script that is stopped must not go on
             raise KeyboardInterrupt
-    shown.event("generated", **vars(done))
+    display.event("generated", **vars(done))
     if not as_json:
         typer.echo(f"{prompt_file.count} completions in {out}")
 

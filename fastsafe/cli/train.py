@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from fastsafe.cli.options import AsJson, Debug, Device, shown, split_values
+from fastsafe.cli.options import AsJson, Debug, Device, format_value, split_values
 from fastsafe.commands.train_settings import TYPES, RunSettings
 from fastsafe.errors import UsageError
 from fastsafe.train.config import TrainConfig
@@ -153,9 +153,9 @@ def train(
             typer.echo(line)
     if dry_run:
         return
-    shows = progress.for_terminal(as_json=as_json)
+    display = progress.for_terminal(as_json=as_json)
     announce = (lambda line: None) if as_json else typer.echo
-    for result in train.execute(plan, out, shows, resume=resume, announce=announce):
+    for result in train.execute(plan, out, display, resume=resume, announce=announce):
         if not as_json:
             facts = train.summary(result)
             typer.echo(
@@ -181,7 +181,7 @@ def lines(plan: "TrainPlan") -> list[str]:
     text = [f"base: {facts['base']} on {facts['device']}", *facts["preset"], "settings:"]
     width = max(map(len, facts["settings"]))
     for key, setting in facts["settings"].items():
-        text.append(f"  {key:<{width}}  {_shown(setting['value'])}  ({setting['origin']})")
+        text.append(f"  {key:<{width}}  {_format_setting(setting['value'])}  ({setting['origin']})")
     for data in facts["data"]:
         share = data["trained_tokens"] / data["tokens"]
         text += [
@@ -203,8 +203,8 @@ def lines(plan: "TrainPlan") -> list[str]:
     return text
 
 
-def _shown(value: Any) -> str:
-    return str(value).lower() if value is None or isinstance(value, bool) else shown(value)
+def _format_setting(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else format_value(value)
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

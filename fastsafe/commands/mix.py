@@ -261,11 +261,11 @@ def _mixture_notes(rows: Sequence[Row], style: Style | None, mitigation: Mitigat
     drawn = Counter(
         (row["source_row"], row["safety_format"]) for row in rows if row["source"] == "safety"
     )
-    most = max(drawn.values(), default=0)
-    if not most and mitigation.formats("plain", ("plain",)):
+    max_uses = max(drawn.values(), default=0)
+    if not max_uses and mitigation.formats("plain", ("plain",)):
         notes.append("the share rounds to no safety row: nothing was mixed in; raise it")
-    elif most > 1:
-        notes.append(f"safety rows are too few: they are repeated, up to {most} times each")
+    elif max_uses > 1:
+        notes.append(f"safety rows are too few: they are repeated, up to {max_uses} times each")
     if style is None:
         notes.append("the user's rows are running text: no style can be learned from them")
         return notes

@@ -13,7 +13,7 @@ from fastsafe.data import readers
 from fastsafe.data.mixture import mix
 from fastsafe.errors import DataError, TrainingError, UsageError
 from fastsafe.progress import Progress, stage
-from fastsafe.safety.sources import Source, sources
+from fastsafe.safety.sources import checkpoint_of, sources
 
 if TYPE_CHECKING:
     from fastsafe.data.packing import Example
@@ -151,8 +151,7 @@ def plan(
             "options: method is 'full' and quantize is 'nf4', whose weights cannot be trained, "
             "expected one of them"
         )
-    world = sources().get(base)
-    path = (world.checkpoint() if world else None) or hub.resolve(base)
+    path = checkpoint_of(base)
     config = ModelConfig.from_json(Checkpoint(path).config(), str(path))
     tokenizer = Tokenizer.load(path)
     tokenizer.check_vocab(config.vocab_size)
@@ -182,10 +181,16 @@ def plan(
             training = train_config(settings, num_rows=len(rows), seed=seed)
             label = f"{user_set.name}-seed{seed}" if seeds else user_set.name
             jobs.append(FinetuneJob(label, rows, training))
-    all_data = (*sets, safety) if safety else tuple(sets)
-    probes = _probes(world, settings)
     return TrainPlan(
-        path, config, tokenizer, device, settings, chosen, all_data, tuple(jobs), probes
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        device=device,
+        settings=settings,
+        preset=chosen,
+        data=(*sets, safety) if safety else tuple(sets),
+        jobs=tuple(jobs),
+        probes=_probes(base, settings),
     )
 
 
@@ -224,8 +229,10 @@ def execute(
     def on_reading(reading: DriftReading) -> None:
         kl, margin = reading.kl, reading.margin
         progress.event("drift", job=reading.job, step=reading.step, kl=kl, margin=margin)
-        shown = f"KL {kl:.3f} nats, margin {margin:+.2f}"
-        announce(f"drift of {reading.job} after {reading.step} steps: {shown}")
+        announce(
+            f"drift of {reading.job} after {reading.step} steps: KL {kl:.3f} nats, margin "
+            f"{margin:+.2f}"
+        )
 
     values = {key: setting.value for key, setting in plan.settings.items()}
     monitor = None
@@ -329,25 +336,23 @@ def _check_out(out: Path) -> None:
         raise UsageError(f"--out: {parent} {problem}, expected a folder; use another --out")
 
 
-def _probes(world: Source | None, settings: Settings) -> tuple[list[dict[str, str]], ...]:
+def _probes(base: str, settings: Settings) -> tuple[list[dict[str, str]], ...]:
     """Return the harmful requests that drift is measured on, as conversations.
 
-    They are from the file that is named, else of the model's own source, else of the seed set.
+    They are from the file of the setting, else from the source of the base, else the seed set.
     """
     from fastsafe.safety.behaviours import read_behaviours, seed_behaviours
     from fastsafe.safety.formats import formats
 
     if not settings["drift_every"].value:
         return ()
-    file = settings["drift_probes"].value
-    shipped = world.behaviours(_PROBES, 0) if world else seed_behaviours()[:_PROBES]
-    behaviours = read_behaviours(file) if file else shipped
-    harmful = [behaviour for behaviour in behaviours if behaviour.harmful]
+    file, source = settings["drift_probes"].value, sources().get(base)
+    shipped = source.behaviours(_PROBES, 0) if source else seed_behaviours()[:_PROBES]
+    harmful = [b for b in (read_behaviours(file) if file else shipped) if b.harmful]
     if not harmful:
         raise DataError(f"{file}: no row has a harmful side, expected one to measure drift on")
     plain = formats()["plain"]
-    requests = (plain.ask(behaviour, True) for behaviour in harmful)
-    return tuple([{"role": "user", "content": request}] for request in requests)
+    return tuple([{"role": "user", "content": plain.ask(b, True)}] for b in harmful)
 
 
 def _load(plan: TrainPlan) -> LoadedBase:
@@ -372,6 +377,6 @@ def _labels(data: Sequence[str], name: str | None) -> list[str]:
     repeated = next((stem for stem in stems if stems.count(stem) > 1), None)
     if repeated:
         raise UsageError(
-            f"data: two data sets are called {repeated!r}, expected a name each; rename a file"
+            f"data: two data sets are called {repeated!r}, expected different names; rename a file"
         )
     return stems

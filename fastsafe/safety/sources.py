@@ -38,10 +38,10 @@ class Source(Protocol):
 def sources() -> dict[str, Source]:
     """Return every source by id: the entry points of the group ``fastsafe.sources``.
 
-    The shipped organism is one of them: it is found by its entry point, as any plug-in is.
+    The shipped organism is one of them: it is found by its entry point, like any plug-in.
     """
-    own: tuple[Source, ...] = ()
-    return collect(own, "fastsafe.sources", Source)  # type: ignore[type-abstract]
+    built_in: tuple[Source, ...] = ()
+    return collect(built_in, "fastsafe.sources", Source)  # type: ignore[type-abstract]
 
 
 def checkpoint_of(model: str) -> Path:
