@@ -12,7 +12,8 @@ from fastsafe.cli.options import (
     BatchSize,
     ComputeBackend,
     Debug,
-    Device,
+    DryRun,
+    ModelDevice,
     ShowCompletions,
     batch_size_of,
     fail,
@@ -22,8 +23,6 @@ from fastsafe.cli.options import (
 
 if TYPE_CHECKING:
     from fastsafe.audit.run import Run
-
-RunDevice = Annotated[Device, typer.Option(help="Device that models run on.")]
 
 
 def audit(
@@ -57,12 +56,10 @@ def audit(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of training, mixing and sampling.")
     ] = None,
-    device: RunDevice = "cpu",
+    device: ModelDevice = "cpu",
     batch_size: BatchSize = "auto",
     backend: ComputeBackend = "fastsafe",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     no_resume: Annotated[
         bool, typer.Option("--no-resume", help="Delete the run and start over.")
     ] = False,
@@ -144,7 +141,7 @@ def judge(
             help="Set judges, guards or thresholds. Repeatable; in the variable, separate by ';'.",
         ),
     ] = None,
-    device: RunDevice = "cpu",
+    device: ModelDevice = "cpu",
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
     debug: Debug = False,

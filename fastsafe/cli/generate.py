@@ -16,8 +16,8 @@ from fastsafe.cli.options import (
     CheckpointName,
     ComputeBackend,
     Debug,
-    Device,
-    Dtype,
+    ModelDevice,
+    ModelDtype,
     Quantize,
     batch_size_of,
     split_values,
@@ -49,27 +49,12 @@ def generate(
     ] = None,
     backend: ComputeBackend = "fastsafe",
     batch_size: BatchSize = "auto",
-    adapters: Annotated[
-        Applied,
-        typer.Option(
-            help="How adapters are applied: merged into the weights, or mixed in a batch."
-        ),
-    ] = "auto",
-    max_tokens: Annotated[
-        int, typer.Option(min=1, help="Maximum length of each completion.")
-    ] = 128,
+    adapters: Annotated[Applied, typer.Option(help="How adapters are applied.")] = "auto",
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of completions.")] = 128,
     temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
-    top_k: Annotated[
-        int, typer.Option(min=0, help="Number of tokens to sample from; 0 keeps all.")
-    ] = 0,
-    top_p: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Probability mass to sample from; 1 keeps all tokens."),
-    ] = 1.0,
-    min_p: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Minimum probability relative to the likeliest token."),
-    ] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all tokens.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="1 keeps all tokens.")] = 1.0,
+    min_p: Annotated[float, typer.Option(min=0, max=1, help="0 keeps all tokens.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     stop: Annotated[
         list[str] | None,
@@ -78,17 +63,13 @@ def generate(
             help="Text that ends a completion. Repeatable; in the variable, separate by ';'.",
         ),
     ] = None,
-    logprobs: Annotated[
-        bool, typer.Option("--logprobs", help="Write the log-probability of each token.")
-    ] = False,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="Write token logprobs.")] = False,
     fast: Annotated[
         bool,
-        typer.Option(
-            "--fast", help="Be faster, but let the bits of a completion depend on its batch."
-        ),
+        typer.Option("--fast", help="Faster, but the bits of a completion vary with its batch."),
     ] = False,
-    device: Annotated[Device, typer.Option(help="Device that the model runs on.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = "float32",
+    device: ModelDevice = "cpu",
+    dtype: ModelDtype = "float32",
     quantize: Annotated[Quantize | None, typer.Option(help="nf4 holds the base in 4 bits.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,

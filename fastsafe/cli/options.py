@@ -40,6 +40,9 @@ ComputeBackend = Annotated[
 BatchSize = Annotated[
     str, typer.Option(metavar="auto|N", help="Maximum number of prompts in a batch.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+ModelDevice = Annotated[Device, typer.Option(help="Device that models run on.")]
+ModelDtype = Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")]
 ShowCompletions = Annotated[
     bool,
     typer.Option(

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from fastsafe.cli.options import AsJson, Debug, Device, format_value, split_values
+from fastsafe.cli.options import (
+    AsJson,
+    Debug,
+    DryRun,
+    ModelDevice,
+    format_value,
+    split_values,
+)
 from fastsafe.commands.train_settings import TYPES, RunSettings
 from fastsafe.errors import UsageError
 from fastsafe.train.config import TrainConfig
@@ -97,14 +104,12 @@ def train(
     limit: Annotated[
         int | None, typer.Option(help="Maximum number of rows per data set.", min=1)
     ] = None,
-    device: Annotated[Device, typer.Option(help="Device that the model runs on.")] = "cpu",
+    device: ModelDevice = "cpu",
     resume: Annotated[
         bool,
         typer.Option("--resume/--no-resume", help="Resume what was begun, or train it again."),
     ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan and write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     show_example: Annotated[
         bool,
         typer.Option("--show-example", help="Print one row with its trained tokens, and exit."),

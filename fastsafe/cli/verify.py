@@ -5,7 +5,15 @@ from typing import Annotated
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson, CheckpointName, Debug, Device, Dtype, fail
+from fastsafe.cli.options import (
+    EXIT_ERROR,
+    AsJson,
+    CheckpointName,
+    Debug,
+    ModelDevice,
+    ModelDtype,
+    fail,
+)
 
 
 def verify(
@@ -13,8 +21,8 @@ def verify(
     adapter: Annotated[
         Path | None, typer.Option(help="PEFT directory that both runtimes load.")
     ] = None,
-    device: Annotated[Device, typer.Option(help="Device that the model runs on.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")] = "float32",
+    device: ModelDevice = "cpu",
+    dtype: ModelDtype = "float32",
     num_prompts: Annotated[
         int | None, typer.Option("--prompts", min=1, help="Number of built-in prompts to use.")
     ] = None,

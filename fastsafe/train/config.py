@@ -3,12 +3,12 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from fastsafe.data.conversation import Row
 from fastsafe.errors import UsageError
+from fastsafe.train.typed_fields import typed
 
 if TYPE_CHECKING:
     from fastsafe.train.drift_monitor import DriftMonitor
@@ -63,36 +63,19 @@ class TrainConfig:
     def __post_init__(self) -> None:
         from fastsafe.train.objectives import make_objective
 
-        for name in ("rank", "warmup_steps", "batch_size", "seed", "max_steps"):
-            value = getattr(self, name)
-            is_unset = name == "max_steps" and value is None
-            if not is_unset and (isinstance(value, bool) or not isinstance(value, int)):
-                raise UsageError(f"TrainConfig: {name} is {value!r}, expected an integer")
-        for name in (
-            "alpha",
-            "dropout",
-            "learning_rate",
-            "epochs",
-            "weight_decay",
-            "max_grad_norm",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, Real):
-                raise UsageError(f"TrainConfig: {name} is {value!r}, expected a number")
+        for name, hint in get_type_hints(type(self)).items():
+            typed(getattr(self, name), hint, f"TrainConfig: {name}")
         for name, is_valid, expected in (
             ("rank", 1 <= self.rank <= 4096, "an integer in [1, 4096]"),
             ("alpha", math.isfinite(self.alpha), "a finite number"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("learning_rate", 0 <= self.learning_rate <= 10, "in [0, 10]"),
-            ("schedule", self.schedule in ("constant", "linear", "cosine"), "a known schedule"),
             ("warmup_steps", self.warmup_steps >= 0, "at least 0"),
             ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1 or None"),
             ("epochs", 0 < self.epochs < math.inf, "more than 0"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
             ("max_grad_norm", self.max_grad_norm >= 0, "at least 0 (0 means off)"),
-            ("loss_on", self.loss_on in ("completion", "all"), "'completion' or 'all'"),
-            ("method", self.method in ("lora", "full"), "'lora' or 'full'"),
             ("dropout", self.method == "lora" or self.dropout == 0, "0 where method is 'full'"),
         ):
             if not is_valid:

@@ -6,6 +6,7 @@ The runtime has no pydantic: this serves the settings of a training and of its o
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -17,7 +18,7 @@ _WORDS = {
     NoneType: "null",
     bool: "true or false",
     int: "an integer",
-    float: "a finite number",
+    float: "a number",
     str: "a text",
     tuple[int, ...]: "a list of integers",
     Sequence[str]: "a list of texts",
@@ -57,15 +58,20 @@ def typed(value: Any, hint: Any, location: str) -> Any:
         origin = get_origin(kind)
         if origin is Literal and value in get_args(kind):
             return value
-        if kind is float and type(value) in (int, float) and math.isfinite(value):
+        if kind is float and _is(Real, value) and not math.isnan(value):
             return float(value)
-        if kind in (NoneType, bool, int, str) and type(value) is kind:
+        if kind in (NoneType, bool, int, str) and _is(kind, value):
             return value
         if origin is Mapping and isinstance(value, Mapping):
             return value
         if origin in (tuple, Sequence) and isinstance(value, list | tuple):
             item = get_args(kind)[0]
-            if all(type(element) is item for element in value):
+            if all(_is(item, element) for element in value):
                 return tuple(value)
     expected = [_WORDS.get(kind) or " or ".join(get_args(kind)) for kind in kinds]
     raise UsageError(f"{location} is {value!r}, expected {' or '.join(expected)}")
+
+
+def _is(kind: type, value: Any) -> bool:
+    """Return whether a value has a type, with booleans apart from numbers."""
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
