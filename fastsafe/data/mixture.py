@@ -1,19 +1,12 @@
-"""Mix safety rows into a user's fine-tuning rows by an explicit index map."""
+"""Mix safety rows into a user's fine-tuning rows, by exact counts."""
 
 import random
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from fastsafe.data.conversation import Row
 from fastsafe.errors import UsageError
-
-
-class Pick(NamedTuple):
-    """Source of one row of a mixture."""
-
-    source: Literal["user", "safety"]
-    row: int  # index into that source's rows
 
 
 def safety_amount(user_amount: int, share: float) -> float:
@@ -61,30 +54,6 @@ def num_rows_for(lengths: Sequence[int], tokens: float) -> int:
     return min(range(len(sums)), key=lambda n: (abs(sums[n] - tokens), n))
 
 
-def index_map(num_user_rows: int, num_pool_rows: int, *, share: float, seed: int) -> list[Pick]:
-    """Return the order of a mixture: every user row once, and safety rows, shuffled.
-
-    The pool is shuffled and repeated as often as needed, so that no safety row is used twice
-    before all are used once.
-
-    Args:
-        num_user_rows: Number of the user's rows.
-        num_pool_rows: Number of safety rows in the pool.
-        share: Fraction of the mixture that is safety rows, in [0, 1).
-        seed: Seed of both orders.
-
-    Raises:
-        UsageError: ``share`` is outside its range, or needs safety rows and the pool is empty.
-    """
-    count = num_safety_rows(num_user_rows, share)
-    if count and not num_pool_rows:
-        raise UsageError(
-            f"mixture: safety rows are 0, expected some for a share of {share}; "
-            "supply safety rows or set the share to 0"
-        )
-    return _shuffled(num_user_rows, num_pool_rows, count, seed)
-
-
 def mix(
     rows: Sequence[Row], safety_rows: Sequence[Row], *, share: float, seed: int
 ) -> list[dict[str, Any]]:
@@ -92,7 +61,8 @@ def mix(
 
     Args:
         rows: The user's rows; not modified.
-        safety_rows: The pool of safety rows; not modified.
+        safety_rows: The pool of safety rows; not modified. It is shuffled and repeated as often as
+            needed, so that no row is used twice before all are used once.
         share: Fraction of the result that is safety rows, in [0, 1).
         seed: The same seed gives the same rows in the same order.
 
@@ -101,32 +71,31 @@ def mix(
         ``source``: "user" or "safety".
 
     Raises:
-        UsageError: As ``index_map``.
+        UsageError: ``share`` is outside its range, or needs safety rows and the pool is empty.
     """
-    picks = index_map(len(rows), len(safety_rows), share=share, seed=seed)
-    return _picked(rows, safety_rows, picks)
+    count = num_safety_rows(len(rows), share)
+    if count and not safety_rows:
+        raise UsageError(
+            f"mixture: safety rows are 0, expected some for a share of {share}; "
+            "supply safety rows or set the share to 0"
+        )
+    return _mixed(rows, safety_rows, count, seed)
 
 
 def interleave(
     rows: Sequence[Row], safety_rows: Sequence[Row], *, seed: int
 ) -> list[dict[str, Any]]:
     """Mix like `mix`, but with every safety row once, whatever the share."""
-    picks = _shuffled(len(rows), len(safety_rows), len(safety_rows), seed)
-    return _picked(rows, safety_rows, picks)
+    return _mixed(rows, safety_rows, len(safety_rows), seed)
 
 
-def _shuffled(num_user_rows: int, num_pool_rows: int, count: int, seed: int) -> list[Pick]:
-    order = random.Random(seed)
-    pool = list(range(num_pool_rows))
-    order.shuffle(pool)
-    picks = [Pick("user", i) for i in range(num_user_rows)]
-    picks += [Pick("safety", pool[i % num_pool_rows]) for i in range(count)]
-    order.shuffle(picks)
-    return picks
-
-
-def _picked(
-    rows: Sequence[Row], safety_rows: Sequence[Row], picks: Sequence[Pick]
+def _mixed(
+    rows: Sequence[Row], safety_rows: Sequence[Row], count: int, seed: int
 ) -> list[dict[str, Any]]:
-    sources = {"user": rows, "safety": safety_rows}
-    return [{**sources[pick.source][pick.row], "source": pick.source} for pick in picks]
+    order = random.Random(seed)
+    pool = list(safety_rows)
+    order.shuffle(pool)
+    mixed = [{**row, "source": "user"} for row in rows]
+    mixed += [{**pool[i % len(pool)], "source": "safety"} for i in range(count)]
+    order.shuffle(mixed)
+    return mixed
