@@ -1,8 +1,7 @@
-"""Read the rows of a data file strictly: a malformed one is an error that names the file and line.
+"""Read the rows of a data file strictly: a malformed row is an error that names its file and line.
 
-Every command reads its data through this module: ``records`` by the suffix of the file,
-``json_lines`` where JSON lines are expected whatever the name, ``table`` for tables that may have
-no header.
+Every command reads its data with this module: ``records`` goes by the suffix of the file,
+``json_lines`` ignores it, and ``table`` reads tables that may lack a header.
 """
 
 import csv
@@ -18,7 +17,7 @@ from typing import Any, BinaryIO, NamedTuple, NoReturn
 
 from fastsafe.errors import DataError
 
-MAX_FIELD_CHARS = 100 << 20  # of a table; the csv module's own limit, 128 Ki, is less than a paper
+MAX_FIELD_CHARS = 100 << 20  # the default of the csv module, 128 Ki, is less than a paper
 
 _BOM = b"\xef\xbb\xbf"
 _PACKED = (".gz", ".xz")
@@ -31,7 +30,7 @@ class Record(NamedTuple):
 
     Attributes:
         location: File and place, such as "train.jsonl: line 3", for errors.
-        number: Of the line where the row begins, from 1; in a list or Parquet its index, from 0.
+        number: Line where the row begins, from 1; in a JSON list or Parquet its index, from 0.
         row: Values by key or column.
     """
 
@@ -105,14 +104,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         with opener(path, "rb") as file:
             yield file
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
-        if isinstance(error, OSError) and error.strerror:
-            raise DataError(
-                f"{path}: reading failed ({error.strerror}), expected a file of rows; check the "
-                "path"
-            ) from error
+        reason = getattr(error, "strerror", None) or error  # a decompressor's has none
         raise DataError(
-            f"{path}: decompression failed ({error}), expected a whole {path.suffix} file; "
-            "download it again"
+            f"{path}: reading failed ({reason}), expected a whole file of rows; check the path, or "
+            "replace the file"
         ) from error
 
 
