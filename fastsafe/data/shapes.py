@@ -13,7 +13,7 @@ from fastsafe.errors import DataError, UsageError
 Raw = Mapping[str, Any]
 
 
-class Shape(NamedTuple):
+class RowShape(NamedTuple):
     """One shape of rows.
 
     Attributes:
@@ -174,16 +174,16 @@ def _text(value: Any, key: str, location: str) -> str:
 
 
 SHAPES = (
-    Shape("tokens", ("token_ids", "trained"), (), _tokens),
-    Shape("messages", ("messages",), (), _messages),
-    Shape("sharegpt", ("conversations",), ("system",), _sharegpt),
-    Shape("alpaca", ("instruction", "output"), ("input", "system", "history"), _alpaca),
-    Shape("prompt-completion", ("prompt", "completion"), (), _pair),
-    Shape("summarization", ("article", "summary"), (), _summary),
-    Shape("multiple-choice", ("question", "choices", "solution"), (), _choices("solution")),
-    Shape("multiple-choice", ("question", "choices", "answer"), (), _choices("answer")),
-    Shape("question-answer", ("question", "answer"), ("context",), _question),
-    Shape("text", ("text",), (), _plain),
+    RowShape("tokens", ("token_ids", "trained"), (), _tokens),
+    RowShape("messages", ("messages",), (), _messages),
+    RowShape("sharegpt", ("conversations",), ("system",), _sharegpt),
+    RowShape("alpaca", ("instruction", "output"), ("input", "system", "history"), _alpaca),
+    RowShape("prompt-completion", ("prompt", "completion"), (), _pair),
+    RowShape("summarization", ("article", "summary"), (), _summary),
+    RowShape("multiple-choice", ("question", "choices", "solution"), (), _choices("solution")),
+    RowShape("multiple-choice", ("question", "choices", "answer"), (), _choices("answer")),
+    RowShape("question-answer", ("question", "answer"), ("context",), _question),
+    RowShape("text", ("text",), (), _plain),
 )
 
 # Roles that columns can be mapped to, with optional ones. user and assistant are turns of a chat;
@@ -196,7 +196,7 @@ _TARGETS = {
 }
 
 
-def shape_of(raw: Raw, location: str) -> Shape:
+def shape_of(raw: Raw, location: str) -> RowShape:
     """Return the shape of a row, found by its keys.
 
     Raises:
@@ -212,7 +212,7 @@ def shape_of(raw: Raw, location: str) -> Shape:
     )
 
 
-def mapped(mapping: Mapping[str, str]) -> Shape:
+def mapped(mapping: Mapping[str, str]) -> RowShape:
     """Return the shape of rows whose keys are named by a mapping.
 
     Args:
@@ -236,7 +236,7 @@ def mapped(mapping: Mapping[str, str]) -> Shape:
             return {"messages": _opening(values) + _exchange(values["user"], values["assistant"])}
         return {key: _turns(value) for key, value in values.items()}
 
-    return Shape("mapped", keys, (), row)
+    return RowShape("mapped", keys, (), row)
 
 
 def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:
