@@ -62,26 +62,46 @@ def following(progress: Progress) -> Iterator[Callable[[str, int, int, float], N
             progress.end()
 
 
-class Lines(Progress):
+class _Stream(Progress):
+    """Writes to a stream, and shows calls of ``advance`` at most once in ``every_s`` seconds."""
+
+    every_s: float
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """Store the stage and the time of its begin."""
+        self._stage, self._total, self._unit, self._done = stage, total, unit, 0
+        self._began = self._last = time.monotonic()
+
+    def _count(self, count: int) -> bool:
+        """Count units as done, and return whether the last output is old enough for a new one."""
+        self._done += count
+        now = time.monotonic()
+        is_due = now - self._last >= self.every_s
+        self._last = now if is_due else self._last
+        return is_due
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+class Lines(_Stream):
     """Plain lines for logs and pipes, at the begin and end of a stage and every few seconds."""
 
-    def __init__(self, stream: TextIO, every_s: float = 5.0) -> None:
-        self._stream = stream
-        self._every_s = every_s
+    every_s = 5.0
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Write the name and size of the stage."""
-        self._stage, self._total, self._unit, self._done = stage, total, unit, 0
-        self._began = self._last = time.monotonic()
+        super().begin(stage, total, unit)
         self._write(f"{stage}: {total} {unit}")
 
     def advance(self, count: int, note: str = "") -> None:
         """Write a line if the last one is old enough."""
-        self._done += count
-        now = time.monotonic()
-        if now - self._last >= self._every_s and 0 < self._done < self._total:
-            self._last = now
-            left = (now - self._began) * (self._total - self._done) / self._done
+        if self._count(count) and 0 < self._done < self._total:
+            left = (self._last - self._began) * (self._total - self._done) / self._done
             share = self._done / self._total
             note = f", {note}" if note else ""
             self._write(
@@ -98,30 +118,20 @@ class Lines(Progress):
         """Write one line."""
         self._write(text)
 
-    def _write(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
-        self._stream.flush()
 
-
-class Events(Progress):
+class Events(_Stream):
     """One JSON object per line, at most one progress event per second."""
 
-    def __init__(self, stream: TextIO, every_s: float = 1.0) -> None:
-        self._stream = stream
-        self._every_s = every_s
+    every_s = 1.0
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Write a ``stage_started`` event."""
-        self._stage, self._total, self._done = stage, total, 0
-        self._began = self._last = time.monotonic()
+        super().begin(stage, total, unit)
         self.event("stage_started", stage=stage, total=total, unit=unit)
 
     def advance(self, count: int, note: str = "") -> None:
         """Write a ``progress`` event if the last one is old enough."""
-        self._done += count
-        now = time.monotonic()
-        if now - self._last >= self._every_s:
-            self._last = now
+        if self._count(count):
             self.event("progress", stage=self._stage, done=self._done, total=self._total)
 
     def end(self) -> None:
@@ -136,8 +146,7 @@ class Events(Progress):
 
     def event(self, name: str, **fields: Any) -> None:
         """Write one event."""
-        self._stream.write(json.dumps({"event": name, **fields}, ensure_ascii=False) + "\n")
-        self._stream.flush()
+        self._write(json.dumps({"event": name, **fields}, ensure_ascii=False))
 
 
 class Bars(Progress):

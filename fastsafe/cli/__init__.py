@@ -99,7 +99,6 @@ def _root(
 def _app() -> typer.Typer:
     app = typer.Typer(
         name="fastsafe",
-        help="Measure, per task format, what fine-tuning does to a model's safety, and repair it.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

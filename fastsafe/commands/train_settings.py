@@ -51,19 +51,10 @@ class RunSettings:
     drift_stop_above: float | None = None
 
 
+TYPES = get_type_hints(TrainConfig) | get_type_hints(RunSettings)
 # shuffle is for tests and benchmarks, which need the order of rows of another trainer
-FIELDS = {
-    field.name: field
-    for cls in (TrainConfig, RunSettings)
-    for field in dataclasses.fields(cls)
-    if field.name != "shuffle"
-}
-TYPES = {
-    name: hint
-    for cls in (TrainConfig, RunSettings)
-    for name, hint in get_type_hints(cls).items()
-    if name in FIELDS
-}
+del TYPES["shuffle"]
+_DEFAULTS = {name: getattr(TrainConfig, name, getattr(RunSettings, name, None)) for name in TYPES}
 _MINIMA = {
     "drift_every": (0, "a number of steps, 0 for none"),
     "max_length": (2, "2 tokens or more"),
@@ -101,7 +92,7 @@ def settle(
     Raises:
         UsageError: A setting is unknown, or its value has the wrong type or range.
     """
-    settings = {name: Setting(field.default, "default") for name, field in FIELDS.items()}
+    settings = {name: Setting(value, "default") for name, value in _DEFAULTS.items()}
     layers: list[tuple[str, Iterable[tuple[str, Setting]]]] = []
     if preset:
         items = [i for i in preset.items if not (i.key == "dtype" and device == "cpu")]
@@ -123,7 +114,7 @@ def settle(
             settings[key] = _overriding(settings[key], setting._replace(value=value))
             rival = _RIVALS.get(key)
             if rival and setting.value is not None:
-                settings[rival] = Setting(FIELDS[rival].default, f"default, as {key} is set")
+                settings[rival] = Setting(_DEFAULTS[rival], f"default, as {key} is set")
     if settings["dtype"].value is None:
         dtype = "float32" if device == "cpu" else "bfloat16"
         settings["dtype"] = Setting(dtype, f"default on {device}")

@@ -3,22 +3,19 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig, TrainOptions
+
 if TYPE_CHECKING:
-    from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig, TrainOptions
     from fastsafe.train.drift_monitor import DriftMonitor, DriftReading
     from fastsafe.train.loop import finetune, plan_training
     from fastsafe.train.memory import MemoryPlan
 
-# Public name -> the module that holds it. Resolved on first use: the command line reads the fields
-# of `TrainConfig` without importing torch.
+# Public names of modules that import torch, resolved on first use: the command line reads the
+# fields of `TrainConfig` without it.
 _HOME = {
     "DriftMonitor": "drift_monitor",
     "DriftReading": "drift_monitor",
-    "FinetuneJob": "config",
-    "FinetuneResult": "config",
     "MemoryPlan": "memory",
-    "TrainConfig": "config",
-    "TrainOptions": "config",
     "finetune": "loop",
     "plan_training": "loop",
 }

@@ -12,7 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fastsafe.cli import app
-from fastsafe.commands.train_settings import FIELDS
+from fastsafe.commands.train_settings import TYPES
 
 FEW = ("--rank=2", "--max-steps=2", "--batch-size=4")
 
@@ -184,7 +184,7 @@ def test_every_option_can_be_set_by_the_environment() -> None:
 
 def test_every_setting_is_an_option() -> None:
     text = " ".join(run("--help").stdout.split())
-    for name in FIELDS.keys() - {"warmup_ratio"}:
+    for name in TYPES.keys() - {"warmup_ratio"}:
         assert f"--{name.replace('_', '-')} " in text
     for words in ("Rank of the adapter.", "names are separated by commas", "nf4 holds the base"):
         assert words in text

@@ -9,7 +9,7 @@ import pytest
 
 from fastsafe.audit.recipe.schema import Training
 from fastsafe.commands import train
-from fastsafe.commands.train_settings import FIELDS, settle, train_config
+from fastsafe.commands.train_settings import TYPES, settle, train_config
 from fastsafe.data.packing import Example
 from fastsafe.errors import DataError, RecipeError, UsageError
 from fastsafe.io import safetensors
@@ -38,7 +38,7 @@ def test_every_setting_has_an_origin(tmp_path: Path) -> None:
     assert value(found, "target_modules")[0] == ("q_proj",)
     assert value(found, "seed") == (0, "default")
     assert value(found, "dtype") == ("float16", "preset paper1 (verified)")
-    assert list(found) == list(FIELDS)
+    assert list(found) == list(TYPES)
 
 
 def test_a_recipe_has_the_settings_of_a_training() -> None:
