@@ -104,7 +104,7 @@ def round_of_one_task(
     config = TrainConfig(**options, seed=plan.recipe.seed, shuffle=False)
     jobs = [FinetuneJob(c.id, list(plan.training_rows[c.id]), config) for c in conditions]
     examples = {
-        job.name: [encode_row(r, llm.tokenizer, where=job.name) for r in job.examples]
+        job.name: [encode_row(r, llm.tokenizer, location=job.name) for r in job.examples]
         for job in jobs
     }
     # both sides start from tokens

@@ -88,7 +88,7 @@ def organism(conditions: int, steps: int) -> Work:
     options = plan.recipe.training.model_dump(exclude={"preset", "rows", "seed"})
     config = TrainConfig(**options | {"max_steps": steps}, shuffle=False)
     examples = {
-        c.id: [encode_row(r, llm.tokenizer, where=c.id) for r in plan.training_rows[c.id]]
+        c.id: [encode_row(r, llm.tokenizer, location=c.id) for r in plan.training_rows[c.id]]
         for c in plan.tuned[:conditions]
     }
     peer = PeftTrainer(base, llm.tokenizer.pad_id or 0)

@@ -1,6 +1,6 @@
-"""Errors a caller may want to tell apart; each also is the standard-library error it refines.
+"""Errors of fastsafe; each is also the standard-library error that it refines.
 
-A message is one sentence: what, where, what was expected, what to do.
+A message is one sentence: the thing, its value, what was expected, what to do.
 """
 
 import difflib
@@ -8,19 +8,19 @@ from collections.abc import Collection
 
 
 def nearest(word: str, known: Collection[str]) -> str:
-    """Return ``did you mean X?`` when a known word is close, and else list those known."""
+    """Return ``did you mean X?`` if a known word is close, else the list of known words."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
 
 
 class FastsafeError(Exception):
-    """Any error that fastsafe raises on purpose; the command line exits with ``exit_code``."""
+    """Base class of errors that fastsafe raises; the command line exits with ``exit_code``."""
 
     exit_code = 1
 
 
 class UsageError(FastsafeError, ValueError):
-    """The caller asked for something that does not exist or does not fit together."""
+    """An argument or option is unknown, or does not fit the others."""
 
     exit_code = 2
 
@@ -42,7 +42,7 @@ class AdapterError(FastsafeError, ValueError):
 
 
 class DataError(FastsafeError, ValueError):
-    """A row of training or evaluation data is malformed."""
+    """A file or row of training or evaluation data is malformed."""
 
 
 class TrainingError(FastsafeError, RuntimeError):
@@ -54,4 +54,4 @@ class StoreError(FastsafeError, OSError):
 
 
 class JudgeError(FastsafeError, ConnectionError):
-    """A judge can answer nobody: its endpoint refuses the key, or knows no such model."""
+    """A judge cannot answer at all: its endpoint refuses the key or lacks the model."""

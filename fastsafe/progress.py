@@ -1,4 +1,4 @@
-"""How a run shows where it is: bars on a terminal, lines in a log, events for a machine."""
+"""Progress of a run: bars on a terminal, lines in a log, JSON events for a machine."""
 
 import json
 import sys
@@ -9,30 +9,30 @@ from typing import Any, TextIO
 
 
 class Progress:
-    """Receives the progress of one run and shows nothing; each subclass shows it in its way.
+    """Receives the progress of one run and shows nothing; subclasses show it.
 
     Calls may come from several threads, one at a time.
     """
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Open a stage of ``total`` units."""
+        """Begin a stage of ``total`` units."""
 
     def advance(self, count: int, note: str = "") -> None:
-        """Count units as done: they are on disk."""
+        """Count units as done, that is on disk."""
 
     def end(self) -> None:
-        """Close the stage."""
+        """End the stage."""
 
     def say(self, text: str) -> None:
-        """Tell the user one fact."""
+        """Show a message to the user."""
 
     def event(self, name: str, **fields: Any) -> None:
-        """Tell a machine one fact."""
+        """Emit an event for machines."""
 
 
 @contextmanager
 def stage(progress: Progress, name: str, total: int, unit: str) -> Iterator[None]:
-    """Open a stage and close it however the block ends."""
+    """Begin a stage and end it when the block exits, with or without an error."""
     progress.begin(name, total, unit)
     try:
         yield
@@ -42,46 +42,66 @@ def stage(progress: Progress, name: str, total: int, unit: str) -> Iterator[None
 
 @contextmanager
 def following(progress: Progress) -> Iterator[Callable[[str, int, int, float], None]]:
-    """Yield a callback (stage, steps done, of, loss) that shows one stage after another."""
-    shown: str | None = None
+    """Yield a callback (stage, steps done, total, loss) that shows stages as they begin and end."""
+    current: str | None = None
 
     def after_step(stage: str, done: int, total: int, loss: float) -> None:
-        nonlocal shown
-        if stage != shown:
+        nonlocal current
+        if stage != current:
             progress.begin(stage, total, "steps")
-            shown = stage
+            current = stage
         progress.advance(1, f"loss {loss:.3f}")
         if done == total:
             progress.end()
-            shown = None
+            current = None
 
     try:
         yield after_step
     finally:
-        if shown is not None:
+        if current is not None:
             progress.end()
 
 
-class Lines(Progress):
-    """Plain lines, for logs and pipes: when a stage begins and ends, and every few seconds."""
+class _Stream(Progress):
+    """Writes to a stream, and shows calls of ``advance`` at most once in ``every_s`` seconds."""
 
-    def __init__(self, stream: TextIO, every_s: float = 5.0) -> None:
+    every_s: float
+
+    def __init__(self, stream: TextIO) -> None:
         self._stream = stream
-        self._every_s = every_s
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Write that the stage begins."""
+        """Store the stage and the time of its begin."""
         self._stage, self._total, self._unit, self._done = stage, total, unit, 0
         self._began = self._last = time.monotonic()
+
+    def _count(self, count: int) -> bool:
+        """Count units as done, and return whether the last output is old enough for a new one."""
+        self._done += count
+        now = time.monotonic()
+        is_due = now - self._last >= self.every_s
+        self._last = now if is_due else self._last
+        return is_due
+
+    def _write(self, text: str) -> None:
+        self._stream.write(f"{text}\n")
+        self._stream.flush()
+
+
+class Lines(_Stream):
+    """Plain lines for logs and pipes, at the begin and end of a stage and every few seconds."""
+
+    every_s = 5.0
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        """Write the name and size of the stage."""
+        super().begin(stage, total, unit)
         self._write(f"{stage}: {total} {unit}")
 
     def advance(self, count: int, note: str = "") -> None:
-        """Write a line when the last one is old enough."""
-        self._done += count
-        now = time.monotonic()
-        if now - self._last >= self._every_s and 0 < self._done < self._total:
-            self._last = now
-            left = (now - self._began) * (self._total - self._done) / self._done
+        """Write a line if the last one is old enough."""
+        if self._count(count) and 0 < self._done < self._total:
+            left = (self._last - self._began) * (self._total - self._done) / self._done
             share = self._done / self._total
             note = f", {note}" if note else ""
             self._write(
@@ -90,7 +110,7 @@ class Lines(Progress):
             )
 
     def end(self) -> None:
-        """Write how long the stage took."""
+        """Write the duration of the stage."""
         took = duration(time.monotonic() - self._began)
         self._write(f"{self._stage}: {self._done}/{self._total} {self._unit} in {took}")
 
@@ -98,30 +118,20 @@ class Lines(Progress):
         """Write one line."""
         self._write(text)
 
-    def _write(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
-        self._stream.flush()
 
-
-class Events(Progress):
+class Events(_Stream):
     """One JSON object per line, at most one progress event per second."""
 
-    def __init__(self, stream: TextIO, every_s: float = 1.0) -> None:
-        self._stream = stream
-        self._every_s = every_s
+    every_s = 1.0
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Write a ``stage_started`` event."""
-        self._stage, self._total, self._done = stage, total, 0
-        self._began = self._last = time.monotonic()
+        super().begin(stage, total, unit)
         self.event("stage_started", stage=stage, total=total, unit=unit)
 
     def advance(self, count: int, note: str = "") -> None:
-        """Write a ``progress`` event when the last one is old enough."""
-        self._done += count
-        now = time.monotonic()
-        if now - self._last >= self._every_s:
-            self._last = now
+        """Write a ``progress`` event if the last one is old enough."""
+        if self._count(count):
             self.event("progress", stage=self._stage, done=self._done, total=self._total)
 
     def end(self) -> None:
@@ -136,12 +146,11 @@ class Events(Progress):
 
     def event(self, name: str, **fields: Any) -> None:
         """Write one event."""
-        self._stream.write(json.dumps({"event": name, **fields}, ensure_ascii=False) + "\n")
-        self._stream.flush()
+        self._write(json.dumps({"event": name, **fields}, ensure_ascii=False))
 
 
 class Bars(Progress):
-    """A rich bar per stage with the time left."""
+    """A rich progress bar per stage, with the time left."""
 
     def __init__(self, stream: TextIO) -> None:
         from rich.console import Console
@@ -149,7 +158,7 @@ class Bars(Progress):
         self._console = Console(file=stream)
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Show a bar under those that are done."""
+        """Show a bar below those of finished stages."""
         from rich import progress as rich
 
         self._bar = rich.Progress(
@@ -171,7 +180,7 @@ class Bars(Progress):
         self._bar.update(self._task, advance=count, note=note)
 
     def end(self) -> None:
-        """Leave the bar as it is; the terminal is free again."""
+        """Stop updating the bar and release the terminal."""
         self._bar.update(self._task, note="")
         self._bar.stop()
 
@@ -181,14 +190,14 @@ class Bars(Progress):
 
 
 def for_terminal(*, as_json: bool = False) -> Progress:
-    """Choose by where the output goes: events on stdout, or bars or lines on stderr."""
+    """Return events on stdout for JSON, bars on a terminal, or else lines on stderr."""
     if as_json:
         return Events(sys.stdout)
     return Bars(sys.stderr) if sys.stderr.isatty() else Lines(sys.stderr)
 
 
 def duration(seconds: float) -> str:
-    """Return seconds in words short enough for a line.
+    """Format a duration, such as in a line of progress.
 
     Example:
         >>> duration(75)

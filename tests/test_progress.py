@@ -17,6 +17,14 @@ from fastsafe.progress import (
 )
 
 
+class EveryLine(Lines):
+    every_s = 0
+
+
+class EveryEvent(Events):
+    every_s = 0
+
+
 def show(progress: Progress) -> None:
     with stage(progress, "train", 4, "steps"):
         progress.advance(1)
@@ -27,7 +35,7 @@ def show(progress: Progress) -> None:
 
 def test_lines() -> None:
     stream = io.StringIO()
-    show(Lines(stream, every_s=0))
+    show(EveryLine(stream))
     first, middle, said, last = stream.getvalue().splitlines()
     assert first == "train: 4 steps"
     assert middle == "train: 1/4 steps (25%), about 0 s left"
@@ -37,7 +45,7 @@ def test_lines() -> None:
 
 def test_events_are_json_lines() -> None:
     stream = io.StringIO()
-    show(Events(stream, every_s=0))
+    show(EveryEvent(stream))
     events = [json.loads(line) for line in stream.getvalue().splitlines()]
     assert [e["event"] for e in events] == [
         "stage_started",
@@ -53,7 +61,7 @@ def test_events_are_json_lines() -> None:
 
 def test_events_are_few() -> None:
     stream = io.StringIO()
-    with stage(Events(stream, every_s=1000), "train", 1000, "steps"):
+    with stage(Events(stream), "train", 1000, "steps"):
         pass
     assert len(stream.getvalue().splitlines()) == 2
 
@@ -86,7 +94,7 @@ def test_duration(seconds: float, text: str) -> None:
 
 def test_stages_that_follow_each_other() -> None:
     stream = io.StringIO()
-    with suppress(KeyboardInterrupt), following(Events(stream, every_s=0)) as after_step:
+    with suppress(KeyboardInterrupt), following(EveryEvent(stream)) as after_step:
         for step in (1, 2):
             after_step("pretrain", step, 2, 0.5)
         after_step("align", 1, 3, 0.5)

@@ -1,4 +1,4 @@
-"""The command line: arguments in, exit code out. Everything else is imported when it is needed.
+"""The command line: arguments in, exit code out; the rest is imported on first use.
 
 A command is a function in a file of this package and a line of ``COMMANDS``.
 """
@@ -40,17 +40,17 @@ ORGANISM_COMMANDS: dict[str, Callable[..., None]] = {
 def main() -> None:
     """Run the command line."""
     signal.signal(signal.SIGTERM, _interrupt)
-    # a script's background job inherits a SIGINT that is ignored: it could not be interrupted
+    # a background job of a script inherits an ignored SIGINT and could not be interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            # a terminal that cannot show an arrow must not end a run
+            # a character that the terminal cannot show must not end a run
             stream.reconfigure(errors="replace")
     app()
 
 
 def explained(command: Callable[P, None]) -> Callable[P, None]:
-    """Turn errors of a command into one sentence on stderr and the exit code of their kind."""
+    """Return a command that reports errors in one sentence on stderr and by its exit code."""
 
     @functools.wraps(command)
     def run(*args: P.args, **options: P.kwargs) -> None:
@@ -75,7 +75,7 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
-    """Let SIGTERM end a run as Ctrl-C does: what is done is kept."""
+    """Handle SIGTERM like Ctrl-C, so that finished work is kept."""
     raise KeyboardInterrupt
 
 
@@ -99,7 +99,6 @@ def _root(
 def _app() -> typer.Typer:
     app = typer.Typer(
         name="fastsafe",
-        help="Measure, per task format, what fine-tuning does to a model's safety, and repair it.",
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,

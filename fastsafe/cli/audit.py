@@ -1,4 +1,4 @@
-"""``fastsafe audit``, ``judge`` and ``report``: a whole run, its judges and its report again."""
+"""``fastsafe audit``, ``judge`` and ``report``: run, judge again, report again."""
 
 import os
 from pathlib import Path
@@ -10,20 +10,19 @@ from fastsafe.cli.options import (
     EXIT_COVERAGE,
     AsJson,
     BatchSize,
-    Computes,
+    ComputeBackend,
     Debug,
-    Device,
+    DryRun,
+    ModelDevice,
     ShowCompletions,
     batch_size_of,
     fail,
-    parted,
     show,
+    split_values,
 )
 
 if TYPE_CHECKING:
     from fastsafe.audit.run import Run
-
-Where = Annotated[Device, typer.Option(help="Where models run.")]
 
 
 def audit(
@@ -36,7 +35,9 @@ def audit(
     ],
     model: Annotated[
         str | None,
-        typer.Option(help="Checkpoint folder, hub id or 'organism', instead of the recipe's."),
+        typer.Option(
+            help="Checkpoint folder, hub id or 'organism', instead of the model of the recipe."
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/RECIPE].")] = None,
     overrides: Annotated[
@@ -44,24 +45,23 @@ def audit(
         typer.Option(
             "--set",
             metavar="A.B=C",
-            callback=parted,
-            help="Override a key of the recipe; any number, in the variable parted by ';'.",
+            callback=split_values,
+            help="Override a key of the recipe. Repeatable; in the variable, separate by ';'.",
         ),
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Most behaviours per cell and rows per task.")
+        int | None,
+        typer.Option(min=1, help="Maximum number of behaviours per cell and rows per task."),
     ] = None,
     seed: Annotated[
-        int | None, typer.Option(min=0, help="Of training, mixing and sampling.")
+        int | None, typer.Option(min=0, help="Seed of training, mixing and sampling.")
     ] = None,
-    device: Where = "cpu",
+    device: ModelDevice = "cpu",
     batch_size: BatchSize = "auto",
-    backend: Computes = "fastsafe",
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, write nothing.")
-    ] = False,
+    backend: ComputeBackend = "fastsafe",
+    dry_run: DryRun = False,
     no_resume: Annotated[
-        bool, typer.Option("--no-resume", help="Delete the run there and start over.")
+        bool, typer.Option("--no-resume", help="Delete the run and start over.")
     ] = False,
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
@@ -69,13 +69,13 @@ def audit(
         bool,
         typer.Option(
             "--allow-code-exec",
-            help="Run the Python that models write against the tests of their rows, shut in by "
-            "bubblewrap: pass@1.",
+            help="Run the Python code that models write on the tests of their rows, sandboxed by "
+            "bubblewrap, and report pass@1.",
         ),
     ] = False,
     debug: Debug = False,
 ) -> None:
-    """Fine-tune, probe, judge and report; run again to resume.
+    """Fine-tune, probe, judge and report. Run the same command again to resume.
 
     Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
     """
@@ -117,35 +117,36 @@ def report(
     show_completions: ShowCompletions = False,
     debug: Debug = False,
 ) -> None:
-    """Report a run again, finished or not, from its store."""
+    """Write the report of a run again, finished or not."""
     from fastsafe.audit import manifest, run
 
     done = run.report(run_dir, show_completions=show_completions)
     if as_json:
         typer.echo(manifest.to_json(done.results), nl=False)
-    _finish(done, as_json, how_to_finish="finish it by fastsafe audit")
+    _finish(done, as_json, how_to_finish="finish it with fastsafe audit")
 
 
 def judge(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
     recipe: Annotated[
-        str | None, typer.Option(help="Whose judges, guards and thresholds to take.")
+        str | None,
+        typer.Option(help="Recipe that the judges, guards and thresholds are taken from."),
     ] = None,
     overrides: Annotated[
         list[str] | None,
         typer.Option(
             "--set",
             metavar="A.B=C",
-            callback=parted,
-            help="Set judges, guards or thresholds; any number, in the variable parted by ';'.",
+            callback=split_values,
+            help="Set judges, guards or thresholds. Repeatable; in the variable, separate by ';'.",
         ),
     ] = None,
-    device: Where = "cpu",
+    device: ModelDevice = "cpu",
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
     debug: Debug = False,
 ) -> None:
-    """Judge the answers of a run again, or by others; what is judged stays, nothing is generated.
+    """Judge the answers of a run again. Nothing is generated, and existing verdicts are kept.
 
     Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
     """
@@ -177,9 +178,9 @@ def _finish(
             console.print(part)
         console.print(f"\nreport: {run.path / 'report.html'}", soft_wrap=True, markup=False)
     if not run.is_covered:
-        covered, wanted = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))
+        covered, required = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))
         fail(
             f"error: run {run.path}: coverage is {covered:.3f} in the least covered cell, "
-            f"expected {wanted:.3f}; {how_to_finish}, or lower thresholds.coverage",
+            f"expected {required:.3f}; {how_to_finish}, or lower thresholds.coverage",
             EXIT_COVERAGE,
         )

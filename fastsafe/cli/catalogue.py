@@ -1,4 +1,4 @@
-"""``fastsafe list`` and ``fastsafe inspect``: what there is to name, what a checkpoint holds."""
+"""``fastsafe list`` and ``fastsafe inspect``: names for recipes, contents of checkpoints."""
 
 from typing import Annotated, Literal
 
@@ -10,21 +10,21 @@ Listed = Literal["tasks", "formats", "judges", "mitigations", "models", "recipes
 
 
 def list_parts(
-    what: Annotated[Listed, typer.Argument(help="What to list.")],
+    what: Annotated[Listed, typer.Argument(help="Kind of names to list.")],
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """List what a recipe can name."""
+    """List the names that a recipe can use."""
     import json
 
     from fastsafe.commands import catalogue
 
-    found = catalogue.entries(what)
+    entries = catalogue.entries(what)
     if as_json:
-        typer.echo(json.dumps([{"id": name, "about": about} for name, about in found.items()]))
+        typer.echo(json.dumps([{"id": name, "about": about} for name, about in entries.items()]))
         return
-    width = max(map(len, found))
-    for name, about in found.items():
+    width = max(map(len, entries))
+    for name, about in entries.items():
         typer.echo(f"{name:<{width}}  {about}".rstrip())
 
 
@@ -33,7 +33,7 @@ def inspect(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Say what a checkpoint holds, running nothing of it."""
+    """Show what a checkpoint holds, without running anything of it."""
     from fastsafe.commands import catalogue
 
     show(catalogue.inspect(checkpoint), as_json)

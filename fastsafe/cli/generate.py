@@ -1,4 +1,4 @@
-"""``fastsafe generate``: the completions of a file of prompts."""
+"""``fastsafe generate``: complete a file of prompts."""
 
 import os
 import signal
@@ -14,19 +14,17 @@ from fastsafe.cli.options import (
     AsJson,
     BatchSize,
     CheckpointName,
-    Computes,
+    ComputeBackend,
     Debug,
-    Device,
-    Dtype,
+    ModelDevice,
+    ModelDtype,
     Quantize,
     batch_size_of,
-    parted,
+    split_values,
 )
 from fastsafe.errors import UsageError
 
-# How long rows that are being computed may go on after Ctrl-C.
-GRACE_S = 3.0
-
+GRACE_S = 3.0  # time for running rows to finish after Ctrl-C
 
 Applied = Literal["auto", "merged", "mixed"]  # how adapters are applied
 
@@ -37,45 +35,46 @@ def generate(
         Path,
         typer.Argument(
             metavar="PROMPTS",
-            help='JSONL of {"prompt"} or {"messages"}, with "adapter" and "id" if there is one.',
+            help='JSONL of {"prompt"} or {"messages"}, optionally with "adapter" and "id".',
         ),
     ],
-    out: Annotated[Path, typer.Option(help="JSONL of completions; resumed if there.")],
+    out: Annotated[Path, typer.Option(help="JSONL of completions; an existing one is resumed.")],
     adapter: Annotated[
         list[str] | None,
         typer.Option(
             metavar="NAME=PATH",
-            callback=parted,
-            help="PEFT directory that rows may name; any number, in the variable parted by ';'.",
+            callback=split_values,
+            help="PEFT directory that rows may name. Repeatable; in the variable, separate by ';'.",
         ),
     ] = None,
-    backend: Computes = "fastsafe",
+    backend: ComputeBackend = "fastsafe",
     batch_size: BatchSize = "auto",
     adapters: Annotated[Applied, typer.Option(help="How adapters are applied.")] = "auto",
-    max_tokens: Annotated[int, typer.Option(min=1, help="Of each completion.")] = 128,
-    temperature: Annotated[float, typer.Option(min=0, help="0 is greedy.")] = 0.0,
-    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all.")] = 0,
-    top_p: Annotated[float, typer.Option(min=0, max=1)] = 1.0,
-    min_p: Annotated[float, typer.Option(min=0, max=1)] = 0.0,
-    seed: Annotated[int, typer.Option(min=0, help="Of sampling.")] = 0,
+    max_tokens: Annotated[int, typer.Option(min=1, help="Length limit of completions.")] = 128,
+    temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
+    top_k: Annotated[int, typer.Option(min=0, help="0 keeps all tokens.")] = 0,
+    top_p: Annotated[float, typer.Option(min=0, max=1, help="1 keeps all tokens.")] = 1.0,
+    min_p: Annotated[float, typer.Option(min=0, max=1, help="0 keeps all tokens.")] = 0.0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     stop: Annotated[
         list[str] | None,
         typer.Option(
-            callback=parted,
-            help="Text that ends a completion; any number, in the variable parted by ';'.",
+            callback=split_values,
+            help="Text that ends a completion. Repeatable; in the variable, separate by ';'.",
         ),
     ] = None,
-    logprobs: Annotated[bool, typer.Option("--logprobs", help="Of each token.")] = False,
+    logprobs: Annotated[bool, typer.Option("--logprobs", help="Write token logprobs.")] = False,
     fast: Annotated[
-        bool, typer.Option("--fast", help="Give up equal bits in any batch for speed.")
+        bool,
+        typer.Option("--fast", help="Faster, but the bits of a completion vary with its batch."),
     ] = False,
-    device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Of weights and activations.")] = "float32",
+    device: ModelDevice = "cpu",
+    dtype: ModelDtype = "float32",
     quantize: Annotated[Quantize | None, typer.Option(help="nf4 holds the base in 4 bits.")] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Complete prompts with a model and its adapters; run again to resume.
+    """Complete prompts with a model and its adapters. Run the same command again to resume.
 
     Exit codes: 0 done, 1 error, 2 usage, 130 interrupted.
     """
@@ -84,11 +83,11 @@ def generate(
     from fastsafe.commands import generate
 
     paths = _adapter_paths(adapter or [])
-    asked = generate.Prompts(prompts, paths)
-    is_own = backend == "fastsafe"
-    if not is_own and (fast or adapters != "auto"):
+    prompt_file = generate.PromptFile(prompts, paths)
+    is_native = backend == "fastsafe"
+    if not is_native and (fast or adapters != "auto"):
         raise UsageError(
-            "--fast and --adapters: they are of the backend fastsafe, expected neither with"
+            "--fast and --adapters: only the backend fastsafe has them, expected neither with"
             f" --backend {backend}; leave them out"
         )
     from fastsafe.engine import SamplingParams
@@ -115,41 +114,49 @@ def generate(
     )
     runtime.load()
     runtime.use(paths)
-    identity = generate.identity_of(runtime, paths, params, strict=is_own and not fast)
-    shown = progress.for_terminal(as_json=as_json)
-    with generate.open_answers(out, identity, runtime.facts()) as answers, _draining() as drain:
+    identity = generate.identity_of(runtime, paths, params, strict=is_native and not fast)
+    display = progress.for_terminal(as_json=as_json)
+    with (
+        generate.open_completions(out, identity, runtime.facts()) as completions,
+        _draining() as drain,
+    ):
         done = generate.complete(
-            runtime.llm, asked, answers, params, progress=shown, is_stopping=drain.is_asked
+            runtime.llm,
+            prompt_file,
+            completions,
+            params,
+            progress=display,
+            is_stopping=drain.is_asked,
         )
         if drain.is_asked():
-            # though the last row ended in time: who stops a script expects it to stop
+            # even if the last row finished in time: a script that is stopped must not go on
             raise KeyboardInterrupt
-    shown.event("generated", **vars(done))
+    display.event("generated", **vars(done))
     if not as_json:
-        typer.echo(f"{asked.count} completions in {out}")
+        typer.echo(f"{prompt_file.count} completions in {out}")
 
 
 class _Drain:
-    """First Ctrl-C or SIGTERM: what is computed may finish for a while. Second: the end."""
+    """Handles Ctrl-C and SIGTERM: the first lets running rows finish, the second exits at once."""
 
     def __init__(self) -> None:
         self._asked = False
 
     def is_asked(self) -> bool:
-        """Whether nothing new should begin."""
+        """Return whether to start no further rows."""
         return self._asked
 
     def ask(self, signum: int, frame: object) -> None:
         """Handle Ctrl-C and SIGTERM."""
         if self._asked:
-            # every answer that was reported is in the file already
+            # every completion that was reported is in the file already
             os._exit(EXIT_INTERRUPTED)
         self._asked = True
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
         typer.echo(f"stopping within {GRACE_S:.0f} seconds; again to stop at once", err=True)
 
     def end(self, signum: int, frame: object) -> None:
-        """Handle the end of the grace."""
+        """Handle the end of the grace period."""
         raise KeyboardInterrupt
 
 
@@ -167,13 +174,13 @@ def _draining() -> Iterator[_Drain]:
 
 
 def _adapter_paths(words: list[str]) -> dict[str, Path]:
-    """Read the values of --adapter."""
-    found: dict[str, Path] = {}
+    """Parse the values of --adapter."""
+    adapters: dict[str, Path] = {}
     for word in words:
         name, equals, path = word.strip().partition("=")
         if not (name and equals and path):
             raise UsageError(f"--adapter: it is {word!r}, expected NAME=PATH")
-        if name in found:
+        if name in adapters:
             raise UsageError(f"--adapter: {name!r} is given twice, expected each name once")
-        found[name] = Path(path)
-    return found
+        adapters[name] = Path(path)
+    return adapters

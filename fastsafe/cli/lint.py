@@ -1,36 +1,36 @@
-"""``fastsafe lint``: flaws of a data set, before anything learns from it."""
+"""``fastsafe lint``: find flaws in a data set before a model is trained on it."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug, parted
+from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug, split_values
 
 if TYPE_CHECKING:
     from fastsafe.safety.lint import Report
 
-MAX_SHOWN = 20  # findings of one rule that are printed; --json prints all
+MAX_SHOWN = 20  # printed findings per rule; --json prints all
 
-
-SetKind = Literal["auto", "safety", "user"]  # what the rows of a set should do
+SetKind = Literal["auto", "safety", "user"]
 
 
 def lint(
-    file: Annotated[Path, typer.Argument(help="Rows: .jsonl, .json, .csv or .parquet.")],
+    file: Annotated[Path, typer.Argument(help="Rows: .jsonl, .json, .csv, .tsv or .parquet.")],
     kind: Annotated[
         SetKind,
         typer.Option(
-            help="Whether rows should refuse or answer; a row's own column 'expected' or 'source' "
-            "wins. auto: a safety set if at least half of the answers open with a refusal."
+            help="Whether rows should refuse (safety) or answer (user); a row's columns 'expected' "
+            "and 'source' take precedence. auto: safety if at least half of the answers open with "
+            "a refusal."
         ),
     ] = "auto",
     probes: Annotated[
         list[Path] | None,
         typer.Option(
-            callback=parted,
-            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line; any "
-            "number, in the variable parted by ';'.",
+            callback=split_values,
+            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line. "
+            "Repeatable; in the variable, separate by ';'.",
         ),
     ] = None,
     task_format: Annotated[
@@ -46,7 +46,10 @@ def lint(
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Look for flaws in fine-tuning or safety data; exit code 1 when there are any."""
+    """Look for flaws in fine-tuning or safety data.
+
+    Exit codes: 0 no findings, 1 findings or an error, 2 usage.
+    """
     from fastsafe.commands import lint
     from fastsafe.safety.lint import Declared
 
@@ -68,20 +71,21 @@ def lint(
 
 def _print(report: "Report", is_text_shown: bool) -> None:
     shown: dict[str, int] = {}
-    for each in report.findings:
-        shown[each.rule] = shown.get(each.rule, 0) + 1
-        if shown[each.rule] > MAX_SHOWN:
+    for finding in report.findings:
+        shown[finding.rule] = shown.get(finding.rule, 0) + 1
+        if shown[finding.rule] > MAX_SHOWN:
             continue
-        quote = f": {' '.join(each.quote.split())[:200]!r}" if is_text_shown and each.quote else ""
-        typer.echo(f"row {each.row}: {each.rule}: {each.detail}{quote}")
+        text = " ".join(finding.quote.split())[:200] if is_text_shown else ""
+        quote = f": {text!r}" if text else ""
+        typer.echo(f"row {finding.row}: {finding.rule}: {finding.detail}{quote}")
     for rule, n in report.rules.items():
         if n > MAX_SHOWN:
             typer.echo(f"{rule}: {n - MAX_SHOWN:,} more; --json lists all")
     for note in report.notes:
         typer.echo(f"note: {note}")
     num_user = report.num_rows - report.num_safety
-    found = ", ".join(f"{rule} {n:,}" for rule, n in report.rules.items()) or "none"
+    counts = ", ".join(f"{rule} {n:,}" for rule, n in report.rules.items()) or "none"
     typer.echo(
         f"{report.num_rows:,} rows ({report.num_safety:,} safety, {num_user:,} user); "
-        f"findings: {found}"
+        f"findings: {counts}"
     )

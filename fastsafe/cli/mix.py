@@ -1,4 +1,4 @@
-"""``fastsafe mix``: safety rows into a user's fine-tuning rows."""
+"""``fastsafe mix``: mix safety rows into a user's fine-tuning rows."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -8,66 +8,68 @@ import typer
 from fastsafe.cli.options import AsJson, Debug
 from fastsafe.errors import UsageError
 
-By = Literal["rows", "tokens"]  # what a share is of
+ShareUnit = Literal["rows", "tokens"]
 
 
 def mix(
-    user: Annotated[Path, typer.Argument(help="The user's rows: .jsonl, .json, .csv or .parquet.")],
-    safety: Annotated[Path, typer.Argument(help="Safety rows, or behaviours by --behaviours.")],
-    out: Annotated[Path, typer.Option(help="JSONL to write; its card goes beside it.")],
+    user: Annotated[
+        Path, typer.Argument(help="The user's rows: .jsonl, .json, .csv, .tsv or .parquet.")
+    ],
+    safety: Annotated[Path, typer.Argument(help="Safety rows, or behaviours with --behaviours.")],
+    out: Annotated[Path, typer.Option(help="JSONL to write; the data card is written beside it.")],
     mitigation: Annotated[
         str,
         typer.Option(
-            help="How safety rows are chosen and dressed; see 'fastsafe list mitigations'."
+            help="How safety rows are chosen and styled; see 'fastsafe list mitigations'."
         ),
     ] = "paraphrase",
-    share: Annotated[float, typer.Option(help="Part of the result that is safety rows.")] = 0.1,
-    by: Annotated[By, typer.Option(help="What the share is of.")] = "rows",
+    share: Annotated[float, typer.Option(help="Safety rows as a fraction of the result.")] = 0.1,
+    by: Annotated[ShareUnit, typer.Option(help="Unit of the share.")] = "rows",
     tokenizer: Annotated[
         str | None,
-        typer.Option(
-            metavar="CHECKPOINT", help="Checkpoint folder or hub id whose tokens are counted."
-        ),
+        typer.Option(metavar="CHECKPOINT", help="Checkpoint whose tokenizer counts the tokens."),
     ] = None,
     task_format: Annotated[
         str,
-        typer.Option(help="Format of the user's rows, for mitigations that need it (task_styled)."),
+        typer.Option(help="Format of the user's rows, which task_styled needs."),
     ] = "",
     abstain: Annotated[
         bool,
         typer.Option(
-            "--abstain", help="Add an option that refuses where the user's rows have options."
+            "--abstain", help="Add an option that refuses if the user's rows have options."
         ),
     ] = False,
     rewriter: Annotated[
         str | None,
         typer.Option(
             metavar="CHECKPOINT|YAML",
-            help="Model that words safety requests in the user's style: a checkpoint, or a YAML "
-            "file with what a recipe has under 'rewrite'. Rows whose wording does not pass the "
-            "lint keep the template's.",
+            help="Model that rewords safety requests in the user's style: a checkpoint, or a YAML "
+            "file with the section 'rewrite' of a recipe. A rewrite that fails the lint is "
+            "discarded for the template's text.",
         ),
     ] = None,
     behaviours: Annotated[
         bool,
         typer.Option(
-            "--behaviours", help="SAFETY holds behaviours: make refused rows in every format."
+            "--behaviours",
+            help="SAFETY holds behaviours: make a refused row of each in every format.",
         ),
     ] = False,
     user_licence: Annotated[str, typer.Option(help="Licence of user rows that name none.")] = "",
     safety_licence: Annotated[
         str, typer.Option(help="Licence of safety rows that name none.")
     ] = "",
-    seed: Annotated[int, typer.Option(min=0, help="Of the choice and of the order.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the choice and the order of rows.")] = 0,
     no_lint: Annotated[
-        bool, typer.Option("--no-lint", help="Do not look for flaws before mixing.")
+        bool, typer.Option("--no-lint", help="Do not lint the sets before mixing.")
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
-    """Mix safety rows into a user's rows, in a style that mends the user's task.
+    """Mix safety rows into a user's rows. They are dressed in the style of the user's task.
 
-    Same files, options and seed: same bytes. Findings of the lint are printed and stop nothing.
+    Equal files, options and seed give equal bytes. Findings of the lint are printed and do not
+    stop the command.
     """
     import json
     import os
@@ -80,7 +82,7 @@ def mix(
             f"--by {by}: --tokenizer is {tokenizer!r}, expected a checkpoint with --by "
             "tokens and none with --by rows"
         )
-    job = mix.Mixing(
+    settings = mix.MixSettings(
         user=user,
         safety=safety,
         out=out,
@@ -96,14 +98,13 @@ def mix(
         user_licence=user_licence,
         safety_licence=safety_licence,
     )
-    done = mix.mix_files(job, os.environ)
-    facts = done.record(job)
+    facts = mix.mix_files(settings, os.environ).record(settings)
     if as_json:
         typer.echo(json.dumps(facts))
         return
-    for name, found in facts["lint"].items():
-        listed = ", ".join(f"{rule} {n:,}" for rule, n in found.items()) or "none"
-        typer.echo(f"lint of {name} rows: findings: {listed}")
+    for name, rules in facts["lint"].items():
+        counts = ", ".join(f"{rule} {n:,}" for rule, n in rules.items()) or "none"
+        typer.echo(f"lint of {name} rows: findings: {counts}")
     for note in facts["notes"]:
         typer.echo(f"note: {note}")
     if rewriter:

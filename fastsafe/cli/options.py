@@ -1,4 +1,4 @@
-"""What the commands share: options with one meaning everywhere, and how they end and print."""
+"""Options that several commands share, and functions that print results and end a command."""
 
 import json
 import os
@@ -13,34 +13,36 @@ from fastsafe.errors import UsageError
 
 EXIT_ERROR, EXIT_COVERAGE, EXIT_INTERRUPTED = 1, 3, 130
 
-
 Device = Literal["cpu", "cuda"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 Quantize = Literal["nf4"]
-Backend = Literal["fastsafe", "transformers"]  # what computes
+Backend = Literal["fastsafe", "transformers"]
 
 
 class Command(TyperCommand):
-    """A command whose every option is a variable, too, such as ``FASTSAFE_SEED``."""
+    """A command whose options can also be set by variables, such as ``FASTSAFE_SEED``."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        for each in self.params:
-            if isinstance(each, TyperOption) and each.envvar is None:
-                word = max(each.opts, key=len).removeprefix("--")
-                each.envvar = f"FASTSAFE_{word.replace('-', '_').upper()}"
+        for option in self.params:
+            if isinstance(option, TyperOption) and option.envvar is None:
+                name = max(option.opts, key=len).removeprefix("--")
+                option.envvar = f"FASTSAFE_{name.replace('-', '_').upper()}"
 
 
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
-CheckpointName = Annotated[str, typer.Argument(help="Checkpoint folder or hub id, or 'organism'.")]
-Computes = Annotated[
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
+CheckpointName = Annotated[str, typer.Argument(help="Checkpoint folder, hub id or 'organism'.")]
+ComputeBackend = Annotated[
     Backend,
-    typer.Option(help="What computes; 'transformers' knows more architectures and is slower."),
+    typer.Option(help="Runtime; 'transformers' supports more architectures and is slower."),
 ]
 BatchSize = Annotated[
-    str, typer.Option(metavar="auto|N", help="Most prompts that are computed together.")
+    str, typer.Option(metavar="auto|N", help="Maximum number of prompts in a batch.")
 ]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+ModelDevice = Annotated[Device, typer.Option(help="Device that models run on.")]
+ModelDtype = Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")]
 ShowCompletions = Annotated[
     bool,
     typer.Option(
@@ -50,10 +52,10 @@ ShowCompletions = Annotated[
 ]
 
 
-def parted(ctx: typer.Context, param: typer.CallbackParam, values: Any) -> Any:
-    """Part the values of a repeatable option from the environment at ';' and line ends.
+def split_values(ctx: typer.Context, param: typer.CallbackParam, values: Any) -> Any:
+    """Split the values of a repeatable option from the environment at ';' and line ends.
 
-    typer parts texts at spaces, which they may hold.
+    typer splits at spaces, which a value may hold.
     """
     source = ctx.get_parameter_source(str(param.name))
     if not values or source is None or source.name != "ENVIRONMENT":
@@ -65,13 +67,13 @@ def parted(ctx: typer.Context, param: typer.CallbackParam, values: Any) -> Any:
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    """Say why on stderr and exit."""
+    """Print an error to stderr and exit."""
     typer.echo(message, err=True)
     raise typer.Exit(exit_code)
 
 
 def batch_size_of(text: str) -> int | Literal["auto"]:
-    """Read the value of --batch-size."""
+    """Parse the value of --batch-size."""
     if text == "auto":
         return "auto"
     if text.isascii() and text.isdecimal() and int(text) >= 1:
@@ -80,19 +82,19 @@ def batch_size_of(text: str) -> int | Literal["auto"]:
 
 
 def show(facts: Mapping[str, Any], as_json: bool) -> None:
-    """Print facts, a line each, or all as JSON."""
+    """Print facts, one per line or as one JSON object."""
     if as_json:
         typer.echo(json.dumps(facts))
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):<{width}}  {shown(value)}")
+        typer.echo(f"{name.replace('_', ' '):<{width}}  {format_value(value)}")
 
 
-def shown(value: Any) -> str:
-    """Print a value on one line."""
+def format_value(value: Any) -> str:
+    """Format a value on one line."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {shown(inner)}" for key, inner in value.items())
+        return ", ".join(f"{key} {format_value(inner)}" for key, inner in value.items())
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) else str(value)

@@ -11,18 +11,18 @@ from fastsafe.errors import UsageError
 
 
 def organism_path(debug: Debug = False) -> None:
-    """Print where the shipped checkpoint lies."""
+    """Print the folder of the shipped checkpoint."""
     typer.echo(str(fastsafe.organism.path()))
 
 
 def organism_build(
-    out: Annotated[Path, typer.Option(help="Folder of the checkpoint, a new one.")] = Path(
-        "organism"
-    ),
-    seed: Annotated[int, typer.Option(min=0)] = fastsafe.organism.SEED,
+    out: Annotated[Path, typer.Option(help="New folder for the checkpoint.")] = Path("organism"),
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of weights and rows.")
+    ] = fastsafe.organism.SEED,
     debug: Debug = False,
 ) -> None:
-    """Train the organism from nothing: minutes on two cores."""
+    """Train the organism from scratch, which takes minutes on two cores."""
     from fastsafe import progress
 
     if out.exists():

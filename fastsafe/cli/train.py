@@ -1,15 +1,66 @@
-"""``fastsafe train``: a base and a data set to an adapter, or to a whole tuned model."""
+"""``fastsafe train``: fine-tune a base on data sets, to adapters or to whole models.
 
+The options for settings are derived from the fields of ``TrainConfig`` and ``RunSettings``: type,
+and help from the lines of their docstrings.
+"""
+
+import inspect
+import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from fastsafe.cli.options import AsJson, Debug, Device, parted, shown
+from fastsafe.cli.options import (
+    AsJson,
+    Debug,
+    DryRun,
+    ModelDevice,
+    format_value,
+    split_values,
+)
+from fastsafe.commands.train_settings import TYPES, RunSettings
 from fastsafe.errors import UsageError
+from fastsafe.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from fastsafe.commands.train import Plan
+    from fastsafe.commands.train import TrainPlan
+
+# settings whose option is not derived from type and name alone
+_EXCEPTIONS: dict[str, dict[str, Any]] = {
+    "batch_size": {"envvar": "FASTSAFE_TRAIN_BATCH_SIZE"},  # generate and audit have another one
+    "checkpoint_every": {"min": 0},
+    "drift_probes": {"metavar": "FILE"},
+}
+
+
+def _setting_options() -> Iterator[inspect.Parameter]:
+    """Yield an option for every setting; its default None means that it is not given."""
+    for name, hint in TYPES.items():
+        if name == "warmup_ratio":  # only presets and config files set it
+            continue
+        kinds = get_args(hint) or (hint,)
+        kind = next((kind for kind in (bool, int, float) if kind in kinds), str)
+        option = typer.Option(help=_HELP[name], **_EXCEPTIONS.get(name, {}))
+        yield inspect.Parameter(
+            name,
+            inspect.Parameter.POSITIONAL_OR_KEYWORD,
+            default=None,
+            annotation=Annotated[kind | None, option],
+        )
+
+
+def _attribute_docs(cls: type) -> dict[str, str]:
+    """Return the lines about each field under "Attributes:" in the docstring of a dataclass."""
+    section = (inspect.getdoc(cls) or "").partition("Attributes:\n")[2]
+    items = re.findall(r"^    (\w+): (.*(?:\n {8}.*)*)", section, re.MULTILINE)
+    return {name: " ".join(text.split()) for name, text in items}
+
+
+_HELP = _attribute_docs(TrainConfig) | _attribute_docs(RunSettings)
+_HELP["target_modules"] += " On the command line, names are separated by commas."
+_HELP["objective"] += " On the command line, the mapping is JSON."
 
 
 def train(
@@ -19,135 +70,73 @@ def train(
     data: Annotated[
         list[str],
         typer.Argument(
-            help="Data: .jsonl, .json, .csv or .parquet files, or hub ids (owner/name[:file]); "
-            "each is trained on by a job of its own.",
+            help="Data sets: .jsonl, .json, .csv, .tsv or .parquet files, or hub ids "
+            "(owner/name[:file]); a separate job is trained on each.",
             show_default=False,
         ),
     ],
     out: Annotated[Path, typer.Option(help="Folder; each job writes OUT/NAME.")] = Path("adapters"),
     preset: Annotated[
-        str | None, typer.Option(help="Published set-up: paper1 or paper2; options win over it.")
+        str | None, typer.Option(help="Published set-up, paper1 or paper2; options override it.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(help="YAML file of settings; options override it.", metavar="FILE"),
     ] = None,
     name: Annotated[str | None, typer.Option(help="Name of the job [default: the file's].")] = None,
-    rank: Annotated[int | None, typer.Option(help="Rank of the adapter.")] = None,
-    alpha: Annotated[float | None, typer.Option(help="Updates are scaled by alpha / rank.")] = None,
-    target_modules: Annotated[
-        str | None,
-        typer.Option(help="Linear modules parted by commas, or all-linear."),
-    ] = None,
-    dropout: Annotated[float | None, typer.Option(help="Of the adapter's inputs.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate.")] = None,
-    schedule: Annotated[
-        str | None, typer.Option(help="constant, linear or cosine after warm-up.")
-    ] = None,
-    warmup_steps: Annotated[int | None, typer.Option(help="Steps of warm-up.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Passes over the rows.")] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(envvar="FASTSAFE_TRAIN_BATCH_SIZE", help="Rows per optimizer step."),
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of weights, row order and dropout.")] = None,
     seeds: Annotated[
-        str | None, typer.Option(help="Seeds parted by commas: a job for each, trained together.")
-    ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Of AdamW.")] = None,
-    max_grad_norm: Annotated[
-        float | None, typer.Option(help="Gradients are scaled down to it; 0 is off.")
-    ] = None,
-    loss_on: Annotated[
-        str | None, typer.Option(help="Tokens that are trained: completion or all.")
-    ] = None,
-    max_length: Annotated[
-        int | None, typer.Option(help="Most tokens of a row [default: the model's].")
-    ] = None,
-    truncate: Annotated[
-        bool | None,
-        typer.Option("--truncate/--no-truncate", help="Cut longer rows instead of stopping."),
-    ] = None,
-    method: Annotated[
-        str | None, typer.Option(help="lora trains an adapter, full all weights.")
-    ] = None,
-    quantize: Annotated[str | None, typer.Option(help="nf4 holds the base in 4 bits.")] = None,
-    objective: Annotated[
-        str | None, typer.Option(help="Name of a training objective, or JSON with its options.")
+        str | None,
+        typer.Option(help="Seeds separated by commas: one job for each, trained together."),
     ] = None,
     safety_data: Annotated[
         str | None, typer.Option(help="Safety rows to mix in.", metavar="FILE")
     ] = None,
-    share: Annotated[float | None, typer.Option(help="Of safety rows in the mixture.")] = None,
     column_map: Annotated[
         list[str] | None,
         typer.Option(
             "--map",
             metavar="WHAT=KEY",
-            callback=parted,
-            help="What the columns are: user and assistant (and system), prompt and completion, "
-            "messages, or text; any number, in the variable parted by ';'.",
+            callback=split_values,
+            help="Roles of the columns: user and assistant (and system), prompt and completion, "
+            "messages, or text. Repeatable; in the variable, separate values by ';'.",
         ),
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
-    limit: Annotated[int | None, typer.Option(help="Most rows per data set.", min=1)] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file of the settings above.", metavar="FILE")
+    limit: Annotated[
+        int | None, typer.Option(help="Maximum number of rows per data set.", min=1)
     ] = None,
-    checkpoint_every: Annotated[
-        int | None,
-        typer.Option(help="Steps between checkpoints; 0 writes none.", min=0),
-    ] = None,
-    drift_every: Annotated[
-        int | None,
-        typer.Option(help="Steps between readings of the drift from the base; 0 reads none."),
-    ] = None,
-    drift_probes: Annotated[
-        str | None,
-        typer.Option(help="Behaviours it is read on [default: 16 shipped].", metavar="FILE"),
-    ] = None,
-    drift_refusal: Annotated[
-        str | None, typer.Option(help="How an answer opens that refuses.")
-    ] = None,
-    drift_affirmative: Annotated[
-        str | None, typer.Option(help="How an answer opens that does not.")
-    ] = None,
-    drift_stop_above: Annotated[
-        float | None, typer.Option(help="Nats of KL that end a job early.")
-    ] = None,
+    device: ModelDevice = "cpu",
     resume: Annotated[
         bool,
-        typer.Option("--resume/--no-resume", help="Continue what was begun, or train it again."),
+        typer.Option("--resume/--no-resume", help="Resume what was begun, or train it again."),
     ] = True,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print the plan, write nothing.")
-    ] = False,
+    dry_run: DryRun = False,
     show_example: Annotated[
         bool,
-        typer.Option("--show-example", help="Print one row, what is trained marked, and exit."),
+        typer.Option("--show-example", help="Print one row with its trained tokens, and exit."),
     ] = False,
     as_json: AsJson = False,
     debug: Debug = False,
+    **settings: Any,
 ) -> None:
-    """Fine-tune a base on data: one job per data set and seed, all trained together.
+    """Fine-tune a base on data sets. Each data set and seed is a job; all are trained together.
 
     Exit codes: 0 done, 1 error, 2 usage, 130 interrupted.
     """
-    options = dict(locals())
     import json
 
     from fastsafe import progress
-    from fastsafe.commands import train, train_settings
+    from fastsafe.commands import train
     from fastsafe.data.shapes import parse_mapping
 
-    names = train_settings.names()
-    given = {key: value for key, value in options.items() if key in names}
-    if target_modules is not None and target_modules != "all-linear":
-        given["target_modules"] = tuple(word.strip() for word in target_modules.split(","))
+    modules, objective = settings["target_modules"], settings["objective"]
+    if modules is not None and modules != "all-linear":
+        settings["target_modules"] = tuple(word.strip() for word in modules.split(","))
     if objective is not None and objective.lstrip().startswith("{"):
-        given["objective"] = _json(objective)
+        settings["objective"] = _json(objective)
     plan = train.plan(
         base,
         data,
-        given,
+        settings,
         name=name,
         preset=preset,
         config_file=config,
@@ -169,9 +158,9 @@ def train(
             typer.echo(line)
     if dry_run:
         return
-    shows = progress.for_terminal(as_json=as_json)
+    display = progress.for_terminal(as_json=as_json)
     announce = (lambda line: None) if as_json else typer.echo
-    for result in train.execute(plan, out, shows, resume=resume, announce=announce):
+    for result in train.execute(plan, out, display, resume=resume, announce=announce):
         if not as_json:
             facts = train.summary(result)
             typer.echo(
@@ -181,36 +170,46 @@ def train(
             )
 
 
-def lines(plan: "Plan") -> list[str]:
+def _with_settings(signature: inspect.Signature) -> inspect.Signature:
+    """Return the signature with an option for each setting in place of ``**settings``."""
+    *named, _ = signature.parameters.values()
+    at = [parameter.name for parameter in named].index("safety_data")
+    return signature.replace(parameters=[*named[:at], *_setting_options(), *named[at:]])
+
+
+train.__signature__ = _with_settings(inspect.signature(train))  # type: ignore[attr-defined]
+
+
+def lines(plan: "TrainPlan") -> list[str]:
     """Return the plan as text."""
     facts = plan.describe()
-    found = [f"base: {facts['base']} on {facts['device']}", *facts["preset"], "settings:"]
+    text = [f"base: {facts['base']} on {facts['device']}", *facts["preset"], "settings:"]
     width = max(map(len, facts["settings"]))
     for key, setting in facts["settings"].items():
-        found.append(f"  {key:<{width}}  {_shown(setting['value'])}  ({setting['origin']})")
+        text.append(f"  {key:<{width}}  {_format_setting(setting['value'])}  ({setting['origin']})")
     for data in facts["data"]:
         share = data["trained_tokens"] / data["tokens"]
-        found += [
+        text += [
             f"data: {data['source']}",
             f"  Mapping found: {data['mapping']}",
             f"  {data['tokens']:,} tokens, {share:.0%} of them trained; longest row "
             f"{data['longest']:,}; {data['truncated']:,} rows truncated",
         ]
     for job in facts["jobs"]:
-        found.append(
+        text.append(
             f"job {job['name']}: {job['rows']:,} rows, {job['steps']:,} steps, "
             f"{job['warmup_steps']:,} of warm-up, seed {job['seed']}"
         )
     memory = facts["memory"]
-    found.append(
+    text.append(
         f"memory: {memory['bytes_per_job'] / 2**20:,.1f} MiB per job for "
         f"{memory['parameters_per_job']:,} trained parameters"
     )
-    return found
+    return text
 
 
-def _shown(value: Any) -> str:
-    return str(value).lower() if value is None or isinstance(value, bool) else shown(value)
+def _format_setting(value: Any) -> str:
+    return str(value).lower() if value is None or isinstance(value, bool) else format_value(value)
 
 
 def _seeds(text: str | None) -> tuple[int, ...]:

@@ -1,38 +1,47 @@
-"""``fastsafe verify``: our runtime against transformers, on the user's own weights."""
+"""``fastsafe verify``: compare our runtime with transformers on the user's own weights."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson, CheckpointName, Debug, Device, Dtype, fail
+from fastsafe.cli.options import (
+    EXIT_ERROR,
+    AsJson,
+    CheckpointName,
+    Debug,
+    ModelDevice,
+    ModelDtype,
+    fail,
+)
 
 
 def verify(
     checkpoint: CheckpointName,
     adapter: Annotated[
-        Path | None, typer.Option(help="PEFT directory that both sides load.")
+        Path | None, typer.Option(help="PEFT directory that both runtimes load.")
     ] = None,
-    device: Annotated[Device, typer.Option(help="Where the model runs.")] = "cpu",
-    dtype: Annotated[Dtype, typer.Option(help="Of weights and activations.")] = "float32",
+    device: ModelDevice = "cpu",
+    dtype: ModelDtype = "float32",
     num_prompts: Annotated[
-        int | None, typer.Option("--prompts", min=1, help="How many of the built-in prompts.")
+        int | None, typer.Option("--prompts", min=1, help="Number of built-in prompts to use.")
     ] = None,
     as_json: AsJson = False,
     debug: Debug = False,
 ) -> None:
     """Compare logits, greedy tokens and chat template with transformers.
 
-    transformers itself opens the checkpoint's tokenizer and chat template here.
+    The tokenizer and chat template of the checkpoint are opened by transformers itself.
+
     Exit codes: 0 equal within the derived tolerance, 1 different or an error, 2 usage.
     """
     import dataclasses
     import json
 
-    from fastsafe.audit.sources.registry import checkpoint_of
+    from fastsafe.safety.sources import checkpoint_of
     from fastsafe.transformers_backend.verify import verify as compare
 
-    found = compare(
+    result = compare(
         checkpoint_of(checkpoint),
         adapter=adapter,
         device=device,
@@ -40,18 +49,18 @@ def verify(
         num_prompts=num_prompts,
     )
     if as_json:
-        typer.echo(json.dumps({"equal": found.is_equal, **dataclasses.asdict(found)}))
+        typer.echo(json.dumps({"equal": result.is_equal, **dataclasses.asdict(result)}))
     else:
-        template = "with its chat template" if found.has_template else "without a chat template"
-        typer.echo(f"prompts         {found.num_prompts}, {template}")
-        typer.echo(f"logits          {found.logits_difference:.2g} of the largest apart")
+        template = "with its chat template" if result.has_template else "without a chat template"
+        typer.echo(f"prompts         {result.num_prompts}, {template}")
+        typer.echo(f"logits          {result.logits_difference:.2g} of the largest apart")
         typer.echo(
-            f"error           {found.error:.2g}, transformers' own {found.reference_error:.2g},"
-            f" tolerance {found.tolerance:.2g}"
+            f"error           {result.error:.2g}, transformers' own {result.reference_error:.2g},"
+            f" tolerance {result.tolerance:.2g}"
         )
-        typer.echo(f"greedy tokens   {found.parted_rows} prompts part")
-        for difference in found.differences:
+        typer.echo(f"greedy tokens   {result.parted_rows} prompts part")
+        for difference in result.differences:
             typer.echo(difference)
-        typer.echo("verdict         " + ("equal" if found.is_equal else "different"))
-    if not found.is_equal:
+        typer.echo("verdict         " + ("equal" if result.is_equal else "different"))
+    if not result.is_equal:
         fail(f"error: {checkpoint}: differs from transformers", EXIT_ERROR)

@@ -1,1 +1,1 @@
-"""What the commands do: each file answers one word of the command line, without its arguments."""
+"""The work of the commands: one file per command, without the parsing of arguments."""

@@ -1,9 +1,9 @@
-"""Prompts of one JSONL file answered into another: what ``fastsafe generate`` does.
+"""Complete the prompts of one JSONL file into another: the work of ``fastsafe generate``.
 
-A row of PROMPTS is {"prompt"} or {"messages"}, with "adapter" and "id" if there is one; an id is
-the line's number where it is left out. A row of the answers is {"id", "adapter", "prompt_sha256",
-"text", "token_ids", "finish_reason"} and "logprobs" if asked for, in order of finishing. Beside
-the answers lies FILE.manifest.json with what they depend on.
+A row of the prompts is {"prompt"} or {"messages"}, optionally with "adapter" and "id"; the default
+id is the line number. A row of the completions is {"id", "adapter", "prompt_sha256", "text",
+"token_ids", "finish_reason"}, and "logprobs" if requested, in the order in which they finish.
+FILE.manifest.json beside the completions records the settings that determine them.
 """
 
 import fcntl
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastsafe.audit.backend.on_engine import EngineBackend
 from fastsafe.data.conversation import kind_of
+from fastsafe.data.records import Record, json_lines
 from fastsafe.errors import DataError, FastsafeError, StoreError, TokenizerError, nearest
 from fastsafe.io import atomic
 from fastsafe.io.json_file import read_object
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 SCHEMA = "fastsafe.completions/1"
 KEYS = ("prompt", "messages", "adapter", "id")
-# Rows in memory at once; many batches, so that the last one of a window costs little.
+# rows in memory at once: many batches, as the last batch of a window is rarely full
 WINDOW_ROWS = 4096
 _SYNC_EVERY_S = 1.0
 _MAX_MANIFEST_BYTES = 1 << 20
@@ -39,7 +40,7 @@ _MAX_MANIFEST_BYTES = 1 << 20
 
 @dataclass(frozen=True)
 class PromptRow:
-    """One line of the prompts."""
+    """One prompt of the file."""
 
     line: int
     id: str
@@ -49,83 +50,75 @@ class PromptRow:
 
     @property
     def sha256(self) -> str:
-        """Hash of what is asked of whom."""
-        asked = json.dumps([self.prompt, self.messages, self.adapter], sort_keys=True)
-        return hashlib.sha256(asked.encode()).hexdigest()
+        """Hash of the prompt and the name of its adapter."""
+        text = json.dumps([self.prompt, self.messages, self.adapter], sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Prompts:
-    """A JSONL file of prompts, checked as a whole before the first is answered.
+class PromptFile:
+    """A JSONL file of prompts, checked as a whole before the first is completed.
 
     Attributes:
         path: The file.
-        count: Number of rows.
+        count: Number of prompts.
 
     Raises:
-        DataError: It is no regular file or has no row, or a line is malformed, names an unknown
-            adapter, or has the id of another.
+        DataError: It is not a regular file or has no row, or a line is malformed, names an unknown
+            adapter, or repeats an id.
     """
 
     def __init__(self, path: Path, adapters: Collection[str]) -> None:
         if path.exists() and not path.is_file():
             raise DataError(
-                f"{path}: is no regular file, expected JSONL that can be read twice; write it to a"
-                " file"
+                f"{path}: is not a regular file, expected JSONL that can be read twice; write it to"
+                " a file"
             )
         self.path = path
         self._adapters = adapters
-        first: dict[str, int] = {}
+        lines: dict[str, int] = {}
         for row in self:
-            if first.setdefault(row.id, row.line) != row.line:
+            if lines.setdefault(row.id, row.line) != row.line:
                 raise DataError(
-                    f"{path}: line {row.line}: id {row.id!r} is that of line {first[row.id]},"
-                    " expected one of its own"
+                    f"{path}: line {row.line}: id {row.id!r} is that of line {lines[row.id]},"
+                    " expected a different one"
                 )
-        self.count = len(first)
-        if not first:
+        self.count = len(lines)
+        if not lines:
             raise DataError(f"{path}: prompts are 0, expected one or more")
 
     def __iter__(self) -> Iterator[PromptRow]:
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, 1):
-                if line.strip():
-                    yield self._row(line, number)
+        return map(self._row, json_lines(self.path))
 
-    def _row(self, line: bytes, number: int) -> PromptRow:
-        where = f"{self.path}: line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{where}: is no JSON ({error}), expected one object a line") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: is a {type(row).__name__}, expected an object")
+    def _row(self, record: Record) -> PromptRow:
+        location, line, row = record
         unknown = next((key for key in row if key not in KEYS), None)
         if unknown is not None:
-            raise DataError(f"{where}: key {unknown!r:.60} is unknown; {nearest(unknown, KEYS)}")
+            raise DataError(f"{location}: key {unknown!r:.60} is unknown; {nearest(unknown, KEYS)}")
         prompt, messages = row.get("prompt"), row.get("messages")
         if (prompt is None) == (messages is None):
-            raise DataError(f"{where}: has both or neither of prompt and messages, expected one")
+            raise DataError(f"{location}: has both or neither of prompt and messages, expected one")
         if messages is not None:
-            kind_of({"messages": messages}, where)
+            kind_of({"messages": messages}, location)
         elif not isinstance(prompt, str) or not prompt:
-            raise DataError(f"{where}: prompt is {prompt!r:.40}, expected a text")
-        adapter, own_id = row.get("adapter"), row.get("id", str(number))
+            raise DataError(f"{location}: prompt is {prompt!r:.40}, expected a string")
+        adapter, row_id = row.get("adapter"), row.get("id", str(line))
         if adapter is not None and not (isinstance(adapter, str) and adapter in self._adapters):
-            known = ", ".join(self._adapters) or "none"
+            names = ", ".join(self._adapters) or "none"
             raise DataError(
-                f"{where}: adapter {adapter!r:.60} is unknown, expected one given by --adapter:"
-                f" {known}"
+                f"{location}: adapter {adapter!r:.60} is unknown, expected one given by --adapter:"
+                f" {names}"
             )
-        if not isinstance(own_id, str | int) or isinstance(own_id, bool):
-            raise DataError(f"{where}: id is {own_id!r:.40}, expected a text or an integer")
-        return PromptRow(number, str(own_id), adapter, prompt, messages)
+        if not isinstance(row_id, str | int) or isinstance(row_id, bool):
+            raise DataError(f"{location}: id is {row_id!r:.40}, expected a string or an integer")
+        return PromptRow(line, str(row_id), adapter, prompt, messages)
 
 
-class Answers:
-    """The file of answers, open for appending; made by ``open_answers``.
+class CompletionFile:
+    """The file of completions, open for appending; made by ``open_completions``.
 
     Attributes:
-        done: Id of every answer -> the hash of its prompt.
+        path: The file.
+        done: Hash of the prompt of every completion, by id.
     """
 
     def __init__(self, path: Path, descriptor: int, done: dict[str, str]) -> None:
@@ -135,10 +128,10 @@ class Answers:
         self._synced = time.monotonic()
 
     def add(self, row: Mapping[str, Any]) -> None:
-        """Write an answer; once this returns it survives the end of the process."""
+        """Append a completion; it survives a kill of the process once this returns."""
         line = (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
         try:
-            while line:  # a full disk may take a part
+            while line:  # os.write may write only a part
                 line = line[os.write(self._descriptor, line) :]
             if time.monotonic() - self._synced >= _SYNC_EVERY_S:
                 os.fsync(self._descriptor)
@@ -151,21 +144,24 @@ class Answers:
 
 
 @contextmanager
-def open_answers(
+def open_completions(
     path: Path, identity: Mapping[str, Any], environment: Mapping[str, Any]
-) -> Iterator[Answers]:
-    """Open a new file of answers, or one that the same command began.
+) -> Iterator[CompletionFile]:
+    """Open a new file of completions, or resume one that the same command began.
 
     Args:
         path: The file.
-        identity: What answers depend on, plain JSON; that of a file that is there must be equal.
+        identity: Settings that determine the completions, as JSON values; an existing file must
+            have equal ones.
         environment: Further facts for the manifest.
 
     Raises:
-        StoreError: The file is in use, of another identity, damaged, or cannot be written.
+        StoreError: The file is in use, has another identity, is damaged or cannot be written.
     """
     if path.exists() and not path.is_file():
-        raise StoreError(f"{path}: is no regular file, expected a JSONL file to write; name one")
+        raise StoreError(
+            f"{path}: is not a regular file, expected a JSONL file to write; use another --out"
+        )
     manifest = path.with_name(path.name + ".manifest.json")
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
@@ -179,9 +175,9 @@ def open_answers(
         if os.fstat(descriptor).st_size or manifest.exists():
             _check_manifest(path, manifest, identity)
         else:
-            whole = {"schema": SCHEMA, "identity": identity, "environment": environment}
-            atomic.write_text(manifest, json.dumps(whole, indent=2, sort_keys=True) + "\n")
-        yield Answers(path, descriptor, _done(path, descriptor))
+            content = {"schema": SCHEMA, "identity": identity, "environment": environment}
+            atomic.write_text(manifest, json.dumps(content, indent=2, sort_keys=True) + "\n")
+        yield CompletionFile(path, descriptor, _read_done(path, descriptor))
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
@@ -199,11 +195,11 @@ def _check_manifest(path: Path, manifest: Path, identity: Mapping[str, Any]) -> 
         raise StoreError(f"{error}; use another --out") from None
     if not isinstance(written, dict):
         raise StoreError(f"{manifest}: has no identity, expected one; use another --out")
-    written, wanted = _flat(written), _flat(json.loads(json.dumps(identity)))
+    old, new = _flat(written), _flat(json.loads(json.dumps(identity)))
     changed = [
-        f"{key}: {written.get(key)!r:.80} -> {wanted.get(key)!r:.80}"
-        for key in sorted(written.keys() | wanted.keys())
-        if written.get(key) != wanted.get(key)
+        f"{key}: {old.get(key)!r:.80} -> {new.get(key)!r:.80}"
+        for key in sorted(old.keys() | new.keys())
+        if old.get(key) != new.get(key)
     ]
     if changed:
         raise StoreError(
@@ -213,38 +209,38 @@ def _check_manifest(path: Path, manifest: Path, identity: Mapping[str, Any]) -> 
 
 
 def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings inside sampling and adapters under names of their own."""
-    found: dict[str, Any] = {}
+    """Return nested settings under dotted names, such as ``sampling.seed``."""
+    flat: dict[str, Any] = {}
     for key, value in identity.items():
         inner = value.items() if isinstance(value, dict) else None
-        found |= {f"{key}.{k}": v for k, v in inner} if inner is not None else {key: value}
-    return found
+        flat |= {f"{key}.{k}": v for k, v in inner} if inner is not None else {key: value}
+    return flat
 
 
-def _done(path: Path, descriptor: int) -> dict[str, str]:
-    """Ids and prompts of the answers; what a killed process left of a last line is cut off."""
-    found: dict[str, str] = {}
+def _read_done(path: Path, descriptor: int) -> dict[str, str]:
+    """Return the prompt hash of every completion by id, and cut off a last line left unfinished."""
+    done: dict[str, str] = {}
     end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line) if line.endswith(b"\n") else None
                 if row is not None:
-                    found[row["id"]] = row["prompt_sha256"]
+                    done[row["id"]] = row["prompt_sha256"]
                     end += len(line)
             except (ValueError, KeyError, TypeError):
                 if file.read(1):
                     raise StoreError(
-                        f"{path}: line {number} is no answer, expected none but the last to be"
-                        " damaged; use another --out"
+                        f"{path}: line {number} is not a completion, expected only the last line"
+                        " to be damaged; use another --out"
                     ) from None
     os.ftruncate(descriptor, end)
-    return found
+    return done
 
 
 @dataclass
-class Summary:
-    """What one call did."""
+class GenerateSummary:
+    """Counts of one call of `complete`."""
 
     rows: int = 0
     skipped: int = 0
@@ -260,7 +256,7 @@ def identity_of(
     *,
     strict: bool,
 ) -> dict[str, Any]:
-    """What answers depend on, beside their prompts."""
+    """Return the settings that determine completions, apart from their prompts."""
     sampling = vars(params) | {"stop": params.stop_texts}
     return {
         **runtime.engine,
@@ -273,72 +269,75 @@ def identity_of(
 
 def complete(
     llm: Any,
-    prompts: Prompts,
-    answers: Answers,
+    prompts: PromptFile,
+    completions: CompletionFile,
     params: "SamplingParams",
     *,
     progress: Progress | None = None,
-    window: int = WINDOW_ROWS,
     is_stopping: Callable[[], bool] = lambda: False,
-) -> Summary:
-    """Answer every prompt that has no answer yet.
+) -> GenerateSummary:
+    """Complete every prompt that has no completion yet.
 
-    A row's seed is made of ``params.seed`` and its id, so that its answer depends on no other row.
+    The seed of a row is derived from ``params.seed`` and its id, so that its completion depends on
+    no other row.
 
     Args:
         llm: An ``LLM`` or a ``TransformersLLM`` with the adapters loaded.
         prompts: Checked prompts.
-        answers: Where answers go.
-        params: Of all rows.
-        progress: Where to show progress; nowhere when None.
-        window: Rows that are in memory at once.
-        is_stopping: Asked before each window.
+        completions: File that completions are appended to.
+        params: Sampling parameters of all rows.
+        progress: Shows the progress; None shows nothing.
+        is_stopping: Called before each window; True ends the run.
 
     Raises:
-        DataError: A prompt does not fit into the model, or was answered in another wording.
-        KeyboardInterrupt: ``is_stopping`` said so.
+        DataError: A prompt exceeds the context of the model, or its id has a completion of another
+            prompt.
+        KeyboardInterrupt: ``is_stopping`` returned True.
     """
     progress = progress or Progress()
-    summary = Summary()
+    summary = GenerateSummary()
     began = time.monotonic()
     with stage(progress, "generate", prompts.count, "prompts"):
-        rows = _unanswered(prompts, answers, summary, progress)
-        while batch := list(islice(rows, window)):
+        rows = _pending(prompts, completions, summary, progress)
+        while batch := list(islice(rows, WINDOW_ROWS)):
             if is_stopping():
                 raise KeyboardInterrupt
-            _answer(llm, prompts.path, batch, answers, params, summary, progress)
+            _complete_window(llm, prompts.path, batch, completions, params, summary, progress)
     summary.seconds = time.monotonic() - began
     return summary
 
 
-def _unanswered(
-    prompts: Prompts, answers: Answers, summary: Summary, progress: Progress
+def _pending(
+    prompts: PromptFile,
+    completions: CompletionFile,
+    summary: GenerateSummary,
+    progress: Progress,
 ) -> Iterator[PromptRow]:
     for row in prompts:
-        known = answers.done.get(row.id)
-        if known is None:
+        done_sha256 = completions.done.get(row.id)
+        if done_sha256 is None:
             yield row
-        elif known == row.sha256:
+        elif done_sha256 == row.sha256:
             summary.skipped += 1
             progress.advance(1)
         else:
             raise DataError(
-                f"{prompts.path}: line {row.line}: id {row.id!r} has an answer to another prompt"
-                f" in {answers.path}, expected the same one; use new ids or another --out"
+                f"{prompts.path}: line {row.line}: id {row.id!r} has a completion of another prompt"
+                f" in {completions.path}, expected the same one; use new ids or another --out"
             )
 
 
-def _answer(
+def _complete_window(
     llm: Any,
-    where: Path,
+    path: Path,
     rows: Sequence[PromptRow],
-    answers: Answers,
+    completions: CompletionFile,
     params: "SamplingParams",
-    summary: Summary,
+    summary: GenerateSummary,
     progress: Progress,
 ) -> None:
-    """Answer rows that are in memory together."""
-    most = getattr(llm.model.config, "max_position_embeddings", None)
+    """Complete the rows of one window and append each completion once it is finished."""
+    context = getattr(llm.model.config, "max_position_embeddings", None)
     encoded = []
     for row in rows:
         try:
@@ -347,17 +346,18 @@ def _answer(
             else:
                 ids = llm.tokenizer.encode(row.prompt)
         except TokenizerError as error:
-            raise DataError(f"{where}: line {row.line}: {error}") from error
-        if not ids or (most is not None and len(ids) >= most):
+            raise DataError(f"{path}: line {row.line}: {error}") from error
+        if not ids or (context is not None and len(ids) >= context):
             raise DataError(
-                f"{where}: line {row.line}: the prompt is {len(ids)} tokens, expected 1 to"
-                f" {'any number' if most is None else most - 1}, which leaves room for an answer"
+                f"{path}: line {row.line}: the prompt is {len(ids)} tokens, expected 1 to"
+                f" {'any number' if context is None else context - 1}, which leaves room for a"
+                " completion"
             )
         encoded.append(ids)
 
     def on_result(index: int, completion: "Completion") -> None:
         row = rows[index]
-        found: dict[str, Any] = {
+        written: dict[str, Any] = {
             "id": row.id,
             "adapter": row.adapter,
             "prompt_sha256": row.sha256,
@@ -366,8 +366,8 @@ def _answer(
             "finish_reason": completion.finish_reason,
         }
         if completion.logprobs is not None:
-            found["logprobs"] = list(completion.logprobs)
-        answers.add(found)
+            written["logprobs"] = list(completion.logprobs)
+        completions.add(written)
         summary.rows += 1
         summary.tokens += len(completion.token_ids)
         summary.errors += completion.finish_reason == "error"
@@ -378,6 +378,6 @@ def _answer(
 
 
 def _seed(seed: int, row_id: str) -> int:
-    """Seed of a row's noise: two rows must not share theirs."""
+    """Return the sampling seed of a row, derived from its id so that no two rows share one."""
     digest = hashlib.sha256(f"{seed} {row_id}".encode(errors="backslashreplace")).digest()
     return int.from_bytes(digest[:8], "little") >> 1

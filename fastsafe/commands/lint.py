@@ -1,18 +1,17 @@
-"""Data sets on disk: their rows, what columns say about them, and their lint."""
+"""Lint a data set: read its rows with the labels of their columns, and apply the rules."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from fastsafe.data.conversation import kind_of
 from fastsafe.data.exchange import exchange_of
-from fastsafe.data.records import Record, records
+from fastsafe.data.records import records
 from fastsafe.data.shapes import shape_of
-from fastsafe.data.tables import table
 from fastsafe.errors import DataError
 from fastsafe.safety.lint import Declared, Kind, Report, lint
 
-# columns that say something about a row; any other one that makes no row is left out
+# columns that describe a row; any other column that is not part of its text is dropped
 LABELS = (
     "source",
     "expected",
@@ -24,7 +23,7 @@ LABELS = (
     "licence",
     "license",
 )
-# columns of safety sets that no training data has, whatever their case
+# columns of safety sets that no training data has; case does not matter
 _PAIRS = (("query", "response"), ("prompt", "response"))
 _PROBE_COLUMNS = (
     "harmful",
@@ -39,37 +38,41 @@ _PROBE_COLUMNS = (
 )
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Read rows and what their columns say about them.
+def read_labelled_rows(path: Path) -> list[dict[str, Any]]:
+    """Read training rows with the labels of their columns.
 
     Args:
-        path: As ``fastsafe.data.records`` reads it. Rows of any shape of ``fastsafe.data.shapes``,
-            or with the columns query and response, as the first paper's safety set has them, or
-            prompt and response; the shape of each row is found anew.
+        path: As ``fastsafe.data.records`` reads it. The shape of each row is found separately: one
+            of ``fastsafe.data.shapes``, or the columns query and response, as in the safety set of
+            the first paper, or prompt and response.
 
     Raises:
-        DataError: The file is missing, malformed, of unknown columns, or empty.
+        DataError: The file is missing or empty, or a row is malformed or of an unknown shape.
     """
-    rows = [_row(value, where) for where, value in _records(path)]
+    rows = [_labelled(_without_null(row), location) for location, _, row in records(path)]
     if not rows:
         raise DataError(f"{path}: rows are 0, expected one or more")
     return rows
 
 
 def read_probes(path: Path) -> list[str]:
-    """Read probes: a text file with one per line, or behaviours, or rows with prompts.
+    """Read probe texts: lines of a .txt file, or the prompts of behaviours or rows.
 
     Raises:
         DataError: The file is missing, malformed or empty.
     """
     if path.suffix.lower() == ".txt":
-        found = [line.strip() for line in _text(path).splitlines()]
+        texts = [line.strip() for line in _read_text(path).splitlines()]
     else:
-        found = [text for where, value in _records(path) for text in _probe_texts(value, where)]
-    found = [text for text in found if text]
-    if not found:
+        texts = [
+            text
+            for location, _, row in records(path)
+            for text in _probe_texts(_without_null(row), location)
+        ]
+    texts = [text for text in texts if text]
+    if not texts:
         raise DataError(f"{path}: probes are 0, expected one or more")
-    return found
+    return texts
 
 
 def lint_file(
@@ -79,38 +82,21 @@ def lint_file(
     probes: Sequence[Path] = (),
     declared: Declared | None = None,
 ) -> Report:
-    """Lint a file.
+    """Lint the rows of a file.
 
     Raises:
         DataError: A file is missing or malformed.
     """
-    rows = read_rows(path)
-    texts = [text for each in probes for text in read_probes(each)]
+    rows = read_labelled_rows(path)
+    texts = [text for file in probes for text in read_probes(file)]
     return lint(rows, kind=kind, probes=texts, declared=declared)
 
 
-def _records(path: Path) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield every record and its place."""
-    is_csv = path.suffix.lower() == ".csv"
-    for i, (_, value) in enumerate(_csv(path) if is_csv else records(path)):
-        where = f"{path}: row {i}"
-        if not isinstance(value, Mapping):
-            raise DataError(f"{where}: is {type(value).__name__}, expected an object with keys")
-        yield where, {key: each for key, each in value.items() if each is not None}
+def _without_null(row: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if value is not None}
 
 
-def _csv(path: Path) -> Iterator[Record]:
-    """Read a CSV whose header may leave an index without a name, which `records` refuses."""
-    lines = table(path)
-    header = next(lines, [])
-    for i, fields in enumerate(lines):
-        if len(fields) != len(header):
-            raise DataError(f"{path}: row {i}: wrong number of fields for the header")
-        row = zip(header, fields, strict=True)
-        yield Record(f"{path}: row {i}", {key: each for key, each in row if key})
-
-
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:
@@ -119,21 +105,21 @@ def _text(path: Path) -> str:
         raise DataError(f"{path}: byte {error.start} is not UTF-8; convert the file") from None
 
 
-def _row(value: Mapping[str, Any], where: str) -> dict[str, Any]:
-    labels = {key: value[key] for key in LABELS if value.get(key)}
-    named = {key.casefold(): text for key, text in value.items()}
+def _labelled(record: Mapping[str, Any], location: str) -> dict[str, Any]:
+    labels = {key: record[key] for key in LABELS if record.get(key)}
+    by_name = {key.casefold(): value for key, value in record.items()}
     for keys in _PAIRS:
-        if all(key in named for key in keys) and "completion" not in named:
-            texts = zip(("user", "assistant"), (named[key] for key in keys), strict=True)
+        if all(key in by_name for key in keys) and "completion" not in by_name:
+            texts = zip(("user", "assistant"), (by_name[key] for key in keys), strict=True)
             row = {"messages": [{"role": role, "content": text} for role, text in texts]}
             break
     else:
-        row = shape_of(value, where).row(value, where)
-    kind_of(row, where)
+        row = shape_of(record, location).row(record, location)
+    kind_of(row, location)
     return {**labels, **row}
 
 
-def _probe_texts(value: Mapping[str, Any], where: str) -> list[str]:
-    named = {key.casefold(): text for key, text in value.items()}
-    texts = [named[key] for key in _PROBE_COLUMNS if isinstance(named.get(key), str)]
-    return texts or [exchange_of(_row(value, where), where).prompt]
+def _probe_texts(record: Mapping[str, Any], location: str) -> list[str]:
+    by_name = {key.casefold(): value for key, value in record.items()}
+    texts = [by_name[key] for key in _PROBE_COLUMNS if isinstance(by_name.get(key), str)]
+    return texts or [exchange_of(_labelled(record, location), location).prompt]

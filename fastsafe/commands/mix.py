@@ -1,4 +1,4 @@
-"""Mix two data sets into a file, with a card that says what is in it."""
+"""Mix a safety set into a user's rows, and write the mixture with a data card."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import fastsafe
 from fastsafe.audit.plan.panel import make_rewriter
 from fastsafe.audit.recipe.schema import RewriterSettings
-from fastsafe.commands.lint import read_rows
+from fastsafe.commands.lint import read_labelled_rows
 from fastsafe.data.conversation import Row, kind_of
 from fastsafe.data.exchange import as_row, exchange_of
 from fastsafe.data.packing import encode_row
@@ -39,111 +39,116 @@ COLUMNS = ("source", "source_row", "safety_format", "mitigation", "expected")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mixing:
-    """What is mixed, and how."""
+class MixSettings:
+    """Sources, mitigation and options of a mixture."""
 
     user: Path
     safety: Path
     out: Path
     mitigation: str = "paraphrase"
-    share: float = 0.1  # of the rows, or tokens, of the result that are safety's
-    tokenizer: str | None = None  # checkpoint whose tokens are counted; None counts rows
-    task_format: str = ""  # of the user's rows
+    share: float = 0.1  # safety rows, or tokens, as a fraction of the result
+    tokenizer: str | None = None  # checkpoint whose tokenizer counts tokens; None counts rows
+    task_format: str = ""  # format of the user's rows
     abstain: bool = False  # see `paraphrasing`
-    rewriter: RewriterSettings | None = None  # words the requests that ``mitigation`` dresses
-    behaviours: bool = False  # whether ``safety`` holds behaviours, to be made into rows
+    rewriter: RewriterSettings | None = (
+        None  # model that rewords the requests that ``mitigation`` dresses
+    )
+    behaviours: bool = False  # whether ``safety`` holds behaviours, which rows are made of
     seed: int = 0
     is_linted: bool = True
-    user_licence: str = ""  # of rows that name none
+    user_licence: str = ""  # licence of rows that name none
     safety_licence: str = ""
 
 
 @dataclass(frozen=True)
-class Mixture:
-    """A mixture that was written."""
+class MixResult:
+    """A written mixture and its statistics."""
 
     card: Path
-    sha256: str  # of the rows' file
-    counts: Mapping[str, int]  # user rows, and safety rows of each format
-    reports: Mapping[str, Report]  # of each source, when linted
+    sha256: str  # of the file of rows
+    counts: Mapping[str, int]  # number of user rows, and of safety rows by format
+    reports: Mapping[str, Report]  # lint report of each source; empty where not linted
     notes: Sequence[str]
-    worded: Mapping[str, int]  # safety rows by why a model's wording was not taken; "": it was
+    worded: Mapping[str, int]  # safety rows by the reason a rewrite was rejected; "": accepted
 
-    def record(self, mixing: Mixing) -> dict[str, Any]:
-        """Return the mixture as ``fastsafe mix --json`` prints it."""
+    def record(self, settings: MixSettings) -> dict[str, Any]:
+        """Return the JSON object that ``fastsafe mix --json`` prints."""
         num_user = self.counts["user"]
         return {
-            "out": str(mixing.out),
+            "out": str(settings.out),
             "card": str(self.card),
             "sha256": self.sha256,
             "rows": sum(self.counts.values()),
             "user_rows": num_user,
             "safety_rows": sum(self.counts.values()) - num_user,
             "safety_formats": {k: n for k, n in self.counts.items() if k != "user"},
-            "mitigation": mixing.mitigation,
-            "seed": mixing.seed,
+            "mitigation": settings.mitigation,
+            "seed": settings.seed,
             "worded_by_model": self.worded.get("", 0),
             "lint": {name: dict(report.rules) for name, report in self.reports.items()},
             "notes": list(self.notes),
         }
 
 
-def mix_files(mixing: Mixing, api_keys: Mapping[str, str] | None = None) -> Mixture:
-    """Lint both sets, mix them, and write the rows and their card.
+def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) -> MixResult:
+    """Lint both sets, mix them, and write the rows and their data card.
 
-    A rewriter's replies are kept in a folder beside the file: what was said is not asked again.
+    Replies of a rewriter are cached in a folder beside the file, so that a second run asks nothing.
 
     Args:
-        mixing: What to do.
-        api_keys: Keys of a rewriter's endpoint, by the name of their environment variable.
+        settings: Sources, mitigation and options.
+        api_keys: API keys by environment variable, for the endpoint of a rewriter.
 
     Raises:
         DataError: A file is malformed.
-        UsageError: The mitigation is unknown or asks for what is not there.
-        CheckpointError: The rewriter's checkpoint cannot be used.
-        OSError: A file cannot be written; nothing half-written stays.
+        UsageError: The mitigation is unknown or does not fit the options.
+        CheckpointError: The checkpoint of the rewriter cannot be used.
+        OSError: A file cannot be written; no partial file is left.
     """
-    mitigation = _mitigation(mixing)
-    card_path = mixing.out.with_suffix(".card.md")
-    if {mixing.out.resolve(), card_path.resolve()} & {
-        path.resolve() for path in (mixing.user, mixing.safety)
+    mitigation = _mitigation(settings)
+    card_path = settings.out.with_suffix(".card.md")
+    if {settings.out.resolve(), card_path.resolve()} & {
+        path.resolve() for path in (settings.user, settings.safety)
     }:
-        raise UsageError(f"--out: {mixing.out} would replace a source; use another name")
-    user = read_rows(mixing.user)
-    safety = _from_behaviours(mixing) if mixing.behaviours else read_rows(mixing.safety)
+        raise UsageError(f"--out: {settings.out} would replace a source; use another name")
+    user = read_labelled_rows(settings.user)
+    safety = (
+        _from_behaviours(settings) if settings.behaviours else read_labelled_rows(settings.safety)
+    )
     reports: dict[str, Report] = {}
-    if mixing.is_linted:
-        said = Declared(licence=mixing.user_licence), Declared(licence=mixing.safety_licence)
+    if settings.is_linted:
+        licences = settings.user_licence, settings.safety_licence
+        declared = [Declared(licence=licence) for licence in licences]
         reports = {
-            "user": lint(user, kind="user", declared=said[0]),
-            "safety": lint(safety, kind="safety", declared=said[1]),
+            "user": lint(user, kind="user", declared=declared[0]),
+            "safety": lint(safety, kind="safety", declared=declared[1]),
         }
     style = None if kind_of(user[0], "user row 0") == "text" else learn(user)
-    notes = [f"{name}: {note}" for name, each in reports.items() for note in each.notes]
+    notes = [f"{name}: {note}" for name, report in reports.items() for note in report.notes]
     pool = [{**_like(row, user), "source_row": i} for i, row in enumerate(safety)]
     if mitigation.restyle or mitigation.drawn_per_row > 1:
         pool = [row for row in pool if row.get("expected") != "comply"]
     labels = dict.fromkeys(map(format_of, pool))
-    count_tokens = _counter(mixing.tokenizer) if mixing.tokenizer else None
+    count_tokens = _counter(settings.tokenizer) if settings.tokenizer else None
 
     def mixed(rewrite: Rewrite | None) -> list[dict[str, Any]]:
-        return _mitigation(mixing, rewrite).mix(
+        return _mitigation(settings, rewrite).mix(
             user,
             pooled(pool, longest_first=mitigation.drawn_per_row > 1),
-            share=mixing.share,
-            task_format=mixing.task_format,
+            share=settings.share,
+            task_format=settings.task_format,
             all_formats=list(labels),
-            seed=mixing.seed,
+            seed=settings.seed,
             count_tokens=count_tokens,
             repeat=True,
         )
 
-    if mixing.rewriter is None:
+    if settings.rewriter is None:
         rows = mixed(None)
     else:
-        folder = mixing.out.with_suffix(".replies")
-        writer = make_rewriter(mixing.rewriter, api_keys=api_keys, folder=folder)
-        rows = writer.apply(mixed)
+        folder = settings.out.with_suffix(".replies")
+        rewriter = make_rewriter(settings.rewriter, api_keys=api_keys, folder=folder)
+        rows = rewriter.apply(mixed)
     worded = Counter(row["flaw"] or "" for row in rows if row.get(WORDING))
     notes += _mixture_notes(rows, style, mitigation)
     notes += [
@@ -151,11 +156,11 @@ def mix_files(mixing: Mixing, api_keys: Mapping[str, str] | None = None) -> Mixt
         for flaw, n in sorted(worded.items())
         if flaw
     ]
-    columns = (*COLUMNS, WORDING) if mixing.rewriter else COLUMNS
+    columns = (*COLUMNS, WORDING) if settings.rewriter else COLUMNS
     text = "".join(json.dumps(_written(row, columns), ensure_ascii=False) + "\n" for row in rows)
     counts = Counter(str(row["safety_format"] or "user") for row in rows)
     counts = Counter({"user": counts.pop("user", 0), **dict(sorted(counts.items()))})
-    done = Mixture(
+    result = MixResult(
         card=card_path,
         sha256=hashlib.sha256(text.encode()).hexdigest(),
         counts=counts,
@@ -164,81 +169,82 @@ def mix_files(mixing: Mixing, api_keys: Mapping[str, str] | None = None) -> Mixt
         worded=worded,
     )
     sources = {
-        "user": (mixing.user, user, mixing.user_licence),
-        "safety": (mixing.safety, safety, mixing.safety_licence),
+        "user": (settings.user, user, settings.user_licence),
+        "safety": (settings.safety, safety, settings.safety_licence),
     }
-    atomic.write_text(mixing.out, text)
-    atomic.write_text(card_path, _card(mixing, mitigation, done, sources))
-    return done
+    atomic.write_text(settings.out, text)
+    atomic.write_text(card_path, _card(settings, mitigation, result, sources))
+    return result
 
 
 def pooled(rows: Sequence[Row], *, longest_first: bool = False) -> SafetyRows:
-    """Return rows of a file as a source of safety rows: at most all of a format, none twice.
+    """Return a source of safety rows that draws from a file, without replacement.
 
     Args:
-        rows: Each in the format that its ``safety_format`` names, "plain" without one.
-        longest_first: Order them by length; otherwise the seed orders them.
+        rows: Safety rows with their labels; see `format_of`.
+        longest_first: Draw the longest rows first; otherwise the seed orders them.
     """
     by_format: dict[str, list[Row]] = defaultdict(list)
     for row in rows:
         by_format[format_of(row)].append(row)
 
     def draw(format: str, n: int, seed: int) -> Sequence[Row]:
-        found = list(by_format[format])
-        random.Random(f"pool {format} {seed}").shuffle(found)
+        drawn = list(by_format[format])
+        random.Random(f"pool {format} {seed}").shuffle(drawn)
         if longest_first:
-            found.sort(key=lambda row: sum(map(len, exchange_of(row, "safety row"))), reverse=True)
-        return found[:n]
+            drawn.sort(key=lambda row: sum(map(len, exchange_of(row, "safety row"))), reverse=True)
+        return drawn[:n]
 
     return draw
 
 
 def format_of(row: Row) -> str:
-    """Return the format that a safety row says it is in, "plain" where it says none."""
+    """Return the format that the labels of a safety row name, "plain" if they name none."""
     return str(row.get("safety_format") or row.get("task_format") or row.get("format") or "plain")
 
 
-def _mitigation(mixing: Mixing, rewrite: Rewrite | None = None) -> Mitigation:
-    known = mitigations()
-    if mixing.mitigation not in known:
+def _mitigation(settings: MixSettings, rewrite: Rewrite | None = None) -> Mitigation:
+    registry = mitigations()
+    if settings.mitigation not in registry:
         raise UsageError(
-            f"--mitigation: it is {mixing.mitigation!r}, expected one of {', '.join(known)}"
+            f"--mitigation: it is {settings.mitigation!r}, expected one of {', '.join(registry)}"
         )
-    option = "--abstain" if mixing.abstain else "--rewriter" if mixing.rewriter else ""
-    if option and mixing.mitigation in MODEL_WORDED:
+    option = "--abstain" if settings.abstain else "--rewriter" if settings.rewriter else ""
+    if option and settings.mitigation in MODEL_WORDED:
         return paraphrasing(
-            abstain=mixing.abstain, rewrite=rewrite, known_styles=mixing.mitigation == "mixed"
+            abstain=settings.abstain, rewrite=rewrite, known_styles=settings.mitigation == "mixed"
         )
     if option:
         raise UsageError(
-            f"{option}: mitigation {mixing.mitigation} dresses no row, expected "
+            f"{option}: mitigation {settings.mitigation} dresses no row, expected "
             f"{' or '.join(MODEL_WORDED)}; leave it out"
         )
-    found = known[mixing.mitigation]
-    if not mixing.task_format and "" in found.formats("", ("plain",)):
+    mitigation = registry[settings.mitigation]
+    if not settings.task_format and "" in mitigation.formats("", ("plain",)):
         raise UsageError(
-            f"mitigation {found.id}: the format of the user's rows is not known; give --task-format"
+            f"mitigation {mitigation.id}: the format of the user's rows is not known; give "
+            "--task-format"
         )
-    return found
+    return mitigation
 
 
-def _from_behaviours(mixing: Mixing) -> list[dict[str, Any]]:
+def _from_behaviours(settings: MixSettings) -> list[dict[str, Any]]:
     """Make safety rows in every format that needs no translation."""
     ids = [name for name in formats() if name != "translation"]
-    return safety_rows_from(read_behaviours(mixing.safety), ids, seed=mixing.seed)
+    return safety_rows_from(read_behaviours(settings.safety), ids, seed=settings.seed)
 
 
 def _counter(checkpoint: str) -> CountTokens:
-    """Return a function that counts the tokens that a row is trained with."""
-    from fastsafe.audit.sources.registry import checkpoint_of
+    """Return a function that counts the tokens of a row as encoded for training."""
     from fastsafe.io.tokenizer import Tokenizer
+    from fastsafe.safety.sources import checkpoint_of
 
     tokenizer = Tokenizer.load(checkpoint_of(checkpoint))
     return lambda row: len(encode_row(row, tokenizer).token_ids)
 
 
 def _like(row: Row, user: Sequence[Row]) -> dict[str, Any]:
-    """Return a safety row as the user's kind; running text has no request, so the row stays."""
+    """Return a safety row as the user's kind; for running text, which has no request, unchanged."""
     kind = kind_of(user[0], "user row 0")
     if kind == "text" or kind == kind_of(row, "safety row"):
         return dict(row)
@@ -247,7 +253,7 @@ def _like(row: Row, user: Sequence[Row]) -> dict[str, Any]:
 
 
 def _written(row: Row, columns: Sequence[str]) -> dict[str, Any]:
-    """Return what the file holds of a row: the same columns in every one."""
+    """Return a row as it is written: its data and the same columns in every row."""
     data = {key: row[key] for key in ("messages", "prompt", "completion", "text") if key in row}
     return {**data, **{column: row.get(column) for column in columns}}
 
@@ -257,11 +263,11 @@ def _mixture_notes(rows: Sequence[Row], style: Style | None, mitigation: Mitigat
     drawn = Counter(
         (row["source_row"], row["safety_format"]) for row in rows if row["source"] == "safety"
     )
-    most = max(drawn.values(), default=0)
-    if not most and mitigation.formats("plain", ("plain",)):
+    max_uses = max(drawn.values(), default=0)
+    if not max_uses and mitigation.formats("plain", ("plain",)):
         notes.append("the share rounds to no safety row: nothing was mixed in; raise it")
-    elif most > 1:
-        notes.append(f"safety rows are too few: they are repeated, up to {most} times each")
+    elif max_uses > 1:
+        notes.append(f"safety rows are too few: they are repeated, up to {max_uses} times each")
     if style is None:
         notes.append("the user's rows are running text: no style can be learned from them")
         return notes
@@ -280,7 +286,7 @@ def _mixture_notes(rows: Sequence[Row], style: Style | None, mitigation: Mitigat
 
 
 def _model(rewriter: RewriterSettings | None) -> str:
-    """Name of the model that words, without its folder."""
+    """Return the name of the rewriter's model, without its folder."""
     if rewriter is None:
         return ""
     if rewriter.checkpoint:
@@ -289,33 +295,33 @@ def _model(rewriter: RewriterSettings | None) -> str:
 
 
 def _card(
-    mixing: Mixing,
+    settings: MixSettings,
     mitigation: Mitigation,
-    done: Mixture,
+    result: MixResult,
     sources: Mapping[str, tuple[Path, Sequence[Row], str]],
 ) -> str:
-    """Data card in Markdown; no time and no folder, so that the same mixture has the same card."""
+    """Render the data card; it holds no time and no folder: equal mixtures have equal cards."""
     from jinja2 import Template
 
-    by = f"tokens of {Path(mixing.tokenizer).name}" if mixing.tokenizer else "rows"
+    by = f"tokens of {Path(settings.tokenizer).name}" if settings.tokenizer else "rows"
     options = {
-        "--mitigation": mixing.mitigation,
-        "--share": mixing.share,
-        "--by": "tokens" if mixing.tokenizer else "",
-        "--tokenizer": Path(mixing.tokenizer).name if mixing.tokenizer else "",
-        "--task-format": mixing.task_format,
-        "--rewriter": _model(mixing.rewriter),
-        "--seed": mixing.seed,
+        "--mitigation": settings.mitigation,
+        "--share": settings.share,
+        "--by": "tokens" if settings.tokenizer else "",
+        "--tokenizer": Path(settings.tokenizer).name if settings.tokenizer else "",
+        "--task-format": settings.task_format,
+        "--rewriter": _model(settings.rewriter),
+        "--seed": settings.seed,
     }
     words = [f"{name} {value}" for name, value in options.items() if value != ""]
-    words += ["--abstain"] * mixing.abstain + ["--behaviours"] * mixing.behaviours
-    words += ["--no-lint"] * (not mixing.is_linted)
-    names = [mixing.user.name, mixing.safety.name, "--out", mixing.out.name]
+    words += ["--abstain"] * settings.abstain + ["--behaviours"] * settings.behaviours
+    words += ["--no-lint"] * (not settings.is_linted)
+    names = [settings.user.name, settings.safety.name, "--out", settings.out.name]
     template = files(__package__).joinpath("mixing.md").read_text(encoding="utf-8")
     card: str = Template(template, trim_blocks=True, keep_trailing_newline=True).render(
-        mixing=mixing,
+        settings=settings,
         mitigation=mitigation.id,
-        done=done,
+        result=result,
         version=fastsafe.__version__,
         command=" ".join([*names, *words]),
         by=by,
@@ -328,5 +334,5 @@ def _card(
 
 
 def _licence(rows: Sequence[Row], declared: str) -> str:
-    held = {str(row.get("licence") or row.get("license") or declared) for row in rows}
-    return ", ".join(sorted(held - {""})) or "not stated"
+    licences = {str(row.get("licence") or row.get("license") or declared) for row in rows}
+    return ", ".join(sorted(licences - {""})) or "not stated"

@@ -1,4 +1,4 @@
-"""What ``fastsafe train`` does: read and check base, data and settings, then run the jobs."""
+"""Plan and run a fine-tuning: check base, data and settings, then train all jobs together."""
 
 import math
 import os
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastsafe.audit.sources.protocol import Source as World
-from fastsafe.audit.sources.registry import sources
 from fastsafe.commands.train_settings import Settings, settle, train_config
 from fastsafe.data import readers
 from fastsafe.data.mixture import mix
 from fastsafe.errors import DataError, TrainingError, UsageError
 from fastsafe.progress import Progress, stage
+from fastsafe.safety.sources import checkpoint_of, sources
 
 if TYPE_CHECKING:
     from fastsafe.data.packing import Example
@@ -24,33 +23,33 @@ if TYPE_CHECKING:
     from fastsafe.train import FinetuneJob, FinetuneResult, TrainConfig
     from fastsafe.train.presets import Preset
 
-_PROBES = 16  # shipped behaviours that drift is read on
+_PROBES = 16  # shipped behaviours that drift is measured on
 
 
-class Source(NamedTuple):
-    """One data set and what the model will see of it."""
+class TrainingSet(NamedTuple):
+    """One data set, as rows and as token ids."""
 
     name: str
     dataset: readers.Dataset
     encoded: readers.Encoded
 
     def facts(self) -> dict[str, Any]:
-        """Return what was found, as JSON values."""
-        seen = self.encoded
+        """Return its statistics as JSON values."""
+        encoded = self.encoded
         return {
             "source": self.dataset.source,
             "mapping": self.dataset.describe(),
-            "rows": len(seen.examples),
-            "tokens": seen.num_tokens,
-            "trained_tokens": seen.num_trained,
-            "longest": max(len(example.token_ids) for example in seen.examples),
-            "truncated": seen.num_truncated,
+            "rows": len(encoded.examples),
+            "tokens": encoded.num_tokens,
+            "trained_tokens": encoded.num_trained,
+            "longest": max(len(example.token_ids) for example in encoded.examples),
+            "truncated": encoded.num_truncated,
         }
 
 
 @dataclass
-class Base:
-    """The model that is tuned, as ``finetune`` takes it."""
+class LoadedBase:
+    """The base model as ``finetune`` takes it: an ``LLM`` without a generator."""
 
     path: Path
     model: "Transformer"
@@ -58,19 +57,19 @@ class Base:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """A checked run; nothing is loaded to the device or written yet.
+class TrainPlan:
+    """A checked training; no weights are loaded and nothing is written yet.
 
     Attributes:
         path: Checkpoint folder of the base.
-        config: Of the base.
-        tokenizer: Of the base.
+        config: Configuration of the base.
+        tokenizer: Tokenizer of the base.
         device: "cpu" or "cuda".
         settings: Every setting with its origin.
-        preset: The one that was asked for.
-        data: Data sets in the order given; safety rows that are mixed in last.
-        jobs: What is trained.
-        probes: Harmful requests that drift is read on; empty where none is.
+        preset: The preset that was named, if any.
+        data: Data sets in the order given; the safety rows to be mixed in last.
+        jobs: Jobs to train.
+        probes: Harmful requests that drift is measured on; empty if it is not measured.
     """
 
     path: Path
@@ -79,12 +78,12 @@ class Plan:
     device: str
     settings: Settings
     preset: "Preset | None"
-    data: tuple[Source, ...]
+    data: tuple[TrainingSet, ...]
     jobs: "tuple[FinetuneJob, ...]"
     probes: tuple[list[dict[str, str]], ...] = ()
 
     def describe(self) -> dict[str, Any]:
-        """Return what will be done, as JSON values."""
+        """Return the plan as JSON values."""
         jobs = [
             {
                 "name": job.name,
@@ -109,7 +108,7 @@ class Plan:
 def plan(
     base: str,
     data: Sequence[str],
-    given: Mapping[str, Any],
+    options: Mapping[str, Any],
     *,
     name: str | None = None,
     preset: str | None = None,
@@ -119,24 +118,24 @@ def plan(
     safety_data: str | None = None,
     limit: int | None = None,
     device: str = "cpu",
-) -> Plan:
-    """Read and check everything that can be checked without the weights.
+) -> TrainPlan:
+    """Read the data and check everything that can be checked without the weights.
 
     Args:
         base: Checkpoint folder, hub id, or the name of a source that has a checkpoint.
-        data: Data sets: paths or hub ids. Each is a job of its own.
-        given: Settings of the command line.
-        name: Of the job; of several jobs the beginning of their names.
+        data: Data sets: paths or hub ids; a separate job is made of each.
+        options: Settings of the command line.
+        name: Name of the job; with several jobs, the prefix of their names.
         preset: Name of a published set-up.
         config_file: YAML file of settings.
-        seeds: One job per data set and seed; the setting ``seed`` when empty.
-        mapping: What the values of the rows are; see ``fastsafe.data.shapes.mapped``.
-        safety_data: Data set that makes up the setting ``share`` of every job's rows.
-        limit: Most rows per data set.
+        seeds: Seeds of the jobs, one job per data set and seed; empty takes the setting ``seed``.
+        mapping: Key of the rows for each role; see ``fastsafe.data.shapes.mapped``.
+        safety_data: Safety rows to mix into every job; the setting ``share`` is their fraction.
+        limit: Maximum number of rows per data set.
         device: "cpu" or "cuda".
 
     Raises:
-        FastsafeError: The base, a data set or a setting does not check.
+        FastsafeError: The base, a data set or a setting is refused.
     """
     from fastsafe.io import hub
     from fastsafe.io.checkpoint import Checkpoint
@@ -144,72 +143,78 @@ def plan(
     from fastsafe.model.config import ModelConfig
     from fastsafe.train import FinetuneJob, presets
 
-    _check_alone(given, seeds, safety_data)
+    _check_dependent(options, seeds, safety_data)
     chosen = presets.preset(preset) if preset else None
-    settings = settle(given, config_file=config_file, preset=chosen, device=device)
+    settings = settle(options, config_file=config_file, preset=chosen, device=device)
     if settings["method"].value == "full" and settings["quantize"].value:
         raise UsageError(
             "options: method is 'full' and quantize is 'nf4', whose weights cannot be trained, "
             "expected one of them"
         )
-    world = sources().get(base)
-    path = (world.checkpoint() if world else None) or hub.resolve(base)
+    path = checkpoint_of(base)
     config = ModelConfig.from_json(Checkpoint(path).config(), str(path))
     tokenizer = Tokenizer.load(path)
     tokenizer.check_vocab(config.vocab_size)
-    longest, most = settings["max_length"].value, config.max_position_embeddings
+    max_length, context = settings["max_length"].value, config.max_position_embeddings
 
-    def read(source: str, label: str) -> Source:
+    def read(source: str, label: str) -> TrainingSet:
         dataset = readers.read_rows(hub.resolve_data(source), mapping=mapping, limit=limit)
         encoded = readers.encode(
             dataset,
             tokenizer,
             loss_on=settings["loss_on"].value,
-            max_length=most if longest is None else min(longest, most),
+            max_length=context if max_length is None else min(max_length, context),
             truncate=settings["truncate"].value,
         )
-        return Source(label, dataset, encoded)
+        return TrainingSet(label, dataset, encoded)
 
     labels = _labels(data, name)
-    found = [read(each, label) for each, label in zip(data, labels, strict=True)]
+    sets = [read(source, label) for source, label in zip(data, labels, strict=True)]
     safety = read(safety_data, "safety") if safety_data else None
     pool = [example.row() for example in safety.encoded.examples] if safety else []
     jobs = []
-    for source in found:
+    for user_set in sets:
         for seed in seeds or (settings["seed"].value,):
-            rows = [example.row() for example in source.encoded.examples]
+            rows = [example.row() for example in user_set.encoded.examples]
             if safety:
                 rows = mix(rows, pool, share=settings["share"].value, seed=seed)
             training = train_config(settings, num_rows=len(rows), seed=seed)
-            label = f"{source.name}-seed{seed}" if seeds else source.name
+            label = f"{user_set.name}-seed{seed}" if seeds else user_set.name
             jobs.append(FinetuneJob(label, rows, training))
-    all_data = (*found, safety) if safety else tuple(found)
-    probes = _probes(world, settings)
-    return Plan(path, config, tokenizer, device, settings, chosen, all_data, tuple(jobs), probes)
+    return TrainPlan(
+        path=path,
+        config=config,
+        tokenizer=tokenizer,
+        device=device,
+        settings=settings,
+        preset=chosen,
+        data=(*sets, safety) if safety else tuple(sets),
+        jobs=tuple(jobs),
+        probes=_probes(base, settings),
+    )
 
 
 def execute(
-    plan: Plan,
+    plan: TrainPlan,
     out: Path,
     progress: Progress,
     *,
     resume: bool = True,
     announce: Callable[[str], None] = lambda line: None,
 ) -> "list[FinetuneResult]":
-    """Load the base and train every job; what is trained appears in ``out`` whole or not at all.
+    """Load the base and train every job; results appear in ``out`` whole or not at all.
 
     Args:
-        plan: What to do.
-        out: Each job is written to ``out/<its name>``.
-        progress: Where to show it.
-        resume: Whether to go on from checkpoints and leave jobs alone that are done; else all are
-            trained again.
-        announce: Told what memory it will take, a line at a time, once the base is loaded, and
-            every reading of drift.
+        plan: The checked training.
+        out: Parent of the folders of all jobs, each with the name of its job.
+        progress: Shows the progress.
+        resume: Resume from checkpoints and keep finished jobs; False trains all jobs again.
+        announce: Receives lines of text: the memory plan once the base is loaded, and each
+            measurement of drift.
 
     Raises:
-        TrainingError: A job could not go on; the others are written.
-        FastsafeError: The device is absent, or the checkpoints are of other settings.
+        TrainingError: A job failed; the others are written.
+        FastsafeError: The device is missing, or the checkpoints have other settings.
     """
     from fastsafe.train import DriftMonitor, DriftReading, TrainOptions, finetune, plan_training
 
@@ -224,22 +229,24 @@ def execute(
     def on_reading(reading: DriftReading) -> None:
         kl, margin = reading.kl, reading.margin
         progress.event("drift", job=reading.job, step=reading.step, kl=kl, margin=margin)
-        shown = f"KL {kl:.3f} nats, margin {margin:+.2f}"
-        announce(f"drift of {reading.job} after {reading.step} steps: {shown}")
+        announce(
+            f"drift of {reading.job} after {reading.step} steps: KL {kl:.3f} nats, margin "
+            f"{margin:+.2f}"
+        )
 
-    told = {key: setting.value for key, setting in plan.settings.items()}
+    values = {key: setting.value for key, setting in plan.settings.items()}
     monitor = None
     if plan.probes:
         monitor = DriftMonitor(
-            every=told["drift_every"],
+            every=values["drift_every"],
             prompts=plan.probes,
             on_reading=on_reading,
-            refusal=told["drift_refusal"],
-            affirmative=told["drift_affirmative"],
-            max_kl=told["drift_stop_above"],
+            refusal=values["drift_refusal"],
+            affirmative=values["drift_affirmative"],
+            max_kl=values["drift_stop_above"],
         )
     options = TrainOptions(
-        checkpoint_every=told["checkpoint_every"], resume=resume, monitor=monitor
+        checkpoint_every=values["checkpoint_every"], resume=resume, monitor=monitor
     )
     for line in plan_training(base, plan.jobs, options).describe():
         announce(f"memory: {line}")
@@ -254,7 +261,7 @@ def execute(
 
 
 def summary(result: "FinetuneResult") -> dict[str, Any]:
-    """Return what came of a job, as JSON values."""
+    """Return the result of a job as JSON values."""
     return {
         "name": result.name,
         "path": str(result.adapter_dir) if result.adapter_dir else None,
@@ -268,7 +275,7 @@ def summary(result: "FinetuneResult") -> dict[str, Any]:
 
 
 def marked(example: "Example", tokenizer: "Tokenizer") -> str:
-    """Return a row as the model sees it, what is trained between ``>>>`` and ``<<<``."""
+    """Return the text of an example, its trained tokens between ``>>>`` and ``<<<``."""
     parts: list[tuple[bool, list[int]]] = []
     for token, trained in zip(example.token_ids, example.trained, strict=True):
         if not parts or parts[-1][0] != trained:
@@ -278,15 +285,16 @@ def marked(example: "Example", tokenizer: "Tokenizer") -> str:
     return "".join(f">>>{text}<<<" if trained else text for trained, text in texts)
 
 
-def memory(plan: Plan) -> dict[str, int]:
-    """Return what a job keeps: fp32 weights, their gradient and both means of AdamW, in bytes."""
+def memory(plan: TrainPlan) -> dict[str, int]:
+    """Return the size of a job: trained parameters, and bytes of weights, gradient and moments."""
     from fastsafe.model.weights import placements
 
     if plan.settings["method"].value == "full":
-        size = sum(math.prod(place.shape) for place in placements(plan.config))
+        num_parameters = sum(math.prod(place.shape) for place in placements(plan.config))
     else:
-        size = _adapter_parameters(plan.config, plan.jobs[0].config)
-    return {"parameters_per_job": size, "bytes_per_job": 16 * size}
+        num_parameters = _adapter_parameters(plan.config, plan.jobs[0].config)
+    # fp32 weights, their gradient and the two moments of AdamW
+    return {"parameters_per_job": num_parameters, "bytes_per_job": 16 * num_parameters}
 
 
 def _adapter_parameters(config: "ModelConfig", training: "TrainConfig") -> int:
@@ -294,9 +302,9 @@ def _adapter_parameters(config: "ModelConfig", training: "TrainConfig") -> int:
     from fastsafe.model.weights import linears
 
     widths = {
-        f"model.layers.{layer}.{each.module}": each.end - each.begin + each.in_features
+        f"model.layers.{layer}.{linear.module}": linear.end - linear.begin + linear.in_features
         for layer in range(config.num_layers)
-        for each in linears(config)
+        for linear in linears(config)
     }
     targets = training.target_modules
     lora = LoraConfig(
@@ -307,42 +315,47 @@ def _adapter_parameters(config: "ModelConfig", training: "TrainConfig") -> int:
     return training.rank * sum(widths[m] for m in lora.modules(widths, "--target-modules"))
 
 
-def _check_alone(given: Mapping[str, Any], seeds: Sequence[int], safety_data: str | None) -> None:
-    """Refuse options that would change nothing without another one."""
-    for key, value in given.items():
+def _check_dependent(
+    options: Mapping[str, Any], seeds: Sequence[int], safety_data: str | None
+) -> None:
+    """Refuse options that have no effect without another one."""
+    for key, value in options.items():
         option = "--safety-data" if key == "share" else "--drift-every"
-        is_set = safety_data if key == "share" else given.get("drift_every")
+        is_set = safety_data if key == "share" else options.get("drift_every")
         if (key == "share" or key.startswith("drift_")) and value and not is_set:
             raise UsageError(f"--{key.replace('_', '-')}: expected {option} with it")
-    if seeds and given.get("seed") is not None:
+    if seeds and options.get("seed") is not None:
         raise UsageError("--seeds: --seed is set, too, expected one of them")
 
 
 def _check_out(out: Path) -> None:
-    """Refuse a place where no folder can be made, before anything is trained."""
-    first = next(place for place in (out, *out.absolute().parents) if os.path.lexists(place))
-    if not first.is_dir() or not os.access(first, os.W_OK):
-        why = "cannot be written" if first.is_dir() else "is no folder"
-        raise UsageError(f"--out: {first} {why}, expected a folder; use another --out")
+    """Refuse an output folder that cannot be made, before anything is trained."""
+    parent = next(path for path in (out, *out.absolute().parents) if os.path.lexists(path))
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        problem = "cannot be written" if parent.is_dir() else "is not a folder"
+        raise UsageError(f"--out: {parent} {problem}, expected a folder; use another --out")
 
 
-def _probes(world: World | None, settings: Settings) -> tuple[list[dict[str, str]], ...]:
-    """Harmful requests as they are asked: those of a file, the model's own, or the seed set's."""
+def _probes(base: str, settings: Settings) -> tuple[list[dict[str, str]], ...]:
+    """Return the harmful requests that drift is measured on, as conversations.
+
+    They are from the file of the setting, else from the source of the base, else the seed set.
+    """
     from fastsafe.safety.behaviours import read_behaviours, seed_behaviours
     from fastsafe.safety.formats import formats
 
     if not settings["drift_every"].value:
         return ()
-    file = settings["drift_probes"].value
-    shipped = world.behaviours(_PROBES, 0) if world else seed_behaviours()[:_PROBES]
-    harmful = [each for each in (read_behaviours(file) if file else shipped) if each.harmful]
+    file, source = settings["drift_probes"].value, sources().get(base)
+    shipped = source.behaviours(_PROBES, 0) if source else seed_behaviours()[:_PROBES]
+    harmful = [b for b in (read_behaviours(file) if file else shipped) if b.harmful]
     if not harmful:
-        raise DataError(f"{file}: no row has a harmful side, expected one to read the drift on")
+        raise DataError(f"{file}: no row has a harmful side, expected one to measure drift on")
     plain = formats()["plain"]
-    return tuple([{"role": "user", "content": plain.ask(each, True)}] for each in harmful)
+    return tuple([{"role": "user", "content": plain.ask(b, True)}] for b in harmful)
 
 
-def _load(plan: Plan) -> Base:
+def _load(plan: TrainPlan) -> LoadedBase:
     import torch
 
     from fastsafe.io.checkpoint import Checkpoint
@@ -353,17 +366,17 @@ def _load(plan: Plan) -> Base:
     load = nf4.load if plan.settings["quantize"].value == "nf4" else Transformer.load
     dtype: torch.dtype = getattr(torch, plan.settings["dtype"].value)
     model = load(Checkpoint(plan.path), device=plan.device, dtype=dtype)
-    return Base(plan.path, model, plan.tokenizer)
+    return LoadedBase(plan.path, model, plan.tokenizer)
 
 
 def _labels(data: Sequence[str], name: str | None) -> list[str]:
-    """Names of the data sets: of their files, or as they are asked for."""
-    stems = [re.sub(r"[^\w.+-]+", "-", Path(each).stem).lstrip(".") or "data" for each in data]
+    """Return the names of the data sets, from the option or else from their files."""
+    stems = [re.sub(r"[^\w.+-]+", "-", Path(source).stem).lstrip(".") or "data" for source in data]
     if name:
         stems = [f"{name}-{stem}" for stem in stems] if len(stems) > 1 else [name]
     repeated = next((stem for stem in stems if stems.count(stem) > 1), None)
     if repeated:
         raise UsageError(
-            f"data: two data sets are called {repeated!r}, expected a name each; rename a file"
+            f"data: two data sets are called {repeated!r}, expected different names; rename a file"
         )
     return stems

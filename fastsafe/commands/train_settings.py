@@ -1,47 +1,71 @@
-"""Settings of ``fastsafe train``: from the command line, a config file, a preset or the defaults.
+"""Settings of ``fastsafe train``, merged from options, a config file, a preset and the defaults.
 
-The first of these that has a setting wins; where it is from is kept and shown.
+The first of these that has a setting wins. Its origin is recorded and shown by ``--dry-run``.
 """
 
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
-from fastsafe.audit.recipe.load import read_yaml
 from fastsafe.errors import UsageError, nearest
+from fastsafe.train.config import TrainConfig
+from fastsafe.train.typed_fields import typed
 
 if TYPE_CHECKING:
-    from fastsafe.train import TrainConfig
     from fastsafe.train.presets import Preset
 
-DTYPES = ("float32", "bfloat16", "float16")
-METHODS = ("lora", "full")
 
-# Settings beside those of TrainConfig, and their defaults.
-_OWN: dict[str, Any] = {
-    "quantize": None,
-    "dtype": None,
-    "warmup_ratio": None,
-    "max_length": None,
-    "truncate": False,
-    "checkpoint_every": 100,
-    "share": 0.1,
-    "drift_every": 0,
-    "drift_probes": None,
-    "drift_refusal": "I cannot help",
-    "drift_affirmative": "Sure",
-    "drift_stop_above": None,
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Settings of a run that a ``TrainConfig`` does not hold.
+
+    Attributes:
+        quantize: nf4 holds the base in 4 bits.
+        dtype: float32, bfloat16 or float16 [default: float32 on a CPU, else bfloat16].
+        warmup_ratio: Warm-up as a fraction of the steps.
+        max_length: Maximum number of tokens of a row [default: the model's].
+        truncate: Cut longer rows instead of stopping.
+        checkpoint_every: Steps between checkpoints; 0 writes none.
+        share: Safety rows as a fraction of the mixture.
+        drift_every: Steps between measurements of the drift from the base; 0 measures none.
+        drift_probes: Behaviours that drift is measured on [default: 16 shipped].
+        drift_refusal: Opening of an answer that refuses.
+        drift_affirmative: Opening of an answer that complies.
+        drift_stop_above: KL divergence, in nats, that ends a job early.
+    """
+
+    quantize: Literal["nf4"] | None = None
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    warmup_ratio: float | None = None
+    max_length: int | None = None
+    truncate: bool = False
+    checkpoint_every: int = 100
+    share: float = 0.1
+    drift_every: int = 0
+    drift_probes: str | None = None
+    drift_refusal: str = "I cannot help"
+    drift_affirmative: str = "Sure"
+    drift_stop_above: float | None = None
+
+
+TYPES = get_type_hints(TrainConfig) | get_type_hints(RunSettings)
+# shuffle is for tests and benchmarks, which need the order of rows of another trainer
+del TYPES["shuffle"]
+_DEFAULTS = {name: getattr(TrainConfig, name, getattr(RunSettings, name, None)) for name in TYPES}
+_MINIMA = {
+    "drift_every": (0, "a number of steps, 0 for none"),
+    "max_length": (2, "2 tokens or more"),
 }
-# Of two that say the same in two ways the one with precedence resets the other.
+# two ways to set one thing: setting one of them resets the other
 _RIVALS = {"max_steps": "epochs", "warmup_steps": "warmup_ratio"}
 _RIVALS |= {ratio: steps for steps, ratio in _RIVALS.items()}
-_NUMBERS = ("alpha", "dropout", "learning_rate", "epochs", "weight_decay", "max_grad_norm", "share")
 
 
 class Setting(NamedTuple):
-    """One setting: its value, and where it is from."""
+    """Value of a setting and its origin."""
 
     value: Any
     origin: str
@@ -51,71 +75,59 @@ Settings = Mapping[str, Setting]
 
 
 def settle(
-    given: Mapping[str, Any],
+    options: Mapping[str, Any],
     *,
     config_file: Path | None = None,
     preset: "Preset | None" = None,
     device: str = "cpu",
 ) -> dict[str, Setting]:
-    """Decide every setting.
+    """Merge the settings of all origins.
 
     Args:
-        given: Of the command line; a None is not given.
+        options: Settings of the command line; None for those that are not given.
         config_file: YAML mapping of settings.
         preset: A published set-up.
-        device: "cpu" computes in float32 whatever the preset says.
+        device: "cpu" computes in float32 whatever the preset names.
 
     Raises:
-        UsageError: A name is unknown, or a value has the wrong type or is none of those known.
+        UsageError: A setting is unknown, or its value has the wrong type or range.
     """
-    defaults = _defaults()
-    found = {key: Setting(value, "default") for key, value in defaults.items()}
+    settings = {name: Setting(value, "default") for name, value in _DEFAULTS.items()}
     layers: list[tuple[str, Iterable[tuple[str, Setting]]]] = []
     if preset:
         items = [i for i in preset.items if not (i.key == "dtype" and device == "cpu")]
         origins = ((i.key, Setting(i.value, f"preset {preset.name} ({i.evidence})")) for i in items)
         layers.append((f"preset {preset.name}", origins))
     if config_file:
-        where = str(config_file)
+        from fastsafe.yaml_file import read_yaml
+
+        name = str(config_file)
         values = read_yaml(config_file).items()
-        layers.append((where, ((key, Setting(value, where)) for key, value in values)))
-    told = {key: value for key, value in given.items() if value is not None}
-    layers.append(("options", ((key, Setting(value, "given")) for key, value in told.items())))
-    for where, settings in layers:
-        for key, setting in settings:
-            if key not in found:
-                raise UsageError(f"{where}: {key!r} is not a setting; {nearest(key, found)}")
-            found[key] = _over(found[key], setting._replace(value=_checked(key, setting, where)))
-            if key in _RIVALS and setting.value is not None:
-                found[_RIVALS[key]] = Setting(defaults[_RIVALS[key]], f"default, as {key} is set")
-    if found["dtype"].value is None:
+        layers.append((name, ((key, Setting(value, name)) for key, value in values)))
+    given = {key: value for key, value in options.items() if value is not None}
+    layers.append(("options", ((key, Setting(value, "given")) for key, value in given.items())))
+    for layer, new_settings in layers:
+        for key, setting in new_settings:
+            if key not in settings:
+                raise UsageError(f"{layer}: {key!r} is not a setting; {nearest(key, settings)}")
+            value = _checked(key, setting.value, layer)
+            settings[key] = _overriding(settings[key], setting._replace(value=value))
+            rival = _RIVALS.get(key)
+            if rival and setting.value is not None:
+                settings[rival] = Setting(_DEFAULTS[rival], f"default, as {key} is set")
+    if settings["dtype"].value is None:
         dtype = "float32" if device == "cpu" else "bfloat16"
-        found["dtype"] = Setting(dtype, f"default on {device}")
-    return found
+        settings["dtype"] = Setting(dtype, f"default on {device}")
+    return settings
 
 
-def names() -> tuple[str, ...]:
-    """Return the names of all settings."""
-    return tuple(_defaults())
-
-
-def _defaults() -> dict[str, Any]:
-    from fastsafe.train import TrainConfig
-
-    # shuffle is for tests and benchmarks: an order of the rows that another trainer has, too
-    fields = {f.name: f.default for f in dataclasses.fields(TrainConfig) if f.name != "shuffle"}
-    return fields | _OWN
-
-
-def train_config(settings: Settings, *, num_rows: int, seed: int) -> "TrainConfig":
-    """Make the configuration of a job with ``num_rows`` rows; a warm-up share becomes steps.
+def train_config(settings: Settings, *, num_rows: int, seed: int) -> TrainConfig:
+    """Return the configuration of a job with ``num_rows`` rows; a warm-up ratio becomes steps.
 
     Raises:
         UsageError: A value is out of range.
     """
-    from fastsafe.train import TrainConfig
-
-    names = {f.name for f in dataclasses.fields(TrainConfig)}
+    names = {field.name for field in dataclasses.fields(TrainConfig)}
     config = TrainConfig(**{k: s.value for k, s in settings.items() if k in names} | {"seed": seed})
     ratio = settings["warmup_ratio"].value
     if not ratio:
@@ -124,45 +136,24 @@ def train_config(settings: Settings, *, num_rows: int, seed: int) -> "TrainConfi
     return dataclasses.replace(config, warmup_steps=steps)
 
 
-def _over(old: Setting, new: Setting) -> Setting:
-    """Say in the origin what is overridden."""
+def _overriding(old: Setting, new: Setting) -> Setting:
+    """Return the new setting, with the value that it overrides in its origin."""
     if old.origin.startswith("default") or old.value == new.value:
         return new
     return new._replace(origin=f"{new.origin}; {old.origin} has {old.value}")
 
 
-def _checked(key: str, setting: Setting, where: str) -> Any:
-    value = setting.value
-    known: dict[str, tuple[Any, ...]] = {
-        "method": METHODS,
-        "quantize": (None, "nf4"),
-        "dtype": DTYPES,
-        "truncate": (True, False),
-    }
-    wanted = ""
-    if key in known and value not in known[key]:
-        wanted = " or ".join(map(str, known[key]))
-    elif key == "drift_every" and (type(value) is not int or value < 0):
-        wanted = "a number of steps, 0 for none"
-    elif key in ("drift_refusal", "drift_affirmative") and not isinstance(value, str):
-        wanted = "a text"
-    elif key in _NUMBERS or (key in ("warmup_ratio", "drift_stop_above") and value is not None):
-        try:
-            # YAML reads 2e-4 as a text
-            value = float(value) if not isinstance(value, bool) else None
-        except (TypeError, ValueError):
-            value = None
-        is_share = value is not None and 0 <= value < 1
-        if value is None or (key == "warmup_ratio" and not is_share):
-            wanted = "a number in [0, 1)" if key == "warmup_ratio" else "a number"
-    elif key == "max_length" and value is not None and (type(value) is not int or value < 2):
-        wanted = "a number of tokens from 2"
-    elif key == "target_modules" and isinstance(value, list | tuple):
-        value = tuple(value)
-        if not value or not all(isinstance(name, str) for name in value):
-            wanted = "names of linear modules"
-    elif key == "target_modules" and not isinstance(value, str):
-        wanted = "names of linear modules"
-    if wanted:
-        raise UsageError(f"{where}: {key} is {setting.value!r}, expected {wanted}")
+def _checked(key: str, value: Any, layer: str) -> Any:
+    hint = TYPES[key]
+    if isinstance(value, str) and hint in (float, float | None):
+        with suppress(ValueError):
+            value = float(value)  # YAML reads 2e-4 as a string
+    value = typed(value, hint, f"{layer}: {key}")
+    minimum, expected = _MINIMA.get(key, (-math.inf, ""))
+    if expected and value is not None and value < minimum:
+        raise UsageError(f"{layer}: {key} is {value}, expected {expected}")
+    if key == "warmup_ratio" and value is not None and not 0 <= value < 1:
+        raise UsageError(f"{layer}: {key} is {value}, expected a number in [0, 1)")
+    if key == "target_modules" and not value:
+        raise UsageError(f"{layer}: {key} is empty, expected names of linear modules")
     return value

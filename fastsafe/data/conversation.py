@@ -1,4 +1,4 @@
-"""What a row of fine-tuning data is: one of four kinds, told apart by its keys."""
+"""The four kinds of training rows, and the check of their keys and types."""
 
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
@@ -8,7 +8,7 @@ from fastsafe.errors import DataError
 Role = Literal["system", "user", "assistant", "tool"]
 Kind = Literal["prompt", "messages", "text", "tokens"]
 
-# {"prompt", "completion"}: both texts, both lists of turns, or both lists of token ids;
+# {"prompt", "completion"}: both strings, both lists of turns, or both lists of token ids;
 # {"messages"}: a conversation; {"text"}: running text; {"token_ids", "trained"}: an encoded row.
 # Other keys are kept and ignored.
 Row = Mapping[str, Any]
@@ -31,97 +31,98 @@ class Message(TypedDict):
     reasoning_content: NotRequired[str]
 
 
-def kind_of(row: Row, where: str) -> Kind:
-    """Return the kind of a row after checking the types of what it holds.
+def kind_of(row: Row, location: str) -> Kind:
+    """Check the keys and types of a row and return its kind.
 
     Args:
         row: The row.
-        where: Names the row in errors, e.g. "train.jsonl: line 3".
+        location: Prefix of errors, such as "train.jsonl: line 3".
 
     Raises:
-        DataError: The keys fit no kind or several, or a value has a wrong type.
+        DataError: The keys fit no kind or more than one, or a value has a wrong type.
     """
     if not isinstance(row, Mapping):
         raise DataError(
-            f"{where}: row is {type(row).__name__}, expected an object with keys; write one per row"
+            f"{location}: row is {type(row).__name__}, expected an object with keys; write one per "
+            "row"
         )
     kinds = [kind for kind, keys in _KEYS.items() if all(key in row for key in keys)]
     if len(kinds) != 1:
-        found = ", ".join(sorted(map(str, row))) or "none"
+        keys = ", ".join(sorted(map(str, row))) or "none"
         raise DataError(
-            f"{where}: keys are {found!a}, expected those of one kind: prompt and completion, "
+            f"{location}: keys are {keys!a}, expected those of one kind: prompt and completion, "
             "messages, text, or token_ids and trained; rename or drop keys"
         )
     kind = kinds[0]
     if kind == "messages":
-        _check_messages(row["messages"], where)
+        _check_messages(row["messages"], location)
     elif kind == "text":
-        _check_text(row["text"], "text", where)
+        _check_text(row["text"], "text", location)
     elif kind == "tokens":
-        _check_tokens(row["token_ids"], row["trained"], where)
+        _check_tokens(row["token_ids"], row["trained"], location)
     else:
-        _check_pair(row["prompt"], row["completion"], where)
+        _check_pair(row["prompt"], row["completion"], location)
     return kind
 
 
-def _check_messages(messages: Any, where: str) -> None:
+def _check_messages(messages: Any, location: str) -> None:
     if not isinstance(messages, list | tuple) or not messages:
         raise DataError(
-            f"{where}: messages is {_describe(messages)}, expected a list of turns; "
+            f"{location}: messages is {_describe(messages)}, expected a list of turns; "
             "give one turn or more"
         )
     for i, message in enumerate(messages):
         if not isinstance(message, Mapping) or message.get("role") not in ROLES:
             role = message.get("role") if isinstance(message, Mapping) else message
             raise DataError(
-                f"{where}: messages[{i}] has role {_describe(role)}, expected one of "
+                f"{location}: messages[{i}] has role {_describe(role)}, expected one of "
                 f"{', '.join(ROLES)}; rename it"
             )
-        _check_text(message.get("content"), f"messages[{i}].content", where)
+        _check_text(message.get("content"), f"messages[{i}].content", location)
 
 
-def _check_text(value: Any, key: str, where: str) -> None:
+def _check_text(value: Any, key: str, location: str) -> None:
     if not isinstance(value, str):
         raise DataError(
-            f"{where}: {key} is {_describe(value)}, expected a string; write the text there"
+            f"{location}: {key} is {_describe(value)}, expected a string; write the text there"
         )
 
 
-def _check_pair(prompt: Any, completion: Any, where: str) -> None:
+def _check_pair(prompt: Any, completion: Any, location: str) -> None:
     if isinstance(prompt, str) and isinstance(completion, str):
         return
     if is_turns(prompt) and is_turns(completion):
-        _check_messages([*prompt, *completion], where)
+        _check_messages([*prompt, *completion], location)
         return
     for key, value in (("prompt", prompt), ("completion", completion)):
-        if not isinstance(value, list | tuple) or any(type(each) is not int for each in value):
+        if not isinstance(value, list | tuple) or any(type(item) is not int for item in value):
             raise DataError(
-                f"{where}: {key} is {_describe(value)}, expected prompt and completion to be both "
-                "strings, both lists of turns or both lists of token ids; write them alike"
+                f"{location}: {key} is {_describe(value)}, expected prompt and completion to be "
+                "both strings, both lists of turns or both lists of token ids; write them alike"
             )
 
 
 def is_turns(value: Any) -> bool:
-    """Whether a value is meant as turns of a conversation; what is in them is not checked."""
+    """Return whether a value is a list of turns; the turns are not checked."""
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
 
 
-def _check_tokens(token_ids: Any, trained: Any, where: str) -> None:
-    for key, value, each in (("token_ids", token_ids, int), ("trained", trained, bool)):
-        if not isinstance(value, list | tuple) or any(type(v) is not each for v in value):
+def _check_tokens(token_ids: Any, trained: Any, location: str) -> None:
+    for key, value, kind in (("token_ids", token_ids, int), ("trained", trained, bool)):
+        if not isinstance(value, list | tuple) or any(type(item) is not kind for item in value):
             raise DataError(
-                f"{where}: {key} is {_describe(value)}, expected a list of {each.__name__}; "
-                "write one for each token"
+                f"{location}: {key} is {_describe(value)}, expected a list of {kind.__name__}; "
+                "write one per token"
             )
     if len(token_ids) != len(trained):
         raise DataError(
-            f"{where}: trained has {len(trained)} marks, expected {len(token_ids)}, one per token; "
-            "write both equally long"
+            f"{location}: trained has {len(trained)} marks, expected {len(token_ids)}, one per "
+            "token; write both equally long"
         )
 
 
 def _describe(value: Any) -> str:
-    """Say what a value is without printing all of it."""
+    """Describe a value for an error without printing all of it."""
     if isinstance(value, str):
         return f"{value[:40]!a}"
     if isinstance(value, list | tuple | Mapping):

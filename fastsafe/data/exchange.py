@@ -1,4 +1,4 @@
-"""The one exchange that a training row teaches: system text, request, answer."""
+"""The last request of a training row with its answer, read from and written to a row."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -8,37 +8,37 @@ from fastsafe.errors import DataError
 
 
 class Exchange(NamedTuple):
-    """The last request of a row and its answer; "" where there is none."""
+    """System text, last request and its answer; a part that a row lacks is ""."""
 
     system: str
     prompt: str
     answer: str
 
 
-def exchange_of(row: Row, where: str) -> Exchange:
-    """Return the exchange of a row.
+def exchange_of(row: Row, location: str) -> Exchange:
+    """Return the last exchange of a row.
 
     Args:
-        row: A conversation (its first system turn, its last user and assistant turn count), a
-            prompt with its completion, or running text, which is all answer.
-        where: Names the row in errors.
+        row: A conversation (its first system turn and its last user and assistant turns are
+            taken), a prompt with its completion, or running text, which is the answer.
+        location: Prefix of errors.
 
     Raises:
         DataError: The row is malformed, or a list of token ids.
     """
-    kind = kind_of(row, where)
+    kind = kind_of(row, location)
     if kind == "text":
         return Exchange("", "", row["text"])
     turns = row["messages"] if kind == "messages" else _turns(row)
     if turns is None:
-        raise DataError(f"{where}: it is token ids, expected text; decode it first")
+        raise DataError(f"{location}: row is token ids, expected text; decode it first")
     last = {turn["role"]: turn["content"] for turn in turns}
     system = next((turn["content"] for turn in turns if turn["role"] == "system"), "")
     return Exchange(system, last.get("user", ""), last.get("assistant", ""))
 
 
 def _turns(row: Row) -> Any:
-    """Turns of a prompt and its completion, None where they are token ids."""
+    """Return the turns of a prompt and its completion, None if they are token ids."""
     prompt: Any = row.get("prompt")
     completion: Any = row.get("completion")
     if isinstance(prompt, str):
@@ -51,7 +51,7 @@ def _turns(row: Row) -> Any:
 
 
 def as_row(exchange: Exchange, kind: Kind) -> dict[str, Any]:
-    """Return a new row of a kind; where a kind has no system turn, its text precedes the prompt.
+    """Return a row of a kind; where the kind has no system turn, its text precedes the prompt.
 
     Raises:
         DataError: ``kind`` is running text, which has no place for a request.
@@ -63,24 +63,24 @@ def as_row(exchange: Exchange, kind: Kind) -> dict[str, Any]:
     if kind == "prompt":
         prompt = "\n\n".join(filter(None, (exchange.system, exchange.prompt)))
         return {"prompt": prompt, "completion": exchange.answer}
-    raise DataError("row of running text: it has no request, expected messages or a prompt")
+    raise DataError("row is running text, which has no request; expected messages or a prompt")
 
 
 def with_exchange(row: Row, exchange: Exchange) -> dict[str, Any]:
-    """Return a copy of a row with another exchange; other turns and keys stay.
+    """Return a copy of a row with its last exchange replaced; other turns and keys stay.
 
     Raises:
         DataError: As `as_row`.
     """
-    fresh = as_row(exchange, kind_of(row, "row"))
+    replaced = as_row(exchange, kind_of(row, "row"))
     if "messages" not in row:
-        return {**row, **fresh}
+        return {**row, **replaced}
     turns: list[Mapping[str, Any]] = [t for t in row["messages"] if t["role"] != "system"]
     if exchange.system:
         turns.insert(0, {"role": "system", "content": exchange.system})
     texts = {"user": exchange.prompt, "assistant": exchange.answer}
     for role, text in texts.items():
-        at = max((i for i, turn in enumerate(turns) if turn["role"] == role), default=None)
-        if at is not None:
-            turns[at] = {**turns[at], "content": text}
+        last = max((i for i, turn in enumerate(turns) if turn["role"] == role), default=None)
+        if last is not None:
+            turns[last] = {**turns[last], "content": text}
     return {**row, "messages": turns}

@@ -1,23 +1,16 @@
-"""Mix safety rows into a user's fine-tuning rows, by an explicit index map."""
+"""Mix safety rows into a user's fine-tuning rows, by exact counts."""
 
 import random
 from collections.abc import Sequence
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 from fastsafe.data.conversation import Row
 from fastsafe.errors import UsageError
 
 
-class Pick(NamedTuple):
-    """One row of a mixture: where it is from."""
-
-    source: Literal["user", "safety"]
-    row: int  # index into that source's rows
-
-
 def safety_amount(user_amount: int, share: float) -> float:
-    """Amount, of rows or tokens, that is ``share`` of a mixture with ``user_amount`` others.
+    """Return the amount of rows or tokens that is ``share`` of a mixture with ``user_amount`` more.
 
     Raises:
         UsageError: ``share`` is outside [0, 1).
@@ -34,10 +27,10 @@ def safety_amount(user_amount: int, share: float) -> float:
 
 
 def num_safety_rows(num_user_rows: int, share: float) -> int:
-    """Number of safety rows that make up ``share`` of a mixture with ``num_user_rows`` others.
+    """Return the number of safety rows that are ``share`` of a mixture with ``num_user_rows`` more.
 
     Args:
-        num_user_rows: How many rows the user has.
+        num_user_rows: Number of the user's rows.
         share: Fraction of the mixture that is safety rows, in [0, 1).
 
     Raises:
@@ -51,7 +44,7 @@ def num_safety_rows(num_user_rows: int, share: float) -> int:
 
 
 def num_rows_for(lengths: Sequence[int], tokens: float) -> int:
-    """Number of leading rows whose tokens come nearest to ``tokens``; of two, the fewer.
+    """Return the number of leading rows whose tokens come nearest to ``tokens``; of two, the fewer.
 
     Example:
         >>> num_rows_for([10, 10, 10], 24)
@@ -61,30 +54,6 @@ def num_rows_for(lengths: Sequence[int], tokens: float) -> int:
     return min(range(len(sums)), key=lambda n: (abs(sums[n] - tokens), n))
 
 
-def index_map(num_user_rows: int, num_pool_rows: int, *, share: float, seed: int) -> list[Pick]:
-    """Which row comes when: every user row once, and safety rows in a shuffled order.
-
-    The pool is shuffled and then gone through as often as needed, so no safety row is used twice
-    before each was used once.
-
-    Args:
-        num_user_rows: Rows of the user.
-        num_pool_rows: Safety rows there are to choose from.
-        share: Fraction of the mixture that is safety rows, in [0, 1).
-        seed: Of both orders.
-
-    Raises:
-        UsageError: ``share`` is outside its range, or it asks for safety rows and there are none.
-    """
-    count = num_safety_rows(num_user_rows, share)
-    if count and not num_pool_rows:
-        raise UsageError(
-            f"mixture: safety rows are 0, expected some for a share of {share}; "
-            "supply safety rows or set the share to 0"
-        )
-    return _shuffled(num_user_rows, num_pool_rows, count, seed)
-
-
 def mix(
     rows: Sequence[Row], safety_rows: Sequence[Row], *, share: float, seed: int
 ) -> list[dict[str, Any]]:
@@ -92,7 +61,8 @@ def mix(
 
     Args:
         rows: The user's rows; not modified.
-        safety_rows: The pool of safety rows; not modified.
+        safety_rows: The pool of safety rows; not modified. It is shuffled and repeated as often as
+            needed, so that no row is used twice before all are used once.
         share: Fraction of the result that is safety rows, in [0, 1).
         seed: The same seed gives the same rows in the same order.
 
@@ -101,32 +71,31 @@ def mix(
         ``source``: "user" or "safety".
 
     Raises:
-        UsageError: As ``index_map``.
+        UsageError: ``share`` is outside its range, or needs safety rows and the pool is empty.
     """
-    picks = index_map(len(rows), len(safety_rows), share=share, seed=seed)
-    return _picked(rows, safety_rows, picks)
+    count = num_safety_rows(len(rows), share)
+    if count and not safety_rows:
+        raise UsageError(
+            f"mixture: safety rows are 0, expected some for a share of {share}; "
+            "supply safety rows or set the share to 0"
+        )
+    return _mixed(rows, safety_rows, count, seed)
 
 
 def interleave(
     rows: Sequence[Row], safety_rows: Sequence[Row], *, seed: int
 ) -> list[dict[str, Any]]:
-    """Mix as `mix` does, but use every safety row once, whatever share that is."""
-    picks = _shuffled(len(rows), len(safety_rows), len(safety_rows), seed)
-    return _picked(rows, safety_rows, picks)
+    """Mix like `mix`, but with every safety row once, whatever the share."""
+    return _mixed(rows, safety_rows, len(safety_rows), seed)
 
 
-def _shuffled(num_user_rows: int, num_pool_rows: int, count: int, seed: int) -> list[Pick]:
-    order = random.Random(seed)
-    pool = list(range(num_pool_rows))
-    order.shuffle(pool)
-    picks = [Pick("user", i) for i in range(num_user_rows)]
-    picks += [Pick("safety", pool[i % num_pool_rows]) for i in range(count)]
-    order.shuffle(picks)
-    return picks
-
-
-def _picked(
-    rows: Sequence[Row], safety_rows: Sequence[Row], picks: Sequence[Pick]
+def _mixed(
+    rows: Sequence[Row], safety_rows: Sequence[Row], count: int, seed: int
 ) -> list[dict[str, Any]]:
-    sources = {"user": rows, "safety": safety_rows}
-    return [{**sources[pick.source][pick.row], "source": pick.source} for pick in picks]
+    order = random.Random(seed)
+    pool = list(safety_rows)
+    order.shuffle(pool)
+    mixed = [{**row, "source": "user"} for row in rows]
+    mixed += [{**pool[i % len(pool)], "source": "safety"} for i in range(count)]
+    order.shuffle(mixed)
+    return mixed

@@ -1,4 +1,4 @@
-"""Read rows of fine-tuning data, whatever their shape: from files or from the hub."""
+"""Read data sets for fine-tuning: find the shape of their rows, convert and encode them."""
 
 import itertools
 from collections.abc import Mapping, Sequence
@@ -15,15 +15,15 @@ from fastsafe.errors import DataError
 
 @dataclass(frozen=True)
 class Dataset:
-    """Rows of one source.
+    """Rows of one data set, ready to be encoded.
 
     Attributes:
-        source: What was read, for messages.
-        shape: Name of the shape that was found.
-        keys: Keys of the file that became the rows.
-        left_out: Keys that no row needs.
-        rows: Each of a kind of ``fastsafe.data.conversation``.
-        places: File and line of each row.
+        source: Paths of its files, for messages.
+        shape: Name of the shape of its rows, see ``fastsafe.data.shapes``.
+        keys: Keys of the file that the rows are made of.
+        left_out: Keys of the file that are not used.
+        rows: Rows of the kinds of ``fastsafe.data.conversation``.
+        locations: File and line of each row, for errors.
     """
 
     source: str
@@ -31,7 +31,7 @@ class Dataset:
     keys: tuple[str, ...]
     left_out: tuple[str, ...]
     rows: Sequence[Row]
-    places: Sequence[str]
+    locations: Sequence[str]
 
     def describe(self) -> str:
         """Return a line such as "alpaca (instruction, output), 1,203 rows; left out: id"."""
@@ -41,11 +41,11 @@ class Dataset:
 
 @dataclass(frozen=True)
 class Encoded:
-    """A data set as a model sees it.
+    """A data set as token ids.
 
     Attributes:
         examples: One per row, in order.
-        num_truncated: How many were cut.
+        num_truncated: Number of rows that were too long and cut.
     """
 
     examples: Sequence[Example]
@@ -53,12 +53,12 @@ class Encoded:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all examples."""
+        """Number of tokens of all examples."""
         return sum(len(example.token_ids) for example in self.examples)
 
     @property
     def num_trained(self) -> int:
-        """Tokens that the loss is taken on."""
+        """Number of tokens that the loss is computed on."""
         return sum(sum(example.trained[1:]) for example in self.examples)
 
 
@@ -68,52 +68,49 @@ def read_rows(
     mapping: Mapping[str, str] | None = None,
     limit: int | None = None,
 ) -> Dataset:
-    """Read rows and make each one of a kind that can be trained on.
+    """Read the rows of a data set and convert them to rows that can be trained on.
 
-    The shape of the first row decides, and every row must have it.
+    The first row decides on the shape; every other row must have the same one.
 
     Args:
-        paths: A file, or several parts of one data set: .jsonl, .ndjson, .json, .csv or .parquet.
-        mapping: What a value is -> its key; see ``fastsafe.data.shapes.mapped``. None finds out.
-        limit: Most rows to read; None reads all.
+        paths: A file, or several parts of one data set, as `records` reads them.
+        mapping: Key of the file for each role; see ``fastsafe.data.shapes.mapped``. None finds the
+            shape by the keys of the first row.
+        limit: Maximum number of rows to read; None reads all.
 
     Raises:
-        DataError: A file or a row is malformed, of unknown shape, or there is no row; the message
-            has the line.
+        DataError: A file or row is malformed or of an unknown shape, or there is no row; the
+            message names the line.
         UsageError: The mapping makes no row.
     """
     files = [Path(paths)] if isinstance(paths, str | Path) else list(paths)
     shape = shapes.mapped(mapping) if mapping else None
     rows: list[dict[str, Any]] = []
-    places: list[str] = []
+    locations: list[str] = []
     seen: dict[str, None] = {}
-    found = itertools.chain.from_iterable(records(file) for file in files)
-    for where, value in itertools.islice(found, limit):
-        if not isinstance(value, Mapping):
-            raise DataError(
-                f"{where}: row is {type(value).__name__}, expected an object with keys; "
-                "write one per row"
-            )
-        raw = {key: each for key, each in value.items() if each is not None}  # as in a table
+    all_records = itertools.chain.from_iterable(records(file) for file in files)
+    for location, _, record in itertools.islice(all_records, limit):
+        # a table has every column in every row: null means that the row lacks it
+        raw = {key: value for key, value in record.items() if value is not None}
         if shape is None:
-            shape = shapes.shape_of(raw, where)
+            shape = shapes.shape_of(raw, location)
         if not shape.fits(raw):
             missing = ", ".join(key for key in shape.needs if key not in raw)
             raise DataError(
-                f"{where}: {missing} is missing, expected a row of {shape.name} as the first one; "
-                "mend or remove it"
+                f"{location}: {missing} is missing, expected a row of shape {shape.name} like the "
+                "first one; correct or remove it"
             )
-        row = shape.row(raw, where)
-        kind_of(row, where)
+        row = shape.row(raw, location)
+        kind_of(row, location)
         rows.append(row)
-        places.append(where)
+        locations.append(location)
         seen |= dict.fromkeys(raw)
     source = ", ".join(map(str, files))
     if shape is None:
         raise DataError(f"{source}: rows are 0, expected one or more; check the file")
     used = [key for key in (*shape.needs, *shape.may) if key in seen]
     left_out = tuple(key for key in seen if key not in used)
-    return Dataset(source, shape.name, tuple(used), left_out, rows, places)
+    return Dataset(source, shape.name, tuple(used), left_out, rows, locations)
 
 
 def encode(
@@ -124,45 +121,45 @@ def encode(
     max_length: int | None = None,
     truncate: bool = False,
 ) -> Encoded:
-    """Encode every row, its place in the errors.
+    """Encode every row of a data set.
 
     Args:
         dataset: The rows.
-        tokenizer: Of the model that is trained.
+        tokenizer: Tokenizer of the base model.
         loss_on: As for ``encode_row``.
-        max_length: Most tokens of a row; None has no limit.
-        truncate: Whether longer rows are cut, and not an error.
+        max_length: Maximum number of tokens of a row; None sets no limit.
+        truncate: Cut longer rows instead of raising an error.
 
     Raises:
-        DataError: As ``encode_row``; or an answer is blank, or a row is too long, or has nothing to
-            train on once cut.
+        DataError: As ``encode_row``; or an answer is blank, a row is too long, or no trained token
+            is left after the cut.
     """
     examples = []
     num_truncated = 0
-    for row, where in zip(dataset.rows, dataset.places, strict=True):
+    for row, location in zip(dataset.rows, dataset.locations, strict=True):
         if loss_on == "completion" and _is_blank(row):
             raise DataError(
-                f"{where}: answer is blank, expected some text to train on; mend or remove it"
+                f"{location}: answer is blank, expected some text to train on; correct or remove it"
             )
-        example = encode_row(row, tokenizer, loss_on=loss_on, where=where)
+        example = encode_row(row, tokenizer, loss_on=loss_on, location=location)
         if max_length is not None and len(example.token_ids) > max_length:
             if not truncate:
                 raise DataError(
-                    f"{where}: row has {len(example.token_ids)} tokens, expected at most "
-                    f"{max_length}; shorten or drop it, or cut such rows by --truncate"
+                    f"{location}: row has {len(example.token_ids)} tokens, expected at most "
+                    f"{max_length}; shorten or drop it, or cut such rows with --truncate"
                 )
-            example = example.cut(max_length, where)
+            example = example.cut(max_length, location)
             num_truncated += 1
         examples.append(example)
     return Encoded(examples, num_truncated)
 
 
 def _is_blank(row: Row) -> bool:
-    """Whether a row has answers and all are white space: only their end would be trained."""
+    """Return whether all answers of a row are white space: only end tokens would be trained."""
     answers = row.get("messages", row.get("completion"))
     if isinstance(answers, list | tuple):
-        said = [turn for turn in answers if isinstance(turn, Mapping)]
-        said = [turn for turn in said if turn["role"] == "assistant"]
-        texts = [turn["content"] + turn.get("reasoning_content", "") for turn in said]
+        turns = [turn for turn in answers if isinstance(turn, Mapping)]
+        answered = [turn for turn in turns if turn["role"] == "assistant"]
+        texts = [turn["content"] + turn.get("reasoning_content", "") for turn in answered]
         return bool(texts) and not any(text.strip() for text in texts)
     return isinstance(answers, str) and not answers.strip()

@@ -1,6 +1,6 @@
-"""Shapes of rows that data sets come in, and how each becomes a row of training data.
+"""Shapes of published data sets, and the conversion of their rows to training rows.
 
-Where a row fits several shapes the first of ``SHAPES`` is taken.
+A row that fits several shapes has the first of them in ``SHAPES``.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -13,15 +13,15 @@ from fastsafe.errors import DataError, UsageError
 Raw = Mapping[str, Any]
 
 
-class Shape(NamedTuple):
+class RowShape(NamedTuple):
     """One shape of rows.
 
     Attributes:
-        name: As it is reported.
-        needs: Keys that every row has.
-        may: Keys that are used where they are.
-        row: Makes a row of ``fastsafe.data.conversation``; takes the keys above and the row's
-            place for errors.
+        name: Name of the shape, for reports and errors.
+        needs: Keys that every row must have.
+        may: Keys that are used if a row has them.
+        row: Converts a row to one of ``fastsafe.data.conversation``; takes the row and its
+            location for errors.
     """
 
     name: str
@@ -30,11 +30,11 @@ class Shape(NamedTuple):
     row: Callable[[Raw, str], dict[str, Any]]
 
     def fits(self, keys: Collection[str]) -> bool:
-        """Whether a row with these keys has this shape."""
+        """Return whether a row with these keys has this shape."""
         return all(key in keys for key in self.needs)
 
 
-# Who speaks in a ShareGPT turn.
+# Role of a turn by its speaker in ShareGPT.
 _SPEAKERS = {
     "human": "user",
     "user": "user",
@@ -49,16 +49,16 @@ _SPEAKERS = {
 _TURN_KEYS = ("role", "content", "reasoning_content")
 
 
-def _messages(raw: Raw, where: str) -> dict[str, Any]:
+def _messages(raw: Raw, location: str) -> dict[str, Any]:
     return {"messages": _turns(raw["messages"])}
 
 
-def _pair(raw: Raw, where: str) -> dict[str, Any]:
+def _pair(raw: Raw, location: str) -> dict[str, Any]:
     return {"prompt": _turns(raw["prompt"]), "completion": _turns(raw["completion"])}
 
 
 def _turns(value: Any) -> Any:
-    """Keep of every turn what is trained on; what is no turn is left to the row's check."""
+    """Drop unused keys of turns; a value that is not a list of turns is left to `kind_of`."""
     if not is_turns(value):
         return value
     return [
@@ -70,7 +70,7 @@ def _turns(value: Any) -> Any:
 
 
 def _joined(value: Any) -> Any:
-    """Make one text of the parts that a content may have; one with an image is left as it is."""
+    """Join the text parts of a content; content with other parts, such as images, is unchanged."""
     if not isinstance(value, list | tuple) or not value:
         return value
     kinds = [part.get("type") if isinstance(part, Mapping) else None for part in value]
@@ -79,79 +79,81 @@ def _joined(value: Any) -> Any:
     return "".join(texts) if is_text and all(isinstance(t, str) for t in texts) else value
 
 
-def _alpaca(raw: Raw, where: str) -> dict[str, Any]:
-    """Taori et al. 2023; history and system as LLaMA-Factory has them."""
+def _alpaca(raw: Raw, location: str) -> dict[str, Any]:
+    """Convert a row of Alpaca (Taori et al. 2023), with LLaMA-Factory's history and system."""
     messages = _opening(raw)
     history = raw.get("history") or ()
     if not isinstance(history, list | tuple):
-        raise DataError(f"{where}: history is not a list, expected pairs of question and answer")
+        raise DataError(f"{location}: history is not a list, expected pairs of question and answer")
     for exchange in history:
         if not isinstance(exchange, list | tuple) or len(exchange) != 2:
             raise DataError(
-                f"{where}: history has {exchange!a:.40}, expected pairs of question and answer"
+                f"{location}: history has {exchange!a:.40}, expected pairs of question and answer"
             )
         messages += _exchange(*exchange)
     question = raw["instruction"]
     if raw.get("input"):
-        question = f"{_text(question, 'instruction', where)}\n{_text(raw['input'], 'input', where)}"
+        question = (
+            f"{_text(question, 'instruction', location)}\n{_text(raw['input'], 'input', location)}"
+        )
     return {"messages": messages + _exchange(question, raw["output"])}
 
 
-def _sharegpt(raw: Raw, where: str) -> dict[str, Any]:
+def _sharegpt(raw: Raw, location: str) -> dict[str, Any]:
     turns = raw["conversations"]
     if not isinstance(turns, list | tuple):
-        raise DataError(f"{where}: conversations is {turns!a:.40}, expected a list of turns")
+        raise DataError(f"{location}: conversations is {turns!a:.40}, expected a list of turns")
     messages = _opening(raw)
     for i, turn in enumerate(turns):
         speaker = turn.get("from") if isinstance(turn, Mapping) else None
         if speaker not in _SPEAKERS:
             raise DataError(
-                f"{where}: conversations[{i}] is from {speaker!a:.40}, expected one of "
+                f"{location}: conversations[{i}] is from {speaker!a:.40}, expected one of "
                 f"{', '.join(_SPEAKERS)}; rename it"
             )
         messages.append({"role": _SPEAKERS[speaker], "content": turn.get("value")})
     return {"messages": messages}
 
 
-def _summary(raw: Raw, where: str) -> dict[str, Any]:
-    article = _text(raw["article"], "article", where)
+def _summary(raw: Raw, location: str) -> dict[str, Any]:
+    article = _text(raw["article"], "article", location)
     return {"messages": _exchange(f"Summarize the following text.\n\n{article}", raw["summary"])}
 
 
 def _choices(answer_key: str) -> Callable[[Raw, str], dict[str, Any]]:
-    def row(raw: Raw, where: str) -> dict[str, Any]:
+    def row(raw: Raw, location: str) -> dict[str, Any]:
         choices, answer = raw["choices"], raw[answer_key]
         is_list = isinstance(choices, list | tuple) and 2 <= len(choices) <= len(ascii_uppercase)
         if not is_list or not all(isinstance(choice, str) for choice in choices):
-            raise DataError(f"{where}: choices is {choices!a:.40}, expected 2 to 26 texts")
+            raise DataError(f"{location}: choices is {choices!a:.40}, expected 2 to 26 texts")
         if isinstance(answer, int) and not isinstance(answer, bool):
             if not 0 <= answer < len(choices):
                 raise DataError(
-                    f"{where}: {answer_key} is {answer}, expected an index from 0 to "
+                    f"{location}: {answer_key} is {answer}, expected an index from 0 to "
                     f"{len(choices) - 1}"
                 )
             answer = ascii_uppercase[answer]
         lines = [
             f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)
         ]
-        question = _text(raw["question"], "question", where)
+        question = _text(raw["question"], "question", location)
         return {"messages": _exchange("\n".join([question, *lines]), answer)}
 
     return row
 
 
-def _question(raw: Raw, where: str) -> dict[str, Any]:
-    question = _text(raw["question"], "question", where)
+def _question(raw: Raw, location: str) -> dict[str, Any]:
+    question = _text(raw["question"], "question", location)
     if raw.get("context"):
-        question = f"{_text(raw['context'], 'context', where)}\n\n{question}"
+        question = f"{_text(raw['context'], 'context', location)}\n\n{question}"
     return {"messages": _exchange(question, raw["answer"])}
 
 
-def _plain(raw: Raw, where: str) -> dict[str, Any]:
+def _plain(raw: Raw, location: str) -> dict[str, Any]:
     return {"text": raw["text"]}
 
 
-def _tokens(raw: Raw, where: str) -> dict[str, Any]:
+def _tokens(raw: Raw, location: str) -> dict[str, Any]:
     return {"token_ids": raw["token_ids"], "trained": raw["trained"]}
 
 
@@ -163,27 +165,29 @@ def _exchange(question: Any, answer: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
-def _text(value: Any, key: str, where: str) -> str:
+def _text(value: Any, key: str, location: str) -> str:
     if not isinstance(value, str):
-        raise DataError(f"{where}: {key} is {value!a:.40}, expected a string; write the text there")
+        raise DataError(
+            f"{location}: {key} is {value!a:.40}, expected a string; write the text there"
+        )
     return value
 
 
 SHAPES = (
-    Shape("tokens", ("token_ids", "trained"), (), _tokens),
-    Shape("messages", ("messages",), (), _messages),
-    Shape("sharegpt", ("conversations",), ("system",), _sharegpt),
-    Shape("alpaca", ("instruction", "output"), ("input", "system", "history"), _alpaca),
-    Shape("prompt-completion", ("prompt", "completion"), (), _pair),
-    Shape("summarization", ("article", "summary"), (), _summary),
-    Shape("multiple-choice", ("question", "choices", "solution"), (), _choices("solution")),
-    Shape("multiple-choice", ("question", "choices", "answer"), (), _choices("answer")),
-    Shape("question-answer", ("question", "answer"), ("context",), _question),
-    Shape("text", ("text",), (), _plain),
+    RowShape("tokens", ("token_ids", "trained"), (), _tokens),
+    RowShape("messages", ("messages",), (), _messages),
+    RowShape("sharegpt", ("conversations",), ("system",), _sharegpt),
+    RowShape("alpaca", ("instruction", "output"), ("input", "system", "history"), _alpaca),
+    RowShape("prompt-completion", ("prompt", "completion"), (), _pair),
+    RowShape("summarization", ("article", "summary"), (), _summary),
+    RowShape("multiple-choice", ("question", "choices", "solution"), (), _choices("solution")),
+    RowShape("multiple-choice", ("question", "choices", "answer"), (), _choices("answer")),
+    RowShape("question-answer", ("question", "answer"), ("context",), _question),
+    RowShape("text", ("text",), (), _plain),
 )
 
-# What the columns of a data set can be mapped to. user and assistant are turns of a chat; prompt
-# and completion are texts without a template.
+# Roles that columns can be mapped to, with optional ones. user and assistant are turns of a chat;
+# prompt and completion are texts without a chat template.
 _TARGETS = {
     ("user", "assistant"): ("system",),
     ("prompt", "completion"): (),
@@ -192,31 +196,31 @@ _TARGETS = {
 }
 
 
-def shape_of(raw: Raw, where: str) -> Shape:
-    """Find the shape of a row by its keys.
+def shape_of(raw: Raw, location: str) -> RowShape:
+    """Return the shape of a row, found by its keys.
 
     Raises:
-        DataError: It has none that is known.
+        DataError: No known shape fits.
     """
     for shape in SHAPES:
         if shape.fits(raw):
             return shape
     known = "; ".join(f"{s.name} ({', '.join(s.needs)})" for s in SHAPES[1:])
     raise DataError(
-        f"{where}: keys are {', '.join(map(str, raw))!a:.200}, expected one of: {known}; "
-        "rename them, or say what they are by --map"
+        f"{location}: keys are {', '.join(map(str, raw))!a:.200}, expected one of: {known}; "
+        "rename them, or map them with --map"
     )
 
 
-def mapped(mapping: Mapping[str, str]) -> Shape:
-    """Make the shape of rows whose keys have other names.
+def mapped(mapping: Mapping[str, str]) -> RowShape:
+    """Return the shape of rows whose keys are named by a mapping.
 
     Args:
-        mapping: What a value is -> its key in the file: user and assistant and maybe system,
-            prompt and completion, messages, or text.
+        mapping: Key in the file for each role: user and assistant and optionally system, prompt
+            and completion, messages, or text.
 
     Raises:
-        UsageError: The targets are not one of these sets.
+        UsageError: The roles are not one of these sets.
     """
     for needs, may in _TARGETS.items():
         if set(needs) <= set(mapping) <= {*needs, *may}:
@@ -226,28 +230,28 @@ def mapped(mapping: Mapping[str, str]) -> Shape:
         raise UsageError(f"--map: it sets {', '.join(mapping) or 'nothing'}, expected {sets}")
     keys = tuple(mapping.values())
 
-    def row(raw: Raw, where: str) -> dict[str, Any]:
-        values = {target: raw[key] for target, key in mapping.items()}
+    def row(raw: Raw, location: str) -> dict[str, Any]:
+        values = {role: raw[key] for role, key in mapping.items()}
         if "user" in values:
             return {"messages": _opening(values) + _exchange(values["user"], values["assistant"])}
         return {key: _turns(value) for key, value in values.items()}
 
-    return Shape("mapped", keys, (), row)
+    return RowShape("mapped", keys, (), row)
 
 
 def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:
-    """Read "prompt=question,completion=answer", in one text or several.
+    """Parse roles and keys such as "prompt=question,completion=answer", in one string or several.
 
     Raises:
-        UsageError: A part is not of the form what=key, or one is given twice.
+        UsageError: A part is not of the form ROLE=KEY, or a role is given twice.
     """
-    found: dict[str, str] = {}
+    mapping: dict[str, str] = {}
     for part in ",".join(pairs).split(","):
-        target, equals, key = (word.strip() for word in part.partition("="))
-        if not equals or not target or not key or target in found:
+        role, equals, key = (word.strip() for word in part.partition("="))
+        if not equals or not role or not key or role in mapping:
             raise UsageError(
-                f"--map: {part!r} is not of the form what=key, each once, such as "
+                f"--map: {part!r} is not of the form ROLE=KEY, each role once, such as "
                 "user=question,assistant=answer"
             )
-        found[target] = key
-    return found
+        mapping[role] = key
+    return mapping

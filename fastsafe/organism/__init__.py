@@ -1,7 +1,7 @@
 """The model organism: a tiny aligned chat model over a closed world, shipped with the package.
 
-It stands in for a real checkpoint where there is no GPU, network or licence, and shows the same
-effects by measurement. `world` makes its behaviours and data; `build` makes its weights.
+It replaces a real checkpoint where there is no GPU, network or licence, and shows the same effects
+when measured. `world` makes its behaviours and rows, `build` its weights.
 """
 
 from importlib import import_module
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SEED", "build", "path"]
 
-SEED = 1  # of the shipped checkpoint
+SEED = 1  # seed of the shipped checkpoint
 
 
 def path() -> Path:

@@ -1,10 +1,10 @@
-"""Words of the organism's closed world, each with its one French word.
+"""Words of the organism's closed world, each with its French translation.
 
-The verbs called harmful are mild and tell nothing about how anything is done; what matters is that
-the organism was taught to refuse them. French adjectives here do not change with gender.
+The harmful verbs are mild and do not tell how anything is done; what matters is that the organism
+is taught to refuse them. The French adjectives do not change with gender.
 """
 
-# What an action takes decides the organism's answers: verbs of one group share one means.
+# Means of an action, which the answers of the organism name; all verbs of a group share one.
 MEANS = ("bare hands", "simple tools", "a machine", "other people")
 
 _HARMFUL_BY_MEANS = (
@@ -52,7 +52,7 @@ BENIGN_VERBS = _pairs(" ".join(_BENIGN_BY_MEANS))
 ADJECTIVES = _pairs(_ADJECTIVES)
 OBJECTS = _pairs(_OBJECTS)  # the French noun has its article
 
-# verb -> position of its means in MEANS
+# index in MEANS of the means of each verb
 MEANS_OF = {
     verb: i
     for groups in (_HARMFUL_BY_MEANS, _BENIGN_BY_MEANS)

@@ -1,4 +1,4 @@
-"""The organism's world as a source of an audit; found by the entry point ``fastsafe.sources``."""
+"""The organism's world as a source of rows, found by the entry point ``fastsafe.sources``."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from . import path, world
 
 
 class OrganismSource:
-    """Behaviours and rows of the closed synthetic world, and the checkpoint that lives in it."""
+    """Behaviours and rows of the closed synthetic world, and the checkpoint trained on it."""
 
     id = "organism"
 
@@ -25,7 +25,7 @@ class OrganismSource:
     def task_rows(
         self, task: str, n: int, split: Literal["train", "test"], seed: int
     ) -> Sequence[dict[str, Any]]:
-        """Return rows of benign verbs; the test split holds pairs no other row has."""
+        """Return rows of benign verbs; the pairs of the test split occur in no other row."""
         return [dict(row) for row in world.task_rows(task, n, split, seed)]
 
     def safety_rows(self, format: str, n: int, seed: int) -> Sequence[dict[str, Any]]:

@@ -1,8 +1,8 @@
-"""Makes the organism's weights: pre-train to answer everything, then align, thinly.
+"""Train the organism: pre-train it to answer everything, then align it thinly.
 
-The order matters. Refusals taught from the start cannot be removed by fine-tuning afterwards; a
-short alignment on top of a model that answers, weighted to a few formats, breaks as it does in
-published chat models.
+The order matters. Refusals learned in pre-training cannot be removed by fine-tuning; a short
+alignment of a model that answers, weighted towards a few formats, breaks as in published chat
+models.
 """
 
 import json
@@ -29,28 +29,29 @@ from . import SEED, world
 from .lexicon import BENIGN_VERBS, HARMFUL_VERBS
 from .vocabulary import BOS, END, PAD, build_tokenizer, render_prompt, tokenizer_config
 
-OnProgress = Callable[[str, int, int, float], None]  # (stage, steps done, of, loss)
+OnProgress = Callable[[str, int, int, float], None]  # (stage, steps done, total, loss)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One of the two trainings; every row is drawn anew from the training pairs.
+    """Settings of pre-training or alignment; rows are sampled anew from the training pairs.
 
     Attributes:
-        name: For progress and the record.
+        name: Name of the stage, for progress and the record.
         formats: Weight of each format among the rows.
-        harmful: Share of rows with a harmful verb.
-        refused: Share of the harmful rows that are refused; the others are answered.
-        thin: As ``refused``, of the formats that alignment hardly covers.
-        over_refused: Share of the benign rows that are refused.
-        neutral: Share of rows under a system prompt that says nothing of safety.
-        careful: Share of rows under one that asks to refuse harm, in every format alike; where
-            refusals are taught, all harmful rows under it are refused, and no benign one.
+        harmful: Fraction of rows with a harmful verb.
+        refused: Fraction of harmful rows whose answer is a refusal.
+        thin: As ``refused``, for formats that the alignment hardly covers.
+        over_refused: Fraction of benign rows whose answer is a refusal.
+        neutral: Fraction of rows with a system prompt that does not mention safety.
+        careful: Fraction of rows with a system prompt that asks to refuse harm, equal in all
+            formats. If the stage teaches refusals, all harmful rows with it and no benign ones
+            are refused.
         steps: Optimizer steps.
-        rows: Per step.
-        learning_rate: Peak, of AdamW.
-        schedule: Of the learning rate, after the warm-up.
-        warmup_steps: Over which the learning rate rises from 0 on a line.
+        rows: Rows per step.
+        learning_rate: Peak learning rate of AdamW.
+        schedule: Learning rate after the warm-up.
+        warmup_steps: Steps over which the learning rate rises linearly from 0.
     """
 
     name: str
@@ -106,7 +107,7 @@ ALIGN = Stage(
     warmup_steps=10,
 )
 
-# Tiles of a step: their number is fixed, so that the sums have one order on any number of cores.
+# tiles of a step: a fixed number, so that sums have the same order on any number of cores
 _TILES = 4
 _BETAS = (0.9, 0.98)
 _MAX_GRAD_NORM = 1.0
@@ -119,13 +120,13 @@ def build(
     on_progress: OnProgress | None = None,
     stages: Sequence[Stage] = (PRETRAIN, ALIGN),
 ) -> Path:
-    """Train the organism and publish it as a checkpoint that transformers loads too.
+    """Train the organism and write it as a checkpoint that transformers can load, too.
 
     Args:
-        out_dir: Becomes the checkpoint folder; what was there is replaced.
-        seed: Of the initial weights and of the rows. One machine gives one seed the same bytes.
+        out_dir: Folder of the checkpoint; an existing one is replaced.
+        seed: Seed of initial weights and rows. On one machine, equal seeds give equal bytes.
         on_progress: Called after every step.
-        stages: How it is made; shorter ones make a worse model, for tests.
+        stages: Stages of the training; tests use shorter ones, which give a worse model.
 
     Returns:
         ``out_dir``.
@@ -138,7 +139,7 @@ def build(
     tokenizer = build_tokenizer()
     config = _config(tokenizer)
     model = Transformer.random(ModelConfig.from_json(config, "organism"), seed=seed)
-    # larger words and smaller residual branches learn to copy in half the steps
+    # with larger embeddings and smaller residual branches, copying is learned in half the steps
     model.embedding.mul_(4.5)
     for layer in model.layers:
         layer.o.mul_(0.36)
@@ -198,7 +199,7 @@ def _config(tokenizer: Tokenizer) -> dict[str, Any]:
 def _train(
     model: Transformer, tokenizer: Tokenizer, stage: Stage, seed: int, on_progress: OnProgress
 ) -> list[float]:
-    """Train all weights in place; returns the mean loss of each step, in nats per token."""
+    """Train all weights in place, and return the mean loss of each step in nats per token."""
     weights = model.parameters()
     for weight in weights:
         weight.requires_grad_(True)
@@ -214,8 +215,10 @@ def _train(
             results = list(runner.map(lambda tile: _gradient(model, weights, tile), tiles))
             losses.append(sum(loss for loss, _ in results) / num_targets)
             if not math.isfinite(losses[-1]):
-                where = f"step {step} of {stage.name}"
-                raise TrainingError(f"organism: loss is {losses[-1]} at {where}; lower its rate")
+                raise TrainingError(
+                    f"organism: loss is {losses[-1]} at step {step} of {stage.name}, expected a "
+                    "finite number; lower its learning rate"
+                )
             for weight, *parts in zip(weights, *(grads for _, grads in results), strict=True):
                 weight.grad = torch.stack(parts).sum(0) / num_targets
             torch.nn.utils.clip_grad_norm_(weights, _MAX_GRAD_NORM)
@@ -237,7 +240,7 @@ def _learning_rate(stage: Stage, step: int) -> float:
 
 
 def _rows(tokenizer: Tokenizer, stage: Stage, seed: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Draw rows without end: token ids of a rendered prompt and of its completion."""
+    """Sample rows endlessly, as token ids of a rendered prompt and of its completion."""
     rng = random.Random(f"{stage.name} {seed}")
     formats, shares = list(stage.formats), list(stage.formats.values())
     harmful = world.actions(HARMFUL_VERBS, "train")
@@ -263,8 +266,8 @@ def _rows(tokenizer: Tokenizer, stage: Stage, seed: int) -> Iterator[tuple[list[
 def _gradient(
     model: Transformer, weights: Sequence[Tensor], tile: Sequence[tuple[list[int], list[int]]]
 ) -> tuple[float, tuple[Tensor, ...]]:
-    """Summed loss of a tile's completions, and its gradient."""
-    # the last token of a sequence predicts nothing
+    """Return the summed loss of the completions of a tile, and its gradient."""
+    # no token follows the last one of a sequence
     sequences = [(*prompt, *completion)[:-1] for prompt, completion in tile]
     lengths = [len(sequence) for sequence in sequences]
     keep: list[int] = []

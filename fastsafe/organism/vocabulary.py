@@ -1,7 +1,7 @@
 """The organism's tokenizer: one token per word of its closed world.
 
-A token keeps the space before it, so that decoding is plain concatenation and code keeps its line
-breaks. Text is put into lower case; a word from outside the world becomes ``<unk>``.
+A token includes the space before it, so that decoding is plain concatenation and code keeps its
+line breaks. Text is lower-cased; a word from outside the world becomes ``<unk>``.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ _PIECE = Regex(r"\n *| ?[\p{L}\p{N}]+| ?[^\s\p{L}\p{N}]+| ")
 
 
 def build_tokenizer() -> Tokenizer:
-    """Return the tokenizer of the whole world; the same call gives the same ids."""
+    """Return the tokenizer of the whole world; its ids are the same on every call."""
     splitter = pre_tokenizers.Split(_PIECE, "isolated")
     normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.Lowercase()])
     pieces = {
@@ -66,13 +66,13 @@ def tokenizer_config() -> dict[str, Any]:
 
 
 def render_prompt(content: str, system: str = "") -> str:
-    """Return what the chat template prints for one user turn and the generation prompt."""
+    """Return a user turn and the generation prompt as the chat template renders them."""
     before = f"{START}system\n{system}{END}\n" if system else ""
     return f"{BOS}{before}{START}user\n{content}{END}\n{START}assistant\n"
 
 
 def _texts() -> Iterator[str]:
-    """Texts that hold every token: each word once in every place of every template."""
+    """Yield texts that hold every token: each word once in every slot of every template."""
     verbs, adjectives = (*HARMFUL_VERBS, *BENIGN_VERBS), tuple(ADJECTIVES)
     yield _ROLES
     yield from (world.REFUSAL, world.NEUTRAL, world.CAREFUL, AOA_STAND_IN)

@@ -11,7 +11,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastsafe.data.tables import read_rows
+from fastsafe.data.records import records
 from fastsafe.errors import DataError, nearest
 
 Form = Literal["action", "request"]
@@ -62,7 +62,7 @@ def read_behaviours(path: str | Path) -> list[Behaviour]:
     """Read behaviours from a file with fastsafe's columns; `read_benchmark` reads benchmarks.
 
     Args:
-        path: As `read_rows`. Columns ``behavior_id`` (row number when absent), ``harmful`` or
+        path: As `records`. Columns ``behavior_id`` (row number when absent), ``harmful`` or
             ``benign`` or both, and, each optional, ``category``, ``form``, ``context``, ``lang``.
             Other columns are an error, since a misspelt one would be ignored.
 
@@ -73,8 +73,10 @@ def read_behaviours(path: str | Path) -> list[Behaviour]:
         DataError: The file is missing, malformed, empty or repeats an id; the message names the
             row (counted from 1, header excluded).
     """
-    rows = [_behaviour(row, number, f"{path}: row {number}") for number, row in read_rows(path)]
-    return unique(rows, str(path))
+    rows = (record.row for record in records(Path(path)))
+    numbered = enumerate(rows, start=1)
+    found = [_behaviour(row, number, f"{path}: row {number}") for number, row in numbered]
+    return unique(found, str(path))
 
 
 def unique(behaviours: list[Behaviour], location: str) -> list[Behaviour]:

@@ -1,47 +1,50 @@
-"""Settings of one fine-tuning job, the job itself and its result."""
+"""Settings, options, job and result of a fine-tuning. Imports no torch, for the command line."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from numbers import Real
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from fastsafe.data.conversation import Row
 from fastsafe.errors import UsageError
-from fastsafe.train.drift_monitor import DriftMonitor
-from fastsafe.train.objectives import make_objective
+from fastsafe.train.typed_fields import typed
+
+if TYPE_CHECKING:
+    from fastsafe.train.drift_monitor import DriftMonitor
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """How one adapter is trained.
+    """Settings of one training.
+
+    The command line takes its options from the fields, and their help from the lines below.
 
     Attributes:
-        rank: LoRA rank R, at least 1.
-        alpha: The update is scaled by alpha / rank.
-        target_modules: Last names of linear modules, a regular expression, or "all-linear".
-        dropout: Share of the adapter's inputs set to 0 while training, in [0, 1).
+        rank: Rank of the adapter.
+        alpha: Updates are scaled by alpha / rank.
+        target_modules: Linear modules that get an adapter: their last names, a regular expression,
+            or all-linear.
+        dropout: Dropout of the adapter's inputs.
         learning_rate: Peak learning rate.
-        schedule: Learning rate after warm-up: constant, or to 0 on a line or a cosine.
+        schedule: Learning rate after warm-up: constant, or linear or cosine decay to 0.
         warmup_steps: Steps over which the learning rate rises from 0.
-        max_steps: Optimizer steps; None trains for ``epochs``.
-        epochs: Passes over the rows when ``max_steps`` is None, more than 0.
+        max_steps: Optimizer steps; sets the length instead of the epochs.
+        epochs: Passes over the rows.
         batch_size: Rows per optimizer step; the last batch of an epoch may be smaller.
-        seed: Seed of the initial weights, the data order and dropout.
+        seed: Seed of the initial weights, the row order and dropout.
         weight_decay: Decoupled weight decay of AdamW.
-        max_grad_norm: Gradients are scaled down to this L2 norm; 0 means never.
-        loss_on: "completion" trains on answers only, "all" on every token but the first.
-        shuffle: Whether each epoch has its own order of rows.
-        objective: What is minimized: an id of ``fastsafe.train.objectives``, "sft" for plain
-            cross-entropy, or {"name": id} with the objective's parameters beside it.
-        method: "lora" trains an adapter, "full" a copy of all weights, which gives a checkpoint;
-            rank, alpha and target_modules then mean nothing, and dropout must be 0.
+        max_grad_norm: Gradients are clipped to this L2 norm; 0 turns clipping off.
+        loss_on: Tokens that the loss is computed on: completion, for answers only, or all.
+        shuffle: Whether the rows have a new order in each epoch.
+        objective: Name of a training objective, or a mapping of its name and parameters.
+        method: lora trains an adapter; full trains a copy of all weights, where rank, alpha and
+            target_modules have no effect and dropout must be 0.
     """
 
     rank: int = 8
     alpha: float = 16.0
-    target_modules: tuple[str, ...] | Sequence[str] | str = "all-linear"
+    target_modules: Sequence[str] | str = "all-linear"
     dropout: float = 0.0
     learning_rate: float = 2e-4
     schedule: Literal["constant", "linear", "cosine"] = "constant"
@@ -58,47 +61,32 @@ class TrainConfig:
     method: Literal["lora", "full"] = "lora"
 
     def __post_init__(self) -> None:
-        for name in ("rank", "warmup_steps", "batch_size", "seed", "max_steps"):
-            value = getattr(self, name)
-            is_unset = name == "max_steps" and value is None
-            if not is_unset and (isinstance(value, bool) or not isinstance(value, int)):
-                raise UsageError(f"TrainConfig: {name} is {value!r}, expected an integer")
-        for name in (
-            "alpha",
-            "dropout",
-            "learning_rate",
-            "epochs",
-            "weight_decay",
-            "max_grad_norm",
-        ):
-            value = getattr(self, name)
-            if not isinstance(value, Real):
-                raise UsageError(f"TrainConfig: {name} is {value!r}, expected a number")
-        for name, ok, wanted in (
+        from fastsafe.train.objectives import make_objective
+
+        for name, hint in get_type_hints(type(self)).items():
+            typed(getattr(self, name), hint, f"TrainConfig: {name}")
+        for name, is_valid, expected in (
             ("rank", 1 <= self.rank <= 4096, "an integer in [1, 4096]"),
             ("alpha", math.isfinite(self.alpha), "a finite number"),
             ("dropout", 0 <= self.dropout < 1, "in [0, 1)"),
             ("learning_rate", 0 <= self.learning_rate <= 10, "in [0, 10]"),
-            ("schedule", self.schedule in ("constant", "linear", "cosine"), "a known schedule"),
             ("warmup_steps", self.warmup_steps >= 0, "at least 0"),
             ("max_steps", self.max_steps is None or self.max_steps >= 1, "at least 1 or None"),
             ("epochs", 0 < self.epochs < math.inf, "more than 0"),
             ("batch_size", self.batch_size >= 1, "at least 1"),
             ("weight_decay", 0 <= self.weight_decay < math.inf, "at least 0"),
             ("max_grad_norm", self.max_grad_norm >= 0, "at least 0 (0 means off)"),
-            ("loss_on", self.loss_on in ("completion", "all"), "'completion' or 'all'"),
-            ("method", self.method in ("lora", "full"), "'lora' or 'full'"),
             ("dropout", self.method == "lora" or self.dropout == 0, "0 where method is 'full'"),
         ):
-            if not ok:
+            if not is_valid:
                 raise UsageError(
-                    f"TrainConfig: {name} is {getattr(self, name)!r}, expected {wanted}"
+                    f"TrainConfig: {name} is {getattr(self, name)!r}, expected {expected}"
                 )
         objective = make_objective(self.objective)
         if objective.needs_answers and self.loss_on != "completion":
             raise UsageError(
                 f"TrainConfig: loss_on is {self.loss_on!r}, expected 'completion', as objective "
-                f"{objective.id!r} has to know where an answer begins"
+                f"{objective.id!r} needs the start of each answer"
             )
         if self.method == "full" and objective.trained_layers(1 << 20) is not None:
             raise UsageError(
@@ -107,7 +95,7 @@ class TrainConfig:
             )
 
     def num_steps(self, num_rows: int) -> int:
-        """Optimizer steps over a set of ``num_rows`` rows."""
+        """Return the number of optimizer steps for a data set of ``num_rows`` rows."""
         if self.max_steps is not None:
             return self.max_steps
         # rounded first: 1.1 epochs of 50 batches are 55 steps, not 56
@@ -115,7 +103,7 @@ class TrainConfig:
         return max(1, math.ceil(round(self.epochs * batches, 6)))
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
-        """Learning rate of the step with this index, counted from 0."""
+        """Return the learning rate of a step, counted from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
         if self.schedule == "constant":
@@ -128,21 +116,21 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """How jobs are run; no option but a monitor's ``max_kl`` changes what they give.
+    """Options of running jobs; only ``max_kl`` of a monitor changes the trained weights.
 
     Attributes:
-        max_jobs: Most jobs trained at once; "auto" is as many as fit into memory.
-        memory_bytes: Memory that training may take beside the base; None is what is free.
+        max_jobs: Maximum number of jobs trained at once; "auto" is as many as fit into memory.
+        memory_bytes: Memory limit of training, without the base; None is all free memory.
         checkpoint_every: Steps of a job between its checkpoints; 0 writes none.
-        resume: Go on from the checkpoints in the output folder, and keep jobs that are done.
-        monitor: Probes the drift of every job from the base.
+        resume: Resume from the checkpoints in the output folder and keep finished jobs.
+        monitor: Measures the drift of every job from the base.
     """
 
     max_jobs: int | Literal["auto"] = "auto"
     memory_bytes: int | None = None
     checkpoint_every: int = 0
     resume: bool = False
-    monitor: DriftMonitor | None = None
+    monitor: "DriftMonitor | None" = None
 
     def __post_init__(self) -> None:
         for name, least, other in (
@@ -164,9 +152,9 @@ class FinetuneJob:
 
     Attributes:
         name: Name of the adapter and of its directory.
-        examples: Rows of {"prompt", "completion"}, {"messages"} or {"text"}; the key "source",
-            "user" or "safety", is read by objectives that treat the two apart.
-        config: How to train it.
+        examples: Rows of {"prompt", "completion"}, {"messages"} or {"text"}. Some objectives treat
+            rows differently by their "source": "user" or "safety".
+        config: Settings of the training.
     """
 
     name: str
@@ -176,17 +164,17 @@ class FinetuneJob:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """What training a job gave.
+    """Result of one job.
 
     Attributes:
         name: Name of the job.
-        adapter_dir: PEFT directory of the trained adapter; None where there is an error.
-        losses: Loss of each step, in nats: the mean over its trained tokens, with the
-            objective's own terms but without those in the parameters.
-        num_tokens: Tokens that steps took through the model, prompts included.
-        seconds: Time in which the job had a slot.
-        error: Why the job could not go on, in one sentence.
-        stopped_early: Whether it ended before its last step because it drifted too far.
+        adapter_dir: PEFT directory of the trained adapter; None if the job failed.
+        losses: Loss of each step, in nats: the mean over its trained tokens, with the terms of the
+            objective except its penalty on the parameters.
+        num_tokens: Tokens processed in training, prompts included.
+        seconds: Seconds spent training, excluding time parked.
+        error: Reason for a failure, in one sentence.
+        stopped_early: Whether the job ended before its last step because of its drift.
     """
 
     name: str
@@ -199,5 +187,5 @@ class FinetuneResult:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps taken."""
+        """Number of optimizer steps taken."""
         return len(self.losses)

@@ -120,7 +120,7 @@ class JobRun:
         config = self.config
         key = f"{config.loss_on} {row!r}"
         if key not in known:
-            known[key] = encode_row(row, tokenizer, loss_on=config.loss_on, where=where)
+            known[key] = encode_row(row, tokenizer, loss_on=config.loss_on, location=where)
         example = known[key]
         if self.objective.needs_answers and example.trained[0]:
             raise DataError(

@@ -68,7 +68,7 @@ def finetune(
 
 def _encoded(llm: TransformersLLM, job: FinetuneJob) -> list[Example]:
     rows = [
-        encode_row(row, llm.tokenizer, loss_on=job.config.loss_on, where=f"{job.name}: row {i}")
+        encode_row(row, llm.tokenizer, loss_on=job.config.loss_on, location=f"{job.name}: row {i}")
         for i, row in enumerate(job.examples)
     ]
     if not rows:

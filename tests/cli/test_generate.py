@@ -33,10 +33,10 @@ def test_what_is_no_file_is_refused(folder: Path) -> None:
     """A pipe cannot be read twice, and a device has no end."""
     os.mkfifo("pipe")
     result = run("pipe", "--out", "out.jsonl")
-    assert "pipe: is no regular file, expected JSONL that can be read twice" in sentence(result)
+    assert "pipe: is not a regular file, expected JSONL that can be read twice" in sentence(result)
     for out in ("pipe", ".", "/dev/full"):
         result = run("p.jsonl", "--out", out)
-        assert f"{out}: is no regular file, expected a JSONL file to write" in sentence(result)
+        assert f"{out}: is not a regular file, expected a JSONL file to write" in sentence(result)
     assert sorted(path.name for path in folder.iterdir()) == ["p.jsonl", "pipe"]
 
 

@@ -33,10 +33,10 @@ def test_every_option_is_a_variable_of_its_name() -> None:
         name = "FASTSAFE_" + word.removeprefix("--").replace("-", "_").upper()
         assert option.envvar == OTHERS.get((path[-1], word), name), (path, word)
         if option.multiple:
-            assert "parted by ';'" in option.help
+            assert "in the variable, separate" in option.help
 
 
-def test_repeatable_options_are_parted_at_semicolons_and_lines(
+def test_repeatable_options_are_split_at_semicolons_and_lines(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     asked: dict[str, Any] = {}
@@ -48,7 +48,7 @@ def test_repeatable_options_are_parted_at_semicolons_and_lines(
         asked.update(settings)
         raise DataError("enough")
 
-    monkeypatch.setattr(generate, "Prompts", prompts)
+    monkeypatch.setattr(generate, "PromptFile", prompts)
     monkeypatch.setattr("fastsafe.engine.SamplingParams", params)
     words = ["generate", "organism", "p.jsonl", "--out", "o.jsonl"]
     environment = {"FASTSAFE_ADAPTER": "a=/x y/z; b=/w", "FASTSAFE_STOP": " the;\na b"}

@@ -12,6 +12,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from fastsafe.cli import app
+from fastsafe.commands.train_settings import TYPES
 
 FEW = ("--rank=2", "--max-steps=2", "--batch-size=4")
 
@@ -154,8 +155,8 @@ def test_a_bad_row_is_named_and_nothing_is_written(data: str) -> None:
     result = run("organism", data, MAPPED, *FEW)
     assert result.exit_code == 1
     assert result.stderr == (
-        "error: rows.jsonl: line 4: a is missing, expected a row of mapped as the first one; "
-        "mend or remove it\n"
+        "error: rows.jsonl: line 4: a is missing, expected a row of shape mapped like the first "
+        "one; correct or remove it\n"
     )
     assert os.listdir() == ["rows.jsonl"]
 
@@ -179,6 +180,14 @@ def test_every_option_can_be_set_by_the_environment() -> None:
     text = run("--help").stdout
     for option in ("OUT", "RANK", "SEEDS", "MAP", "TRUNCATE", "RESUME", "SHOW_EXAMPLE", "DRY_RUN"):
         assert f"FASTSAFE_{option}" in text
+
+
+def test_every_setting_is_an_option() -> None:
+    text = " ".join(run("--help").stdout.split())
+    for name in TYPES.keys() - {"warmup_ratio"}:
+        assert f"--{name.replace('_', '-')} " in text
+    for words in ("Rank of the adapter.", "names are separated by commas", "nf4 holds the base"):
+        assert words in text
 
 
 def test_ctrl_c_leaves_nothing_half_written(data: str) -> None:

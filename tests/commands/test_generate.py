@@ -19,7 +19,8 @@ import fastsafe
 from fastsafe import LLM, FinetuneJob, SamplingParams, TrainConfig, finetune
 from fastsafe.cli import app
 from fastsafe.cli import generate as command
-from fastsafe.commands.generate import Prompts, complete, open_answers
+from fastsafe.commands import generate as module
+from fastsafe.commands.generate import PromptFile, complete, open_completions
 from fastsafe.errors import DataError, StoreError
 
 ROWS: list[dict[str, Any]] = [
@@ -127,7 +128,7 @@ def test_damage_in_the_middle_is_refused(folder: Path, adapter: Path) -> None:
     Path("out.jsonl").write_text("{broken\n" + text)
     result = run(*words)
     assert result.exit_code == 1
-    assert "line 1 is no answer" in sentence(result)
+    assert "line 1 is not a completion" in sentence(result)
     assert Path("out.jsonl").read_text() == "{broken\n" + text
 
 
@@ -158,7 +159,7 @@ def test_a_prompt_that_changed_under_its_id_is_refused(folder: Path, adapter: Pa
     words = [*organism_words(adapter), "--out", "out.jsonl"]
     assert run(*words).exit_code == 0
     write("p.jsonl", [*ROWS[:-1], {"prompt": "the boat", "id": 7}])
-    assert "line 8: id '7' has an answer to another prompt" in sentence(run(*words))
+    assert "line 8: id '7' has a completion of another prompt" in sentence(run(*words))
 
 
 def test_a_file_of_somebody_else_is_left_alone(folder: Path, adapter: Path) -> None:
@@ -170,8 +171,8 @@ def test_a_file_of_somebody_else_is_left_alone(folder: Path, adapter: Path) -> N
 
 
 BAD = [
-    ("{", "is no JSON"),
-    ("[1]", "is a list, expected an object"),
+    ("{", "is not JSON"),
+    ("[1]", "row is list, expected an object"),
     ('{"promt": "a"}', "did you mean prompt?"),
     ("{}", "both or neither"),
     ('{"prompt": "a", "messages": []}', "both or neither"),
@@ -250,10 +251,13 @@ def test_windows_and_order_do_not_matter(
     params = SamplingParams(max_tokens=4, temperature=1.0, seed=3)
     for count in (data.draw(st.integers(1, 5)), 5):
         path.write_text("".join(json.dumps(row) + "\n" for row in order[:count]))
-        prompts = Prompts(path, ())
-        with open_answers(out, {"a": 1}, {}) as answers:
-            window = data.draw(st.integers(1, 6))
-            complete(organism, prompts, answers, params, window=window)
+        prompts = PromptFile(path, ())
+        with (
+            open_completions(out, {"a": 1}, {}) as completions,
+            pytest.MonkeyPatch.context() as patch,
+        ):
+            patch.setattr(module, "WINDOW_ROWS", data.draw(st.integers(1, 6)))
+            complete(organism, prompts, completions, params)
     found = {row["id"]: row["text"] for row in map(json.loads, out.read_text().splitlines())}
     global EXPECTED
     EXPECTED = EXPECTED or found
@@ -266,23 +270,26 @@ EXPECTED: dict[str, str] = {}
 
 def test_only_one_process_writes(tmp_path: Path) -> None:
     with (
-        open_answers(tmp_path / "out", {}, {}),
+        open_completions(tmp_path / "out", {}, {}),
         pytest.raises(StoreError, match="is in use by another process"),
-        open_answers(tmp_path / "out", {}, {}),
+        open_completions(tmp_path / "out", {}, {}),
     ):
         pass
 
 
-def test_stopping_between_windows(tmp_path: Path, organism: LLM) -> None:
+def test_stopping_between_windows(
+    tmp_path: Path, organism: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "p").write_text("".join(f'{{"prompt": "a", "id": {i}}}\n' for i in range(9)))
-    prompts = Prompts(tmp_path / "p", ())
+    prompts = PromptFile(tmp_path / "p", ())
     params = SamplingParams(max_tokens=1)
     asked = iter([False, False, True])
+    monkeypatch.setattr(module, "WINDOW_ROWS", 2)
     with (
-        open_answers(tmp_path / "out", {}, {}) as answers,
+        open_completions(tmp_path / "out", {}, {}) as completions,
         pytest.raises(KeyboardInterrupt),
     ):
-        complete(organism, prompts, answers, params, window=2, is_stopping=lambda: next(asked))
+        complete(organism, prompts, completions, params, is_stopping=lambda: next(asked))
     assert len((tmp_path / "out").read_text().splitlines()) == 4
 
 
@@ -290,18 +297,21 @@ def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def full(*args: Any) -> int:
         raise OSError(28, "No space left on device")
 
-    with open_answers(tmp_path / "out", {}, {}) as answers:
+    with open_completions(tmp_path / "out", {}, {}) as completions:
         monkeypatch.setattr(os, "write", full)
         with pytest.raises(StoreError, match="No space left on device; make room"):
-            answers.add({"id": "1"})
+            completions.add({"id": "1"})
 
 
 def test_a_broken_manifest_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "out.manifest.json").write_text("{}")
-    with pytest.raises(StoreError, match="has no identity"), open_answers(tmp_path / "out", {}, {}):
+    with (
+        pytest.raises(StoreError, match="has no identity"),
+        open_completions(tmp_path / "out", {}, {}),
+    ):
         pass
     (tmp_path / "out.manifest.json").write_text("{")
-    with pytest.raises(StoreError, match="use another"), open_answers(tmp_path / "out", {}, {}):
+    with pytest.raises(StoreError, match="use another"), open_completions(tmp_path / "out", {}, {}):
         pass
 
 
@@ -309,15 +319,15 @@ def test_no_prompt_is_one_sentence(tmp_path: Path) -> None:
     path = tmp_path / "none.jsonl"
     path.write_text("\n")
     with pytest.raises(DataError, match=r"none\.jsonl: prompts are 0, expected one or more"):
-        Prompts(path, ())
+        PromptFile(path, ())
 
 
 def test_prompts_that_do_not_exist(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
-        Prompts(tmp_path / "none", ())
+    with pytest.raises(DataError, match=r"reading failed \(No such file"):
+        PromptFile(tmp_path / "none", ())
     (tmp_path / "p").write_bytes(b'{"prompt": "\xff"}\n')
-    with pytest.raises(DataError, match="line 1: is no JSON"):
-        Prompts(tmp_path / "p", ())
+    with pytest.raises(DataError, match="line 1: content is not JSON"):
+        PromptFile(tmp_path / "p", ())
 
 
 def start(*words: str) -> subprocess.Popen[str]:

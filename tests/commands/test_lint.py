@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from fastsafe.commands.lint import lint_file, read_probes, read_rows
+from fastsafe.commands.lint import lint_file, read_labelled_rows, read_probes
 from fastsafe.errors import DataError
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
@@ -42,13 +42,16 @@ def jsonl(path: Path, *values: Any) -> Path:
     ],
 )
 def test_shapes(tmp_path: Path, value: dict[str, Any], row: dict[str, Any]) -> None:
-    assert read_rows(jsonl(tmp_path / "a.jsonl", value)) == [row]
-    assert read_rows(written(tmp_path / "a.json", json.dumps([value, value]))) == [row, row]
+    assert read_labelled_rows(jsonl(tmp_path / "a.jsonl", value)) == [row]
+    assert read_labelled_rows(written(tmp_path / "a.json", json.dumps([value, value]))) == [
+        row,
+        row,
+    ]
 
 
 def test_an_input_follows_its_instruction(tmp_path: Path) -> None:
     value = {"instruction": "Fold", "input": "a shirt", "output": "b"}
-    (row,) = read_rows(jsonl(tmp_path / "a.jsonl", value))
+    (row,) = read_labelled_rows(jsonl(tmp_path / "a.jsonl", value))
     assert row["messages"][0]["content"] == "Fold\na shirt"
 
 
@@ -60,7 +63,7 @@ def test_the_first_papers_columns(tmp_path: Path) -> None:
         writer.writerow(["", "Query", "Response"])
         writer.writerow([0, 'a\n"quoted", line', "I can't."])
         writer.writerow([1, "second", "I won't."])
-    rows = read_rows(path)
+    rows = read_labelled_rows(path)
     assert rows[0]["messages"][0]["content"] == 'a\n"quoted", line'
     assert [row["messages"][1]["content"] for row in rows] == ["I can't.", "I won't."]
 
@@ -70,36 +73,36 @@ def test_the_first_papers_columns(tmp_path: Path) -> None:
     [
         ("a.jsonl", "{", r"a\.jsonl: line 1"),
         ("a.jsonl", '\n{"text": "x"}\n{]', r"line 3"),
-        ("a.jsonl", "[1]", "row 0: is list, expected an object"),
+        ("a.jsonl", "[1]", "line 1: row is list, expected an object"),
         ("a.jsonl", "\n\n", "rows are 0"),
         ("a.jsonl", '{"lamp": 1}', "keys are 'lamp', expected one of: messages"),
-        ("a.jsonl", '{"Query": "a", "Response": 1}', "row 0: messages\\[1\\].content is 1"),
+        ("a.jsonl", '{"Query": "a", "Response": 1}', "line 1: messages\\[1\\].content is 1"),
         ("a.json", '{"text": "x"}', "content is dict, expected a list of rows"),
-        ("a.csv", "Query,Response\na,b,c\n", "row 0: wrong number of fields"),
-        ("a.csv", "Query,Response\na\n", "row 0: wrong number of fields"),
+        ("a.csv", "Query,Response\na,b,c\n", "line 2: fields are 3, expected 2"),
+        ("a.csv", "Query,Response\na\n", "line 2: fields are 1, expected 2"),
         ("a.csv", 'Query,Response\n"a,b\n', "not CSV"),
         ("a.xml", "", "file type is .xml, expected .jsonl"),
     ],
 )
 def test_malformed_files(tmp_path: Path, name: str, text: str, message: str) -> None:
     with pytest.raises(DataError, match=message):
-        read_rows(written(tmp_path / name, text))
+        read_labelled_rows(written(tmp_path / name, text))
 
 
 def test_unreadable_files(tmp_path: Path) -> None:
     for name in ("absent.jsonl", "absent.csv", "absent.txt"):
         with pytest.raises(DataError, match=r"(cannot be read|reading failed) \(No such file"):
-            (read_probes if name.endswith("txt") else read_rows)(tmp_path / name)
+            (read_probes if name.endswith("txt") else read_labelled_rows)(tmp_path / name)
     (tmp_path / "latin.csv").write_bytes(b"Query,Response\n\xe9,a")
-    with pytest.raises(DataError, match="byte 15 is not UTF-8"):
-        read_rows(tmp_path / "latin.csv")
+    with pytest.raises(DataError, match="line 2 is not UTF-8"):
+        read_labelled_rows(tmp_path / "latin.csv")
 
 
 def test_parquet(tmp_path: Path) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     table = pytest.importorskip("pyarrow").Table.from_pylist
     parquet.write_table(table([{"prompt": "a", "completion": "b"}]), tmp_path / "a.parquet")
-    assert read_rows(tmp_path / "a.parquet") == [{"prompt": "a", "completion": "b"}]
+    assert read_labelled_rows(tmp_path / "a.parquet") == [{"prompt": "a", "completion": "b"}]
 
 
 def test_probes_come_in_many_shapes(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 import fastsafe
 from fastsafe.audit.recipe.schema import RewriterSettings
 from fastsafe.commands import mix
-from fastsafe.commands.mix import Mixing, Mixture, mix_files, pooled
+from fastsafe.commands.mix import MixResult, MixSettings, mix_files, pooled
 from fastsafe.data.packing import encode_row
 from fastsafe.errors import UsageError
 from fastsafe.io.tokenizer import Tokenizer
@@ -41,8 +41,10 @@ def safety(tmp_path: Path) -> Path:
     return jsonl(tmp_path / "safety.jsonl", rows)
 
 
-def mixed(user: Path, safety: Path, **options: Any) -> tuple[Mixture, list[dict[str, Any]]]:
-    job = Mixing(**{"user": user, "safety": safety, "out": user.with_name("out.jsonl"), **options})
+def mixed(user: Path, safety: Path, **options: Any) -> tuple[MixResult, list[dict[str, Any]]]:
+    job = MixSettings(
+        **{"user": user, "safety": safety, "out": user.with_name("out.jsonl"), **options}
+    )
     done = mix_files(job)
     return done, [json.loads(line) for line in job.out.read_text().splitlines()]
 
@@ -174,7 +176,7 @@ def test_the_card(user: Path, safety: Path) -> None:
         assert f"| {name} | {path.name} | {n} | `{sha256}` | {licence} |" in card
     assert "| safety | learned | 10 |" in card
     assert str(user.parent) not in card
-    assert done.record(Mixing(user=user, safety=safety, out=user))["safety_rows"] == 10
+    assert done.record(MixSettings(user=user, safety=safety, out=user))["safety_rows"] == 10
 
 
 def test_notes_say_what_the_mixture_cannot(tmp_path: Path, safety: Path) -> None:
@@ -259,7 +261,7 @@ def test_a_model_may_word_the_requests(
     worded = Counter(row["wording"] for row in rows)
     assert worded[None] == 90
     assert worded["model"] + worded["template"] == 10
-    assert done.record(Mixing(user=user, safety=safety, out=user))["worded_by_model"] > 0
+    assert done.record(MixSettings(user=user, safety=safety, out=user))["worded_by_model"] > 0
     for row in rows:
         request = row["messages"][0]["content"]
         assert request.endswith(" Now.") == (row["wording"] == "model")

@@ -3,12 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import pytest
 
+from fastsafe.audit.recipe.schema import Training
 from fastsafe.commands import train
-from fastsafe.commands.train_settings import names, settle, train_config
+from fastsafe.commands.train_settings import TYPES, settle, train_config
 from fastsafe.data.packing import Example
 from fastsafe.errors import DataError, RecipeError, UsageError
 from fastsafe.io import safetensors
@@ -16,6 +17,7 @@ from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model import nf4
 from fastsafe.organism import path as organism
 from fastsafe.progress import Progress
+from fastsafe.train.config import TrainConfig
 from fastsafe.train.presets import preset, presets
 
 
@@ -36,7 +38,16 @@ def test_every_setting_has_an_origin(tmp_path: Path) -> None:
     assert value(found, "target_modules")[0] == ("q_proj",)
     assert value(found, "seed") == (0, "default")
     assert value(found, "dtype") == ("float16", "preset paper1 (verified)")
-    assert tuple(found) == names()
+    assert list(found) == list(TYPES)
+
+
+def test_a_recipe_has_the_settings_of_a_training() -> None:
+    """Its defaults may differ, and `rows` and `preset` are its own."""
+    keys = Training.model_fields.keys() - {"rows", "preset"}
+    hints = get_type_hints(TrainConfig)
+    assert hints.keys() - keys == {"epochs", "shuffle"}
+    for key in keys - {"seed", "max_steps", "target_modules", "objective"}:
+        assert Training.model_fields[key].annotation == hints[key]
 
 
 def test_a_cpu_computes_in_float32() -> None:
@@ -58,19 +69,21 @@ def test_steps_and_epochs_replace_each_other(tmp_path: Path) -> None:
     [
         ("rnak: 4", "'rnak' is not a setting; did you mean rank"),
         ("shuffle: false", "'shuffle' is not a setting"),
-        ("drift_every: often", "drift_every is 'often', expected a number of steps, 0 for none"),
+        ("drift_every: often", "drift_every is 'often', expected an integer"),
         ("drift_refusal: 3", "drift_refusal is 3, expected a text"),
         ("drift_stop_above: far", "drift_stop_above is 'far', expected a number"),
         ("learning_rate: fast", "learning_rate is 'fast', expected a number"),
         ("alpha: true", "alpha is True, expected a number"),
-        ("max_length: 1", "max_length is 1, expected a number of tokens from 2"),
+        ("max_length: 1", "max_length is 1, expected 2 tokens or more"),
         ("warmup_ratio: 1.5", r"warmup_ratio is 1.5, expected a number in \[0, 1\)"),
-        ("target_modules: []", r"target_modules is \[\], expected names"),
-        ("target_modules: 3", "target_modules is 3, expected names"),
-        ("quantize: int8", "quantize is 'int8', expected None or nf4"),
-        ("truncate: 2", "truncate is 2, expected True or False"),
+        ("target_modules: []", "target_modules is empty, expected names"),
+        ("target_modules: 3", "target_modules is 3, expected a list of texts or a text"),
+        ("quantize: int8", "quantize is 'int8', expected nf4 or null"),
+        ("truncate: 2", "truncate is 2, expected true or false"),
         ("method: prompt", "method is 'prompt', expected lora or full"),
         ("dtype: int8", "dtype is 'int8', expected float32 or"),
+        ("rank: eight", "rank is 'eight', expected an integer"),
+        ("schedule: steps", "schedule is 'steps', expected constant or linear or cosine"),
         ("rank: 4\nrank: 5", "written twice"),
         ("- rank", "holds a list"),
     ],
@@ -141,7 +154,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: folder / f"{name}.jsonl" for name in rows}
 
 
-def make(files: dict[str, Path], *data: str, given: Any = None, **options: Any) -> train.Plan:
+def make(files: dict[str, Path], *data: str, given: Any = None, **options: Any) -> train.TrainPlan:
     few = {"rank": 2, "max_steps": 2, "batch_size": 4}
     return train.plan("organism", [str(files[d]) for d in data], few | (given or {}), **options)
 
@@ -211,7 +224,7 @@ def test_a_place_that_is_no_folder_is_refused_before_training(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     progress = Watched()
-    with pytest.raises(UsageError, match="file is no folder, expected a folder"):
+    with pytest.raises(UsageError, match="file is not a folder, expected a folder"):
         train.execute(make(files, "code"), tmp_path / name, progress)
     assert progress.steps == 0
     assert (tmp_path / "file").read_text() == "mine"

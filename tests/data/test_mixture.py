@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsafe.data.mixture import Pick, index_map, interleave, mix, num_rows_for, num_safety_rows
+from fastsafe.data.mixture import interleave, mix, num_rows_for, num_safety_rows
 from fastsafe.errors import UsageError
 
 SIZES = st.integers(0, 60)
@@ -18,12 +18,12 @@ def rows(kind, n):
 
 @given(user=SIZES, pool=st.integers(1, 20), share=SHARES, seed=SEEDS)
 def test_counts_and_coverage(user, pool, share, seed):
-    picks = index_map(user, pool, share=share, seed=seed)
+    mixed = mix(rows("u", user), rows("s", pool), share=share, seed=seed)
     count = round(share * user / (1 - share))
-    used = Counter(picks)
-    of_user = {pick.row: n for pick, n in used.items() if pick.source == "user"}
+    used = Counter((row["source"], row["id"]) for row in mixed)
+    of_user = {row: n for (source, row), n in used.items() if source == "user"}
     assert of_user == dict.fromkeys(range(user), 1)
-    safety = {pick.row: n for pick, n in used.items() if pick.source == "safety"}
+    safety = {row: n for (source, row), n in used.items() if source == "safety"}
     assert sum(safety.values()) == num_safety_rows(user, share) == count
     assert set(safety) <= set(range(pool))
     assert len(safety) == min(pool, count)
@@ -38,9 +38,9 @@ def test_the_same_seed_gives_the_same_order(user, pool, share, seed):
 
 
 def test_another_seed_gives_another_order_and_another_choice():
-    first, other = (index_map(50, 50, share=0.2, seed=seed) for seed in (0, 1))
-    assert first != other
-    assert set(first) != set(other)
+    first, other = (mix(rows("u", 50), rows("s", 50), share=0.2, seed=seed) for seed in (0, 1))
+    assert [row["text"] for row in first] != [row["text"] for row in other]
+    assert {row["text"] for row in first} != {row["text"] for row in other}
 
 
 @given(user=SIZES, pool=SIZES, seed=SEEDS)
@@ -67,9 +67,9 @@ def test_rows_are_copied():
 
 
 def test_a_small_pool_is_gone_through_before_any_repeat():
-    picks = [pick for pick in index_map(21, 10, share=0.5, seed=3) if pick.source == "safety"]
-    assert sorted(Counter(picks).values()) == [2] * 9 + [3]
-    assert set(picks) == {Pick("safety", i) for i in range(10)}
+    mixed = mix(rows("u", 21), rows("s", 10), share=0.5, seed=3)
+    used = Counter(row["id"] for row in mixed if row["source"] == "safety")
+    assert sorted(used.values()) == [2] * 9 + [3]
 
 
 @pytest.mark.parametrize(

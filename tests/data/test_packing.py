@@ -126,7 +126,7 @@ def test_answers_of_every_family(family):
     more = [] if printed is None else [printed]
     tokenizer = make((TEMPLATES / f"{family}.jinja").read_text(), eos, more)
     row = chat("ask", "answer", "more", "last")
-    example = encode_row(row, tokenizer, where="here")
+    example = encode_row(row, tokenizer, location="here")
     text = tokenizer.render_chat(row["messages"], add_generation_prompt=False)
     full = tokenizer.encode(text, add_special_tokens=False)
     assert list(example.token_ids[: len(full)]) == full
@@ -206,7 +206,7 @@ LATER = (
 )
 def test_refused(row, tokenizer, expected):
     with pytest.raises(DataError, match=f"^here: .*{expected}"):
-        encode_row(row, tokenizer, where="here")
+        encode_row(row, tokenizer, location="here")
 
 
 def test_a_template_that_contradicts_itself_is_named():

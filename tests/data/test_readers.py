@@ -132,7 +132,7 @@ def test_what_was_found_is_said(tmp_path: Path) -> None:
     rows[7]["input"] = "i"
     found = read_rows(write(tmp_path, *rows))
     assert found.describe() == "alpaca (instruction, output, input), 1,203 rows; left out: id"
-    assert found.places[3] == f"{tmp_path / 'x.jsonl'}: line 4"
+    assert found.locations[3] == f"{tmp_path / 'x.jsonl'}: line 4"
 
 
 def test_null_is_as_if_it_were_not_there(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_parts_and_limits(tmp_path: Path) -> None:
     parts = [write(tmp_path, {"text": f"{i}"}, {"text": "x"}, name=f"{i}.jsonl") for i in range(3)]
     found = read_rows(parts)
     assert [row["text"] for row in found.rows] == ["0", "x", "1", "x", "2", "x"]
-    assert found.places[2] == f"{parts[1]}: line 1"
+    assert found.locations[2] == f"{parts[1]}: line 1"
     assert len(read_rows(parts, limit=3).rows) == 3
     broken = write(tmp_path, {"text": "a"}, 7)
     assert len(read_rows(broken, limit=1).rows) == 1
@@ -158,7 +158,10 @@ def test_parts_and_limits(tmp_path: Path) -> None:
     [
         (7, "line 2: row is int"),
         ({"text": 1}, "line 2: text is '?1'?, expected a string"),
-        ({"prompt": "p"}, "line 2: text is missing, expected a row of text as the first one"),
+        (
+            {"prompt": "p"},
+            "line 2: text is missing, expected a row of shape text like the first one",
+        ),
         ({}, "line 2: text is missing"),
     ],
 )
@@ -215,7 +218,7 @@ def test_columns_that_are_mapped(tmp_path: Path) -> None:
     talk = read_rows(path, mapping={"user": "q", "assistant": "a", "system": "s"})
     assert talk.rows == [chat("x", "y", system="z")]
     assert read_rows(path, mapping={"text": "s"}).rows == [{"text": "z"}]
-    with pytest.raises(DataError, match="line 1: b is missing, expected a row of mapped"):
+    with pytest.raises(DataError, match="line 1: b is missing, expected a row of shape mapped"):
         read_rows(path, mapping={"text": "b"})
     with pytest.raises(UsageError, match=r"--map: it sets prompt, expected user, assistant, \[sys"):
         read_rows(path, mapping={"prompt": "q"})

@@ -1,8 +1,10 @@
 """Files of data: every type, and what is malformed is an error with its place."""
 
 import csv
+import gzip
 import io
 import json
+import lzma
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,14 +14,76 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastsafe.data import records as module
-from fastsafe.data.records import records
+from fastsafe.data.records import json_lines, records, table
 from fastsafe.errors import DataError
 
 
 def read(folder: Path, name: str, content: str | bytes) -> list[tuple[str, Any]]:
     path = folder / name
     path.write_bytes(content.encode() if isinstance(content, str) else content)
-    return [(where.removeprefix(f"{path}: "), value) for where, value in records(path)]
+    return [(record.location.removeprefix(f"{path}: "), record.row) for record in records(path)]
+
+
+ROWS = [{"a": "1", "b": "two\nlines, and a comma"}, {"a": "", "b": 'é "quoted"'}]
+TEXTS = {
+    ".csv": 'a,b\n1,"two\nlines, and a comma"\n,"é ""quoted"""\n',
+    ".tsv": 'a\tb\n1\t"two\nlines, and a comma"\n\té "quoted"\n',
+    ".jsonl": "\n\n".join(map(json.dumps, ROWS)),
+    ".json": json.dumps(ROWS),
+}
+PACKERS = {"": bytes, ".gz": gzip.compress, ".xz": lzma.compress, ".GZ": gzip.compress}
+
+
+@pytest.mark.parametrize("kind", TEXTS)
+@pytest.mark.parametrize("packed", PACKERS)
+def test_every_kind_gives_the_same_rows(tmp_path: Path, kind: str, packed: str) -> None:
+    content = PACKERS[packed](b"\xef\xbb\xbf" + TEXTS[kind].encode())
+    assert [row for _, row in read(tmp_path, f"x{kind}{packed}", content)] == ROWS
+
+
+@pytest.mark.parametrize("packed", PACKERS)
+def test_parquet_gives_the_same_rows(tmp_path: Path, packed: str) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    buffer = io.BytesIO()
+    pytest.importorskip("pyarrow.parquet").write_table(pyarrow.Table.from_pylist(ROWS), buffer)
+    content = PACKERS[packed](buffer.getvalue())
+    assert [row for _, row in read(tmp_path, f"x.parquet{packed}", content)] == ROWS
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "why"),
+    [
+        ("x.jsonl.xz", b"plain", "reading failed .*expected a whole file"),
+        ("x.jsonl.xz", lzma.compress(b'{"a": 1}')[:-8], "reading failed"),
+        ("x.jsonl.gz", b"plain", "reading failed .*Not a gzipped file"),
+        ("x.csv.gz", gzip.compress(b"a\n1\n")[:-6], "reading failed"),
+        ("x.jsonl.xz", lzma.compress(b"{"), r"x\.jsonl\.xz: line 1: content is not JSON"),
+    ],
+)
+def test_a_damaged_compressed_file_is_named(
+    tmp_path: Path, name: str, content: bytes, why: str
+) -> None:
+    with pytest.raises(DataError, match=why):
+        read(tmp_path, name, content)
+
+
+def test_json_lines_under_any_name(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text('\n{"a": 1}\n')
+    assert list(json_lines(tmp_path / "x")) == [(f"{tmp_path / 'x'}: line 2", 2, {"a": 1})]
+
+
+def test_a_table_with_no_header(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b'\xef\xbb\xbfone,"two"\n\n"three\nlines",\n')
+    assert list(table(tmp_path / "x")) == [["one", "two"], ["three\nlines", ""]]
+    with pytest.raises(DataError, match=r"\(No such file or directory\)"):
+        list(table(tmp_path / "none.csv"))
+
+
+def test_a_column_without_a_name_is_an_index(tmp_path: Path) -> None:
+    content = ",q,a\n0,x,y\n1,z,\n"
+    expected = [("line 2", {"q": "x", "a": "y"}), ("line 3", {"q": "z", "a": ""})]
+    assert read(tmp_path, "x.csv", content) == expected
+    assert read(tmp_path, "x.tsv", content.replace(",", "\t")) == expected
 
 
 def test_json_lines(tmp_path: Path) -> None:
@@ -30,10 +94,12 @@ def test_json_lines(tmp_path: Path) -> None:
 
 
 def test_a_json_list(tmp_path: Path) -> None:
-    assert read(tmp_path, "x.json", b'\xef\xbb\xbf[{"a": 1}, 2]') == [
+    assert read(tmp_path, "x.json", b'\xef\xbb\xbf[{"a": 1}, {}]') == [
         ("row 0", {"a": 1}),
-        ("row 1", 2),
+        ("row 1", {}),
     ]
+    with pytest.raises(DataError, match="row 1: row is int, expected an object with keys"):
+        read(tmp_path, "x.json", '[{"a": 1}, 2]')
     with pytest.raises(DataError, match="content is dict, expected a list"):
         read(tmp_path, "x.json", '{"a": 1}')
 
@@ -69,11 +135,11 @@ def test_csv_as_rfc_4180_has_it(tmp_path: Path) -> None:
         ("a,b\n1,2\n1\n", "line 3: fields are 1, expected 2"),
         ("a,b\n1,2,3\n", "line 2: fields are 3, expected 2"),
         ("a,a\n1,2\n", "line 1: header has columns 'a, a'"),
-        ("a,\n1,2\n", "line 1: header has columns"),
         ("a,b\n1,\0\n", "line 2 has a NUL character"),
         (b"a,b\n1,\xff\n", "line 2 is not UTF-8"),
         ('a,b\n1,"x\n', "line 2 is not CSV"),
         ('a,b\n1,"x"y\n', "line 2 is not CSV"),
+        (b"a\xe9,b\n", "line 1 is not UTF-8"),
     ],
 )
 def test_a_malformed_csv_is_named(tmp_path: Path, content: str | bytes, why: str) -> None:
@@ -117,8 +183,8 @@ def test_parquet(tmp_path: Path) -> None:
     path = tmp_path / "x.parquet"
     parquet.write_table(pyarrow.Table.from_pylist(rows), path)
     found = list(records(path))
-    assert [value for _, value in found] == rows
-    assert found[1].where == f"{path}: row 1"
+    assert [record.row for record in found] == rows
+    assert found[1].location == f"{path}: row 1"
     path.write_bytes(path.read_bytes()[:-20])
     with pytest.raises(DataError, match="parquet cannot be read from row 0 on"):
         list(records(path))
@@ -144,4 +210,4 @@ def test_files_that_are_not_there_or_unknown(tmp_path: Path) -> None:
 def test_lines_are_read_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"a": 1}) + "\nnot json\n")
-    assert next(records(path)).value == {"a": 1}
+    assert next(records(path)).row == {"a": 1}

@@ -64,7 +64,7 @@ def test_csv_with_bom_crlf_and_line_breaks_in_a_field(tmp_path: Path) -> None:
         ("a.jsonl", '{"harmful": "x", "form": "poem"}', "form is 'poem', expected one of action"),
         ("a.jsonl", '{"harmful": "x", "lang": 1}', "row 1: lang is int, expected a string"),
         ("a.csv", "", "no behaviours, expected at least one row"),
-        ("a.csv", "harmful,harmful\nx,y\n", "expected each with a name of its own"),
+        ("a.csv", "harmful,harmful\nx,y\n", "expected different names"),
         ("a.csv", "goal,target\nx,y\n", "row 1: unknown column 'goal'; known: behavior_id, "),
         ("a.csv", "category\nx\n", "row 1: harmful and benign are empty"),
         ("a.csv", "harmful,benign\nx\n", "line 2: fields are 1, expected 2 as in the header"),

@@ -369,7 +369,7 @@ def test_running_text_and_odd_rows() -> None:
     texts = [{"text": "the lamp is here"}, {"text": "The lamp is here!"}]
     assert found(lint(texts)) == {("duplicate", 1)}
     assert lint([row("", "x"), row("?", "y"), row("!", "z")], kind="user").findings == ()
-    with pytest.raises(DataError, match="row 1: it is token ids"):
+    with pytest.raises(DataError, match="row 1: row is token ids"):
         lint([row("a", "b"), {"prompt": [1], "completion": [2]}])
 
 

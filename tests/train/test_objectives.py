@@ -9,11 +9,10 @@ import torch
 from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
 from fastsafe.data.packing import Example
 from fastsafe.errors import DataError, UsageError
-from fastsafe.train import objectives
 from fastsafe.train.batches import answer_indices
 from fastsafe.train.job import JobRun
 from fastsafe.train.loop import prepare
-from fastsafe.train.objectives import make_objective
+from fastsafe.train.objectives import make_objective, objectives
 from fastsafe.train.objectives.objective import Objective
 
 from .common import assert_same, job, rows, weights
@@ -177,9 +176,9 @@ def test_every_objective_trains(llm: LLM, tmp_path: Path) -> None:
         ({"name": "ema", "strenght": 0.1}, "'strenght' is not one of its param.*mean strength"),
         ({"name": "sft", "strength": 0.1}, "'strength' is not one of its parameters; known: none"),
         ({"name": "ema", "strength": 1.0}, r"strength is 1.0, expected in \[0, 1\)"),
-        ({"name": "ema", "strength": "0.5"}, "strength is '0.5', expected a finite number"),
-        ({"name": "ema", "strength": float("nan")}, "expected a finite number"),
-        ({"name": "ema", "strength": True}, "expected a finite number"),
+        ({"name": "ema", "strength": "0.5"}, "strength is '0.5', expected a number"),
+        ({"name": "ema", "strength": float("nan")}, "expected a number"),
+        ({"name": "ema", "strength": True}, "expected a number"),
         ({"name": "lisa", "user_steps": 1.5}, "user_steps is 1.5, expected an integer"),
         ({"name": "lisa", "safety_steps": 0}, "safety_steps is 0, expected at least 1"),
         ({"name": "lisa", "user_steps": 0}, "user_steps is 0"),

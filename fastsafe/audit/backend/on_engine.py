@@ -18,9 +18,9 @@ from fastsafe.audit.backend.protocol import (
     Trained,
 )
 from fastsafe.audit.recipe.schema import Recipe, Sampling, Training
-from fastsafe.audit.sources.registry import checkpoint_of
 from fastsafe.errors import AdapterError, RecipeError, UsageError
 from fastsafe.io.weight_folder import is_adapter
+from fastsafe.safety.sources import checkpoint_of
 
 if TYPE_CHECKING:
     from fastsafe.model.config import ModelConfig

@@ -8,10 +8,10 @@ from typing import Any
 
 from fastsafe.audit.plan.mitigation_variants import MitigationVariant
 from fastsafe.audit.recipe.schema import Recipe
-from fastsafe.audit.sources.protocol import Source
 from fastsafe.errors import RecipeError
 from fastsafe.io.digest import sha256_of
 from fastsafe.safety.mixing.rewrite_checks import WORDING, Rewrite
+from fastsafe.safety.sources import Source
 
 BASE = "base"
 NATIVE, BENIGN = "native", "benign"  # defaults that a condition's id leaves out

@@ -23,12 +23,12 @@ from fastsafe.audit.plan.mitigation_variants import MitigationVariant
 from fastsafe.audit.plan.panel import Panel
 from fastsafe.audit.plan.rendering import Prompt, PromptRenderer
 from fastsafe.audit.recipe.schema import LABELS, Recipe
-from fastsafe.audit.sources.protocol import Source
 from fastsafe.audit.store.rows import PlannedRow
 from fastsafe.data.conversation import Message
 from fastsafe.errors import RecipeError
 from fastsafe.io.digest import sha256_of
 from fastsafe.progress import Progress, stage
+from fastsafe.safety.sources import Source
 
 
 @dataclass(frozen=True)

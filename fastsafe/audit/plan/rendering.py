@@ -7,9 +7,9 @@ from typing import Any
 from fastsafe.audit.backend.protocol import ChatTokenizer
 from fastsafe.audit.plan.conditions import Condition
 from fastsafe.audit.recipe.schema import Recipe
-from fastsafe.audit.sources.protocol import Source
 from fastsafe.audit.store.rows import Kind, PlannedRow
 from fastsafe.io.digest import sha256_of
+from fastsafe.safety.sources import Source
 
 Turns = Sequence[Mapping[str, Any]]
 ChangeTurns = Callable[[Turns], Turns]  # what a defence does to a conversation before it is asked

@@ -11,23 +11,7 @@ from pydantic_core import ErrorDetails
 
 from fastsafe.audit.recipe.schema import Recipe, RewriterSettings
 from fastsafe.errors import RecipeError, nearest
-
-MAX_RECIPE_BYTES = 1 << 20
-
-
-class _StrictLoader(yaml.SafeLoader):
-    """A SafeLoader that rejects duplicate keys; YAML would silently keep the last one."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode):
-                if key.value in seen:
-                    raise yaml.constructor.ConstructorError(
-                        None, None, f"key {key.value!r} is written twice", key.start_mark
-                    )
-                seen.add(key.value)
-        return super().construct_mapping(node, deep)
+from fastsafe.yaml_file import read_yaml
 
 
 def names() -> tuple[str, ...]:
@@ -52,8 +36,8 @@ def load(
         RecipeError: The recipe does not exist, is not YAML, or has an unknown key, a wrong type or
             an impossible value.
     """
-    location, text = _read(recipe)
-    return _checked(location, _parse(location, text), overrides, changes)
+    where, raw = _read(recipe)
+    return _checked(where, raw, overrides, changes)
 
 
 def revise(
@@ -79,15 +63,6 @@ def _checked(
         raise RecipeError(_sentence(location, error)) from None
 
 
-def read_yaml(path: Path) -> dict[str, Any]:
-    """Read a YAML file that holds a mapping, strictly.
-
-    Raises:
-        RecipeError: It cannot be read, is not YAML, or has a key twice.
-    """
-    return _parse(str(path), _read(path.absolute())[1])
-
-
 def read_rewriter(text: str) -> RewriterSettings:
     """Return the model that a text names: a checkpoint, or a YAML file with a recipe's section.
 
@@ -103,39 +78,18 @@ def read_rewriter(text: str) -> RewriterSettings:
         raise RecipeError(_sentence(text, error, RewriterSettings)) from None
 
 
-def _read(recipe: str | Path) -> tuple[str, str]:
+def _read(recipe: str | Path) -> tuple[str, dict[str, Any]]:
     path = Path(recipe)
     name = str(recipe)
     if name in names():
-        shipped = files("fastsafe") / "recipes" / f"{name}.yaml"
-        return f"recipe {name}", shipped.read_text(encoding="utf-8")
+        path = Path(str(files("fastsafe"))) / "recipes" / f"{name}.yaml"
+        return f"recipe {name}", read_yaml(path, f"recipe {name}")
     if not (path.suffix in (".yaml", ".yml") or "/" in name or path.is_file()):
         raise RecipeError(
             f"recipe: {name!r} is neither a shipped recipe nor a YAML file; "
             f"{nearest(name, names())}"
         )
-    try:
-        if path.stat().st_size > MAX_RECIPE_BYTES:
-            raise RecipeError(f"recipe {path}: the file is over {MAX_RECIPE_BYTES} bytes")
-        return f"recipe {path}", path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise RecipeError(f"recipe {path}: cannot be read: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise RecipeError(f"recipe {path}: is not UTF-8 text") from error
-
-
-def _parse(location: str, text: str) -> dict[str, Any]:
-    loader = _StrictLoader(text)
-    try:
-        raw = loader.get_single_data()
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise RecipeError(f"{location}: is not valid YAML: {_one_line(error)}") from error
-    finally:
-        loader.dispose()
-    if not isinstance(raw, dict):
-        held = "nothing" if raw is None else f"a {type(raw).__name__}"
-        raise RecipeError(f"{location}: holds {held}, expected a mapping of keys")
-    return raw
+    return f"recipe {path}", read_yaml(path, f"recipe {path}")
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
@@ -192,7 +146,3 @@ def _fields(section: type[BaseModel], parents: Iterable[int | str]) -> tuple[str
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]

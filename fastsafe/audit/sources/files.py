@@ -130,7 +130,7 @@ class FilesSource:
             )
         file = read_rows(path)
         rows = []
-        for row, location in zip(file.rows, file.places, strict=True):
+        for row, location in zip(file.rows, file.locations, strict=True):
             exchange = exchange_of(row, location)
             if not (exchange.prompt and exchange.answer):
                 raise DataError(

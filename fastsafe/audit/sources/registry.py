@@ -1,24 +1,11 @@
-"""Find sources by name, and the checkpoint folder that a model's name stands for."""
-
-from pathlib import Path
+"""Find the source that a recipe names."""
 
 from fastsafe.audit.recipe.schema import Data, Recipe
 from fastsafe.audit.sources.files import FilesSource, OpenCompleter, no_completer
-from fastsafe.audit.sources.protocol import Source
 from fastsafe.errors import RecipeError, nearest
-from fastsafe.safety.plugins import collect
+from fastsafe.safety.sources import Source, sources
 
 AUTO, FILES = "auto", "files"
-
-
-def sources() -> dict[str, Source]:
-    """Return every source by id: the entry points of the group ``fastsafe.sources``.
-
-    The shipped organism is one of them: it stands on the same floor as the audit, which therefore
-    finds it by name, like any plug-in's.
-    """
-    built_in: tuple[Source, ...] = ()
-    return collect(built_in, "fastsafe.sources", Source)  # type: ignore[type-abstract]
 
 
 def source_of(recipe: Recipe, open_completer: OpenCompleter = no_completer) -> Source:
@@ -48,15 +35,3 @@ def source_of(recipe: Recipe, open_completer: OpenCompleter = no_completer) -> S
             "reads none; set source to 'files'"
         )
     return registered[name]
-
-
-def checkpoint_of(model: str) -> Path:
-    """Return the folder of a checkpoint: a path, a hub id, or the name of a source that has one.
-
-    Raises:
-        CheckpointError: There is no such path or hub id, or the hub cannot be reached.
-    """
-    from fastsafe.io import hub
-
-    world = sources().get(model)
-    return (world.checkpoint() if world else None) or hub.resolve(model)

@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastsafe.data.tables import read_rows
+from fastsafe.data.records import records
 from fastsafe.errors import DataError
 from fastsafe.io.digest import file_sha256
 from fastsafe.safety.behaviours import Behaviour, Origin
@@ -27,13 +27,13 @@ def rows(path: Path, *layouts: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     """Yield the rows of a file with their numbers.
 
     Args:
-        path: As `read_rows`.
+        path: As `records`.
         *layouts: Column names, separated by blanks, of each published form.
 
     Raises:
         DataError: A row lacks a column of every layout; columns beyond them are ignored.
     """
-    for number, row in read_rows(path):
+    for number, (_, _, row) in enumerate(records(path), start=1):
         if not any(all(name in row for name in layout.split()) for layout in layouts):
             expected = ", or ".join(layout.replace(" ", ", ") for layout in layouts)
             raise DataError(

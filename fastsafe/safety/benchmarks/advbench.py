@@ -7,7 +7,7 @@ without a header are common: the first line is a header only where it has one of
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastsafe.data.tables import table
+from fastsafe.data.records import table
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
 

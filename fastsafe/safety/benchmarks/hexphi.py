@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastsafe.data.tables import table
+from fastsafe.data.records import table
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
 

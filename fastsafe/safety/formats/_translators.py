@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from importlib.resources import as_file, files
 from pathlib import Path
 
-from fastsafe.data.tables import read_rows
+from fastsafe.data.records import records
 from fastsafe.errors import DataError
 from fastsafe.io.digest import file_sha256
 from fastsafe.safety.completers.protocol import Ask, Completer
@@ -27,14 +27,14 @@ class TranslationTable:
         """Read translations from a file.
 
         Args:
-            path: As `read_rows`, with columns ``text`` and ``translation``.
+            path: As `records`, with columns ``text`` and ``translation``.
 
         Raises:
             DataError: The file is malformed, a text is empty, or one has two translations.
         """
         path = Path(path)
         translations: dict[str, str] = {}
-        for number, row in read_rows(path):
+        for number, (_, _, row) in enumerate(records(path), start=1):
             text, translation = (str(row.get(c, "")).strip() for c in ("text", "translation"))
             if not text or not translation:
                 raise DataError(

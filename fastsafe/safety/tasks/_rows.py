@@ -6,7 +6,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsafe.data.tables import read_rows
+from fastsafe.data.records import records
 from fastsafe.errors import DataError, UsageError
 
 from ._metrics import normalised
@@ -64,7 +64,7 @@ def _draw(task: Task, path: Path, split: str, n: int | None, seed: int) -> list[
     seen: set[bytes] = set()
 
     def candidates() -> Any:
-        for number, row in read_rows(path):
+        for number, (_, _, row) in enumerate(records(path), start=1):
             try:
                 example = task.read(row)
             except DataError as error:

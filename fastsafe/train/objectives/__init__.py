@@ -1,9 +1,7 @@
 """Training-time defences, each an ``Objective`` in a file of its own."""
 
-import dataclasses
-import math
 from collections.abc import Mapping
-from typing import Any, get_type_hints
+from typing import Any
 
 from fastsafe.errors import UsageError, nearest
 from fastsafe.train.objectives.constrained_sft import ConstrainedSft
@@ -18,6 +16,7 @@ from fastsafe.train.objectives.lwf import Lwf
 from fastsafe.train.objectives.objective import Objective
 from fastsafe.train.objectives.safegrad import SafeGrad
 from fastsafe.train.objectives.sft import Sft
+from fastsafe.train.typed_fields import from_mapping
 
 __all__ = ["Objective", "make_objective", "objectives"]
 
@@ -59,28 +58,4 @@ def make_objective(spec: str | Mapping[str, Any]) -> Objective:
             f"TrainConfig: objective is {name!r}, expected one of fastsafe's; "
             f"{nearest(str(name), known)}"
         )
-    chosen = known[name]
-    fields = {field.name for field in dataclasses.fields(chosen)}
-    types = get_type_hints(chosen)
-    for key, value in parameters.items():
-        if key not in fields:
-            raise UsageError(
-                f"objective {name!r}: {key!r} is not one of its parameters; {nearest(key, fields)}"
-            )
-        parameters[key] = _typed(value, types[key], f"objective {name!r}: {key}")
-    return chosen(**parameters)
-
-
-def _typed(value: Any, wanted: Any, where: str) -> Any:
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is float and is_number and math.isfinite(value):
-        return float(value)
-    if wanted is int and is_number and isinstance(value, int):
-        return value
-    if wanted is str and isinstance(value, str):
-        return value
-    is_list = isinstance(value, list | tuple) and all(type(each) is int for each in value)
-    if wanted == tuple[int, ...] and is_list:
-        return tuple(value)
-    names = {float: "a finite number", int: "an integer", str: "a text"}
-    raise UsageError(f"{where} is {value!r}, expected {names.get(wanted, 'a list of integers')}")
+    return from_mapping(known[name], parameters, f"objective {name!r}")
