@@ -8,7 +8,7 @@ from typing import Any
 import fastsafe
 from fastsafe.audit.backend.protocol import Runtime
 from fastsafe.audit.plan.make_plan import Plan
-from fastsafe.audit.stages.train import now
+from fastsafe.audit.store.sqlite_store import now
 from fastsafe.io import atomic
 from fastsafe.io.json_file import read_json
 

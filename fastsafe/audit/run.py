@@ -311,7 +311,7 @@ def _finished(run_dir: Path, store: Store, show_completions: bool) -> Run:
     """Report a run whose stages have ended; one that is not covered has not finished."""
     if store.meta("finished_at") is None:
         with store.transaction():
-            store.set_meta({"finished_at": train.now()})
+            store.set_meta({"finished_at": stores.now()})
     run = _report(run_dir, store, show_completions)
     if not run.is_covered:
         with store.transaction():
@@ -351,7 +351,7 @@ def _open(run_dir: Path, plan: Plan) -> Store:
                         "engine": dict(plan.engine),
                         "translator": plan.translator,
                         "templates": dict(plan.templates),
-                        "started_at": train.now(),
+                        "started_at": stores.now(),
                     }
                 )
         _check_same(store, plan)

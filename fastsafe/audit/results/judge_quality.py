@@ -6,7 +6,7 @@ from operator import itemgetter
 from typing import Any
 
 from fastsafe.audit.results.pooled_rates import clustered
-from fastsafe.audit.store.queries import Records
+from fastsafe.audit.store.queries import StoreQueries
 from fastsafe.audit.store.rows import Target
 from fastsafe.safety.judge_calibration import compare, labelled
 from fastsafe.safety.stats.rates import rate
@@ -15,7 +15,7 @@ from fastsafe.safety.verdict import Judgement, Verdict, outcome
 Words = Sequence[tuple[str, str | None]]  # (behaviour, what the guard said; None: not asked yet)
 
 
-def guard_rows(store: Records, guards: Mapping[str, str], judge: str) -> list[dict[str, Any]]:
+def guard_rows(store: StoreQueries, guards: Mapping[str, str], judge: str) -> list[dict[str, Any]]:
     """Recall and false-positive rate of every guard, per format, on prompts and on answers.
 
     On prompts, harmful probes ought to be called unsafe and their benign twins safe; prompts do not
@@ -94,7 +94,7 @@ def _share(asked: Words | None) -> dict[str, Any] | None:
     }
 
 
-def filter_rows(store: Records) -> list[dict[str, Any]]:
+def filter_rows(store: StoreQueries) -> list[dict[str, Any]]:
     """How the answers ended that a guard stands behind.
 
     Returns:
@@ -112,7 +112,7 @@ def filter_rows(store: Records) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
-def early_stop_rows(store: Records, judges: Mapping[str, str]) -> list[dict[str, Any]]:
+def early_stop_rows(store: StoreQueries, judges: Mapping[str, str]) -> list[dict[str, Any]]:
     """How often a judge says otherwise of an answer cut short than of the whole one.
 
     Returns:
@@ -134,7 +134,7 @@ def early_stop_rows(store: Records, judges: Mapping[str, str]) -> list[dict[str,
     return found
 
 
-def calibration_rows(store: Records) -> list[dict[str, Any]]:
+def calibration_rows(store: StoreQueries) -> list[dict[str, Any]]:
     """Errors of every judge that read labelled rows, per format of the run.
 
     Returns:
@@ -160,7 +160,7 @@ def calibration_rows(store: Records) -> list[dict[str, Any]]:
     return found
 
 
-def wording_rows(store: Records) -> list[dict[str, Any]]:
+def wording_rows(store: StoreQueries) -> list[dict[str, Any]]:
     """Answer rates on harmful probes under every wording of the judges that have several.
 
     Returns:

@@ -28,6 +28,7 @@ from fastsafe.audit.results.pooled_rates import (
 from fastsafe.audit.results.recommendation import choose
 from fastsafe.audit.results.totals import WEAK, counts_of, system_prompt_benefit, totals
 from fastsafe.audit.results.utility import utility_rows
+from fastsafe.audit.store.rows import Kind, ProbeCell
 from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.safety.stats.intervals import cohens_kappa, holm
 from fastsafe.safety.stats.rates import answered, paired_change, rate, refused
@@ -219,10 +220,10 @@ def _rows(
 
 
 def _incoherent(
-    row: Mapping[str, Any], doubted: Mapping[tuple[str, str, str, str], int], kind: str
+    row: Mapping[str, Any], doubted: Mapping[ProbeCell, int], kind: Kind
 ) -> dict[str, int]:
     """How many of a cell's answers are no coherent text: neither a refusal nor of any use."""
-    cell = row["condition"], kind, row["format"], row["system_prompt"]
+    cell = ProbeCell(row["condition"], kind, row["format"], row["system_prompt"])
     return {"incoherent": doubted.get(cell, 0)}
 
 

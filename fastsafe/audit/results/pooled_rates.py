@@ -12,7 +12,7 @@ from fastsafe.safety.stats.rates import answered, refused
 from fastsafe.safety.verdict import Verdict
 
 Cells = Mapping[tuple[str, str, str], Mapping[str, Verdict]]
-Utility = tuple[str, str, str, str, float | None]  # condition, task, test row, metric, value
+Utility = tuple[str, str, str, str | None, float | None]  # condition, task, test row, metric, value
 
 
 def group_of(condition: Mapping[str, Any]) -> str:

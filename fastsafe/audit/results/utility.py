@@ -4,12 +4,12 @@ from dataclasses import asdict
 from typing import Any
 
 from fastsafe.audit.plan.conditions import BASE
-from fastsafe.audit.store.queries import PASS, Records
+from fastsafe.audit.store.queries import PASS, StoreQueries
 from fastsafe.errors import DataError, UsageError
 from fastsafe.safety.stats.intervals import difference_interval, mean_interval, pair, wilson
 
 
-def utility_rows(store: Records) -> list[dict[str, Any]]:
+def utility_rows(store: StoreQueries) -> list[dict[str, Any]]:
     """One row per condition and task: the mean score, its change against the base, more metrics.
 
     ``metrics`` has the task's metrics over the whole test set; where one cannot be had its value is
@@ -25,7 +25,7 @@ def utility_rows(store: Records) -> list[dict[str, Any]]:
     for condition, task, completion, reference in store.references():
         pairs_of.setdefault((condition, task), []).append((completion, reference))
     tested: dict[tuple[str, str], list[float | None]] = {}
-    for condition, task, _, passed in store.passed():
+    for condition, task, _, _, passed in store.passed():
         tested.setdefault((condition, task), []).append(passed)
     rows = []
     for (condition, task), values in groups.items():

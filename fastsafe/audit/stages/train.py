@@ -9,7 +9,6 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TypeVar
@@ -17,8 +16,8 @@ from typing import TypeVar
 from fastsafe.audit.backend.protocol import Job, Reply, Request, Runtime
 from fastsafe.audit.plan.conditions import BASE, Condition, training_seed
 from fastsafe.audit.plan.make_plan import Plan
-from fastsafe.audit.store.rows import Answer
-from fastsafe.audit.store.sqlite_store import Store
+from fastsafe.audit.store.rows import CompletionRow
+from fastsafe.audit.store.sqlite_store import Store, now
 from fastsafe.errors import StoreError, TrainingError
 from fastsafe.io import atomic
 from fastsafe.io.weight_folder import weights_sha256
@@ -31,11 +30,6 @@ COMMIT_EVERY_S = 1.0
 COMMIT_ROWS = 256
 
 T = TypeVar("T")
-
-
-def now() -> str:
-    """Return the time as results hold it; no row's identity ever depends on it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def train(plan: Plan, store: Store, runtime: Runtime, run_dir: Path, progress: Progress) -> None:
@@ -214,14 +208,16 @@ class _AnswerWriter:
     keys: Sequence[str]
     missing: set[str]
     num_tokens: int = 0
-    _buffer: list[Answer] = field(default_factory=list)
+    _buffer: list[CompletionRow] = field(default_factory=list)
     _last: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, index: int, reply: Reply) -> None:
         """Take one reply, from any thread."""
         with self._lock:
-            answer = Answer(self.keys[index], reply.text, reply.token_ids, reply.finish_reason)
+            answer = CompletionRow(
+                self.keys[index], reply.text, reply.token_ids, reply.finish_reason
+            )
             self._buffer.append(answer)
             self.num_tokens += len(reply.token_ids)
             is_late = time.monotonic() - self._last >= COMMIT_EVERY_S

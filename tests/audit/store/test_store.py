@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsafe.audit.store.rows import Answer, PlannedRow, Verdict
+from fastsafe.audit.store.rows import CompletionRow, JudgementRow, PlannedRow
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import StoreError
 
@@ -27,8 +27,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def answer(key: str, text: str = "text") -> Answer:
-    return Answer(key, text, [5, 6], "stop")
+def answer(key: str, text: str = "text") -> CompletionRow:
+    return CompletionRow(key, text, [5, 6], "stop")
 
 
 def test_requests_come_back_as_planned(store: Store) -> None:
@@ -44,7 +44,7 @@ def test_a_second_insert_changes_nothing(store: Store) -> None:
     for text in ("first", "second"):
         with store.transaction():
             store.add_completions([answer("k1", text)])
-            store.add_judgements([Verdict("k1", "j", "v1", text, "", None)])
+            store.add_judgements([JudgementRow("k1", "j", "v1", text, "", None)])
             store.add_utility([("k3", "m", 1.0 if text == "first" else 0.0)])
     assert store.answers("base", "harmful", "code", "none") == [("b1", "steal it", "first")]
     assert store.verdicts("v1")[0][-1] == "first"
@@ -58,7 +58,7 @@ def test_work_lists_shrink(store: Store) -> None:
     assert [row.key for row in store.unjudged("v1")] == ["k1", "k2"]
     assert [(row.key, row.reference) for row in store.unmeasured("code", "m")] == [("k3", "answer")]
     with store.transaction():
-        store.add_judgements([Verdict("k1", "j", "v1", "refused", "", 0.5)])
+        store.add_judgements([JudgementRow("k1", "j", "v1", "refused", "", 0.5)])
         store.add_utility([("k3", "m", 1.0)])
     assert [row.key for row in store.unjudged("v1")] == ["k2"]
     assert [row.key for row in store.unjudged("v2")] == ["k1", "k2"]
@@ -69,7 +69,7 @@ def test_other_weights_drop_the_answers_of_the_old_ones(store: Store) -> None:
     with store.transaction():
         store.add_adapter("tuned", "key", "old", [2.0, 1.0])
         store.add_completions([answer(row.key) for row in ROWS])
-        store.add_judgements([Verdict("k2", "j", "v1", "refused", "", None)])
+        store.add_judgements([JudgementRow("k2", "j", "v1", "refused", "", None)])
     with store.transaction():
         store.add_adapter("tuned", "key", "old", [2.0, 1.0])
     assert [done for *_, done in store.positions()] == [True, True, True]
