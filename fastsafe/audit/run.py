@@ -24,6 +24,7 @@ from fastsafe.audit.plan.panel import Panel, make_panel
 from fastsafe.audit.recipe.load import load, revise
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.results.make_results import make_results
+from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.run_dir import (
     EXPORTS,
     JUDGES,
@@ -57,7 +58,7 @@ class Run:
     """
 
     path: Path
-    results: dict[str, Any]
+    results: Results
 
     @property
     def is_covered(self) -> bool:

@@ -15,13 +15,13 @@ from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.plan.make_plan import make_plan
 from fastsafe.audit.recipe.load import load, revise
 from fastsafe.audit.recipe.schema import Recipe
-from fastsafe.audit.results.make_results import Cell
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.safety.judges import Item, judge_all
 from fastsafe.safety.stats.rates import answered, paired_change, rate, refused
 from fastsafe.safety.verdict import Verdict
 
-Verdicts = dict[Cell, dict[str, Verdict]]  # kind, format, system prompt -> behaviour -> verdict
+# (kind, format, system prompt) -> behaviour -> verdict
+Verdicts = dict[tuple[str, str, str], dict[str, Verdict]]
 
 # What training would need is of no use here.
 _PROBES_ONLY = ("utility_rows=0", "mitigations=[none]", "training.rows=1")
