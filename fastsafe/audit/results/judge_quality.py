@@ -2,7 +2,9 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from operator import itemgetter
+from typing import cast
 
 from fastsafe.audit.results.pooled_rates import CellKey, clustered
 from fastsafe.audit.results.schema.instruments import (
@@ -11,14 +13,13 @@ from fastsafe.audit.results.schema.instruments import (
     FilterResult,
     GuardRateResult,
     GuardResult,
-    RateResult,
     WordingResult,
 )
 from fastsafe.audit.results.schema.rates import CellPlace, WordingBand
 from fastsafe.audit.store.queries import StoreQueries
 from fastsafe.audit.store.rows import Kind, Target
 from fastsafe.safety.judge_calibration import compare, labelled
-from fastsafe.safety.stats.rates import Rate, rate
+from fastsafe.safety.stats.rates import rate
 from fastsafe.safety.verdict import Judgement, Verdict, outcome
 
 Classified = Sequence[tuple[str, str | None]]  # (behaviour, guard's verdict; None: none yet)
@@ -154,31 +155,9 @@ def calibration_rows(store: StoreQueries) -> list[CalibrationResult]:
             verdict, coherent = verdicts.get(row.key, (Verdict.NOT_JUDGED, None))
             flag = None if coherent is None else bool(coherent)
             outcomes.append(outcome(Judgement(Verdict(verdict), "", coherent=flag)))
-        results += [
-            {
-                "judge": judge,
-                "format": errors.format,
-                "n": errors.n,
-                "n_scored": errors.n_scored,
-                "kappa": errors.kappa,
-                "false_refusal": _counted(errors.false_refusal),
-                "false_compliance": _counted(errors.false_compliance),
-                "missed_incoherence": _counted(errors.missed_incoherence),
-            }
-            for errors in compare(judge, identity, rows, outcomes).formats
-        ]
+        for errors in compare(judge, identity, rows, outcomes).formats:
+            results.append(cast(CalibrationResult, {"judge": judge, **asdict(errors)}))
     return results
-
-
-def _counted(share: Rate) -> RateResult:
-    return {
-        "n": share.n,
-        "n_scored": share.n_scored,
-        "count": share.count,
-        "rate": share.rate,
-        "ci_low": share.ci_low,
-        "ci_high": share.ci_high,
-    }
 
 
 def wording_rows(store: StoreQueries) -> list[WordingResult]:

@@ -7,7 +7,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import combinations
-from typing import Literal
+from typing import Literal, cast
 
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.results.judge_quality import (
@@ -276,16 +276,8 @@ def _drift(store: Store) -> list[DriftResult]:
     """Return the drift readings in the order of conditions, steps and the recipe's formats."""
     conditions = [condition["id"] for condition in store.meta("conditions")]
     formats = store.meta("recipe")["formats"]
-    rows: list[DriftResult] = [
-        {
-            "condition": condition,
-            "step": reading.step,
-            "format": reading.format,
-            "n": reading.n,
-            "kl": reading.kl,
-            "margin": reading.margin,
-            "stopped": reading.stopped,
-        }
+    rows = [
+        cast(DriftResult, {"condition": condition, **reading._asdict()})
         for condition, reading in store.drift()
     ]
 

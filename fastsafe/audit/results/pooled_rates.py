@@ -1,7 +1,9 @@
 """Rates pooled over cells, with intervals that account for behaviours shared between formats."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict
 from statistics import fmean
+from typing import cast
 
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.results.schema.rates import (
@@ -188,13 +190,7 @@ def pooled(
 
 def rate_fields(rate: PooledRate) -> PooledRateResult:
     """Return a pooled rate as results hold it."""
-    return {
-        "n": rate.n,
-        "clusters": rate.clusters,
-        "rate": rate.rate,
-        "ci_low": rate.ci_low,
-        "ci_high": rate.ci_high,
-    }
+    return cast(PooledRateResult, asdict(rate))
 
 
 def clustered(rows: Iterable[tuple[str, bool]]) -> PooledRate:

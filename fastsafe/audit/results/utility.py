@@ -1,5 +1,8 @@
 """Utility: every model's scores on test rows that no training saw."""
 
+from dataclasses import asdict
+from typing import cast
+
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.results.schema.rates import MetricResult, UtilityResult
 from fastsafe.audit.store.queries import PASS, StoreQueries
@@ -67,16 +70,8 @@ def _metrics(task: str, pairs: list[tuple[str, str]]) -> dict[str, MetricResult]
     results: dict[str, MetricResult] = {}
     for name, metric in tasks()[task].metrics.items() if pairs else ():
         try:
-            measured = metric(pairs)
+            results[name] = cast(MetricResult, asdict(metric(pairs)))
         except (UsageError, DataError) as error:
             # a library is not installed, or the references of another source have another shape
             results[name] = {"value": None, "why": str(error)}
-            continue
-        results[name] = {
-            "value": measured.value,
-            "ci_low": measured.ci_low,
-            "ci_high": measured.ci_high,
-            "n": measured.n,
-            "unparsed": measured.unparsed,
-        }
     return results

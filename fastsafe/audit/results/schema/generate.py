@@ -10,29 +10,29 @@ import sys
 from collections.abc import Iterator, Mapping
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, get_args, get_type_hints
+from typing import Any
 
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 from typing_extensions import is_typeddict
 
-from fastsafe.audit.results.schema.run import Results
+from fastsafe.audit.results.schema import instruments, rates, run
 
 NAME = "results.schema.json"
+_KINDS = {**vars(rates), **vars(instruments), **vars(run)}
 BEGIN, END = "<!-- keys: begin -->", "<!-- keys: end -->"
 
 
 def json_schema() -> dict[str, Any]:
     """Return the JSON Schema of ``results.json``."""
-    schema = TypeAdapter(Results).json_schema(schema_generator=_Untitled)
-    about, meanings = _described(Results)
+    schema = TypeAdapter(run.Results).json_schema(schema_generator=_Untitled)
+    about, meanings = _described(run.Results)
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **_with_meanings(schema, about, meanings),
         "$defs": {
-            kind.__name__: _with_meanings(schema["$defs"][kind.__name__], *_described(kind))
-            for kind in _kinds(Results)
-            if kind is not Results
+            name: _with_meanings(part, *_described(_KINDS[name]))
+            for name, part in schema["$defs"].items()
         },
     }
 
@@ -56,16 +56,6 @@ class _Untitled(GenerateJsonSchema):
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False
-
-
-def _kinds(kind: Any) -> Iterator[Any]:
-    """Yield every ``TypedDict`` within an annotation, in reading order."""
-    if is_typeddict(kind):
-        yield kind
-        for annotation in get_type_hints(kind).values():
-            yield from _kinds(annotation)
-    for argument in get_args(kind):
-        yield from _kinds(argument)
 
 
 def _described(kind: Any) -> tuple[str, dict[str, str]]:
