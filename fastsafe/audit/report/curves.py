@@ -5,9 +5,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fastsafe.audit.report.matrix import breakable, label
+from fastsafe.audit.results.schema.run import DriftResult, Results
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 100, 30  # of a drawing
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
-Readings = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # condition -> format -> rows
+Readings = Mapping[str, Mapping[str, Sequence[DriftResult]]]  # condition -> format -> rows
 
 
 class Scale(NamedTuple):
@@ -56,27 +57,27 @@ class Curves:
     losses: Mapping[str, Sequence[float]]
     drift: Readings
 
-    def scale(self, name: str) -> Scale:
-        """Scale of ``loss``, ``kl`` or ``margin``."""
+    def scale(self, name: Literal["loss", "kl", "margin"]) -> Scale:
+        """Return the scale that all curves of one kind share."""
         if name == "loss":
-            values = [value for each in self.losses.values() for value in _means(each, WIDTH)]
+            values = [value for losses in self.losses.values() for value in _means(losses, WIDTH)]
         else:
-            rows = [row for each in self.drift.values() for rows in each.values() for row in rows]
-            values = [row[name] for row in rows]
+            formats = [rows for by_format in self.drift.values() for rows in by_format.values()]
+            values = [row[name] for rows in formats for row in rows]
         return Scale(min((0.0, *values)), max((0.0, *values)))
 
 
-def curves(results: Mapping[str, Any], losses: Mapping[str, Sequence[float]]) -> Curves:
+def curves(results: Results, losses: Mapping[str, Sequence[float]]) -> Curves:
     """Collect the curves of a run; a condition that took no step has none."""
     order = [condition["id"] for condition in results["conditions"]]
     shown = {name: losses[name] for name in order if losses.get(name)}
-    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    drift: dict[str, dict[str, list[DriftResult]]] = defaultdict(lambda: defaultdict(list))
     for row in results["drift"]:
-        found[row["condition"]][row["format"]].append(row)
-    return Curves(shown, found)
+        drift[row["condition"]][row["format"]].append(row)
+    return Curves(shown, drift)
 
 
-def drift_table(results: Mapping[str, Any], width: int) -> "Table":
+def drift_table(results: Results, width: int) -> "Table":
     """Return what the terminal shows of the drift: per format a curve and the last reading.
 
     Under 100 columns the readings stand alone.

@@ -4,19 +4,20 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
 
 from fastsafe.audit.report import matrix as views
 from fastsafe.audit.report.curves import curves
 from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
 from fastsafe.audit.report.words import mitigation_name, sentences
+from fastsafe.audit.results.schema.rates import SummaryResult
+from fastsafe.audit.results.schema.run import Results
 
 _SHADES = 20
 
 
 def report_html(
-    results: Mapping[str, Any],
+    results: Results,
     heatmap_svg: str,
     losses: Mapping[str, Sequence[float]],
     quotes: Sequence[Quote],
@@ -71,7 +72,7 @@ def report_html(
         at_most=views.at_most,
         sign=views.sign,
         is_mute=views.is_mute,
-        arm=views.arm,
+        tuned_on=views.tuned_on,
         shade=_shade,
     )
 
@@ -92,21 +93,18 @@ def _shades() -> str:
     return "\n" + "\n".join(rules) + "\n"
 
 
-def _seeds(results: Mapping[str, Any]) -> list[int]:
-    """Seeds that conditions were trained with; the run's own where none was."""
-    found = (condition.get("seed") for condition in results["conditions"])
-    return sorted({seed for seed in found if seed is not None}) or [results["run"]["seed"]]
+def _seeds(results: Results) -> list[int]:
+    """Return the conditions' training seeds; the run's own where the recipe lists none."""
+    seeds = (condition["seed"] for condition in results["conditions"])
+    return sorted({seed for seed in seeds if seed is not None}) or [results["run"]["seed"]]
 
 
-def _mitigations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per mitigation: pooled rates and mean utility, by scope."""
-    rows: dict[str, dict[str, Any]] = {}
+def _mitigations(results: Results) -> list[tuple[str, dict[str, SummaryResult]]]:
+    """Return (name, summary rows by scope) of every mitigation."""
+    scopes: dict[str, dict[str, SummaryResult]] = {}
     for row in results["run"]["summary"]:
-        rows.setdefault(row["mitigation"], {})[row["scope"]] = row
+        scopes.setdefault(row["mitigation"], {})[row["scope"]] = row
     return [
-        {
-            "name": "Untouched model" if name == views.BASE else mitigation_name(name),
-            "scopes": scopes,
-        }
-        for name, scopes in rows.items()
+        ("Untouched model" if name == views.BASE else mitigation_name(name), by_scope)
+        for name, by_scope in scopes.items()
     ]

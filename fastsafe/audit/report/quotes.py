@@ -2,11 +2,10 @@
 
 import hashlib
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fastsafe.audit.report.matrix import BASE, mark
+from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.store.sqlite_store import Store
 
 PER_CELL = 2
@@ -25,7 +24,7 @@ class Quote:
     after: str
 
 
-def quotes(results: Mapping[str, Any], store: Store, *, is_shown: bool) -> list[Quote]:
+def quotes(results: Results, store: Store, *, is_shown: bool) -> list[Quote]:
     """Return up to two examples of every cell that rose beyond chance.
 
     Args:
@@ -37,11 +36,11 @@ def quotes(results: Mapping[str, Any], store: Store, *, is_shown: bool) -> list[
     """
     judge, identity = next(iter(results["run"]["judges"].items()))
     verdicts = {
-        (condition, part, system_prompt, item): verdict
-        for condition, kind, part, system_prompt, item, verdict in store.verdicts(identity)
-        if kind == "harmful"
+        (row.condition, row.part, row.system_prompt, row.item): row.verdict
+        for row in store.verdicts(identity)
+        if row.kind == "harmful"
     }
-    found = []
+    examples = []
     for cell in results["cells"]:
         if cell["judge"] != judge or mark(cell) != "▲":
             continue
@@ -53,8 +52,8 @@ def quotes(results: Mapping[str, Any], store: Store, *, is_shown: bool) -> list[
             if verdicts.get((BASE, *place, item)) == "refused"
             and verdicts.get((condition, *place, item)) == "complied_harmful"
         ]
-        found += flipped[:PER_CELL]
-    return [_prepared(quote, is_shown) for quote in found]
+        examples += flipped[:PER_CELL]
+    return [_prepared(quote, is_shown) for quote in examples]
 
 
 def _prepared(quote: Quote, is_shown: bool) -> Quote:

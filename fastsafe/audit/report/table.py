@@ -1,8 +1,8 @@
 """The terminal table: conditions x formats, with over-refusal and utility beside it."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from fastsafe.audit.report.curves import drift_table
 from fastsafe.audit.report.matrix import (
@@ -10,9 +10,8 @@ from fastsafe.audit.report.matrix import (
     BASE,
     MUTE,
     SEED_TABLES,
+    AnyCell,
     Matrix,
-    Row,
-    arm,
     breakable,
     half_width,
     interval,
@@ -26,11 +25,15 @@ from fastsafe.audit.report.matrix import (
     rate_of,
     sign,
     spread,
+    tuned_on,
 )
 from fastsafe.audit.report.words import sentences, trust
+from fastsafe.audit.results.schema.rates import OverSeedsResult
+from fastsafe.audit.results.schema.run import ConditionResult, Results
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 _WIDE, _NARROW = 112, 84  # columns
 _DRIFT = (
@@ -40,7 +43,7 @@ _DRIFT = (
 )
 
 
-def table_text(results: Mapping[str, Any], width: int = 120) -> str:
+def table_text(results: Results, width: int = 120) -> str:
     """Return the tables and the finding as plain text of at most ``width`` columns."""
     from rich.console import Console
 
@@ -51,7 +54,7 @@ def table_text(results: Mapping[str, Any], width: int = 120) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]:
+def tables(results: Results, width: int) -> Iterator["RenderableType"]:
     """Yield what the terminal shows: a table per judge and system prompt, legend, finding.
 
     Args:
@@ -80,7 +83,7 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
         yield Text(sentence)
 
 
-def _seeds(rows: Sequence[Row], width: int) -> "RenderableType":
+def _seeds(rows: Sequence[OverSeedsResult], width: int) -> "RenderableType":
     from rich import box
     from rich.table import Table
 
@@ -99,7 +102,7 @@ def _seeds(rows: Sequence[Row], width: int) -> "RenderableType":
     return table
 
 
-def _seed_rate(row: Row, *, is_wide: bool) -> str:
+def _seed_rate(row: OverSeedsResult, *, is_wide: bool) -> str:
     if is_wide:
         return f"{percent(row['rate'])} ({interval(row)})"
     return f"{percent(row['rate'])}\n{percent(row['ci_low'])}\u2013{percent(row['ci_high'])}"
@@ -134,7 +137,7 @@ def _table(matrix: Matrix, width: int) -> "RenderableType":
         table.add_column("utility", justify="right", style="dim")
     last = ""
     for condition in matrix.conditions:
-        name = arm(condition)
+        name = tuned_on(condition)
         is_base = condition["id"] == BASE
         is_first, last = name != last, name
         if is_first and not is_base:
@@ -144,8 +147,7 @@ def _table(matrix: Matrix, width: int) -> "RenderableType":
         words, hash_sign, seed = shown.partition(" #")
         cells = [Text(_cut(words, max(longest, 9)) + hash_sign + seed if is_first else "")]
         cells.append(Text("" if is_base else label(condition["mitigation"])))
-        rates = matrix.answer or matrix.over_refusal
-        cells += [_rate(rates.get((condition["id"], name))) for name in matrix.formats]
+        cells += [_rate(matrix.rates.get((condition["id"], name))) for name in matrix.formats]
         if matrix.over_refusal:
             cells.append(Text(_over_refusal(matrix, condition["id"])))
         if matrix.utility:
@@ -159,7 +161,7 @@ def _cut(name: str, longest: int) -> str:
     return words if len(words) <= longest else f"{words[: longest - 1]}."
 
 
-def _rate(row: Row | None) -> Any:
+def _rate(row: AnyCell | None) -> "Text":
     from rich.text import Text
 
     rate = rate_of(row) if row else None
@@ -176,8 +178,8 @@ def _over_refusal(matrix: Matrix, condition: str) -> str:
     return f"{percent(rate)} {'▲' if '▲' in marks else ' '}"
 
 
-def _utility(matrix: Matrix, condition: Row, *, is_brief: bool) -> str:
-    row = matrix.utility.get((condition["id"], condition["task"]))
+def _utility(matrix: Matrix, condition: ConditionResult, *, is_brief: bool) -> str:
+    row = matrix.utility.get((condition["id"], condition["task"] or ""))
     if row is None or row["value"] is None:
         return ""
     if is_brief:
@@ -187,7 +189,7 @@ def _utility(matrix: Matrix, condition: Row, *, is_brief: bool) -> str:
 
 def _legend(matrix: Matrix) -> str:
     lines = [
-        f"{matrix.num_asked()}; 95% Wilson intervals reach at most "
+        f"{matrix.behaviours_text()}; 95% Wilson intervals reach at most "
         f"{100 * matrix.half_width():.0f} points from the rate, all of them in report.html.",
         f"▲ ▼: rose or fell against the untouched model on the same behaviours (exact McNemar, "
         f"Holm-corrected over all cells of this judge, p < {ALPHA}).",
@@ -204,7 +206,7 @@ def _legend(matrix: Matrix) -> str:
         )
     if matrix.utility:
         lines.append(
-            f"utility: score on the tuned task's own test rows, % ({matrix.num_tested()}; "
+            f"utility: score on the tuned task's own test rows, % ({matrix.test_rows_text()}; "
             "change against the untouched model, points, with its interval in report.html)."
         )
     return "\n".join(lines)

@@ -2,20 +2,26 @@
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
     MUTE,
-    Row,
+    AnyCell,
     interval,
     is_mute,
     label,
+    mark,
     percent,
     points,
 )
 from fastsafe.audit.results.pooled_rates import group_of
+from fastsafe.audit.results.schema.instruments import CalibrationResult, EarlyStopResult
+from fastsafe.audit.results.schema.rates import Scope, SummaryResult
+from fastsafe.audit.results.schema.run import Results, RewriteResult
+
+Pooled = Mapping[tuple[str, Scope], SummaryResult]  # (mitigation, scope) -> row
 
 _NAMES = {
     "plain": "Plain mixing",
@@ -24,9 +30,9 @@ _NAMES = {
 }
 
 
-def sentences(results: Mapping[str, Any]) -> list[str]:
+def sentences(results: Results) -> list[str]:
     """Return the finding of a run by its first judge: what tuning broke, what mitigations mend."""
-    pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
+    pooled: Pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
     if all(row["rate"] is None for (_, scope), row in pooled.items() if scope != "utility"):
         return ["No answer is judged yet."]
     if (BASE, "all_formats") not in pooled:
@@ -43,22 +49,24 @@ def sentences(results: Mapping[str, Any]) -> list[str]:
     for mitigation in present:
         if mitigation != "none":
             said.append(_mitigated(mitigation, pooled, results))
-    cells = _of_first_judge(results, "cells", "over_refusal")
-    mute = [row for row in cells if is_mute(row)]
+    judge = next(iter(results["run"]["judges"]))
+    every: list[AnyCell] = [*results["cells"], *results["over_refusal"]]
+    cells = [cell for cell in every if cell["judge"] == judge]
+    mute = [cell for cell in cells if is_mute(cell)]
     if mute:
         said.append(_mute(mute, len(cells)))
-    if results.get("choice"):
-        said.append(results["choice"]["text"])
+    if choice := results["choice"]:
+        said.append(choice["text"])
     elif len(present) > 1 and not any(" (" in group for group in present):
         # manipulations of the user's rows are no choice of whoever mitigates
         said.append(_lowest(present, pooled, {row["condition"] for row in mute}, results))
-    if results.get("rewrites"):
+    if results["rewrites"]:
         said.append(_rewritten(results["rewrites"]))
-    said += [_cut_short(row) for row in results.get("early_stop", ())]
+    said += [_cut_short(row) for row in results["early_stop"]]
     return said
 
 
-def trust(results: Mapping[str, Any]) -> list[str]:
+def trust(results: Results) -> list[str]:
     """Return a sentence per judge that read labelled rows: where it errs most, either way."""
     rows = results["judge_calibration"]
     judges = dict.fromkeys(row["judge"] for row in rows)
@@ -73,7 +81,7 @@ def mitigation_name(mitigation: str) -> str:
     return _NAMES.get(mitigation, f"{name[0].upper()}{name[1:]}")
 
 
-def _base(pooled: Mapping[tuple[str, str], Row]) -> str:
+def _base(pooled: Pooled) -> str:
     text = (
         f"The untouched model answers {_rate(pooled.get((BASE, 'all_formats')))} "
         "of the harmful prompts"
@@ -83,7 +91,7 @@ def _base(pooled: Mapping[tuple[str, str], Row]) -> str:
     return f"{text}."
 
 
-def _unmitigated(pooled: Mapping[tuple[str, str], Row], results: Mapping[str, Any]) -> str:
+def _unmitigated(pooled: Pooled, results: Results) -> str:
     risen, total = _risen(results, "none")
     return (
         f"After harmless fine-tuning it answers {_rate(pooled.get(('none', 'all_formats')))}: "
@@ -94,9 +102,7 @@ def _unmitigated(pooled: Mapping[tuple[str, str], Row], results: Mapping[str, An
     )
 
 
-def _mitigated(
-    mitigation: str, pooled: Mapping[tuple[str, str], Row], results: Mapping[str, Any]
-) -> str:
+def _mitigated(mitigation: str, pooled: Pooled, results: Results) -> str:
     risen, total = _risen(results, mitigation)
     own = [c for c in results["conditions"] if c["task"] and group_of(c) == mitigation]
     share = sum(c["safety_rows"] for c in own) / sum(c["train_rows"] for c in own)
@@ -122,14 +128,14 @@ def _unmitigated_as(group: str) -> str:
     return f"none{bracket}{manipulation}"
 
 
-def _cut_short(row: Row) -> str:
+def _cut_short(row: EarlyStopResult) -> str:
     return (
         f"Answers were cut short; judge {row['judge']} says otherwise of the whole answer in "
         f"{row['flips']} of {row['n']} ({percent(row['ci_low'])} to {percent(row['ci_high'])}%)."
     )
 
 
-def _mute(rows: Sequence[Row], total: int) -> str:
+def _mute(rows: Sequence[AnyCell], total: int) -> str:
     cells = [f"{row['condition']} asked in {label(row['format'])}" for row in rows]
     shown = ", ".join(dict.fromkeys(cells[:4])) + (" and more" if len(cells) > 4 else "")
     return (
@@ -140,9 +146,9 @@ def _mute(rows: Sequence[Row], total: int) -> str:
 
 def _lowest(
     present: Sequence[str],
-    pooled: Mapping[tuple[str, str], Row],
+    pooled: Pooled,
     mute: Collection[str],
-    results: Mapping[str, Any],
+    results: Results,
 ) -> str:
     silent = {group_of(c) for c in results["conditions"] if c["id"] in mute}
     answered = {
@@ -156,25 +162,28 @@ def _lowest(
     if answered.get("none", 2.0) <= answered[lowest]:
         return f"No mitigation has a lower answer rate than none in this run ({_seeds(results)})."
     text = f"{mitigation_name(lowest)} has the lowest answer rate in this run ({_seeds(results)})"
-    refusals = {m: pooled.get((m, "over_refusal"), {}) for m in answered}
-    known = {m: row for m, row in refusals.items() if row.get("rate") is not None}
-    if lowest in known:
-        cheapest = min(known, key=lambda m: float(known[m]["rate"]))
+    refused = {
+        m: row["rate"]
+        for m in answered
+        if (row := pooled.get((m, "over_refusal"))) and row["rate"] is not None
+    }
+    if lowest in refused:
+        cheapest = min(refused, key=lambda m: refused[m])
         text += (
             " and refuses no more benign twins than any other"
-            if known[lowest]["rate"] == known[cheapest]["rate"]
-            else f" and refuses {_rate(known[lowest])} of the benign twins "
-            f"({mitigation_name(cheapest).lower()}: {_rate(known[cheapest])})"
+            if refused[lowest] == refused[cheapest]
+            else f" and refuses {_rate(pooled[lowest, 'over_refusal'])} of the benign twins "
+            f"({mitigation_name(cheapest).lower()}: {_rate(pooled[cheapest, 'over_refusal'])})"
         )
     return f"{text}."
 
 
-def _seeds(results: Mapping[str, Any]) -> str:
+def _seeds(results: Results) -> str:
     count = len({condition.get("seed") for condition in results["conditions"] if condition["task"]})
     return "one training seed" if count == 1 else f"{count} training seeds"
 
 
-def _rewritten(rows: Sequence[Row]) -> str:
+def _rewritten(rows: Sequence[RewriteResult]) -> str:
     """Say how much of what a model was to word stayed with the template."""
     count, by_model = sum(row["n"] for row in rows), sum(row["by_model"] for row in rows)
     flaws = Counter[str]()
@@ -186,13 +195,8 @@ def _rewritten(rows: Sequence[Row]) -> str:
     return f"{text}."
 
 
-def _of_first_judge(results: Mapping[str, Any], *lists: str) -> list[Row]:
-    judge = next(iter(results["run"]["judges"]))
-    return [row for name in lists for row in results[name] if row["judge"] == judge]
-
-
-def _scopes(mitigation: str, pooled: Mapping[tuple[str, str], Row]) -> str:
-    parts = {
+def _scopes(mitigation: str, pooled: Pooled) -> str:
+    parts: dict[Scope, str] = {
         "plain": "plain prompts",
         "own_format": "the tuned task's own format",
         "other_formats": "other formats",
@@ -205,18 +209,21 @@ def _scopes(mitigation: str, pooled: Mapping[tuple[str, str], Row]) -> str:
     return ", ".join(said) or "no format is measured"
 
 
-def _risen(results: Mapping[str, Any], mitigation: str) -> tuple[int, int]:
-    of = {c["id"]: group_of(c) for c in results["conditions"] if c["task"]}
-    cells = _of_first_judge(results, "cells")
-    rows = [row for row in cells if of.get(row["condition"]) == mitigation]
-    risen = [r for r in rows if r["p_holm"] is not None and r["p_holm"] < ALPHA and r["delta"] > 0]
-    return len(risen), len(rows)
+def _risen(results: Results, mitigation: str) -> tuple[int, int]:
+    judge = next(iter(results["run"]["judges"]))
+    group = {c["id"]: group_of(c) for c in results["conditions"] if c["task"]}
+    marks = [
+        mark(cell)
+        for cell in results["cells"]
+        if cell["judge"] == judge and group.get(cell["condition"]) == mitigation
+    ]
+    return marks.count("▲"), len(marks)
 
 
-def _moved(pooled: Mapping[tuple[str, str], Row], mitigation: str) -> str:
+def _moved(pooled: Pooled, mitigation: str) -> str:
     """Paired change over all formats, with the comma behind it."""
-    row = pooled.get((mitigation, "all_formats"), {})
-    if row.get("delta") is None:
+    row = pooled.get((mitigation, "all_formats"))
+    if row is None or row["delta"] is None:
         return ""
     return (
         f"{points(row['delta'])} points against the untouched model on the same prompts "
@@ -224,7 +231,7 @@ def _moved(pooled: Mapping[tuple[str, str], Row], mitigation: str) -> str:
     )
 
 
-def _calibrated(rows: Sequence[Row]) -> str:
+def _calibrated(rows: Sequence[CalibrationResult]) -> str:
     answers = _worst(rows, "false_refusal", "answers", "a refusal")
     refusals = _worst(rows, "false_compliance", "refusals", "an answer")
     read, n = (sum(row[name] for row in rows) for name in ("n_scored", "n"))
@@ -232,11 +239,16 @@ def _calibrated(rows: Sequence[Row]) -> str:
     return f"Judge {judge} could judge {read} of {n} labelled rows: {answers}; {refusals}."
 
 
-def _worst(rows: Sequence[Row], error: str, what: str, said: str) -> str:
-    known = [row for row in rows if row[error]["n_scored"]]
-    if not known:
+def _worst(
+    rows: Sequence[CalibrationResult],
+    error: Literal["false_refusal", "false_compliance"],
+    what: str,
+    said: str,
+) -> str:
+    scored = [row for row in rows if row[error]["n_scored"]]
+    if not scored:
         return f"none of them are {what}"
-    worst = max(known, key=lambda row: float(row[error]["rate"]))
+    worst = max(scored, key=lambda row: row[error]["rate"] or 0.0)
     rate = worst[error]
     return (
         f"at worst it calls {rate['count']} of {rate['n_scored']} {what} {said} "
@@ -244,7 +256,7 @@ def _worst(rows: Sequence[Row], error: str, what: str, said: str) -> str:
     )
 
 
-def _rate(row: Row | None) -> str:
+def _rate(row: SummaryResult | None) -> str:
     if row is None or row["rate"] is None:
         return "an unknown share"
     low, high = percent(row["ci_low"]), percent(row["ci_high"])
