@@ -1,4 +1,4 @@
-"""Curves of training: losses and drift, as lines of a drawing or as blocks of text."""
+"""Curves over training steps, losses and drift, drawn as SVG lines or as block characters."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
@@ -13,45 +13,45 @@ from fastsafe.audit.results.schema.run import DriftResult, Results
 if TYPE_CHECKING:
     from rich.table import Table
 
-WIDTH, HEIGHT = 100, 30  # of a drawing
+WIDTH, HEIGHT = 100, 30  # of an SVG curve
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
 Readings = Mapping[str, Mapping[str, Sequence[DriftResult]]]  # condition -> format -> rows
 
 
 class Scale(NamedTuple):
-    """The values between which curves of one kind lie, 0 among them, so that they compare."""
+    """Range of values that curves of one kind share, 0 included, so that they can be compared."""
 
     low: float
     high: float
 
     def share(self, value: float) -> float:
-        """Place of a value, in [0, 1]."""
+        """Return the position of a value on the scale, in [0, 1]."""
         return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.0
 
     def y(self, value: float) -> str:
-        """Place of a value in a drawing, from its top."""
+        """Return the SVG y coordinate of a value."""
         return f"{1 + (HEIGHT - 2) * (1 - self.share(value)):.1f}"
 
     def points(self, values: Sequence[float]) -> str:
-        """Points of a polyline; means where there are more values than it is wide."""
+        """Return the points of a polyline; it averages values where there are more than pixels."""
         short = _means(values, WIDTH)
         step = WIDTH / max(1, len(short) - 1)
         return " ".join(f"{i * step:.1f},{self.y(value)}" for i, value in enumerate(short))
 
     def blocks(self, values: Sequence[float], most: int = 8) -> str:
-        """As text of at most so many characters."""
+        """Return the values as at most ``most`` block characters."""
         places = (self.share(value) for value in _means(values, most))
         return "".join(_BLOCKS[min(7, int(8 * place))] for place in places)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Everything drawn of a run's training.
+    """Losses and drift readings of a run's training.
 
     Attributes:
-        losses: Of every step, by condition.
-        drift: Readings by condition and format, in the order of steps.
+        losses: Training loss of every step, by condition.
+        drift: Drift readings by condition and format, in the order of steps.
     """
 
     losses: Mapping[str, Sequence[float]]
@@ -78,9 +78,9 @@ def curves(results: Results, losses: Mapping[str, Sequence[float]]) -> Curves:
 
 
 def drift_table(results: Results, width: int) -> "Table":
-    """Return what the terminal shows of the drift: per format a curve and the last reading.
+    """Return the drift table of the terminal: per format a curve and the last reading.
 
-    Under 100 columns the readings stand alone.
+    Below 100 columns there is no curve.
     """
     from rich import box
     from rich.table import Table
@@ -107,7 +107,7 @@ def drift_table(results: Results, width: int) -> "Table":
 
 
 def _means(values: Sequence[float], most: int) -> list[float]:
-    """At most so many values: each the mean of its share of the steps."""
+    """Return at most ``most`` values, each the mean over an equal share of the steps."""
     count = min(most, len(values))
     bounds = [i * len(values) // count for i in range(count + 1)]
     return [fmean(values[a:b]) for a, b in pairwise(bounds)]

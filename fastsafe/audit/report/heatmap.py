@@ -80,7 +80,7 @@ def _figure(results: Results) -> "Figure":
 
 
 def _places(rows: Sequence[ConditionResult]) -> list[float]:
-    """Vertical place of each condition; tasks stand a little apart."""
+    """Return the y coordinate of each condition, with a gap between tasks."""
     places, y = [], 0.0
     for i, row in enumerate(rows):
         if i:
@@ -169,7 +169,7 @@ def _label_rows(axes: "Axes", rows: Sequence[ConditionResult], places: Sequence[
 
 
 def _broken(name: str) -> str:
-    """Break a long column name so that it fits its cell."""
+    """Return a column name with line breaks if it is too long for its cell."""
     return name.replace(" ", "\n") if len(name) > 11 else name
 
 

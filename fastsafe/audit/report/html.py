@@ -22,16 +22,16 @@ def report_html(
     losses: Mapping[str, Sequence[float]],
     quotes: Sequence[Quote],
 ) -> str:
-    """Return the page.
+    """Return the HTML of ``report.html``.
 
     Its content security policy allows no script, no request and only this page's own style, so
-    that nothing a model wrote can act, whatever a browser makes of it.
+    that text written by a model can run nothing, however a browser parses it.
 
     Args:
-        results: What ``results.json`` holds.
-        heatmap_svg: Shown as an image, which cannot run anything either.
-        losses: Training loss per step and condition.
-        quotes: Examples, already redacted where they must be.
+        results: Results of the run.
+        heatmap_svg: Heat map, embedded as an image, which cannot run anything either.
+        losses: Training loss per step, by condition.
+        quotes: Examples, redacted already where they must be.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -78,12 +78,12 @@ def report_html(
 
 
 def _shade(rate: float | None) -> str:
-    """Class of the colour of a rate; a style attribute would need a weaker policy."""
+    """Return the CSS class of a rate's colour; a style attribute would need a weaker policy."""
     return "none" if rate is None else f"s{round(rate * _SHADES)}"
 
 
 def _shades() -> str:
-    """Return the rules of the colour classes, one per quantity and shade."""
+    """Return the CSS rules of the colour classes, one per quantity and shade."""
     rules = []
     quantities: tuple[Quantity, ...] = ("answered", "refused")
     for quantity in quantities:

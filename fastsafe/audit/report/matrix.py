@@ -1,4 +1,4 @@
-"""The conditions x formats matrix that every view of a run shows, read from ``results.json``."""
+"""The conditions x formats matrix that every view of a run shows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ SEED_TABLES: dict[ProbeKind, str] = {
     "harmful": "Harmful prompts answered",
     "benign": "Benign twins refused",
 }
-MUTE = 0.1  # share of empty answers above which a low rate is no sign of safety
+MUTE = 0.1  # share of empty answers above which a low rate does not mean safety
 
 
 class Bounds(TypedDict):
@@ -54,29 +54,29 @@ class Matrix:
         return self.answer or self.over_refusal
 
     def half_width(self) -> float:
-        """Return the widest distance of a rate to a bound of its interval, as a fraction."""
+        """Return the largest distance between a rate and a bound of its interval."""
         return half_width((rate_of(row), row) for row in self.rates.values())
 
     def behaviours_text(self) -> str:
-        """Return the number of behaviours per cell as text, and of those scored where fewer."""
+        """Return the number of behaviours per cell in words, and of scored ones where fewer."""
         rows: list[AnyCell] = [*self.answer.values(), *self.over_refusal.values()]
         asked, scored = spread(row["n"] for row in rows), spread(row["n_scored"] for row in rows)
-        words = f"n = {asked} behaviours per cell"
+        text = f"n = {asked} behaviours per cell"
         if any(row["n_scored"] != row["n"] for row in rows):
-            words += f", of which {scored} are scored"
-        return words
+            text += f", of which {scored} are scored"
+        return text
 
     def test_rows_text(self) -> str:
-        """Return the number of test rows per task as text, and how far intervals reach."""
+        """Return the number of test rows per task in words, and the reach of the intervals."""
         rows = list(self.utility.values())
         reach = half_width((row["value"], row) for row in rows)
         return f"n = {spread(row['n_scored'] for row in rows)}, to within {100 * reach:.0f} points"
 
     def pooled_over_refusal(self, condition: str) -> RateResult:
-        """Return the share of a condition's benign twins that is refused, over all formats.
+        """Return the over-refusal rate of a condition, pooled over all formats.
 
-        The formats of one behaviour may all say the same: the interval is no narrower than that of
-        one format alone.
+        The formats of one behaviour may all have the same outcome, so the interval is no narrower
+        than that of one format alone.
         """
         rows = [self.over_refusal.get((condition, name)) for name in self.formats]
         counts = [(row["refused"], row["n_scored"]) for row in rows if row]
@@ -95,7 +95,7 @@ class Matrix:
 
 
 def half_width(rates: Iterable[tuple[float | None, Bounds]]) -> float:
-    """Return the widest distance of (rate, row) to a bound of the row's interval, 1 without any."""
+    """Return the largest distance between a rate and a bound of its interval, 1 without a rate."""
     widths = [
         max(row["ci_high"] - rate, rate - row["ci_low"]) for rate, row in rates if rate is not None
     ]
@@ -146,14 +146,14 @@ def over_seeds(results: Results, kind: ProbeKind) -> dict[str, list[OverSeedsRes
 
 
 def mark(row: CellChange) -> Literal["▲", "▼", ""]:
-    """Return whether the rate rose or fell against the base beyond chance."""
+    """Return ``▲`` or ``▼`` where the rate is significantly above or below the base's, else ""."""
     if row["p_holm"] is None or row["p_holm"] >= ALPHA:
         return ""
     return "▲" if (row["delta"] or 0) > 0 else "▼"
 
 
 def is_mute(row: AnyCell) -> bool:
-    """Return whether so many answers are empty that few harmful ones mean little."""
+    """Return whether so many answers are empty that a low rate does not mean safety."""
     return row["verdicts"].get("empty", 0) > MUTE * row["n"]
 
 
@@ -163,7 +163,7 @@ def sign(row: AnyCell) -> Literal["▲", "▼", "∅", ""]:
 
 
 def spread(counts: Iterable[int]) -> str:
-    """Return counts as text: one number, or the lowest and the highest."""
+    """Return counts as text: one number, or the lowest and highest."""
     ordered = sorted(counts)
     low, high = ordered[0], ordered[-1]
     return str(low) if low == high else f"{low} to {high}"
@@ -204,7 +204,7 @@ def interval(row: Mapping[str, object], prefix: str = "") -> str:
 
 
 def at_most(row: AnyCell) -> str:
-    """Return what no event at all in a cell's rows says, by the rule of three; else nothing."""
+    """Return the rule of three's upper bound as text where a cell's rate is 0, else ""."""
     if row["n_scored"] and not row.get("answered", row.get("refused")):
         return f", below {100 * rule_of_three(row['n_scored']):.1f}% with 95% certainty"
     return ""
@@ -223,7 +223,7 @@ def label(name: str) -> str:
 
 
 def breakable(condition: str) -> str:
-    """Return a condition's id with places where a narrow column may break it.
+    """Return a condition's id with spaces at which a narrow column can wrap it.
 
     Example:
         >>> breakable("code+plain+seed0")
@@ -233,7 +233,7 @@ def breakable(condition: str) -> str:
 
 
 def tuned_on(condition: ConditionResult) -> str:
-    """Return what a condition was tuned on: the task, what is unusual of its rows, its seed.
+    """Return the training data of a condition: task, unusual manipulation and style, seed.
 
     Example:
         >>> tuned_on({"task": "code", "manipulation": "benign", "style": "alpaca"})

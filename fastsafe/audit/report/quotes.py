@@ -1,4 +1,4 @@
-"""Answers that fine-tuning set free, quoted or redacted."""
+"""Examples of answers that the untouched model refused, quoted or redacted."""
 
 import hashlib
 import unicodedata
@@ -14,7 +14,7 @@ MAX_CHARS = 1200
 
 @dataclass(frozen=True)
 class Quote:
-    """One behaviour that the base did not answer and the tuned model does."""
+    """One behaviour that the base refuses and the tuned model answers."""
 
     condition: str
     format: str
@@ -25,13 +25,13 @@ class Quote:
 
 
 def quotes(results: Results, store: Store, *, is_shown: bool) -> list[Quote]:
-    """Return up to two examples of every cell that rose beyond chance.
+    """Return up to two examples of every cell whose answer rate rose significantly.
 
     Args:
-        results: Of the run.
-        store: Of the run.
+        results: Results of the run.
+        store: Store of the run.
         is_shown: False replaces every prompt and completion by its length, and the behaviour's
-            id, which may spell the action, by a hash: a report that is passed on must not carry
+            id, which may name the action, by a hash: a report that is passed on must not carry
             harmful text by default.
     """
     judge, identity = next(iter(results["run"]["judges"].items()))
@@ -73,7 +73,7 @@ def _redacted(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return text without characters that could hide or reorder others, and of bounded length."""
+    """Return text of bounded length, without characters that could hide or reorder others."""
     shown = "".join(
         c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else "\ufffd"
         for c in text[:MAX_CHARS]
