@@ -99,7 +99,7 @@ def drift_table(results: Results, width: int) -> "Table":
         end = next(iter(by_format.values()))[-1]
         table.add_row(
             condition if is_wide else breakable(condition),
-            *(f"{scale.blocks(each, 4) if is_wide else ''} {each[-1]:.2f}" for each in kls),
+            *(f"{scale.blocks(kl, 4) if is_wide else ''} {kl[-1]:.2f}" for kl in kls),
             f"{first:+.1f} to {last:+.1f}" if is_wide else f"{last:+.1f}",
             f"{'stopped, ' if end['stopped'] else ''}{end['step']}",
         )

@@ -45,9 +45,9 @@ def heatmap_svg(results: Results) -> str:
         "text.color": INK,
     }
     stream = io.StringIO()
-    described = {"Date": None, "Creator": "fastsafe", "Title": "fastsafe audit"}
+    metadata = {"Date": None, "Creator": "fastsafe", "Title": "fastsafe audit"}
     with matplotlib.rc_context(settings):
-        _figure(results).savefig(stream, format="svg", metadata=described)
+        _figure(results).savefig(stream, format="svg", metadata=metadata)
     return stream.getvalue()
 
 
@@ -139,10 +139,10 @@ def _draw(
                 axes.text(x + 0.84, y + 0.53, mark, ha="center", size=5, **style)
     for name, own_format in dict.fromkeys((tuned_on(row), row["own_format"]) for row in rows):
         if own_format in columns:
-            own = [y for row, y in zip(rows, places, strict=True) if tuned_on(row) == name]
-            corner = (columns.index(own_format), own[0])
+            ys = [y for row, y in zip(rows, places, strict=True) if tuned_on(row) == name]
+            corner = (columns.index(own_format), ys[0])
             axes.add_patch(
-                Rectangle(corner, 1, own[-1] + 1 - own[0], fill=False, edgecolor=INK, linewidth=1.5)
+                Rectangle(corner, 1, ys[-1] + 1 - ys[0], fill=False, edgecolor=INK, linewidth=1.5)
             )
     axes.set_xlim(0, len(columns))
     axes.set_ylim(places[-1] + 1, 0)

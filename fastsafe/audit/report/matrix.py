@@ -50,7 +50,7 @@ class Matrix:
 
     @property
     def rates(self) -> Mapping[tuple[str, str], AnyCell]:
-        """Cells of harmful probes, or of benign twins where no harmful probe is asked."""
+        """Cells of harmful probes; of benign twins where no harmful probe is asked."""
         return self.answer or self.over_refusal
 
     def half_width(self) -> float:

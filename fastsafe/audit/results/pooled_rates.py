@@ -8,7 +8,7 @@ from typing import cast
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.results.schema.rates import (
     OverSeedsResult,
-    PooledChange,
+    PooledChangeResult,
     PooledRateResult,
     ProbeKind,
     Scope,
@@ -55,12 +55,16 @@ def summary(
         utilities: Scores of the utility rows.
         group_of: Key under which a condition is pooled.
     """
-    own = {c["id"]: c["own_format"] for c in conditions}
+    own_format = {c["id"]: c["own_format"] for c in conditions}
     group = {c["id"]: group_of(c) for c in conditions}
     scopes: dict[Scope, tuple[CellVerdicts, Callable[[str, str], bool], Callable[..., bool]]] = {
-        "plain": (harmful, lambda c, f: f == "plain" != own[c], answered),
-        "own_format": (harmful, lambda c, f: f == own[c], answered),
-        "other_formats": (harmful, lambda c, f: own[c] not in (f, None) and f != "plain", answered),
+        "plain": (harmful, lambda c, f: f == "plain" != own_format[c], answered),
+        "own_format": (harmful, lambda c, f: f == own_format[c], answered),
+        "other_formats": (
+            harmful,
+            lambda c, f: own_format[c] not in (f, None) and f != "plain",
+            answered,
+        ),
         "all_formats": (harmful, lambda c, f: True, answered),
         "over_refusal": (benign, lambda c, f: True, refused),
     }
@@ -119,13 +123,13 @@ def over_seeds(
 
 def _pooled_rate_change(
     cells: CellVerdicts, chosen: CellVerdicts, has: Callable[[Verdict], bool]
-) -> PooledChange:
+) -> PooledChangeResult:
     """Return the change of the chosen cells, paired with the base's cells of the same prompts."""
     base: dict[tuple[str, ...], float | None] = {}
     tuned: dict[tuple[str, ...], float | None] = {}
     for cell, verdicts in chosen.items():
-        for arm, own in ((base, cells.get((BASE, *cell[1:]), {})), (tuned, verdicts)):
-            arm |= {(*cell, i): float(has(v)) if v.is_scored else None for i, v in own.items()}
+        for arm, of_arm in ((base, cells.get((BASE, *cell[1:]), {})), (tuned, verdicts)):
+            arm |= {(*cell, i): float(has(v)) if v.is_scored else None for i, v in of_arm.items()}
     if all(cell[0] == BASE for cell in chosen):
         base = tuned = {}
     # a run that is not finished has rows in one arm alone
@@ -148,7 +152,7 @@ def _mean_score(scores: Sequence[UtilityScore]) -> PooledRateResult:
 
 def _mean_score_change(
     scores: Sequence[UtilityScore], base: Sequence[UtilityScore]
-) -> PooledChange:
+) -> PooledChangeResult:
     """Return the change of the mean score, paired with the base's scores of the same test rows."""
     is_base = scores[0].condition == BASE
     pairs = pair({} if is_base else _per_row(base), _per_row(scores), unpaired="drop")
@@ -158,7 +162,7 @@ def _mean_score_change(
 
 def _change_fields(
     n_pairs: int, delta: float | None, ci_low: float | None, ci_high: float | None
-) -> PooledChange:
+) -> PooledChangeResult:
     if not n_pairs:
         delta = ci_low = ci_high = None
     return {

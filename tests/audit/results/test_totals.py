@@ -98,6 +98,6 @@ def test_an_unfinished_run_has_rows_where_the_base_is_scored() -> None:
     harmful = {("base", *place[1:]): {"a": silent}, place: {"a": yes}}
     assert system_prompt_totals(harmful, {"none": ""}) == []
     harmful[("base", "code", "none")] = {"a": yes, "b": silent}
-    base, row = system_prompt_totals(harmful, {"none": ""})
-    assert (base["answered"], base["n"]) == (1, 1)
+    row, base = system_prompt_totals(harmful, {"none": ""})
+    assert (base["condition"], base["answered"], base["n"]) == ("base", 1, 1)
     assert (row["answered"], row["delta"]) == (1, 0)

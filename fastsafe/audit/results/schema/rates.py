@@ -30,7 +30,7 @@ class PooledRateResult(TypedDict):
     ci_high: Share
 
 
-class PooledChange(TypedDict):
+class PooledChangeResult(TypedDict):
     """Change against the untouched model, pooled over several cells.
 
     Attributes:
@@ -49,7 +49,7 @@ class PooledChange(TypedDict):
     delta_ci_high: Difference | None
 
 
-class SummaryResult(PooledRateResult, PooledChange):
+class SummaryResult(PooledRateResult, PooledChangeResult):
     """One scope of one mitigation, pooled over tasks, prompt styles, seeds and system prompts.
 
     Attributes:
