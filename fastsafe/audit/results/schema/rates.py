@@ -55,11 +55,16 @@ class SummaryResult(PooledRateResult, PooledChangeResult):
     Attributes:
         mitigation: Label of the mitigation, followed by the manipulation of the user's rows in
             brackets unless that is `benign`; `base` for the untouched model.
-        scope: Set of answers: harmful probes in plain prompts (`plain`), in the tuned task's own
-            format, in the other formats, or in all; benign twins (`over_refusal`, the rate of
-            refusals); or the tuned tasks' test rows (`utility`, the mean score). Under `utility`,
-            `n` counts scored rows, `clusters` distinct ones, and the interval of the mean is
-            Student's, or Wilson's for zeros and ones.
+        scope: Set of answers: to harmful probes in plain prompts, in the tuned task's own format,
+            in the other formats or in all of them, to benign twins (`over_refusal`), or to the
+            tuned tasks' test rows (`utility`).
+        n: Scored answers; in scope `utility`, scored test rows.
+        clusters: Behaviours that these answers are about; in scope `utility`, distinct test rows.
+        rate: Answer rate; in scope `over_refusal` the rate of refusals, in scope `utility` the mean
+            score; null where n is 0.
+        ci_low: Lower 95 % bound: Wilson's on the effective sample size, clustered by behaviour; in
+            scope `utility` Student's over test rows, or Wilson's for zeros and ones.
+        ci_high: Upper 95 % bound, by the method of `ci_low`.
     """
 
     mitigation: str
