@@ -37,7 +37,7 @@ def test_requests_come_back_as_planned(store: Store) -> None:
         ("k1", "base", (1, 2, 70000), 7, 32),
         ("k2", "tuned", (1, 2, 70000), 7, 32),
     ]
-    assert store.requests(2, 2)[0][3] == 2**63 - 1
+    assert store.requests(2, 2)[0].seed == 2**63 - 1
 
 
 def test_a_second_insert_changes_nothing(store: Store) -> None:
@@ -47,8 +47,8 @@ def test_a_second_insert_changes_nothing(store: Store) -> None:
             store.add_judgements([JudgementRow("k1", "j", "v1", text, "", None)])
             store.add_utility([("k3", "m", 1.0 if text == "first" else 0.0)])
     assert store.answers("base", "harmful", "code", "none") == [("b1", "steal it", "first")]
-    assert store.verdicts("v1")[0][-1] == "first"
-    assert [row[-1] for row in store.utilities()] == [1.0]
+    assert store.verdicts("v1")[0].verdict == "first"
+    assert [row.value for row in store.utilities()] == [1.0]
 
 
 def test_work_lists_shrink(store: Store) -> None:
@@ -72,11 +72,11 @@ def test_other_weights_drop_the_answers_of_the_old_ones(store: Store) -> None:
         store.add_judgements([JudgementRow("k2", "j", "v1", "refused", "", None)])
     with store.transaction():
         store.add_adapter("tuned", "key", "old", [2.0, 1.0])
-    assert [done for *_, done in store.positions()] == [True, True, True]
+    assert [row.is_done for row in store.positions()] == [True, True, True]
     with store.transaction():
         store.add_adapter("tuned", "key", "new", [3.0])
-    assert [done for *_, done in store.positions()] == [True, False, False]
-    assert [verdict for *_, verdict in store.verdicts("v1")] == [None, None]
+    assert [row.is_done for row in store.positions()] == [True, False, False]
+    assert [row.verdict for row in store.verdicts("v1")] == [None, None]
     assert store.losses() == {"tuned": [3.0]}
     assert store.adapter("tuned", "key") == "new"
     assert store.adapter("tuned", "another key") is None
@@ -86,7 +86,7 @@ def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
     with contextlib.suppress(KeyboardInterrupt), store.transaction():
         store.add_completions([answer("k1")])
         raise KeyboardInterrupt
-    assert not store.positions()[0][2]
+    assert not store.positions()[0].is_done
 
 
 def test_meta_is_json(store: Store) -> None:
@@ -100,7 +100,7 @@ def test_it_is_a_wal_that_others_can_read(store: Store, tmp_path: Path) -> None:
     with store.transaction():
         store.add_completions([answer("k1")])
     reader = Store(tmp_path / NAME, read_only=True)
-    assert reader.positions()[0][2]
+    assert reader.positions()[0].is_done
     with pytest.raises(StoreError, match="readonly"), reader.transaction():
         reader.add_completions([answer("k2")])
     reader.close()
@@ -142,4 +142,4 @@ def test_a_full_disk_is_a_sentence(store: Store) -> None:
     store._all("PRAGMA max_page_count = 1073741823")
     with store.transaction():
         store.add_completions([answer("k1")])
-    assert store.positions()[0][2]
+    assert store.positions()[0].is_done

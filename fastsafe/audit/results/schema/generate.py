@@ -111,7 +111,7 @@ def _type(value: Mapping[str, Any]) -> str:
     if value["type"] == "array":
         return f"list of {_type(value['items'])}s"
     if value["type"] == "object":
-        return f"object of {_type(value['additionalProperties'])}s"
+        return f"object (values: {_type(value['additionalProperties'])})"
     low, high = value.get("minimum"), value.get("maximum")
     bounds = f" in [{low}, {high}]" if None not in (low, high) else ""
     bounds = bounds or (f" >= {low}" if low is not None else f" <= {high}" if high else "")
