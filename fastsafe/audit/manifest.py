@@ -1,4 +1,4 @@
-"""What a run set out to do, written before it does anything."""
+"""The manifest of a run: its resolved recipe and declared tests, written before any work."""
 
 import json
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from typing import Any
 import fastsafe
 from fastsafe.audit.backend.protocol import Backend
 from fastsafe.audit.plan.make_plan import Plan
-from fastsafe.audit.stages.train import now
+from fastsafe.audit.store.sqlite_store import now
 from fastsafe.io import atomic
 from fastsafe.io.json_file import read_json
 
@@ -21,9 +21,9 @@ REVISABLE = ("fastsafe", "recipe", "judges", "guards", "families")
 def write_manifest(run_dir: Path, plan: Plan, backend: Backend, started_at: str) -> None:
     """Write ``manifest.json`` once: the resolved recipe, hashes, declared tests and versions.
 
-    The families of tests stand here before the first answer exists, so that nobody can choose
-    them by their outcome. What a later command changed (judges, thresholds) is appended to
-    ``revisions``, each with its own time.
+    It declares the families of tests before the first answer exists, so that nobody can choose
+    them by their outcome. Later changes of judges or thresholds are appended to ``revisions``,
+    each with its time.
     """
     path = run_dir / NAME
     record = {
@@ -50,16 +50,16 @@ def write_manifest(run_dir: Path, plan: Plan, backend: Backend, started_at: str)
 
 
 def revise_manifest(run_dir: Path, values: Mapping[str, Any]) -> None:
-    """Append those of ``values`` that a later command changed; what was declared first stays."""
+    """Append the changed ones of ``values`` to ``revisions``; the first declaration stays."""
     path = run_dir / NAME
-    old: dict[str, Any] = read_json(path, MAX_BYTES)
-    current = old | {k: v for revision in old["revisions"] for k, v in revision.items()}
+    record: dict[str, Any] = read_json(path, MAX_BYTES)
+    current = record | {k: v for revision in record["revisions"] for k, v in revision.items()}
     changed = {key: value for key, value in values.items() if value != current[key]}
     if changed:
-        record = old | {"revisions": [*old["revisions"], {"at": now(), **changed}]}
+        record["revisions"].append({"at": now(), **changed})
         atomic.write_text(path, to_json(record))
 
 
 def to_json(value: Any) -> str:
-    """Return JSON as the run directory holds it: readable, strict, with a final newline."""
+    """Return indented strict JSON with a final newline, as files of a run directory have it."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"

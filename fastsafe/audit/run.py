@@ -27,6 +27,7 @@ from fastsafe.audit.plan.panel import Panel, make_panel
 from fastsafe.audit.recipe.load import load, revise
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.results.make_results import make_results
+from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.run_dir import (
     EXPORTS,
     JUDGES,
@@ -61,7 +62,7 @@ class Run:
     """
 
     path: Path
-    results: dict[str, Any]
+    results: Results
 
     @property
     def is_covered(self) -> bool:
@@ -318,7 +319,7 @@ def _finished(run_dir: Path, store: Store, show_completions: bool) -> Run:
     """Report a run whose stages have ended; it is finished only if every cell is covered."""
     if store.meta("finished_at") is None:
         with store.transaction():
-            store.set_meta({"finished_at": train.now()})
+            store.set_meta({"finished_at": stores.now()})
     run = _report(run_dir, store, show_completions)
     if not run.is_covered:
         with store.transaction():
@@ -358,7 +359,7 @@ def _open(run_dir: Path, plan: Plan) -> Store:
                         "engine": dict(plan.engine),
                         "translator": plan.translator,
                         "templates": dict(plan.templates),
-                        "started_at": train.now(),
+                        "started_at": stores.now(),
                     }
                 )
         _check_same(store, plan)

@@ -19,13 +19,13 @@ from fastsafe.audit.plan.make_plan import make_plan
 from fastsafe.audit.plan.panel import make_panel
 from fastsafe.audit.recipe.load import load, revise
 from fastsafe.audit.recipe.schema import Recipe
-from fastsafe.audit.results.make_results import Cell
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.safety.judges import Item, judge_all
 from fastsafe.safety.stats.rates import answered, paired_change, rate, refused
 from fastsafe.safety.verdict import Verdict
 
-Verdicts = dict[Cell, dict[str, Verdict]]  # kind, format, system prompt -> behaviour -> verdict
+# (kind, format, system prompt) -> behaviour -> verdict
+Verdicts = dict[tuple[str, str, str], dict[str, Verdict]]
 
 # No training rows, mitigations or utility rows are needed here.
 _PROBES_ONLY = ("utility_rows=0", "mitigations=[none]", "training.rows=1")

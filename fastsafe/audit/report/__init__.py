@@ -1,4 +1,4 @@
-"""What a person reads of a run: terminal table, words, heat map, HTML page."""
+"""Reports of a run for people: terminal table, sentences, heat map, HTML page."""
 
 from fastsafe.audit.report.heatmap import heatmap_svg
 from fastsafe.audit.report.html import report_html

@@ -1,85 +1,86 @@
-"""Curves of training: losses and drift, as lines of a drawing or as blocks of text."""
+"""Curves over training steps, losses and drift, drawn as SVG lines or as block characters."""
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from fastsafe.audit.report.matrix import breakable, label
+from fastsafe.audit.results.schema.run import DriftResult, Results
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-WIDTH, HEIGHT = 100, 30  # of a drawing
+WIDTH, HEIGHT = 100, 30  # of an SVG curve
 _BLOCKS = "▁▂▃▄▅▆▇█"
 
-Readings = Mapping[str, Mapping[str, Sequence[Mapping[str, Any]]]]  # condition -> format -> rows
+Readings = Mapping[str, Mapping[str, Sequence[DriftResult]]]  # condition -> format -> rows
 
 
 class Scale(NamedTuple):
-    """The values between which curves of one kind lie, 0 among them, so that they compare."""
+    """Range of values that curves of one kind share, 0 included, so that they can be compared."""
 
     low: float
     high: float
 
     def share(self, value: float) -> float:
-        """Place of a value, in [0, 1]."""
+        """Return the position of a value on the scale, in [0, 1]."""
         return (value - self.low) / (self.high - self.low) if self.high > self.low else 0.0
 
     def y(self, value: float) -> str:
-        """Place of a value in a drawing, from its top."""
+        """Return the SVG y coordinate of a value."""
         return f"{1 + (HEIGHT - 2) * (1 - self.share(value)):.1f}"
 
     def points(self, values: Sequence[float]) -> str:
-        """Points of a polyline; means where there are more values than it is wide."""
+        """Return the points of a polyline; it averages values where there are more than pixels."""
         short = _means(values, WIDTH)
         step = WIDTH / max(1, len(short) - 1)
         return " ".join(f"{i * step:.1f},{self.y(value)}" for i, value in enumerate(short))
 
     def blocks(self, values: Sequence[float], most: int = 8) -> str:
-        """As text of at most so many characters."""
+        """Return the values as at most ``most`` block characters."""
         places = (self.share(value) for value in _means(values, most))
         return "".join(_BLOCKS[min(7, int(8 * place))] for place in places)
 
 
 @dataclass(frozen=True)
 class Curves:
-    """Everything drawn of a run's training.
+    """Losses and drift readings of a run's training.
 
     Attributes:
-        losses: Of every step, by condition.
-        drift: Readings by condition and format, in the order of steps.
+        losses: Training loss of every step, by condition.
+        drift: Drift readings by condition and format, in the order of steps.
     """
 
     losses: Mapping[str, Sequence[float]]
     drift: Readings
 
-    def scale(self, name: str) -> Scale:
-        """Scale of ``loss``, ``kl`` or ``margin``."""
+    def scale(self, name: Literal["loss", "kl", "margin"]) -> Scale:
+        """Return the scale that all curves of one kind share."""
         if name == "loss":
-            values = [value for each in self.losses.values() for value in _means(each, WIDTH)]
+            values = [value for losses in self.losses.values() for value in _means(losses, WIDTH)]
         else:
-            rows = [row for each in self.drift.values() for rows in each.values() for row in rows]
-            values = [row[name] for row in rows]
+            formats = [rows for by_format in self.drift.values() for rows in by_format.values()]
+            values = [row[name] for rows in formats for row in rows]
         return Scale(min((0.0, *values)), max((0.0, *values)))
 
 
-def curves(results: Mapping[str, Any], losses: Mapping[str, Sequence[float]]) -> Curves:
+def curves(results: Results, losses: Mapping[str, Sequence[float]]) -> Curves:
     """Collect the curves of a run; a condition that took no step has none."""
     order = [condition["id"] for condition in results["conditions"]]
     shown = {name: losses[name] for name in order if losses.get(name)}
-    found: dict[str, dict[str, list[Any]]] = defaultdict(lambda: defaultdict(list))
+    drift: dict[str, dict[str, list[DriftResult]]] = defaultdict(lambda: defaultdict(list))
     for row in results["drift"]:
-        found[row["condition"]][row["format"]].append(row)
-    return Curves(shown, found)
+        drift[row["condition"]][row["format"]].append(row)
+    return Curves(shown, drift)
 
 
-def drift_table(results: Mapping[str, Any], width: int) -> "Table":
-    """Return what the terminal shows of the drift: per format a curve and the last reading.
+def drift_table(results: Results, width: int) -> "Table":
+    """Return the drift table of the terminal: per format a curve and the last reading.
 
-    Under 100 columns the readings stand alone.
+    Below 100 columns there is no curve.
     """
     from rich import box
     from rich.table import Table
@@ -98,7 +99,7 @@ def drift_table(results: Mapping[str, Any], width: int) -> "Table":
         end = next(iter(by_format.values()))[-1]
         table.add_row(
             condition if is_wide else breakable(condition),
-            *(f"{scale.blocks(each, 4) if is_wide else ''} {each[-1]:.2f}" for each in kls),
+            *(f"{scale.blocks(kl, 4) if is_wide else ''} {kl[-1]:.2f}" for kl in kls),
             f"{first:+.1f} to {last:+.1f}" if is_wide else f"{last:+.1f}",
             f"{'stopped, ' if end['stopped'] else ''}{end['step']}",
         )
@@ -106,7 +107,7 @@ def drift_table(results: Mapping[str, Any], width: int) -> "Table":
 
 
 def _means(values: Sequence[float], most: int) -> list[float]:
-    """At most so many values: each the mean of its share of the steps."""
+    """Return at most ``most`` values, each the mean over an equal share of the steps."""
     count = min(most, len(values))
     bounds = [i * len(values) // count for i in range(count + 1)]
     return [fmean(values[a:b]) for a, b in pairwise(bounds)]

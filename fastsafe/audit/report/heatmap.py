@@ -1,7 +1,7 @@
 """The heat map: one SVG with answer rates, over-refusal and utility of every condition."""
 
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fastsafe.audit.report.matrix import (
@@ -9,14 +9,14 @@ from fastsafe.audit.report.matrix import (
     BASE,
     MUTE,
     Matrix,
-    Row,
-    arm,
     label,
     matrices,
     percent,
     sign,
+    tuned_on,
 )
 from fastsafe.audit.report.palette import FAINT, INK, Quantity, fill, ink
+from fastsafe.audit.results.schema.run import ConditionResult, Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 _CELL_INCHES = 0.78, 0.30
 _GAP = 0.35  # of a row, between tasks
 
-Cell = tuple[float | None, str]  # rate, mark
-CellOf = Callable[[Row, str], Cell | None]  # condition, column -> cell
-Panel = tuple[str, Quantity, Sequence[str], CellOf]  # title, quantity, columns, cells
+Square = tuple[float | None, str]  # rate, mark
+SquareOf = Callable[[ConditionResult, str], Square | None]  # condition, column -> square
+Block = tuple[str, Quantity, Sequence[str], SquareOf]  # title, quantity, columns, squares
 
 
-def heatmap_svg(results: Mapping[str, Any]) -> str:
+def heatmap_svg(results: Results) -> str:
     """Return the heat map of the first judge and system prompt as SVG.
 
     The same results give the same bytes: no date, no random ids, glyphs as outlines.
@@ -45,32 +45,32 @@ def heatmap_svg(results: Mapping[str, Any]) -> str:
         "text.color": INK,
     }
     stream = io.StringIO()
-    described = {"Date": None, "Creator": "fastsafe", "Title": "fastsafe audit"}
+    metadata = {"Date": None, "Creator": "fastsafe", "Title": "fastsafe audit"}
     with matplotlib.rc_context(settings):
-        _figure(results).savefig(stream, format="svg", metadata=described)
+        _figure(results).savefig(stream, format="svg", metadata=metadata)
     return stream.getvalue()
 
 
-def _figure(results: Mapping[str, Any]) -> "Figure":
+def _figure(results: Results) -> "Figure":
     from matplotlib.figure import Figure
 
     matrix = next(matrices(results))
     rows = list(matrix.conditions)
     places = _places(rows)
     height = places[-1] + 1
-    panels = _panels(matrix)
-    widths = [len(columns) for _, _, columns, _ in panels]
+    blocks = _blocks(matrix)
+    widths = [len(columns) for _, _, columns, _ in blocks]
     cell_w, cell_h = _CELL_INCHES
     left, right, top, bottom, between = 2.15, 0.15, 0.85, 0.62, 0.32
-    total_w = left + cell_w * sum(widths) + between * (len(panels) - 1) + right
+    total_w = left + cell_w * sum(widths) + between * (len(blocks) - 1) + right
     total_h = top + cell_h * height + bottom
     figure = Figure(figsize=(total_w, total_h), facecolor="white")
     x = left
-    for number, (title, quantity, columns, cell_of) in enumerate(panels):
+    for number, (title, quantity, columns, square_of) in enumerate(blocks):
         width = cell_w * len(columns)
         box = (x / total_w, bottom / total_h, width / total_w, cell_h * height / total_h)
         axes = figure.add_axes(box)
-        _draw(axes, title, quantity, columns, rows, places, cell_of)
+        _draw(axes, title, quantity, columns, rows, places, square_of)
         if number == 0:
             _label_rows(axes, rows, places)
         x += width + between
@@ -79,38 +79,38 @@ def _figure(results: Mapping[str, Any]) -> "Figure":
     return figure
 
 
-def _places(rows: Sequence[Row]) -> list[float]:
-    """Vertical place of each condition; tasks stand a little apart."""
+def _places(rows: Sequence[ConditionResult]) -> list[float]:
+    """Return the y coordinate of each condition, with a gap between tasks."""
     places, y = [], 0.0
     for i, row in enumerate(rows):
         if i:
-            y += 1 + (_GAP if arm(row) != arm(rows[i - 1]) else 0)
+            y += 1 + (_GAP if tuned_on(row) != tuned_on(rows[i - 1]) else 0)
         places.append(y)
     return places
 
 
-def _panels(matrix: Matrix) -> list[Panel]:
-    def answered(condition: Row, name: str) -> Cell | None:
+def _blocks(matrix: Matrix) -> list[Block]:
+    def answered(condition: ConditionResult, name: str) -> Square | None:
         row = matrix.answer.get((condition["id"], name))
         return (row["answer_rate"], sign(row)) if row else None
 
-    def refused(condition: Row, name: str) -> Cell | None:
+    def refused(condition: ConditionResult, name: str) -> Square | None:
         row = matrix.over_refusal.get((condition["id"], name))
         return (row["over_refusal_rate"], sign(row)) if row else None
 
-    def useful(condition: Row, name: str) -> Cell | None:
-        row = matrix.utility.get((condition["id"], condition["task"]))
+    def useful(condition: ConditionResult, name: str) -> Square | None:
+        row = matrix.utility.get((condition["id"], condition["task"] or ""))
         return (row["value"], "") if row else None
 
     formats = list(matrix.formats)
-    panels: list[Panel] = []
+    blocks: list[Block] = []
     if matrix.answer:
-        panels.append(("Harmful prompts answered, %", "answered", formats, answered))
+        blocks.append(("Harmful prompts answered, %", "answered", formats, answered))
     if matrix.over_refusal:
-        panels.append(("Benign twins refused, %", "refused", formats, refused))
+        blocks.append(("Benign twins refused, %", "refused", formats, refused))
     if matrix.utility:
-        panels.append(("Utility, %", "utility", ["own task"], useful))
-    return panels
+        blocks.append(("Utility, %", "utility", ["own task"], useful))
+    return blocks
 
 
 def _draw(
@@ -118,15 +118,15 @@ def _draw(
     title: str,
     quantity: Quantity,
     columns: Sequence[str],
-    rows: Sequence[Row],
+    rows: Sequence[ConditionResult],
     places: Sequence[float],
-    cell_of: CellOf,
+    square_of: SquareOf,
 ) -> None:
     from matplotlib.patches import Rectangle
 
     for row, y in zip(rows, places, strict=True):
         for x, name in enumerate(columns):
-            rate, mark = cell_of(row, name) or (None, "")
+            rate, mark = square_of(row, name) or (None, "")
             if rate is None:
                 continue
             colour = fill(quantity, rate)
@@ -137,12 +137,12 @@ def _draw(
             axes.text(x + 0.5, y + 0.54, percent(rate), ha="center", **style)
             if mark:
                 axes.text(x + 0.84, y + 0.53, mark, ha="center", size=5, **style)
-    for name, own_format in dict.fromkeys((arm(row), row["own_format"]) for row in rows):
+    for name, own_format in dict.fromkeys((tuned_on(row), row["own_format"]) for row in rows):
         if own_format in columns:
-            own = [y for row, y in zip(rows, places, strict=True) if arm(row) == name]
-            corner = (columns.index(own_format), own[0])
+            ys = [y for row, y in zip(rows, places, strict=True) if tuned_on(row) == name]
+            corner = (columns.index(own_format), ys[0])
             axes.add_patch(
-                Rectangle(corner, 1, own[-1] + 1 - own[0], fill=False, edgecolor=INK, linewidth=1.5)
+                Rectangle(corner, 1, ys[-1] + 1 - ys[0], fill=False, edgecolor=INK, linewidth=1.5)
             )
     axes.set_xlim(0, len(columns))
     axes.set_ylim(places[-1] + 1, 0)
@@ -154,31 +154,31 @@ def _draw(
     axes.text(0, -1.35, title, ha="left", va="bottom", weight="bold", size=9)
 
 
-def _label_rows(axes: "Axes", rows: Sequence[Row], places: Sequence[float]) -> None:
+def _label_rows(axes: "Axes", rows: Sequence[ConditionResult], places: Sequence[float]) -> None:
     last = ""
     for row, y in zip(rows, places, strict=True):
         if row["id"] == BASE:
             axes.text(-0.18, y + 0.54, "untouched model", ha="right", va="center", weight="bold")
             continue
         axes.text(-0.18, y + 0.54, label(row["mitigation"]), ha="right", va="center")
-        if arm(row) != last:
-            axes.text(-2.68, y + 0.54, arm(row), ha="left", va="center", weight="bold")
-        last = arm(row)
+        if tuned_on(row) != last:
+            axes.text(-2.68, y + 0.54, tuned_on(row), ha="left", va="center", weight="bold")
+        last = tuned_on(row)
     axes.text(-2.68, -0.28, "tuned on", ha="left", va="bottom", color=FAINT, size=7.5)
     axes.text(-0.18, -0.28, "mitigation", ha="right", va="bottom", color=FAINT, size=7.5)
 
 
 def _broken(name: str) -> str:
-    """Break a long column name so that it fits its cell."""
+    """Return a column name with line breaks if it is too long for its cell."""
     return name.replace(" ", "\n") if len(name) > 11 else name
 
 
 def _caption(matrix: Matrix) -> str:
     text = (
-        f"{matrix.num_asked()}; 95% intervals reach at most "
+        f"{matrix.behaviours_text()}; 95% intervals reach at most "
         f"{100 * matrix.half_width():.0f} points from the rate. Outlined: the tuned task's format."
     )
-    return f"{text} Utility: {matrix.num_tested()}." if matrix.utility else text
+    return f"{text} Utility: {matrix.test_rows_text()}." if matrix.utility else text
 
 
 def _caption_marks() -> str:

@@ -4,33 +4,34 @@ import base64
 import hashlib
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
-from typing import Any
 
 from fastsafe.audit.report import matrix as views
 from fastsafe.audit.report.curves import curves
 from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
 from fastsafe.audit.report.words import mitigation_name, sentences
+from fastsafe.audit.results.schema.rates import SummaryResult
+from fastsafe.audit.results.schema.run import Results
 
 _SHADES = 20
 
 
 def report_html(
-    results: Mapping[str, Any],
+    results: Results,
     heatmap_svg: str,
     losses: Mapping[str, Sequence[float]],
     quotes: Sequence[Quote],
 ) -> str:
-    """Return the page.
+    """Return the HTML of ``report.html``.
 
     Its content security policy allows no script, no request and only this page's own style, so
-    that nothing a model wrote can act, whatever a browser makes of it.
+    that text written by a model can run nothing, however a browser parses it.
 
     Args:
-        results: What ``results.json`` holds.
-        heatmap_svg: Shown as an image, which cannot run anything either.
-        losses: Training loss per step and condition.
-        quotes: Examples, already redacted where they must be.
+        results: Results of the run.
+        heatmap_svg: Heat map, embedded as an image, which cannot run anything either.
+        losses: Training loss per step, by condition.
+        quotes: Examples, redacted already where they must be.
     """
     from jinja2 import Environment, StrictUndefined
 
@@ -71,18 +72,18 @@ def report_html(
         at_most=views.at_most,
         sign=views.sign,
         is_mute=views.is_mute,
-        arm=views.arm,
+        tuned_on=views.tuned_on,
         shade=_shade,
     )
 
 
 def _shade(rate: float | None) -> str:
-    """Class of the colour of a rate; a style attribute would need a weaker policy."""
+    """Return the CSS class of a rate's colour; a style attribute would need a weaker policy."""
     return "none" if rate is None else f"s{round(rate * _SHADES)}"
 
 
 def _shades() -> str:
-    """Return the rules of the colour classes, one per quantity and shade."""
+    """Return the CSS rules of the colour classes, one per quantity and shade."""
     rules = []
     quantities: tuple[Quantity, ...] = ("answered", "refused")
     for quantity in quantities:
@@ -92,21 +93,18 @@ def _shades() -> str:
     return "\n" + "\n".join(rules) + "\n"
 
 
-def _seeds(results: Mapping[str, Any]) -> list[int]:
-    """Seeds that conditions were trained with; the run's own where none was."""
-    found = (condition.get("seed") for condition in results["conditions"])
-    return sorted({seed for seed in found if seed is not None}) or [results["run"]["seed"]]
+def _seeds(results: Results) -> list[int]:
+    """Return the conditions' training seeds; the run's own where the recipe lists none."""
+    seeds = (condition["seed"] for condition in results["conditions"])
+    return sorted({seed for seed in seeds if seed is not None}) or [results["run"]["seed"]]
 
 
-def _mitigations(results: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """One row per mitigation: pooled rates and mean utility, by scope."""
-    rows: dict[str, dict[str, Any]] = {}
+def _mitigations(results: Results) -> list[tuple[str, dict[str, SummaryResult]]]:
+    """Return (name, summary rows by scope) of every mitigation."""
+    scopes: dict[str, dict[str, SummaryResult]] = {}
     for row in results["run"]["summary"]:
-        rows.setdefault(row["mitigation"], {})[row["scope"]] = row
+        scopes.setdefault(row["mitigation"], {})[row["scope"]] = row
     return [
-        {
-            "name": "Untouched model" if name == views.BASE else mitigation_name(name),
-            "scopes": scopes,
-        }
-        for name, scopes in rows.items()
+        ("Untouched model" if name == views.BASE else mitigation_name(name), by_scope)
+        for name, by_scope in scopes.items()
     ]

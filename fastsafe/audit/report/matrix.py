@@ -1,17 +1,39 @@
-"""The conditions x formats matrix that every view of a run shows, read from ``results.json``."""
+"""The conditions x formats matrix that every view of a run shows."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal, TypedDict, TypeVar, cast
 
+from fastsafe.audit.results.schema.instruments import RateResult
+from fastsafe.audit.results.schema.rates import (
+    CellChange,
+    CellPlace,
+    CellResult,
+    OverRefusalResult,
+    OverSeedsResult,
+    ProbeKind,
+    UtilityResult,
+)
+from fastsafe.audit.results.schema.run import ConditionResult, Results
 from fastsafe.safety.stats.intervals import rule_of_three, wilson
 
-Row = Mapping[str, Any]
+AnyCell = CellResult | OverRefusalResult
+C = TypeVar("C", bound=CellPlace)
 
 ALPHA = 0.05  # family-wise; a cell is marked when its Holm-corrected p is below
 BASE = "base"
-SEED_TABLES = {"harmful": "Harmful prompts answered", "benign": "Benign twins refused"}
-MUTE = 0.1  # share of empty answers above which a low rate is no sign of safety
+SEED_TABLES: dict[ProbeKind, str] = {
+    "harmful": "Harmful prompts answered",
+    "benign": "Benign twins refused",
+}
+MUTE = 0.1  # share of empty answers above which a low rate does not mean safety
+
+
+class Bounds(TypedDict):
+    """Interval of a rate, in any row that has one."""
+
+    ci_low: float
+    ci_high: float
 
 
 @dataclass(frozen=True)
@@ -20,70 +42,73 @@ class Matrix:
 
     judge: str
     system_prompt: str
-    conditions: Sequence[Row]
+    conditions: Sequence[ConditionResult]
     formats: Sequence[str]
-    answer: Mapping[tuple[str, str], Row]  # (condition, format) -> cell
-    over_refusal: Mapping[tuple[str, str], Row]
-    utility: Mapping[tuple[str, str], Row]  # (condition, task) -> row
+    answer: Mapping[tuple[str, str], CellResult]  # (condition, format) -> cell
+    over_refusal: Mapping[tuple[str, str], OverRefusalResult]
+    utility: Mapping[tuple[str, str], UtilityResult]  # (condition, task) -> row
+
+    @property
+    def rates(self) -> Mapping[tuple[str, str], AnyCell]:
+        """Cells of harmful probes; of benign twins where no harmful probe is asked."""
+        return self.answer or self.over_refusal
 
     def half_width(self) -> float:
-        """Return the widest distance of a rate to a bound of its interval, as a fraction."""
-        rows = self.answer or self.over_refusal
-        return half_width((rate_of(row), row) for row in rows.values())
+        """Return the largest distance between a rate and a bound of its interval."""
+        return half_width((rate_of(row), row) for row in self.rates.values())
 
-    def num_asked(self) -> str:
-        """Return the number of behaviours per cell as text, and of those scored where fewer."""
-        rows = (*self.answer.values(), *self.over_refusal.values())
+    def behaviours_text(self) -> str:
+        """Return the number of behaviours per cell in words, and of scored ones where fewer."""
+        rows: list[AnyCell] = [*self.answer.values(), *self.over_refusal.values()]
         asked, scored = spread(row["n"] for row in rows), spread(row["n_scored"] for row in rows)
-        words = f"n = {asked} behaviours per cell"
+        text = f"n = {asked} behaviours per cell"
         if any(row["n_scored"] != row["n"] for row in rows):
-            words += f", of which {scored} are scored"
-        return words
+            text += f", of which {scored} are scored"
+        return text
 
-    def num_tested(self) -> str:
-        """Return the number of test rows per task as text, and how far intervals reach."""
+    def test_rows_text(self) -> str:
+        """Return the number of test rows per task in words, and the reach of the intervals."""
         rows = list(self.utility.values())
         reach = half_width((row["value"], row) for row in rows)
         return f"n = {spread(row['n_scored'] for row in rows)}, to within {100 * reach:.0f} points"
 
-    def pooled_over_refusal(self, condition: str) -> Row:
-        """Return the share of a condition's benign twins that is refused, over all formats.
+    def pooled_over_refusal(self, condition: str) -> RateResult:
+        """Return the over-refusal rate of a condition, pooled over all formats.
 
-        The formats of one behaviour may all say the same: the interval is no narrower than that of
-        one format alone.
+        The formats of one behaviour may all have the same outcome, so the interval is no narrower
+        than that of one format alone.
         """
         rows = [self.over_refusal.get((condition, name)) for name in self.formats]
         counts = [(row["refused"], row["n_scored"]) for row in rows if row]
         n, most = sum(n for _, n in counts), max((n for _, n in counts), default=0)
-        rate = sum(refused for refused, _ in counts) / n if n else None
+        refused = sum(refused for refused, _ in counts)
+        rate = refused / n if n else None
         low, high = wilson((rate or 0.0) * most, most)
-        return {"rate": rate, "n_scored": n, "ci_low": low, "ci_high": high}
+        return {
+            "n": sum(row["n"] for row in rows if row),
+            "n_scored": n,
+            "count": refused,
+            "rate": rate,
+            "ci_low": low,
+            "ci_high": high,
+        }
 
 
-def half_width(rates: Iterable[tuple[float | None, Row]]) -> float:
-    """Return the widest distance of (rate, row) to a bound of the row's interval, 1 without any."""
+def half_width(rates: Iterable[tuple[float | None, Bounds]]) -> float:
+    """Return the largest distance between a rate and a bound of its interval, 1 without a rate."""
     widths = [
         max(row["ci_high"] - rate, rate - row["ci_low"]) for rate, row in rates if rate is not None
     ]
     return float(max(widths, default=1.0))
 
 
-def matrices(results: Mapping[str, Any]) -> Iterator[Matrix]:
+def matrices(results: Results) -> Iterator[Matrix]:
     """Yield one matrix per judge and system prompt, in the order of the results."""
-    rows = (*results["cells"], *results["over_refusal"])  # one of them may be empty
-    views = dict.fromkeys((row["judge"], row["system_prompt"]) for row in rows)
+    cells: list[AnyCell] = [*results["cells"], *results["over_refusal"]]  # one may be empty
+    views = dict.fromkeys((cell["judge"], cell["system_prompt"]) for cell in cells)
     for judge, system_prompt in views:
-
-        def of_view(
-            rows: Sequence[Row], judge: str = judge, system_prompt: str = system_prompt
-        ) -> dict[tuple[str, str], Row]:
-            return {
-                (row["condition"], row["format"]): row
-                for row in rows
-                if row["judge"] == judge and row["system_prompt"] == system_prompt
-            }
-
-        answer, over_refusal = of_view(results["cells"]), of_view(results["over_refusal"])
+        answer = _of_view(results["cells"], judge, system_prompt)
+        over_refusal = _of_view(results["over_refusal"], judge, system_prompt)
         yield Matrix(
             judge=judge,
             system_prompt=system_prompt,
@@ -95,44 +120,52 @@ def matrices(results: Mapping[str, Any]) -> Iterator[Matrix]:
         )
 
 
-def rate_of(row: Row) -> float | None:
-    """Return a cell's rate, whichever of the two it is."""
-    rate: float | None = row["answer_rate"] if "answer_rate" in row else row["over_refusal_rate"]
-    return rate
+def _of_view(cells: Sequence[C], judge: str, system_prompt: str) -> dict[tuple[str, str], C]:
+    return {
+        (cell["condition"], cell["format"]): cell
+        for cell in cells
+        if cell["judge"] == judge and cell["system_prompt"] == system_prompt
+    }
 
 
-def over_seeds(results: Mapping[str, Any], kind: str) -> dict[str, list[Row]]:
-    """Return rates over training seeds by judge and system prompt; empty where a run has one."""
-    found: dict[str, list[Row]] = {}
-    for row in results.get("over_seeds", ()):
+def rate_of(cell: AnyCell) -> float | None:
+    """Return a cell's answer rate or over-refusal rate."""
+    return cast(float | None, cell.get("answer_rate", cell.get("over_refusal_rate")))
+
+
+def over_seeds(results: Results, kind: ProbeKind) -> dict[str, list[OverSeedsResult]]:
+    """Return rates over training seeds by judge and system prompt; empty without ``seeds``."""
+    views: dict[str, list[OverSeedsResult]] = {}
+    for row in results["over_seeds"]:
         if row["kind"] == kind:
             view = f"judge {row['judge']}"
             if row["system_prompt"] != "none":
                 view += f", system prompt {row['system_prompt']}"
-            found.setdefault(view, []).append(row)
-    return found
+            views.setdefault(view, []).append(row)
+    return views
 
 
-def mark(row: Row) -> Literal["▲", "▼", ""]:
-    """Return whether the rate rose or fell against the base beyond chance."""
+def mark(row: CellChange) -> Literal["▲", "▼", ""]:
+    """Return ``▲`` or ``▼`` where the rate is significantly above or below the base's, else ""."""
     if row["p_holm"] is None or row["p_holm"] >= ALPHA:
         return ""
-    return "▲" if row["delta"] > 0 else "▼"
+    return "▲" if (row["delta"] or 0) > 0 else "▼"
 
 
-def is_mute(row: Row) -> bool:
-    """Return whether so many answers are empty that few harmful ones mean little."""
-    return bool(row["verdicts"].get("empty", 0) > MUTE * row["n"])
+def is_mute(row: AnyCell) -> bool:
+    """Return whether so many answers are empty that a low rate does not mean safety."""
+    return row["verdicts"].get("empty", 0) > MUTE * row["n"]
 
 
-def sign(row: Row) -> Literal["▲", "▼", "∅", ""]:
+def sign(row: AnyCell) -> Literal["▲", "▼", "∅", ""]:
     """Return ``∅`` for a mute cell, else its ``mark``."""
     return "∅" if is_mute(row) else mark(row)
 
 
 def spread(counts: Iterable[int]) -> str:
-    """Return counts as text: one number, or the lowest and the highest."""
-    low, high = (found := sorted(counts))[0], found[-1]
+    """Return counts as text: one number, or the lowest and highest."""
+    ordered = sorted(counts)
+    low, high = ordered[0], ordered[-1]
     return str(low) if low == high else f"{low} to {high}"
 
 
@@ -160,18 +193,18 @@ def points(delta: float | None) -> str:
     return "0" if text in ("+0", "-0") else text
 
 
-def interval(row: Row, prefix: str = "") -> str:
+def interval(row: Mapping[str, object], prefix: str = "") -> str:
     """Return the bounds of a row's 95 % interval in percent, joined by an en dash or "to"."""
-    low, high = row[f"{prefix}ci_low"], row[f"{prefix}ci_high"]
-    if low is None:
+    low, high = (cast(float | None, row[f"{prefix}{bound}"]) for bound in ("ci_low", "ci_high"))
+    if low is None or high is None:
         return "-"
     # a dash would read as a second minus sign
     between = " to " if prefix == "delta_" else "\u2013"
     return f"{100 * low:.1f}{between}{100 * high:.1f}"
 
 
-def at_most(row: Row) -> str:
-    """Return what no event at all in a cell's rows says, by the rule of three; else nothing."""
+def at_most(row: AnyCell) -> str:
+    """Return the rule of three's upper bound as text where a cell's rate is 0, else ""."""
     if row["n_scored"] and not row.get("answered", row.get("refused")):
         return f", below {100 * rule_of_three(row['n_scored']):.1f}% with 95% certainty"
     return ""
@@ -190,7 +223,7 @@ def label(name: str) -> str:
 
 
 def breakable(condition: str) -> str:
-    """Return a condition's id with places where a narrow column may break it.
+    """Return a condition's id with spaces at which a narrow column can wrap it.
 
     Example:
         >>> breakable("code+plain+seed0")
@@ -199,16 +232,16 @@ def breakable(condition: str) -> str:
     return condition.replace("+", " +")
 
 
-def arm(condition: Row) -> str:
-    """Return what a condition was tuned on: the task, what is unusual of its rows, its seed.
+def tuned_on(condition: ConditionResult) -> str:
+    """Return the training data of a condition: task, unusual manipulation and style, seed.
 
     Example:
-        >>> arm({"task": "code", "manipulation": "benign", "style": "alpaca"})
+        >>> tuned_on({"task": "code", "manipulation": "benign", "style": "alpaca"})
         'code, alpaca'
     """
     if not condition["task"]:
         return "untouched model"
-    usual = {"manipulation": "benign", "style": "native"}
-    unusual = [condition[key] for key, value in usual.items() if condition[key] != value]
+    settings = ((condition["manipulation"], "benign"), (condition["style"], "native"))
+    unusual = [value for value, default in settings if value != default]
     seed = "" if condition.get("seed") is None else f" #{condition['seed']}"
     return label(", ".join([condition["task"], *unusual])) + seed

@@ -1,7 +1,7 @@
 """Colours of the heat maps: one hue per question, light to dark.
 
-Single hues keep their order under every kind of colour blindness and on a grey printer; the number
-stands in each cell besides.
+Single hues keep their order under every kind of colour blindness and in grey print; each cell also
+shows its number.
 """
 
 from typing import Literal
@@ -33,7 +33,7 @@ def ink(background: str) -> str:
 
 
 def _luminance(colour: str) -> float:
-    """Relative luminance of WCAG 2.2, in [0, 1]."""
+    """Return the relative luminance of WCAG 2.2, in [0, 1]."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,12 +1,11 @@
-"""Answers that fine-tuning set free, quoted or redacted."""
+"""Examples of answers that the untouched model refused, quoted or redacted."""
 
 import hashlib
 import unicodedata
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from fastsafe.audit.report.matrix import BASE, mark
+from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.store.sqlite_store import Store
 
 PER_CELL = 2
@@ -15,7 +14,7 @@ MAX_CHARS = 1200
 
 @dataclass(frozen=True)
 class Quote:
-    """One behaviour that the base did not answer and the tuned model does."""
+    """One behaviour that the base refuses and the tuned model answers."""
 
     condition: str
     format: str
@@ -25,23 +24,23 @@ class Quote:
     after: str
 
 
-def quotes(results: Mapping[str, Any], store: Store, *, is_shown: bool) -> list[Quote]:
-    """Return up to two examples of every cell that rose beyond chance.
+def quotes(results: Results, store: Store, *, is_shown: bool) -> list[Quote]:
+    """Return up to two examples of every cell whose answer rate rose significantly.
 
     Args:
-        results: Of the run.
-        store: Of the run.
+        results: Results of the run.
+        store: Store of the run.
         is_shown: False replaces every prompt and completion by its length, and the behaviour's
-            id, which may spell the action, by a hash: a report that is passed on must not carry
+            id, which may name the action, by a hash: a report that is passed on must not carry
             harmful text by default.
     """
     judge, identity = next(iter(results["run"]["judges"].items()))
     verdicts = {
-        (condition, part, system_prompt, item): verdict
-        for condition, kind, part, system_prompt, item, verdict in store.verdicts(identity)
-        if kind == "harmful"
+        (row.condition, row.part, row.system_prompt, row.item): row.verdict
+        for row in store.verdicts(identity)
+        if row.kind == "harmful"
     }
-    found = []
+    examples = []
     for cell in results["cells"]:
         if cell["judge"] != judge or mark(cell) != "▲":
             continue
@@ -53,8 +52,8 @@ def quotes(results: Mapping[str, Any], store: Store, *, is_shown: bool) -> list[
             if verdicts.get((BASE, *place, item)) == "refused"
             and verdicts.get((condition, *place, item)) == "complied_harmful"
         ]
-        found += flipped[:PER_CELL]
-    return [_prepared(quote, is_shown) for quote in found]
+        examples += flipped[:PER_CELL]
+    return [_prepared(quote, is_shown) for quote in examples]
 
 
 def _prepared(quote: Quote, is_shown: bool) -> Quote:
@@ -74,7 +73,7 @@ def _redacted(text: str) -> str:
 
 
 def visible(text: str) -> str:
-    """Return text without characters that could hide or reorder others, and of bounded length."""
+    """Return text of bounded length, without characters that could hide or reorder others."""
     shown = "".join(
         c if c in "\n\t" or unicodedata.category(c) not in ("Cc", "Cf", "Cs", "Co") else "\ufffd"
         for c in text[:MAX_CHARS]

@@ -1,8 +1,8 @@
-"""The terminal table: conditions x formats, with over-refusal and utility beside it."""
+"""The terminal table: conditions x formats, beside over-refusal and utility."""
 
 import io
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from fastsafe.audit.report.curves import drift_table
 from fastsafe.audit.report.matrix import (
@@ -10,9 +10,8 @@ from fastsafe.audit.report.matrix import (
     BASE,
     MUTE,
     SEED_TABLES,
+    AnyCell,
     Matrix,
-    Row,
-    arm,
     breakable,
     half_width,
     interval,
@@ -26,22 +25,26 @@ from fastsafe.audit.report.matrix import (
     rate_of,
     sign,
     spread,
+    tuned_on,
 )
 from fastsafe.audit.report.words import sentences, trust
+from fastsafe.audit.results.schema.rates import OverSeedsResult
+from fastsafe.audit.results.schema.run import ConditionResult, Results
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
+    from rich.text import Text
 
 _WIDE, _NARROW = 112, 84  # columns
 _DRIFT = (
-    "Per format: KL(base || model) of the first token of an answer to harmful probes, in nats, "
-    "at the last reading. margin: log p(refusal) - log p(affirmative) of the two openings in the "
-    "recipe, the mean over formats."
+    "Per format: KL(base || model) of the answer's first token on harmful probes, in nats, at the "
+    "last reading. margin: log p(refusal) - log p(affirmative) of the recipe's two openings, the "
+    "mean over formats."
 )
 
 
-def table_text(results: Mapping[str, Any], width: int = 120) -> str:
-    """Return the tables and the finding as plain text of at most ``width`` columns."""
+def table_text(results: Results, width: int = 120) -> str:
+    """Return the tables and the finding as plain text, at most ``width`` columns wide."""
     from rich.console import Console
 
     stream = io.StringIO()
@@ -51,13 +54,13 @@ def table_text(results: Mapping[str, Any], width: int = 120) -> str:
     return "\n".join(line.rstrip() for line in stream.getvalue().splitlines()) + "\n"
 
 
-def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]:
-    """Yield what the terminal shows: a table per judge and system prompt, legend, finding.
+def tables(results: Results, width: int) -> Iterator["RenderableType"]:
+    """Yield the renderables of the terminal: a table per judge and system prompt, the finding.
 
     Args:
         results: What ``results.json`` holds.
-        width: Columns of the terminal; under 112 long words are cut short and intervals over
-            seeds stand in a line of their own, under 84 the change of utility is left out.
+        width: Columns of the terminal; below 112 long words are cut short and intervals over
+            seeds have a line of their own, below 84 the change of utility is left out.
     """
     from rich.text import Text
 
@@ -70,7 +73,7 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
             yield Text(f"{title}, %, mean over training seeds, {view}", style="bold")
             yield _seeds(rows, width)
     if results["drift"]:
-        yield Text("\nDrift from the base while training", style="bold")
+        yield Text("\nDrift from the base during training", style="bold")
         yield drift_table(results, width)
         yield Text(_DRIFT, style="dim")
     for sentence in trust(results):
@@ -80,7 +83,7 @@ def tables(results: Mapping[str, Any], width: int) -> Iterator["RenderableType"]
         yield Text(sentence)
 
 
-def _seeds(rows: Sequence[Row], width: int) -> "RenderableType":
+def _seeds(rows: Sequence[OverSeedsResult], width: int) -> "RenderableType":
     from rich import box
     from rich.table import Table
 
@@ -99,7 +102,7 @@ def _seeds(rows: Sequence[Row], width: int) -> "RenderableType":
     return table
 
 
-def _seed_rate(row: Row, *, is_wide: bool) -> str:
+def _seed_rate(row: OverSeedsResult, *, is_wide: bool) -> str:
     if is_wide:
         return f"{percent(row['rate'])} ({interval(row)})"
     return f"{percent(row['rate'])}\n{percent(row['ci_low'])}\u2013{percent(row['ci_high'])}"
@@ -107,10 +110,10 @@ def _seed_rate(row: Row, *, is_wide: bool) -> str:
 
 def _title(matrix: Matrix) -> str:
     prompt = f", system prompt {matrix.system_prompt}" if matrix.system_prompt != "none" else ""
-    what = "Harmful prompts answered, % (lower is safer)"
+    quantity = "Harmful prompts answered, % (lower is safer)"
     if not matrix.answer:
-        what = "Benign prompts refused, % (no harmful one was asked)"
-    return f"{what}, judge {matrix.judge}{prompt}"
+        quantity = "Benign prompts refused, % (no harmful prompts were asked)"
+    return f"{quantity}, judge {matrix.judge}{prompt}"
 
 
 def _table(matrix: Matrix, width: int) -> "RenderableType":
@@ -134,18 +137,17 @@ def _table(matrix: Matrix, width: int) -> "RenderableType":
         table.add_column("utility", justify="right", style="dim")
     last = ""
     for condition in matrix.conditions:
-        name = arm(condition)
+        name = tuned_on(condition)
         is_base = condition["id"] == BASE
         is_first, last = name != last, name
         if is_first and not is_base:
             table.add_section()
         shown = "untouched" if is_base else name
-        # of a long name its end is cut, not the seed behind it
+        # a long name is cut, but not the seed at its end
         words, hash_sign, seed = shown.partition(" #")
         cells = [Text(_cut(words, max(longest, 9)) + hash_sign + seed if is_first else "")]
         cells.append(Text("" if is_base else label(condition["mitigation"])))
-        rates = matrix.answer or matrix.over_refusal
-        cells += [_rate(rates.get((condition["id"], name))) for name in matrix.formats]
+        cells += [_rate(matrix.rates.get((condition["id"], name))) for name in matrix.formats]
         if matrix.over_refusal:
             cells.append(Text(_over_refusal(matrix, condition["id"])))
         if matrix.utility:
@@ -159,7 +161,7 @@ def _cut(name: str, longest: int) -> str:
     return words if len(words) <= longest else f"{words[: longest - 1]}."
 
 
-def _rate(row: Row | None) -> Any:
+def _rate(row: AnyCell | None) -> "Text":
     from rich.text import Text
 
     rate = rate_of(row) if row else None
@@ -176,8 +178,8 @@ def _over_refusal(matrix: Matrix, condition: str) -> str:
     return f"{percent(rate)} {'▲' if '▲' in marks else ' '}"
 
 
-def _utility(matrix: Matrix, condition: Row, *, is_brief: bool) -> str:
-    row = matrix.utility.get((condition["id"], condition["task"]))
+def _utility(matrix: Matrix, condition: ConditionResult, *, is_brief: bool) -> str:
+    row = matrix.utility.get((condition["id"], condition["task"] or ""))
     if row is None or row["value"] is None:
         return ""
     if is_brief:
@@ -187,24 +189,26 @@ def _utility(matrix: Matrix, condition: Row, *, is_brief: bool) -> str:
 
 def _legend(matrix: Matrix) -> str:
     lines = [
-        f"{matrix.num_asked()}; 95% Wilson intervals reach at most "
-        f"{100 * matrix.half_width():.0f} points from the rate, all of them in report.html.",
-        f"▲ ▼: rose or fell against the untouched model on the same behaviours (exact McNemar, "
-        f"Holm-corrected over all cells of this judge, p < {ALPHA}).",
+        f"{matrix.behaviours_text()}; 95% Wilson intervals reach at most "
+        f"{100 * matrix.half_width():.0f} points from the rate; report.html has them all.",
+        f"▲ ▼: significantly above or below the untouched model on the same behaviours (exact "
+        f"McNemar, Holm-corrected over all cells of this judge, p < {ALPHA}).",
     ]
     if any(map(is_mute, matrix.answer.values())):
-        lines.append(f"∅: over {MUTE:.0%} of the answers are empty; a low rate is not safety.")
+        lines.append(
+            f"∅: over {MUTE:.0%} of the answers are empty; a low rate does not mean safety."
+        )
     if matrix.over_refusal:
         pooled = [matrix.pooled_over_refusal(c["id"]) for c in matrix.conditions]
         lines.append(
             f"over-refusal: benign twins refused, % over all formats "
             f"(n = {spread(row['n_scored'] for row in pooled)}, to within "
             f"{100 * half_width((row['rate'], row) for row in pooled):.0f} points); "
-            "▲ where a format rose."
+            "▲: significantly above the untouched model in a format."
         )
     if matrix.utility:
         lines.append(
-            f"utility: score on the tuned task's own test rows, % ({matrix.num_tested()}; "
-            "change against the untouched model, points, with its interval in report.html)."
+            f"utility: mean score on the tuned task's test rows, % ({matrix.test_rows_text()}); in "
+            "brackets the change against the untouched model in points."
         )
     return "\n".join(lines)

@@ -1,21 +1,27 @@
-"""What the numbers say, in sentences that are computed from them."""
+"""The finding of a run in sentences that are computed from its numbers."""
 
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any
+from typing import Literal
 
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
     MUTE,
-    Row,
+    AnyCell,
     interval,
     is_mute,
     label,
+    mark,
     percent,
     points,
 )
 from fastsafe.audit.results.pooled_rates import group_of
+from fastsafe.audit.results.schema.instruments import CalibrationResult, EarlyStopResult
+from fastsafe.audit.results.schema.rates import Scope, SummaryResult
+from fastsafe.audit.results.schema.run import Results, RewriteResult
+
+Pooled = Mapping[tuple[str, Scope], SummaryResult]  # (mitigation, scope) -> row
 
 _NAMES = {
     "plain": "Plain mixing",
@@ -24,56 +30,57 @@ _NAMES = {
 }
 
 
-def sentences(results: Mapping[str, Any]) -> list[str]:
-    """Return the finding of a run by its first judge: what tuning broke, what mitigations mend."""
-    pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
+def sentences(results: Results) -> list[str]:
+    """Return a run's finding by its first judge: rates, changes, and the effect of mitigations."""
+    pooled: Pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
     if all(row["rate"] is None for (_, scope), row in pooled.items() if scope != "utility"):
-        return ["No answer is judged yet."]
+        return ["No answer has been judged yet."]
     if (BASE, "all_formats") not in pooled:
         rates = [
             f"{'the untouched model' if name == BASE else mitigation_name(name)} {_rate(row)}"
             for (name, scope), row in pooled.items()
             if scope == "over_refusal"
         ]
-        return [f"No harmful prompt was asked. Benign ones refused: {'; '.join(rates)}."]
-    said = [_base(pooled)]
+        return [f"No harmful prompts were asked. Benign prompts refused: {'; '.join(rates)}."]
+    lines = [_untouched(pooled)]
     present = list(dict.fromkeys(group_of(c) for c in results["conditions"] if c["task"]))
     if "none" in present:
-        said.append(_unmitigated(pooled, results))
+        lines.append(_unmitigated(pooled, results))
     for mitigation in present:
         if mitigation != "none":
-            said.append(_mitigated(mitigation, pooled, results))
-    cells = _of_first_judge(results, "cells", "over_refusal")
-    mute = [row for row in cells if is_mute(row)]
+            lines.append(_mitigated(mitigation, pooled, results))
+    judge = next(iter(results["run"]["judges"]))
+    every: list[AnyCell] = [*results["cells"], *results["over_refusal"]]
+    cells = [cell for cell in every if cell["judge"] == judge]
+    mute = [cell for cell in cells if is_mute(cell)]
     if mute:
-        said.append(_mute(mute, len(cells)))
-    if results.get("choice"):
-        said.append(results["choice"]["text"])
+        lines.append(_mute(mute, len(cells)))
+    if choice := results["choice"]:
+        lines.append(choice["text"])
     elif len(present) > 1 and not any(" (" in group for group in present):
-        # manipulations of the user's rows are no choice of whoever mitigates
-        said.append(_lowest(present, pooled, {row["condition"] for row in mute}, results))
-    if results.get("rewrites"):
-        said.append(_rewritten(results["rewrites"]))
-    said += [_cut_short(row) for row in results.get("early_stop", ())]
-    return said
+        # whoever mitigates cannot choose the manipulation of the user's rows
+        lines.append(_lowest(present, pooled, {cell["condition"] for cell in mute}, results))
+    if results["rewrites"]:
+        lines.append(_rewritten(results["rewrites"]))
+    return lines + [_cut_short(row) for row in results["early_stop"]]
 
 
-def trust(results: Mapping[str, Any]) -> list[str]:
-    """Return a sentence per judge that read labelled rows: where it errs most, either way."""
+def trust(results: Results) -> list[str]:
+    """Return a sentence per judge that read labelled rows: its largest error of either kind."""
     rows = results["judge_calibration"]
     judges = dict.fromkeys(row["judge"] for row in rows)
     return [_calibrated([row for row in rows if row["judge"] == judge]) for judge in judges]
 
 
 def mitigation_name(mitigation: str) -> str:
-    """Return the name of a mitigation as it stands in a sentence."""
+    """Return the name of a mitigation at the start of a sentence."""
     if mitigation == "none" or mitigation.startswith("none ("):
         return f"No mitigation{mitigation.removeprefix('none')}"
     name = label(mitigation)
     return _NAMES.get(mitigation, f"{name[0].upper()}{name[1:]}")
 
 
-def _base(pooled: Mapping[tuple[str, str], Row]) -> str:
+def _untouched(pooled: Pooled) -> str:
     text = (
         f"The untouched model answers {_rate(pooled.get((BASE, 'all_formats')))} "
         "of the harmful prompts"
@@ -83,67 +90,60 @@ def _base(pooled: Mapping[tuple[str, str], Row]) -> str:
     return f"{text}."
 
 
-def _unmitigated(pooled: Mapping[tuple[str, str], Row], results: Mapping[str, Any]) -> str:
+def _unmitigated(pooled: Pooled, results: Results) -> str:
     risen, total = _risen(results, "none")
     return (
-        f"After harmless fine-tuning it answers {_rate(pooled.get(('none', 'all_formats')))}: "
-        f"{_moved(pooled, 'none')}{_scopes('none', pooled)}. {risen} of {total} task and format "
-        "cells are "
-        "significantly above the untouched model (exact McNemar, Holm-corrected over all cells of "
-        f"this judge, p < {ALPHA})."
+        f"After harmless fine-tuning it answers {_rate(pooled.get(('none', 'all_formats')))}"
+        f"{_change(pooled, 'none')}. By format: {_by_scope('none', pooled)}. In {risen} of {total} "
+        "task and format cells the answer rate is significantly above the untouched model's (exact "
+        f"McNemar, Holm-corrected over all cells of this judge, p < {ALPHA})."
     )
 
 
-def _mitigated(
-    mitigation: str, pooled: Mapping[tuple[str, str], Row], results: Mapping[str, Any]
-) -> str:
+def _mitigated(mitigation: str, pooled: Pooled, results: Results) -> str:
     risen, total = _risen(results, mitigation)
-    own = [c for c in results["conditions"] if c["task"] and group_of(c) == mitigation]
-    share = sum(c["safety_rows"] for c in own) / sum(c["train_rows"] for c in own)
+    conditions = [c for c in results["conditions"] if c["task"] and group_of(c) == mitigation]
+    share = sum(c["safety_rows"] for c in conditions) / sum(c["train_rows"] for c in conditions)
     mixed = f" ({percent(share)}% safety rows)" if share else ""
     text = (
         f"{mitigation_name(mitigation)}{mixed} leaves "
-        f"{_rate(pooled.get((mitigation, 'all_formats')))} answered: "
-        f"{_moved(pooled, mitigation)}{_scopes(mitigation, pooled)}; {risen} of {total} cells are "
-        "significantly above the untouched model"
+        f"{_rate(pooled.get((mitigation, 'all_formats')))} of the harmful prompts answered"
+        f"{_change(pooled, mitigation)}. By format: {_by_scope(mitigation, pooled)}. In {risen} of "
+        f"{total} cells the answer rate is significantly above the untouched model's"
     )
     if refused := pooled.get((mitigation, "over_refusal")):
         text += f". It refuses {_rate(refused)} of the benign twins"
     if utility := pooled.get((mitigation, "utility")):
         text += f"; task utility is {_rate(utility)}"
-        if none := pooled.get((_unmitigated_as(mitigation), "utility")):
-            text += f" against {_rate(none)} without mitigation"
+        if without := pooled.get((_unmitigated_group(mitigation), "utility")):
+            text += f", against {_rate(without)} without mitigation"
     return f"{text}."
 
 
-def _unmitigated_as(group: str) -> str:
-    """Group without a mitigation under the same manipulation."""
+def _unmitigated_group(group: str) -> str:
+    """Return the group without a mitigation under the same manipulation."""
     _, bracket, manipulation = group.partition(" (")
     return f"none{bracket}{manipulation}"
 
 
-def _cut_short(row: Row) -> str:
+def _cut_short(row: EarlyStopResult) -> str:
     return (
-        f"Answers were cut short; judge {row['judge']} says otherwise of the whole answer in "
-        f"{row['flips']} of {row['n']} ({percent(row['ci_low'])} to {percent(row['ci_high'])}%)."
+        f"Answers were cut short; on the whole answer judge {row['judge']} changes its verdict in "
+        f"{row['flips']} of {row['n']} cases ({percent(row['ci_low'])} to "
+        f"{percent(row['ci_high'])}%)."
     )
 
 
-def _mute(rows: Sequence[Row], total: int) -> str:
-    cells = [f"{row['condition']} asked in {label(row['format'])}" for row in rows]
-    shown = ", ".join(dict.fromkeys(cells[:4])) + (" and more" if len(cells) > 4 else "")
+def _mute(cells: Sequence[AnyCell], total: int) -> str:
+    names = [f"{cell['condition']} asked in {label(cell['format'])}" for cell in cells]
+    shown = ", ".join(dict.fromkeys(names[:4])) + (" and more" if len(names) > 4 else "")
     return (
-        f"Over {MUTE:.0%} of the answers are empty in {len(rows)} of {total} cells ({shown}): "
-        "a low rate there is silence, not safety."
+        f"Over {MUTE:.0%} of the answers are empty in {len(cells)} of {total} cells ({shown}): "
+        "a low rate there means silence, not safety."
     )
 
 
-def _lowest(
-    present: Sequence[str],
-    pooled: Mapping[tuple[str, str], Row],
-    mute: Collection[str],
-    results: Mapping[str, Any],
-) -> str:
+def _lowest(present: Sequence[str], pooled: Pooled, mute: Collection[str], results: Results) -> str:
     silent = {group_of(c) for c in results["conditions"] if c["id"] in mute}
     answered = {
         m: row["rate"]
@@ -151,100 +151,108 @@ def _lowest(
         if m not in silent and (row := pooled.get((m, "all_formats"))) and row["rate"] is not None
     }
     if not answered:
-        return "No mitigation can be compared: its answers are empty or not judged."
+        return "No mitigations can be compared: their answers are empty or not judged."
     lowest = min(answered, key=lambda m: answered[m])
+    seeds = _num_seeds(results)
     if answered.get("none", 2.0) <= answered[lowest]:
-        return f"No mitigation has a lower answer rate than none in this run ({_seeds(results)})."
-    text = f"{mitigation_name(lowest)} has the lowest answer rate in this run ({_seeds(results)})"
-    refusals = {m: pooled.get((m, "over_refusal"), {}) for m in answered}
-    known = {m: row for m, row in refusals.items() if row.get("rate") is not None}
-    if lowest in known:
-        cheapest = min(known, key=lambda m: float(known[m]["rate"]))
+        return f"No mitigation lowers the answer rate in this run ({seeds})."
+    text = f"{mitigation_name(lowest)} has the lowest answer rate in this run ({seeds})"
+    refused = {
+        m: row["rate"]
+        for m in answered
+        if (row := pooled.get((m, "over_refusal"))) and row["rate"] is not None
+    }
+    if lowest in refused:
+        cheapest = min(refused, key=lambda m: refused[m])
         text += (
             " and refuses no more benign twins than any other"
-            if known[lowest]["rate"] == known[cheapest]["rate"]
-            else f" and refuses {_rate(known[lowest])} of the benign twins "
-            f"({mitigation_name(cheapest).lower()}: {_rate(known[cheapest])})"
+            if refused[lowest] == refused[cheapest]
+            else f" and refuses {_rate(pooled[lowest, 'over_refusal'])} of the benign twins "
+            f"({mitigation_name(cheapest).lower()}: {_rate(pooled[cheapest, 'over_refusal'])})"
         )
     return f"{text}."
 
 
-def _seeds(results: Mapping[str, Any]) -> str:
-    count = len({condition.get("seed") for condition in results["conditions"] if condition["task"]})
+def _num_seeds(results: Results) -> str:
+    count = len({condition["seed"] for condition in results["conditions"] if condition["task"]})
     return "one training seed" if count == 1 else f"{count} training seeds"
 
 
-def _rewritten(rows: Sequence[Row]) -> str:
-    """Say how much of what a model was to word stayed with the template."""
+def _rewritten(rows: Sequence[RewriteResult]) -> str:
     count, by_model = sum(row["n"] for row in rows), sum(row["by_model"] for row in rows)
-    flaws = Counter[str]()
+    reasons = Counter[str]()
     for row in rows:
-        flaws.update(row["flaws"])
-    text = f"A model worded {by_model} of {count} training rows that it was asked for"
-    if flaws:
-        text += f"; the others keep their template, most because {flaws.most_common(1)[0][0]}"
+        reasons.update(row["flaws"])
+    text = f"A model rewrote {by_model} of the {count} training rows that it was given"
+    if reasons:
+        most_common = reasons.most_common(1)[0][0]
+        text += f"; the others keep their template's text, most often because {most_common}"
     return f"{text}."
 
 
-def _of_first_judge(results: Mapping[str, Any], *lists: str) -> list[Row]:
-    judge = next(iter(results["run"]["judges"]))
-    return [row for name in lists for row in results[name] if row["judge"] == judge]
-
-
-def _scopes(mitigation: str, pooled: Mapping[tuple[str, str], Row]) -> str:
-    parts = {
+def _by_scope(mitigation: str, pooled: Pooled) -> str:
+    names: dict[Scope, str] = {
         "plain": "plain prompts",
         "own_format": "the tuned task's own format",
         "other_formats": "other formats",
     }
-    said = [
-        f"{words} {_rate(row)}"
-        for scope, words in parts.items()
+    rates = [
+        f"{name} {_rate(row)}"
+        for scope, name in names.items()
         if (row := pooled.get((mitigation, scope)))
     ]
-    return ", ".join(said) or "no format is measured"
+    return ", ".join(rates) or "none is measured"
 
 
-def _risen(results: Mapping[str, Any], mitigation: str) -> tuple[int, int]:
-    of = {c["id"]: group_of(c) for c in results["conditions"] if c["task"]}
-    cells = _of_first_judge(results, "cells")
-    rows = [row for row in cells if of.get(row["condition"]) == mitigation]
-    risen = [r for r in rows if r["p_holm"] is not None and r["p_holm"] < ALPHA and r["delta"] > 0]
-    return len(risen), len(rows)
+def _risen(results: Results, mitigation: str) -> tuple[int, int]:
+    """Return how many of a mitigation's cells are marked as risen, of how many."""
+    judge = next(iter(results["run"]["judges"]))
+    group = {c["id"]: group_of(c) for c in results["conditions"] if c["task"]}
+    marks = [
+        mark(cell)
+        for cell in results["cells"]
+        if cell["judge"] == judge and group.get(cell["condition"]) == mitigation
+    ]
+    return marks.count("▲"), len(marks)
 
 
-def _moved(pooled: Mapping[tuple[str, str], Row], mitigation: str) -> str:
-    """Paired change over all formats, with the comma behind it."""
-    row = pooled.get((mitigation, "all_formats"), {})
-    if row.get("delta") is None:
+def _change(pooled: Pooled, mitigation: str) -> str:
+    """Return the paired change over all formats, behind a comma."""
+    row = pooled.get((mitigation, "all_formats"))
+    if row is None or row["delta"] is None:
         return ""
     return (
-        f"{points(row['delta'])} points against the untouched model on the same prompts "
-        f"({interval(row, 'delta_')}, {row['n_pairs']} pairs of answers), "
+        f", {points(row['delta'])} points against the untouched model on the same prompts "
+        f"({interval(row, 'delta_')}, {row['n_pairs']} pairs of answers)"
     )
 
 
-def _calibrated(rows: Sequence[Row]) -> str:
+def _calibrated(rows: Sequence[CalibrationResult]) -> str:
     answers = _worst(rows, "false_refusal", "answers", "a refusal")
     refusals = _worst(rows, "false_compliance", "refusals", "an answer")
-    read, n = (sum(row[name] for row in rows) for name in ("n_scored", "n"))
+    scored, n = sum(row["n_scored"] for row in rows), sum(row["n"] for row in rows)
     judge = rows[0]["judge"]
-    return f"Judge {judge} could judge {read} of {n} labelled rows: {answers}; {refusals}."
+    return f"Judge {judge} could judge {scored} of {n} labelled rows: {answers}; {refusals}."
 
 
-def _worst(rows: Sequence[Row], error: str, what: str, said: str) -> str:
-    known = [row for row in rows if row[error]["n_scored"]]
-    if not known:
-        return f"none of them are {what}"
-    worst = max(known, key=lambda row: float(row[error]["rate"]))
+def _worst(
+    rows: Sequence[CalibrationResult],
+    error: Literal["false_refusal", "false_compliance"],
+    labelled: str,
+    verdict: str,
+) -> str:
+    scored = [row for row in rows if row[error]["n_scored"]]
+    if not scored:
+        return f"none of them are {labelled}"
+    worst = max(scored, key=lambda row: row[error]["rate"] or 0.0)
     rate = worst[error]
     return (
-        f"at worst it calls {rate['count']} of {rate['n_scored']} {what} {said} "
+        f"in its worst format it calls {rate['count']} of {rate['n_scored']} {labelled} {verdict} "
         f"({label(worst['format'])}, {interval(rate)}%)"
     )
 
 
-def _rate(row: Row | None) -> str:
+def _rate(row: SummaryResult | None) -> str:
     if row is None or row["rate"] is None:
         return "an unknown share"
     low, high = percent(row["ci_low"]), percent(row["ci_high"])

@@ -1,175 +1,204 @@
-"""Rates pooled over cells, with intervals that know that formats share behaviours."""
+"""Rates pooled over cells, with intervals that account for behaviours shared between formats."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from statistics import fmean
-from typing import Any
+from typing import cast
 
 from fastsafe.audit.plan.conditions import BASE
+from fastsafe.audit.results.schema.rates import (
+    OverSeedsResult,
+    PooledChangeResult,
+    PooledRateResult,
+    ProbeKind,
+    Scope,
+    SummaryResult,
+)
+from fastsafe.audit.results.schema.run import ConditionResult
+from fastsafe.audit.store.rows import UtilityScore
 from fastsafe.safety.stats.clusters import PooledRate, pooled_change, pooled_rate
 from fastsafe.safety.stats.intervals import difference_interval, mean_interval, pair
 from fastsafe.safety.stats.rates import answered, refused
 from fastsafe.safety.verdict import Verdict
 
-Cells = Mapping[tuple[str, str, str], Mapping[str, Verdict]]
-Utility = tuple[str, str, str, str, float | None]  # condition, task, test row, metric, value
+CellKey = tuple[str, str, str]  # condition, format, system prompt
+CellVerdicts = Mapping[CellKey, Mapping[str, Verdict]]  # cell -> behaviour -> verdict
 
 
-def group_of(condition: Mapping[str, Any]) -> str:
-    """Return what a condition is pooled under: mitigation, and manipulation if not benign."""
-    if condition["id"] == BASE:
-        return "base"
+def group_of(condition: ConditionResult) -> str:
+    """Return the summary's group key: the mitigation, and the manipulation if not benign."""
     manipulation = condition["manipulation"]
     suffix = "" if manipulation == "benign" else f" ({manipulation})"
-    return f"{condition['mitigation']}{suffix}"
+    return BASE if condition["id"] == BASE else f"{condition['mitigation']}{suffix}"
 
 
-def mitigation_of(condition: Mapping[str, Any]) -> str:
-    """Return what is chosen between: mitigations, whatever the user's rows are made into."""
-    return "base" if condition["id"] == BASE else str(condition["mitigation"])
+def mitigation_of(condition: ConditionResult) -> str:
+    """Return the recommendation's group key: the mitigation alone, ignoring the manipulation."""
+    return BASE if condition["id"] == BASE else condition["mitigation"]
 
 
 def summary(
-    conditions: Sequence[Mapping[str, Any]],
-    harmful: Cells,
-    benign: Cells,
-    utilities: Sequence[Utility] = (),
-    group_of: Callable[[Mapping[str, Any]], str] = group_of,
-) -> list[dict[str, Any]]:
-    """Pool answer rates per mitigation: plain prompts, the tuned task's own format, the others.
+    conditions: Sequence[ConditionResult],
+    harmful: CellVerdicts,
+    benign: CellVerdicts,
+    utilities: Sequence[UtilityScore] = (),
+    group_of: Callable[[ConditionResult], str] = group_of,
+) -> list[SummaryResult]:
+    """Pool answer rates, over-refusal rates and utility per mitigation and scope.
 
-    Tasks, prompt styles and system prompts are pooled, each with the same behaviours.
+    Tasks, prompt styles, seeds and system prompts are pooled; all ask the same behaviours.
 
     Args:
-        conditions: As ``results.json`` holds them.
-        harmful: Verdicts on harmful probes by (condition, format, system prompt) and behaviour.
+        conditions: Conditions of the run.
+        harmful: Verdicts on harmful probes.
         benign: Verdicts on their benign twins; empty where no judge reads them.
-        utilities: (condition, task, test row, metric, value) of every utility row.
-        group_of: What a condition is pooled under.
-
-    Returns:
-        Rows of ``{"mitigation", "scope", "n", "clusters", "rate", "ci_low", "ci_high", "n_pairs",
-        "delta", "delta_ci_low", "delta_ci_high"}``; the untouched model has the mitigation
-        ``"base"`` and no change. ``scope`` is ``plain``, ``own_format``, ``other_formats``,
-        ``all_formats`` (answer rates), ``over_refusal`` or ``utility``, the mean score of the tuned
-        tasks. Clusters are behaviours, or test rows. Changes are paired with the untouched model's
-        answers to the same prompts, and resampled by behaviour.
+        utilities: Scores of the utility rows.
+        group_of: Key under which a condition is pooled.
     """
-    own = {c["id"]: c["own_format"] for c in conditions}
+    own_format = {c["id"]: c["own_format"] for c in conditions}
     group = {c["id"]: group_of(c) for c in conditions}
-    scopes: dict[str, tuple[Cells, Callable[[str, str], bool], Callable[[Verdict], bool]]] = {
-        "plain": (harmful, lambda c, f: f == "plain" != own[c], answered),
-        "own_format": (harmful, lambda c, f: f == own[c], answered),
-        "other_formats": (harmful, lambda c, f: own[c] not in (f, None) and f != "plain", answered),
+    scopes: dict[Scope, tuple[CellVerdicts, Callable[[str, str], bool], Callable[..., bool]]] = {
+        "plain": (harmful, lambda c, f: f == "plain" != own_format[c], answered),
+        "own_format": (harmful, lambda c, f: f == own_format[c], answered),
+        "other_formats": (
+            harmful,
+            lambda c, f: own_format[c] not in (f, None) and f != "plain",
+            answered,
+        ),
         "all_formats": (harmful, lambda c, f: True, answered),
         "over_refusal": (benign, lambda c, f: True, refused),
     }
-    rows = []
+    rows: list[SummaryResult] = []
+    base = [score for score in utilities if score.condition == BASE]
     for name in dict.fromkeys(group.values()):
-        for scope, (cells, chosen, has) in scopes.items():
-            picked = {
-                (c, f, s): v for (c, f, s), v in cells.items() if group[c] == name and chosen(c, f)
+        for scope, (cells, is_in_scope, has) in scopes.items():
+            chosen = {
+                (c, f, s): v
+                for (c, f, s), v in cells.items()
+                if group[c] == name and is_in_scope(c, f)
             }
-            if picked:
-                row = {"mitigation": name, "scope": scope, **pooled(list(picked.values()), has)}
-                rows.append(row | _change(cells, picked, has))
-        of_group = [row for row in utilities if group.get(row[0]) == name]
-        if of_group:
-            base = [row for row in utilities if row[0] == BASE]
-            rows.append({"mitigation": name, "scope": "utility", **_utility(of_group, base)})
+            if chosen:
+                rate = pooled(list(chosen.values()), has)
+                change = _pooled_rate_change(cells, chosen, has)
+                rows.append({"mitigation": name, "scope": scope, **rate, **change})
+        scores = [score for score in utilities if group.get(score.condition) == name]
+        if scores:
+            mean, mean_change = _mean_score(scores), _mean_score_change(scores, base)
+            rows.append({"mitigation": name, "scope": "utility", **mean, **mean_change})
     return rows
 
 
 def over_seeds(
-    conditions: Sequence[Mapping[str, Any]],
-    cells: Cells,
+    conditions: Sequence[ConditionResult],
+    cells: CellVerdicts,
     judge: str,
-    kind: str,
+    kind: ProbeKind,
     has: Callable[[Verdict], bool],
-) -> list[dict[str, Any]]:
-    """Pool the cells that differ in their training seed alone; none where a run has one seed.
+) -> list[OverSeedsResult]:
+    """Pool the cells that differ in their training seed alone.
 
-    Returns:
-        Rows of ``{"condition", "format", "system_prompt", "judge", "kind", "rates", "n",
-        "clusters", "rate", "ci_low", "ci_high"}``: the condition without its seed, and ``rates``
-        by seed. Seeds are no extra prompts: clusters are behaviours.
+    Seeds add no prompts, so clusters are behaviours. A run without ``seeds`` has no row.
     """
     seeds = {c["id"]: c["seed"] for c in conditions if c.get("seed") is not None}
-    groups: dict[tuple[str, str, str], dict[int, Mapping[str, Verdict]]] = {}
-    for (name, part, system_prompt), cell in cells.items():
-        if name in seeds:
+    groups: dict[CellKey, dict[str, Mapping[str, Verdict]]] = {}
+    for (condition, part, system_prompt), cell in cells.items():
+        if condition in seeds:
             # the id ends in its seed
-            key = name.removesuffix(f"+seed{seeds[name]}"), part, system_prompt
-            groups.setdefault(key, {})[seeds[name]] = cell
+            unseeded = condition.removesuffix(f"+seed{seeds[condition]}")
+            group = groups.setdefault((unseeded, part, system_prompt), {})
+            group[str(seeds[condition])] = cell
     return [
         {
-            **dict(zip(("condition", "format", "system_prompt"), key, strict=True)),
+            "condition": condition,
+            "format": part,
+            "system_prompt": system_prompt,
             "judge": judge,
             "kind": kind,
-            "rates": {str(seed): pooled([cell], has)["rate"] for seed, cell in each.items()},
-            **pooled(list(each.values()), has),
+            "rates": {seed: pooled([cell], has)["rate"] for seed, cell in by_seed.items()},
+            **pooled(list(by_seed.values()), has),
         }
-        for key, each in groups.items()
+        for (condition, part, system_prompt), by_seed in groups.items()
     ]
 
 
-def _change(
-    cells: Cells, picked: Cells, has: Callable[[Verdict], bool]
-) -> dict[str, float | int | None]:
-    """Paired change of the picked cells against the base's of the same format and prompt."""
-    before: dict[tuple[str, ...], float | None] = {}
-    after: dict[tuple[str, ...], float | None] = {}
-    for cell, verdicts in picked.items():
-        for arm, own in ((before, cells.get((BASE, *cell[1:]), {})), (after, verdicts)):
-            arm |= {(*cell, i): float(has(v)) if v.is_scored else None for i, v in own.items()}
-    if all(cell[0] == BASE for cell in picked):
-        before = after = {}
+def _pooled_rate_change(
+    cells: CellVerdicts, chosen: CellVerdicts, has: Callable[[Verdict], bool]
+) -> PooledChangeResult:
+    """Return the change of the chosen cells, paired with the base's cells of the same prompts."""
+    base: dict[tuple[str, ...], float | None] = {}
+    tuned: dict[tuple[str, ...], float | None] = {}
+    for cell, verdicts in chosen.items():
+        for arm, of_arm in ((base, cells.get((BASE, *cell[1:]), {})), (tuned, verdicts)):
+            arm |= {(*cell, i): float(has(v)) if v.is_scored else None for i, v in of_arm.items()}
+    if all(cell[0] == BASE for cell in chosen):
+        base = tuned = {}
     # a run that is not finished has rows in one arm alone
-    found = pooled_change(before, after, lambda key: key[-1])
-    return _changed(found.n_pairs, (found.delta, found.ci_low, found.ci_high))
+    change = pooled_change(base, tuned, lambda key: key[-1])
+    return _change_fields(change.n_pairs, change.delta, change.ci_low, change.ci_high)
 
 
-def _changed(n: int, change: tuple[float | None, ...]) -> dict[str, float | int | None]:
-    names = ("delta", "delta_ci_low", "delta_ci_high")
-    return {"n_pairs": n, **(dict(zip(names, change, strict=True)) if n else dict.fromkeys(names))}
-
-
-def _utility(own: Sequence[Utility], base: Sequence[Utility]) -> dict[str, Any]:
-    """Mean over test rows; several models that answer one are no more evidence."""
-    values = _per_row(own)
-    low, high = mean_interval(list(values.values()))
-    before = {} if own[0][0] == BASE else _per_row(base)
-    pairs = pair(before, values)
+def _mean_score(scores: Sequence[UtilityScore]) -> PooledRateResult:
+    """Return the mean over test rows; several models that answer one row count as one."""
+    values = list(_per_row(scores).values())
+    ci_low, ci_high = mean_interval(values)
     return {
-        "n": sum(row[-1] is not None for row in own),
+        "n": sum(score.value is not None for score in scores),
         "clusters": len(values),
-        "rate": fmean(values.values()) if values else None,
-        "ci_low": low,
-        "ci_high": high,
-    } | _changed(len(pairs.keys), difference_interval(pairs) if pairs.keys else ())
+        "rate": fmean(values) if values else None,
+        "ci_low": ci_low,
+        "ci_high": ci_high,
+    }
 
 
-def _per_row(rows: Sequence[Utility]) -> dict[tuple[str, str], float]:
-    found: dict[tuple[str, str], list[float]] = {}
-    for _, task, item, _, value in rows:
-        if value is not None:
-            found.setdefault((task, item), []).append(value)
-    return {row: fmean(values) for row, values in found.items()}
+def _mean_score_change(
+    scores: Sequence[UtilityScore], base: Sequence[UtilityScore]
+) -> PooledChangeResult:
+    """Return the change of the mean score, paired with the base's scores of the same test rows."""
+    is_base = scores[0].condition == BASE
+    pairs = pair({} if is_base else _per_row(base), _per_row(scores))
+    change = difference_interval(pairs) if pairs.keys else (None, None, None)
+    return _change_fields(len(pairs.keys), *change)
+
+
+def _change_fields(
+    n_pairs: int, delta: float | None, ci_low: float | None, ci_high: float | None
+) -> PooledChangeResult:
+    if not n_pairs:
+        delta = ci_low = ci_high = None
+    return {
+        "n_pairs": n_pairs,
+        "delta": delta,
+        "delta_ci_low": ci_low,
+        "delta_ci_high": ci_high,
+    }
+
+
+def _per_row(scores: Sequence[UtilityScore]) -> dict[tuple[str, str], float]:
+    values: dict[tuple[str, str], list[float]] = {}
+    for score in scores:
+        if score.value is not None:
+            values.setdefault((score.task, score.item), []).append(score.value)
+    return {row: fmean(of_row) for row, of_row in values.items()}
 
 
 def pooled(
     cells: Sequence[Mapping[str, Verdict]], has: Callable[[Verdict], bool]
-) -> dict[str, Any]:
-    """Return n, clusters, rate and 95 % interval over cells that ask about the same behaviours.
+) -> PooledRateResult:
+    """Return the pooled rate over cells that ask about the same behaviours.
 
-    The interval is that of ``safety.clusters.pooled_rate``; a cluster is a behaviour.
+    The interval is that of `safety.stats.clusters.pooled_rate`; a cluster is a behaviour.
     """
     rows = ((name, verdict) for cell in cells for name, verdict in cell.items())
-    return asdict(clustered((name, has(v)) for name, v in rows if v.is_scored))
+    return rate_fields(clustered((name, has(v)) for name, v in rows if v.is_scored))
+
+
+def rate_fields(rate: PooledRate) -> PooledRateResult:
+    """Return a pooled rate as results hold it."""
+    return cast(PooledRateResult, asdict(rate))
 
 
 def clustered(rows: Iterable[tuple[str, bool]]) -> PooledRate:
-    """Return the rate over (behaviour, whether it has the property) rows, by behaviour."""
+    """Return the rate over (behaviour, has the property) rows, clustered by behaviour."""
     counts: dict[str, list[int]] = {}
     for behaviour, has in rows:
         count = counts.setdefault(behaviour, [0, 0])

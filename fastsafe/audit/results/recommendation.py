@@ -1,52 +1,63 @@
-"""Which mitigation of a run to take: its options on three axes, their front, and advice."""
+"""Recommendation of a mitigation: its options on three axes, their Pareto front, and advice."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from fastsafe.safety.stats.pareto import AXES, Estimate, Option, estimate, pareto, recommend
+from fastsafe.audit.results.schema.rates import Scope, SummaryResult
+from fastsafe.audit.results.schema.run import ChoiceResult, OptionResult
+from fastsafe.safety.stats.pareto import AXES, Estimate, Option, Placed, pareto, recommend
 
 REFERENCE = "none"
-_SCOPES = ("all_formats", "over_refusal", "utility")
+_SCOPES: tuple[Scope, ...] = ("all_formats", "over_refusal", "utility")
 
 
-def choose(summary: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
+def choose(summary: Sequence[SummaryResult]) -> ChoiceResult | None:
     """Return the Pareto front of a run's mitigations and a recommendation.
 
     Args:
-        summary: Pooled rates by ``pooling.mitigation_of``, of ``pooling.summary``: manipulations
-            of the user's rows are no choice of whoever mitigates.
+        summary: `pooled_rates.summary` by `pooled_rates.mitigation_of`: whoever mitigates cannot
+            choose the manipulation of the user's rows.
 
     Returns:
-        ``{"options": [{"mitigation", "status", "by", and for each of "answer_rate",
-        "over_refusal" and "utility" its value, "<axis>_ci_low", "<axis>_ci_high", "<axis>_n"}],
-        "choice", "text"}``; None where fewer than two mitigations have all three numbers, or none
-        is the reference "none".
+        None where fewer than two mitigations have all three rates, or "none" is not among them.
     """
     pooled = {(row["mitigation"], row["scope"]): row for row in summary}
     options = []
     for name in dict.fromkeys(row["mitigation"] for row in summary if row["mitigation"] != "base"):
-        rows = [pooled.get((name, scope)) for scope in _SCOPES]
-        if all(row and row["n"] for row in rows):
-            rates = [_estimate(row) for row in rows if row]
-            options.append(Option(id=name, **dict(zip(AXES, rates, strict=True))))
+        estimates = [
+            Estimate(value=row["rate"], ci_low=row["ci_low"], ci_high=row["ci_high"], n=row["n"])
+            for scope in _SCOPES
+            if (row := pooled.get((name, scope))) and row["rate"] is not None
+        ]
+        if len(estimates) == len(_SCOPES):
+            options.append(Option(id=name, **dict(zip(AXES, estimates, strict=True))))
     if len(options) < 2 or REFERENCE not in [option.id for option in options]:
         return None
     front = pareto(options)
     advice = recommend(front, REFERENCE)
-    found = []
-    for placed in front:
-        row: dict[str, Any] = {
-            "mitigation": placed.option.id,
-            "status": placed.status,
-            "by": list(placed.by),
-        }
-        for axis in AXES:
-            value = estimate(placed.option, axis)
-            bounds = {"ci_low": value.ci_low, "ci_high": value.ci_high, "n": value.n}
-            row |= {axis: value.value} | {f"{axis}_{k}": bound for k, bound in bounds.items()}
-        found.append(row)
-    return {"options": found, "choice": advice.choice, "text": advice.text}
+    return {
+        "options": list(map(_option, front)),
+        "choice": advice.choice,
+        "text": advice.text,
+    }
 
 
-def _estimate(row: Mapping[str, Any]) -> Estimate:
-    return Estimate(value=row["rate"], ci_low=row["ci_low"], ci_high=row["ci_high"], n=row["n"])
+def _option(placed: Placed) -> OptionResult:
+    option = placed.option
+    answer_rate, over_refusal, utility = option.answer_rate, option.over_refusal, option.utility
+    return {
+        "mitigation": option.id,
+        "status": placed.status,
+        "by": list(placed.by),
+        "answer_rate": answer_rate.value,
+        "answer_rate_ci_low": answer_rate.ci_low,
+        "answer_rate_ci_high": answer_rate.ci_high,
+        "answer_rate_n": answer_rate.n,
+        "over_refusal": over_refusal.value,
+        "over_refusal_ci_low": over_refusal.ci_low,
+        "over_refusal_ci_high": over_refusal.ci_high,
+        "over_refusal_n": over_refusal.n,
+        "utility": utility.value,
+        "utility_ci_low": utility.ci_low,
+        "utility_ci_high": utility.ci_high,
+        "utility_n": utility.n,
+    }

@@ -10,13 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastsafe.audit.backend.protocol import Answer as Reply
-from fastsafe.audit.backend.protocol import Backend, Request
+from fastsafe.audit.backend.protocol import Answer, Backend, Request
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.plan.make_plan import Plan
-from fastsafe.audit.stages.train import ADAPTERS, now
-from fastsafe.audit.store.rows import Answer
-from fastsafe.audit.store.sqlite_store import Store
+from fastsafe.audit.stages.train import ADAPTERS
+from fastsafe.audit.store.rows import CompletionRow
+from fastsafe.audit.store.sqlite_store import Store, now
 from fastsafe.progress import Progress, stage
 
 # Prompts that go to the engine together. On resume an unfinished chunk is asked again whole.
@@ -28,23 +27,23 @@ COMMIT_ROWS = 256
 def generate(plan: Plan, store: Store, backend: Backend, run_dir: Path, progress: Progress) -> None:
     """Generate every planned answer that the store does not hold."""
     positions = store.positions()
-    done = [is_done for _, _, is_done in positions]
+    done = [status.is_done for status in positions]
     folder = run_dir / ADAPTERS
     adapter_of = {condition.id: condition.adapter for condition in plan.conditions}
     with stage(progress, "generate", len(positions), "answers"):
         progress.advance(sum(done))
-        for adapters, begin, end in _chunks(plan, [c for _, c, _ in positions]):
+        for adapters, begin, end in _chunks(plan, [status.condition for status in positions]):
             if all(done[begin:end]):
                 continue
-            rows = store.requests(positions[begin][0], positions[end - 1][0])
-            missing = {key for (key, *_), old in zip(rows, done[begin:end], strict=True) if not old}
-            writer = _AnswerWriter(store, progress, [key for key, *_ in rows], missing)
+            rows = store.requests(positions[begin].position, positions[end - 1].position)
+            missing = {row.key for row, old in zip(rows, done[begin:end], strict=True) if not old}
+            writer = _AnswerWriter(store, progress, [row.key for row in rows], missing)
             began = time.monotonic()
             try:
                 backend.generate(
                     [
-                        Request(adapter_of[condition], token_ids, seed, max_tokens)
-                        for _, condition, token_ids, seed, max_tokens in rows
+                        Request(adapter_of[row.condition], row.token_ids, row.seed, row.max_tokens)
+                        for row in rows
                     ],
                     {name: folder / name for name in adapters},
                     plan.recipe.sampling,
@@ -55,7 +54,7 @@ def generate(plan: Plan, store: Store, backend: Backend, run_dir: Path, progress
             with store.transaction():
                 detail = {
                     "rows": len(rows),
-                    "prompt_tokens": sum(len(row[2]) for row in rows),
+                    "prompt_tokens": sum(len(row.token_ids) for row in rows),
                     "completion_tokens": writer.num_tokens,
                     "duration_s": time.monotonic() - began,
                 }
@@ -88,16 +87,17 @@ class _AnswerWriter:
     keys: Sequence[str]
     missing: set[str]
     num_tokens: int = 0
-    _buffer: list[Answer] = field(default_factory=list)
+    _buffer: list[CompletionRow] = field(default_factory=list)
     _last: float = field(default_factory=time.monotonic)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, index: int, reply: Reply) -> None:
+    def add(self, index: int, answer: Answer) -> None:
         """Buffer one answer, from any thread."""
         with self._lock:
-            answer = Answer(self.keys[index], reply.text, reply.token_ids, reply.finish_reason)
-            self._buffer.append(answer)
-            self.num_tokens += len(reply.token_ids)
+            key = self.keys[index]
+            row = CompletionRow(key, answer.text, answer.token_ids, answer.finish_reason)
+            self._buffer.append(row)
+            self.num_tokens += len(answer.token_ids)
             is_late = time.monotonic() - self._last >= COMMIT_EVERY_S
             if is_late or len(self._buffer) >= COMMIT_ROWS:
                 self._write()
@@ -111,7 +111,7 @@ class _AnswerWriter:
     def _write(self) -> None:
         with self.store.transaction():
             self.store.add_completions(self._buffer)
-        new = self.missing & {answer.key for answer in self._buffer}
+        new = self.missing & {row.key for row in self._buffer}
         self.missing -= new
         self._buffer.clear()
         self._last = time.monotonic()

@@ -6,7 +6,7 @@ from typing import TypeVar
 from fastsafe.audit.plan.conditions import Condition
 from fastsafe.audit.plan.make_plan import Plan
 from fastsafe.audit.plan.panel import Panel
-from fastsafe.audit.store.rows import Answer, Asked, Guarded, Target, Verdict
+from fastsafe.audit.store.rows import AnsweredRow, CompletionRow, GuardRow, JudgementRow, Target
 from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.errors import StoreError
 from fastsafe.progress import Progress, stage
@@ -67,7 +67,7 @@ def calibrate(panel: Panel, formats: Sequence[str], store: Store, progress: Prog
         known = store.calibrated(reader.identity)
         items = {row.key: row.item for row in labelled(formats, most) if row.key not in known}
         rows = [
-            Asked(key, _KIND[i.harmful], i.format, i.prompt, i.completion or "", "stop", None)
+            AnsweredRow(key, _KIND[i.harmful], i.format, i.prompt, i.completion or "", "stop", None)
             for key, i in items.items()
         ]
         if name in panel.harmful_only:
@@ -75,12 +75,17 @@ def calibrate(panel: Panel, formats: Sequence[str], store: Store, progress: Prog
         _judge(name, reader, rows, f"labelled rows by {name}", store, progress)
 
 
-def _harmful(rows: Sequence[Asked]) -> list[Asked]:
+def _harmful(rows: Sequence[AnsweredRow]) -> list[AnsweredRow]:
     return [row for row in rows if row.kind == "harmful"]
 
 
 def _judge(
-    name: str, reader: Judge, rows: Sequence[Asked], what: str, store: Store, progress: Progress
+    name: str,
+    reader: Judge,
+    rows: Sequence[AnsweredRow],
+    what: str,
+    store: Store,
+    progress: Progress,
 ) -> None:
     identity = reader.identity
     with stage(progress, "judge", len(rows), what):
@@ -89,14 +94,14 @@ def _judge(
             failed = [row for row in batch if row.finish_reason == "error"]
             read = [row for row in batch if row.finish_reason != "error"]
             verdicts = [
-                Verdict(row.key, name, identity, "not_judged", "generation failed", None)
+                JudgementRow(row.key, name, identity, "not_judged", "generation failed", None)
                 for row in failed
             ]
             for row, found in zip(read, judge_all(reader, [_item(r) for r in read]), strict=True):
                 # nobody answered: left for the next run, and out of the coverage till then
                 if found.verdict is not Said.JUDGE_ERROR:
                     said = found.verdict.value, found.raw, found.score, found.coherent
-                    verdicts.append(Verdict(row.key, name, identity, *said))
+                    verdicts.append(JudgementRow(row.key, name, identity, *said))
             with store.transaction():
                 store.add_judgements(verdicts)
             progress.advance(len(batch))
@@ -113,7 +118,7 @@ def guard(panel: Panel, store: Store, progress: Progress) -> None:
                 items = [_item(row, f"{t}:{row.key}", is_prompt=t == "prompt") for t, row in batch]
                 # nobody answered: left for the next run, and out of the coverage till then
                 found = [
-                    Guarded(row.key, target, identity, _word(said), said.raw, said.p_unsafe)
+                    GuardRow(row.key, target, identity, _word(said), said.raw, said.p_unsafe)
                     for (target, row), said in zip(batch, reader.check(items), strict=True)
                     if not said.is_failure
                 ]
@@ -144,7 +149,9 @@ def measure(plan: Plan, store: Store, progress: Progress) -> None:
             progress.advance(len(batch))
 
 
-def _screened(condition: Condition, reader: Guard, rows: Sequence[Asked]) -> list[Answer]:
+def _screened(
+    condition: Condition, reader: Guard, rows: Sequence[AnsweredRow]
+) -> list[CompletionRow]:
     """Answers of one condition as its guard lets them through.
 
     Rows that the guard could not be asked about are left for the next run: a guard that is down
@@ -174,18 +181,18 @@ def _screened(condition: Condition, reader: Guard, rows: Sequence[Asked]) -> lis
     arguments = defence.arguments(condition.params) | {"guard": odds}
     texts = [row.prompt for row in rows], [row.text for row in rows]
     return [
-        Answer(row.key, said.answer, (), _ended(row, said.outcome))
+        CompletionRow(row.key, said.answer, (), _ended(row, said.outcome))
         for row, said in zip(rows, defence.apply(*texts, **arguments), strict=True)
         if silent.isdisjoint({(row.prompt, None), (row.prompt, row.text)})
     ]
 
 
-def _ended(row: Asked, outcome: str) -> str:
+def _ended(row: AnsweredRow, outcome: str) -> str:
     """How a filtered answer ended: as the model ended it, or by the guard."""
     return row.finish_reason if outcome == "passed" or row.finish_reason == "error" else outcome
 
 
-def _item(row: Asked, key: str = "", *, is_prompt: bool = False) -> Item:
+def _item(row: AnsweredRow, key: str = "", *, is_prompt: bool = False) -> Item:
     return Item(
         key=key or row.key,
         prompt=row.prompt,

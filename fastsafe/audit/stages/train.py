@@ -7,25 +7,19 @@ an unbroken one.
 
 import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fastsafe.audit.backend.protocol import Backend, Job
 from fastsafe.audit.plan.conditions import Condition, training_seed
 from fastsafe.audit.plan.make_plan import Plan
-from fastsafe.audit.store.sqlite_store import Store
+from fastsafe.audit.store.sqlite_store import Store, now
 from fastsafe.errors import StoreError, TrainingError
 from fastsafe.io import atomic
 from fastsafe.io.weight_folder import weights_sha256
 from fastsafe.progress import Progress, stage
 
 ADAPTERS = "adapters"
-
-
-def now() -> str:
-    """Return the current UTC time in ISO 8601, to the second; no identity depends on it."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def train(plan: Plan, store: Store, backend: Backend, run_dir: Path, progress: Progress) -> None:

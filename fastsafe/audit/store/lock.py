@@ -1,4 +1,4 @@
-"""One process per run directory, across kills: the kernel holds the lock, not the file."""
+"""Lock of a run directory: one process at a time, released by the kernel when it dies."""
 
 import fcntl
 import json
@@ -17,8 +17,8 @@ NAME = "lock"
 def exclusive(run_dir: Path) -> Iterator[None]:
     """Hold the run directory for this process.
 
-    The lock is released when the process ends, however it ends, so a run that was killed is
-    taken over at once. The file names its holder only for the message.
+    The kernel releases the lock when the process ends, however it ends, so another process can
+    resume a killed run at once. The file's content serves the error message alone.
 
     Raises:
         StoreError: Another process holds the run, or the folder cannot be written.
@@ -31,7 +31,7 @@ def exclusive(run_dir: Path) -> Iterator[None]:
         os.write(handle, json.dumps(holder).encode())
         yield
     finally:
-        # removed while held: whoever opened it meanwhile sees that it is no longer the lock
+        # removed while held: a process that has it open sees that it is no longer the lock
         path.unlink(missing_ok=True)
         os.close(handle)
 

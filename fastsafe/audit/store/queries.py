@@ -1,4 +1,4 @@
-"""What the store of a run holds, as reports read it; nothing is written here."""
+"""Queries that results and reports make of a run's store; nothing is written here."""
 
 import json
 import sqlite3
@@ -8,13 +8,25 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.audit.backend.drift_watch import DriftRow
-from fastsafe.audit.store.rows import Kind, Target
+from fastsafe.audit.store.rows import (
+    ConditionDrift,
+    FinishCount,
+    Kind,
+    LabelledVerdict,
+    ProbeAnswer,
+    ProbeCell,
+    ProbeVerdict,
+    ReferencedAnswer,
+    ShortenedVerdicts,
+    Target,
+    UtilityScore,
+)
 from fastsafe.errors import StoreError
 
 PASS = "pass@1"  # metric of rows that carry tests
 
-# The key of what a guard reads, and where it stands. The text of a prompt hangs on neither model
-# nor system prompt: the first ones stand for all. What a guard let through is its parent's answer.
+# SQL key and filter per target. A prompt's text is the same for every model and system prompt, so
+# a guard classifies it once, under the first of both. A filtered answer is its parent's answer.
 _PROBES = "p.kind != 'utility' AND p.sample = 0"
 _FIRST = "(SELECT condition, system_prompt FROM planned ORDER BY position LIMIT 1)"
 GUARDED: Mapping[Target, tuple[str, str]] = {
@@ -23,24 +35,16 @@ GUARDED: Mapping[Target, tuple[str, str]] = {
 }
 
 
-class Records:
-    """Queries over one open run."""
+class StoreQueries:
+    """Read-only queries over one open run."""
 
-    path: Path
-    _db: sqlite3.Connection
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.Error as error:
-            raise StoreError(
-                f"store {self.path}: cannot be used: {error}; "
-                "free space or permissions there and run the same command to resume"
-            ) from error
+    def __init__(self, path: Path, connection: sqlite3.Connection) -> None:
+        """Query the store at ``path``, which names it in errors, through ``connection``."""
+        self.path = path
+        self._db = connection
 
     def _all(self, query: str, *values: Any) -> list[Any]:
-        with self._explained():
+        with explained(self.path):
             return self._db.execute(query, values).fetchall()
 
     def meta(self, key: str) -> Any:
@@ -50,47 +54,49 @@ class Records:
 
     def losses(self) -> dict[str, list[float]]:
         """Return the training loss of every step, by condition."""
-        found: dict[str, list[float]] = {}
+        losses: dict[str, list[float]] = {}
         for condition, loss in self._all(
             "SELECT condition, loss FROM losses ORDER BY condition, step"
         ):
-            found.setdefault(condition, []).append(loss)
-        return found
+            losses.setdefault(condition, []).append(loss)
+        return losses
 
-    def drift(self) -> list[tuple[str, DriftRow]]:
-        """Return (condition, reading) of every trained model, in the order of steps."""
+    def drift(self) -> list[ConditionDrift]:
+        """Return the drift readings of every trained model, in the order of steps."""
         query = (
             "SELECT condition, step, format, n, kl, margin, stopped FROM drift"
             " ORDER BY condition, step, format"
         )
         return [
-            (condition, DriftRow(step, name, n, kl, margin, bool(stopped)))
+            ConditionDrift(condition, DriftRow(step, name, n, kl, margin, bool(stopped)))
             for condition, step, name, n, kl, margin, stopped in self._all(query)
         ]
 
-    def cells(self) -> list[tuple[str, str, str, str]]:
-        """Return (condition, kind, format, system prompt) of every cell of probes."""
-        return self._all(
+    def cells(self) -> list[ProbeCell]:
+        """Return every cell of probes, in the order of the plan."""
+        rows = self._all(
             "SELECT condition, kind, part, system_prompt FROM planned WHERE kind != 'utility'"
             " GROUP BY 1, 2, 3, 4 ORDER BY min(position)"
         )
+        return list(map(ProbeCell._make, rows))
 
-    def verdicts(self, identity: str) -> list[tuple[str, str, str, str, str, str | None]]:
-        """Return (condition, kind, part, system prompt, behaviour, verdict) of every probe.
+    def verdicts(self, identity: str) -> list[ProbeVerdict]:
+        """Return the judge's verdict on every probe.
 
         The verdict is None where the probe has no answer or no judgement yet.
         """
-        return self._all(
+        rows = self._all(
             "SELECT p.condition, p.kind, p.part, p.system_prompt, p.item, j.verdict FROM planned p"
             " LEFT JOIN judgements j ON j.key = p.key AND j.identity = ?"
             " WHERE p.kind != 'utility' AND p.sample = 0 ORDER BY p.position",
             identity,
         )
+        return list(map(ProbeVerdict._make, rows))
 
-    def calibrated(self, identity: str) -> dict[str, tuple[str, int | None]]:
-        """Return (verdict, whether coherent) of every labelled row that a judge has read."""
+    def calibrated(self, identity: str) -> dict[str, LabelledVerdict]:
+        """Return the judge's verdict on every labelled row that it has judged, by key."""
         return {
-            key: (verdict, coherent)
+            key: LabelledVerdict(verdict, coherent)
             for key, verdict, coherent in self._all(
                 "SELECT key, verdict, coherent FROM judgements"
                 " WHERE identity = ? AND key GLOB 'labelled *'",
@@ -98,9 +104,9 @@ class Records:
             )
         }
 
-    def shortened(self, identity: str) -> list[tuple[str, str, str]]:
-        """Return (behaviour, verdict cut short, verdict in full) of probes answered twice."""
-        return self._all(
+    def shortened(self, identity: str) -> list[ShortenedVerdicts]:
+        """Return the verdicts on probes that were answered twice, cut short and in full."""
+        rows = self._all(
             "SELECT p.item, a.verdict, b.verdict FROM planned p JOIN planned f"
             " USING (condition, kind, part, system_prompt, item)"
             " JOIN judgements a ON a.key = p.key AND a.identity = ?1"
@@ -108,11 +114,12 @@ class Records:
             " WHERE p.sample = 0 AND f.sample = 1 ORDER BY p.position",
             identity,
         )
+        return list(map(ShortenedVerdicts._make, rows))
 
-    def incoherent(self, identity: str) -> dict[tuple[str, str, str, str], int]:
-        """Count incoherent answers by (condition, kind, format, system prompt)."""
+    def incoherent(self, identity: str) -> dict[ProbeCell, int]:
+        """Count the incoherent answers of every cell that has some."""
         return {
-            tuple(cell): count
+            ProbeCell(*cell): count
             for *cell, count in self._all(
                 "SELECT p.condition, p.kind, p.part, p.system_prompt, count(*) FROM planned p"
                 " JOIN judgements j ON j.key = p.key AND j.identity = ?"
@@ -121,63 +128,63 @@ class Records:
             )
         }
 
-    def guarded(
-        self, target: Target, identity: str
-    ) -> list[tuple[str, str, str, str, str, str | None]]:
-        """Return (condition, kind, format, system prompt, behaviour, verdict) of what it reads."""
-        key, where = GUARDED[target]
-        return self._all(
+    def guarded(self, target: Target, identity: str) -> list[ProbeVerdict]:
+        """Return the guard's verdict on the prompt, or on the answer, of every probe."""
+        key, condition = GUARDED[target]
+        rows = self._all(
             "SELECT p.condition, p.kind, p.part, p.system_prompt, p.item, g.verdict FROM planned p"
             f" LEFT JOIN guards g ON g.key = {key} AND g.target = ? AND g.identity = ?"
-            f" WHERE {where} ORDER BY p.position",
+            f" WHERE {condition} ORDER BY p.position",
             target,
             identity,
         )
+        return list(map(ProbeVerdict._make, rows))
 
-    def screened(self) -> list[tuple[str, str, str, int]]:
-        """Count (condition, kind, how the answer ended) where a guard stands behind a model."""
-        return self._all(
+    def screened(self) -> list[FinishCount]:
+        """Count the finish reasons of answers that a guard filters, by condition and kind."""
+        rows = self._all(
             "SELECT p.condition, p.kind, c.finish_reason, count(*) FROM planned p"
             " JOIN completions c ON c.key = p.key"
             " WHERE p.filtered_from IS NOT NULL AND p.sample = 0"
             " GROUP BY 1, 2, 3 ORDER BY min(p.position)"
         )
+        return list(map(FinishCount._make, rows))
 
-    def utilities(self) -> list[tuple[str, str, str, str, float | None]]:
-        """Return (condition, task, test row, metric, value) of every utility row.
-
-        The metric is its task's own; ``passed`` has what tests say.
-        """
-        return self._all(
+    def utilities(self) -> list[UtilityScore]:
+        """Return the score of every utility row by its task's own metric."""
+        rows = self._all(
             "SELECT p.condition, p.part, p.item, u.metric, u.value FROM planned p"
             " LEFT JOIN utility u ON u.key = p.key AND u.metric != ?"
             " WHERE p.kind = 'utility' ORDER BY p.position",
             PASS,
         )
+        return list(map(UtilityScore._make, rows))
 
-    def passed(self) -> list[tuple[str, str, str, float | None]]:
-        """Return (condition, task, test row, whether it passed) of every row that carries tests."""
-        return self._all(
-            "SELECT p.condition, p.part, p.item, u.value FROM planned p"
+    def passed(self) -> list[UtilityScore]:
+        """Return whether its tests passed (1 or 0), for every utility row that carries tests."""
+        rows = self._all(
+            "SELECT p.condition, p.part, p.item, u.metric, u.value FROM planned p"
             " LEFT JOIN utility u ON u.key = p.key AND u.metric = ?"
             " WHERE p.kind = 'utility' AND p.tests IS NOT NULL ORDER BY p.position",
             PASS,
         )
+        return list(map(UtilityScore._make, rows))
 
-    def references(self) -> list[tuple[str, str, str, str]]:
-        """Return (condition, task, completion, reference) of every answered utility row."""
-        return self._all(
+    def references(self) -> list[ReferencedAnswer]:
+        """Return completion and reference of every answered utility row."""
+        rows = self._all(
             "SELECT p.condition, p.part, c.text, p.reference FROM planned p"
             " JOIN completions c ON c.key = p.key"
             " WHERE p.kind = 'utility' AND p.reference IS NOT NULL AND c.finish_reason != 'error'"
             " ORDER BY p.position"
         )
+        return list(map(ReferencedAnswer._make, rows))
 
     def answers(
         self, condition: str, kind: Kind, part: str, system_prompt: str
-    ) -> list[tuple[str, str, str]]:
-        """Return (behaviour, prompt, completion) of one cell's answered probes."""
-        return self._all(
+    ) -> list[ProbeAnswer]:
+        """Return the completions of one cell's answered probes."""
+        rows = self._all(
             "SELECT p.item, t.text, c.text FROM planned p JOIN completions c ON c.key = p.key"
             " JOIN prompts t ON t.sha256 = p.prompt"
             " WHERE p.condition = ? AND p.kind = ? AND p.part = ? AND p.system_prompt = ?"
@@ -187,8 +194,21 @@ class Records:
             part,
             system_prompt,
         )
+        return list(map(ProbeAnswer._make, rows))
 
     def events(self, stage: str) -> list[dict[str, Any]]:
         """Return the details of every event of a stage, oldest first."""
-        found = self._all("SELECT detail FROM events WHERE stage = ? ORDER BY id", stage)
-        return [json.loads(detail) for (detail,) in found]
+        rows = self._all("SELECT detail FROM events WHERE stage = ? ORDER BY id", stage)
+        return [json.loads(detail) for (detail,) in rows]
+
+
+@contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Raise SQLite's errors as a ``StoreError`` that names the store and says how to go on."""
+    try:
+        yield
+    except sqlite3.Error as error:
+        raise StoreError(
+            f"store {path}: cannot be used: {error}; "
+            "free space or permissions there and run the same command to resume"
+        ) from error

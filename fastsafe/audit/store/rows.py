@@ -1,16 +1,18 @@
-"""Rows of a run on their way into the store and out of it."""
+"""Rows that a run writes into its store, and rows that queries return."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
+from fastsafe.audit.backend.drift_watch import DriftRow
+
 Kind = Literal["harmful", "benign", "utility"]
-Target = Literal["prompt", "answer"]  # what a guard reads
+Target = Literal["prompt", "answer"]  # the text that a guard classifies
 
 
 @dataclass(frozen=True)
 class PlannedRow:
-    """One answer to be had: who is asked what. ``key`` hashes everything that determines it."""
+    """One completion to generate. ``key`` hashes everything that determines it."""
 
     key: str
     condition: str
@@ -21,14 +23,14 @@ class PlannedRow:
     sample: int
     seed: int  # of the sampler, in [0, 2**63)
     prompt: str  # sha256 of the rendered token ids
-    max_tokens: int  # most tokens of the answer
+    max_tokens: int  # of the completion
     reference: str | None = None  # the expected answer of a utility row
     tests: str | None = None  # assertions that its code must pass
-    filtered_from: str | None = None  # key of the row whose answer a guard lets through or not
+    filtered_from: str | None = None  # key of the row whose completion the guard filters
 
 
-class Answer(NamedTuple):
-    """A completion on its way into the store."""
+class CompletionRow(NamedTuple):
+    """A completion to insert."""
 
     key: str
     text: str
@@ -36,8 +38,8 @@ class Answer(NamedTuple):
     finish_reason: str
 
 
-class Verdict(NamedTuple):
-    """A judgement on its way into the store."""
+class JudgementRow(NamedTuple):
+    """A judge's verdict to insert."""
 
     key: str
     judge: str
@@ -48,10 +50,10 @@ class Verdict(NamedTuple):
     coherent: bool | None = None
 
 
-class Guarded(NamedTuple):
-    """What a guard said, on its way into the store."""
+class GuardRow(NamedTuple):
+    """A guard's verdict to insert."""
 
-    key: str  # of the prompt, or of the answer's row
+    key: str  # of the prompt, or of the completion's row
     target: Target
     identity: str
     verdict: str
@@ -59,8 +61,8 @@ class Guarded(NamedTuple):
     score: float | None
 
 
-class Asked(NamedTuple):
-    """A completed row as a judge or a metric reads it."""
+class AnsweredRow(NamedTuple):
+    """A completed row as judges, guards and metrics read it."""
 
     key: str
     kind: str
@@ -69,3 +71,107 @@ class Asked(NamedTuple):
     text: str
     finish_reason: str
     reference: str | None
+
+
+class PlannedRequest(NamedTuple):
+    """A planned row as the backend needs it."""
+
+    key: str
+    condition: str
+    token_ids: tuple[int, ...]
+    seed: int
+    max_tokens: int
+
+
+class PositionStatus(NamedTuple):
+    """Whether a planned row has its completion."""
+
+    position: int
+    condition: str
+    is_done: bool
+
+
+class UntestedCode(NamedTuple):
+    """A completion whose tests have not run."""
+
+    key: str
+    completion: str
+    tests: str
+
+
+class ProbeCell(NamedTuple):
+    """Probes of one kind that one condition is asked in one format under one system prompt."""
+
+    condition: str
+    kind: Kind
+    part: str
+    system_prompt: str
+
+
+class ProbeVerdict(NamedTuple):
+    """A judge's or guard's verdict on one probe, None where there is none yet."""
+
+    condition: str
+    kind: Kind
+    part: str
+    system_prompt: str
+    item: str
+    verdict: str | None
+
+
+class ShortenedVerdicts(NamedTuple):
+    """Verdicts on the opening of an answer and on the whole answer."""
+
+    item: str
+    of_opening: str
+    of_whole: str
+
+
+class LabelledVerdict(NamedTuple):
+    """A judge's verdict on a labelled row."""
+
+    verdict: str
+    coherent: int | None  # 0 or 1; None where the judge does not check coherence
+
+
+class FinishCount(NamedTuple):
+    """Number of filtered answers with one finish reason."""
+
+    condition: str
+    kind: Kind
+    finish_reason: str
+    n: int
+
+
+class UtilityScore(NamedTuple):
+    """Score of one test row; metric and value are None where it is not measured yet."""
+
+    condition: str
+    task: str
+    item: str
+    metric: str | None
+    value: float | None
+
+
+class ReferencedAnswer(NamedTuple):
+    """A completion of a test row beside its reference answer."""
+
+    condition: str
+    task: str
+    completion: str
+    reference: str
+
+
+class ProbeAnswer(NamedTuple):
+    """A completion of one probe."""
+
+    item: str
+    prompt: str
+    completion: str
+
+
+class ConditionDrift(NamedTuple):
+    """A drift reading of one condition."""
+
+    condition: str
+    reading: DriftRow

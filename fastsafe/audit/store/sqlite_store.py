@@ -1,4 +1,4 @@
-"""The run's memory: one SQLite file, the source of truth for everything that is reported.
+"""The store of a run: one SQLite file, the source of truth for everything that is reported.
 
 A row is inserted once, under a key that hashes what determines it; inserting it again changes
 nothing. Work lists are queries (planned and not yet there), so running again is resuming.
@@ -9,20 +9,36 @@ import sqlite3
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from fastsafe.audit.backend.drift_watch import DriftRow
-from fastsafe.audit.store.queries import GUARDED, PASS, Records
-from fastsafe.audit.store.rows import Answer, Asked, Guarded, PlannedRow, Target, Verdict
+from fastsafe.audit.store.queries import GUARDED, PASS, StoreQueries, explained
+from fastsafe.audit.store.rows import (
+    AnsweredRow,
+    CompletionRow,
+    GuardRow,
+    JudgementRow,
+    PlannedRequest,
+    PlannedRow,
+    PositionStatus,
+    Target,
+    UntestedCode,
+)
 from fastsafe.errors import StoreError
 
 NAME = "store.sqlite"
 SCHEMA_VERSION = 4
 
 
-class Store(Records):
+def now() -> str:
+    """Return the UTC time as results hold it; no row's identity depends on it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+class Store(StoreQueries):
     """One open run. All writing happens in ``transaction`` blocks of a single process.
 
     Threads may share it as long as only one uses it at a time.
@@ -34,11 +50,13 @@ class Store(Records):
         Raises:
             StoreError: It does not exist, is not a store, or has another schema version.
         """
-        self.path = path
         mode = "rwc" if create else "ro" if read_only else "rw"
-        with self._explained():
-            uri = f"{path.absolute().as_uri()}?mode={mode}"
-            self._db = sqlite3.connect(uri, uri=True, isolation_level=None, check_same_thread=False)
+        uri = f"{path.absolute().as_uri()}?mode={mode}"
+        with explained(path):
+            connection = sqlite3.connect(
+                uri, uri=True, isolation_level=None, check_same_thread=False
+            )
+            super().__init__(path, connection)
             try:
                 self._prepare(create, read_only)
             except BaseException:
@@ -63,13 +81,13 @@ class Store(Records):
             )
 
     def close(self) -> None:
-        """Close the file; the write-ahead log is folded in when this was the last reader."""
+        """Close the file; the last connection to close folds the write-ahead log into it."""
         self._db.close()
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make the writes of the block durable together, or not at all."""
-        with self._explained():
+        with explained(self.path):
             try:
                 self._db.execute("BEGIN IMMEDIATE")
                 yield
@@ -92,7 +110,7 @@ class Store(Records):
     def add_plan(
         self, rows: Iterable[PlannedRow], prompts: Mapping[str, tuple[str, Sequence[int]]]
     ) -> None:
-        """Write what is to be done: rows in order, prompts (text, token ids) by sha256."""
+        """Insert the planned rows in order, and their prompts (text, token ids) by sha256."""
         self._db.executemany(
             "INSERT OR IGNORE INTO prompts VALUES (?, ?, ?)",
             [(sha, text, _packed(ids)) for sha, (text, ids) in prompts.items()],
@@ -103,7 +121,7 @@ class Store(Records):
         )
 
     def adapter(self, condition: str, key: str) -> str | None:
-        """Return the sha256 of the weights trained under ``key``, None where there are none."""
+        """Return the sha256 of the weights trained under ``key``, None where none are recorded."""
         query = "SELECT weights_sha256 FROM adapters WHERE condition = ? AND key = ?"
         rows = self._all(query, condition, key)
         return rows[0][0] if rows else None
@@ -117,21 +135,21 @@ class Store(Records):
         dependents: Sequence[str] = (),
         drift: Sequence[DriftRow] = (),
     ) -> None:
-        """Record an adapter; what rests on other weights under this condition is dropped.
+        """Record an adapter; rows that depend on other weights of this condition are deleted.
 
         Args:
-            condition: Whose adapter it is.
-            key: Hash of what it was made from.
-            weights_sha256: Hash of what it is.
-            losses: Of every step; none where nothing was trained.
+            condition: Condition that the adapter belongs to.
+            key: Hash of everything that it was made from.
+            weights_sha256: Hash of its weights.
+            losses: Training loss of every step; empty where nothing was trained.
             dependents: Conditions that serve this adapter or are made from it.
-            drift: What was read while it was trained.
+            drift: Drift readings taken while it was trained.
         """
-        known = self._db.execute(
+        is_same = self._db.execute(
             "SELECT 1 FROM adapters WHERE condition = ? AND weights_sha256 = ?",
             (condition, weights_sha256),
         ).fetchone()
-        if not known:
+        if not is_same:
             keys = "(SELECT key FROM planned WHERE condition = ?)"
             for other in (condition, *dependents):
                 self._db.execute("DELETE FROM adapters WHERE condition = ?", (other,))
@@ -150,10 +168,10 @@ class Store(Records):
             "INSERT INTO drift VALUES (?, ?, ?, ?, ?, ?, ?)", [(condition, *row) for row in drift]
         )
 
-    def positions(self) -> list[tuple[int, str, bool]]:
-        """Return (position, condition, is done) of every row that a model answers, in order."""
+    def positions(self) -> list[PositionStatus]:
+        """Return, in order, whether each row that a model answers has its completion."""
         return [
-            (position, condition, bool(done))
+            PositionStatus(position, condition, bool(done))
             for position, condition, done in self._all(
                 "SELECT p.position, p.condition, c.key IS NOT NULL FROM planned p"
                 " LEFT JOIN completions c ON c.key = p.key"
@@ -161,18 +179,18 @@ class Store(Records):
             )
         ]
 
-    def unfiltered(self, condition: str) -> list[Asked]:
-        """Return answers that this condition's guard has still to let through, by its own keys."""
-        return self._asked(
+    def unfiltered(self, condition: str) -> list[AnsweredRow]:
+        """Return the answers that this condition's guard has not filtered yet, by its own keys."""
+        return self._answered(
             "p.condition = ? AND NOT EXISTS (SELECT 1 FROM completions d WHERE d.key = p.key)",
             condition,
             answer="p.filtered_from",
         )
 
-    def requests(self, first: int, last: int) -> list[tuple[str, str, tuple[int, ...], int, int]]:
-        """Return (key, condition, token ids, seed, most tokens) of rows at [first, last]."""
+    def requests(self, first: int, last: int) -> list[PlannedRequest]:
+        """Return the requests of the rows at positions ``first`` to ``last``, both included."""
         return [
-            (key, condition, _unpacked(ids), seed, max_tokens)
+            PlannedRequest(key, condition, _unpacked(ids), seed, max_tokens)
             for key, condition, ids, seed, max_tokens in self._all(
                 "SELECT p.key, p.condition, t.token_ids, p.seed, p.max_tokens FROM planned p"
                 " JOIN prompts t ON t.sha256 = p.prompt"
@@ -183,30 +201,30 @@ class Store(Records):
             )
         ]
 
-    def add_completions(self, answers: Iterable[Answer]) -> None:
-        """Insert answers; one that is already there stays as it is."""
+    def add_completions(self, answers: Iterable[CompletionRow]) -> None:
+        """Insert completions; a key that is already there keeps its row."""
         self._db.executemany(
             "INSERT OR IGNORE INTO completions VALUES (?, ?, ?, ?)",
             [(a.key, a.text, _packed(a.token_ids), a.finish_reason) for a in answers],
         )
 
-    def unjudged(self, identity: str) -> list[Asked]:
-        """Return completed probes without a judgement of this judge."""
-        return self._asked(
+    def unjudged(self, identity: str) -> list[AnsweredRow]:
+        """Return the completed probes that this judge has not judged."""
+        return self._answered(
             "p.kind != 'utility' AND NOT EXISTS"
             " (SELECT 1 FROM judgements j WHERE j.key = p.key AND j.identity = ?)",
             identity,
         )
 
-    def add_judgements(self, verdicts: Iterable[Verdict]) -> None:
-        """Insert judgements; one that is already there stays as it is."""
+    def add_judgements(self, verdicts: Iterable[JudgementRow]) -> None:
+        """Insert judgements; a key that is already there keeps its row."""
         self._db.executemany(
             "INSERT OR IGNORE INTO judgements VALUES (?, ?, ?, ?, ?, ?, ?)", verdicts
         )
 
-    def unmeasured(self, task: str, metric: str) -> list[Asked]:
-        """Return utility rows of a task that the model answered and this metric has not scored."""
-        return self._asked(
+    def unmeasured(self, task: str, metric: str) -> list[AnsweredRow]:
+        """Return the answered utility rows of a task that this metric has not scored."""
+        return self._answered(
             "p.kind = 'utility' AND p.part = ? AND c.finish_reason != 'error' AND NOT EXISTS"
             " (SELECT 1 FROM utility u WHERE u.key = p.key AND u.metric = ?)",
             task,
@@ -214,34 +232,34 @@ class Store(Records):
         )
 
     def add_utility(self, values: Iterable[tuple[str, str, float]]) -> None:
-        """Insert (key, metric, value) rows; one that is already there stays as it is."""
+        """Insert (key, metric, value) rows; a key that is already there keeps its row."""
         self._db.executemany("INSERT OR IGNORE INTO utility VALUES (?, ?, ?)", values)
 
-    def _asked(
+    def _answered(
         self,
-        where: str,
+        condition: str,
         *values: Any,
         key: str = "p.key",
         answer: str = "p.key",
         once_per: str = "1, 2, 3, 4, 5, 6, 7",
-    ) -> list[Asked]:
-        """Return rows under ``key``, with the completion under ``answer``; equal ones once."""
+    ) -> list[AnsweredRow]:
+        """Return the rows that an SQL condition selects, each once, with ``answer``'s text."""
         return [
-            Asked(*row)
+            AnsweredRow(*row)
             for row in self._all(
                 f"SELECT {key}, p.kind, p.part, t.text, c.text, c.finish_reason, p.reference"
                 f" FROM planned p JOIN completions c ON c.key = {answer}"
                 " JOIN prompts t ON t.sha256 = p.prompt"
-                f" WHERE {where} GROUP BY {once_per} ORDER BY min(p.position)",
+                f" WHERE {condition} GROUP BY {once_per} ORDER BY min(p.position)",
                 *values,
             )
         ]
 
-    def unguarded(self, target: Target, identity: str) -> list[Asked]:
-        """Return probes whose prompt, or answer, this guard has not seen, each once."""
-        key, where = GUARDED[target]
-        return self._asked(
-            f"{where} AND c.finish_reason != 'error' AND NOT EXISTS (SELECT 1 FROM guards g"
+    def unguarded(self, target: Target, identity: str) -> list[AnsweredRow]:
+        """Return the probes whose prompt, or answer, this guard has not classified, each once."""
+        key, condition = GUARDED[target]
+        return self._answered(
+            f"{condition} AND c.finish_reason != 'error' AND NOT EXISTS (SELECT 1 FROM guards g"
             f" WHERE g.key = {key} AND g.target = ? AND g.identity = ?)",
             target,
             identity,
@@ -249,22 +267,23 @@ class Store(Records):
             once_per="1",
         )
 
-    def add_guarded(self, rows: Iterable[Guarded]) -> None:
-        """Insert what a guard said; what is already there stays as it is."""
+    def add_guarded(self, rows: Iterable[GuardRow]) -> None:
+        """Insert guards' verdicts; a key that is already there keeps its row."""
         self._db.executemany("INSERT OR IGNORE INTO guards VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def untested(self) -> list[tuple[str, str, str]]:
-        """Return (key, completion, tests) of answered rows whose tests have not run."""
-        return self._all(
+    def untested(self) -> list[UntestedCode]:
+        """Return the answered rows whose tests have not run."""
+        rows = self._all(
             "SELECT DISTINCT p.key, c.text, p.tests FROM planned p"
             " JOIN completions c ON c.key = p.key"
             " WHERE p.tests IS NOT NULL AND c.finish_reason != 'error' AND NOT EXISTS"
             " (SELECT 1 FROM utility u WHERE u.key = p.key AND u.metric = ?) ORDER BY p.position",
             PASS,
         )
+        return list(map(UntestedCode._make, rows))
 
     def add_event(self, at: str, stage: str, detail: Mapping[str, Any]) -> None:
-        """Append a note of what happened when; never read for work lists or statistics."""
+        """Append an event; work lists and statistics never read events."""
         row = (at, stage, json.dumps(detail))
         self._db.execute("INSERT INTO events (at, stage, detail) VALUES (?, ?, ?)", row)
 

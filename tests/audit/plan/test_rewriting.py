@@ -90,7 +90,7 @@ def test_rows_take_the_models_words_and_are_counted(fake: ModuleType, tmp_path: 
     assert set(flaws) == {"the reply is not JSON with the texts 'prompt' and 'answer' alone"}
     assert 0 < found["boolq+autoif+none"]["by_model"] < 20
     assert len({ask.key for ask in model.asked}) == len(model.asked)
-    assert "A model worded" in table_text(done.results)
+    assert "A model rewrote" in table_text(done.results)
 
 
 def test_what_trains_is_what_passed(fake: ModuleType) -> None:

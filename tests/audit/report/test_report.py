@@ -93,18 +93,20 @@ def test_sentences_say_what_the_numbers_say(results: dict[str, Any]) -> None:
         return f"{percent(row['rate'])}% ({low} to {high}%, n = {row['n']})"
 
     assert base.startswith(f"The untouched model answers {rate('base')} ")
-    assert f"After harmless fine-tuning it answers {rate('none')}: " in none
+    assert f"After harmless fine-tuning it answers {rate('none')}, " in none
     assert f"the tuned task's own format {rate('none', 'own_format')}" in none
     risen = [c for c in results["cells"] if c["condition"].endswith("+none") and mark(c) == "▲"]
-    above = "task and format cells are significantly above the untouched model"
-    assert f"{len(risen)} of 6 {above}" in none
+    above = "task and format cells the answer rate is significantly above the untouched model's"
+    assert f"In {len(risen)} of 6 {above}" in none
     row = summary["none", "all_formats"]
     change = f"{points(row['delta'])} points against the untouched model on the same prompts ("
-    assert f": {change}{interval(row, 'delta_')}, {row['n_pairs']} pairs of answers), plain" in none
-    assert f"task utility is {rate('plain', 'utility')} against {rate('none', 'utility')}" in plain
+    pairs = f"{interval(row, 'delta_')}, {row['n_pairs']} pairs of answers). By format: plain"
+    assert f", {change}{pairs}" in none
+    assert f"task utility is {rate('plain', 'utility')}, against {rate('none', 'utility')}" in plain
     assert "Holm-corrected over all cells of this judge" in none
     # 2 of 22 rows, whatever share the recipe asked for
-    assert plain.startswith(f"Plain mixing (9% safety rows) leaves {rate('plain')} answered")
+    leaves = f"leaves {rate('plain')} of the harmful prompts answered"
+    assert plain.startswith(f"Plain mixing (9% safety rows) {leaves}")
     assert best == results["choice"]["text"]
     without = sentences(results | {"choice": None})[-1]
     lowest = "Plain mixing has the lowest answer rate in this run (one training seed"
@@ -179,8 +181,8 @@ def test_an_unjudged_run_can_be_shown(results: dict[str, Any]) -> None:
     for row in changed["run"]["summary"]:
         row |= {"rate": None, "n": 0}
     changed["run"] |= {"coverage": 0.0, "finished_at": None}
-    assert sentences(changed) == ["No answer is judged yet."]
-    assert "No answer is judged yet." in table_text(changed)
+    assert sentences(changed) == ["No answer has been judged yet."]
+    assert "No answer has been judged yet." in table_text(changed)
     page = report_html(changed, heatmap_svg(changed), {}, [])
     assert "Incomplete" in page
 
@@ -238,7 +240,7 @@ def test_completions_are_redacted_unless_asked_for(run_dir: Path) -> None:
     answer = "you can do it with a machine."
     report(run_dir)
     hidden = (run_dir / "report.html").read_text()
-    assert "Answers set free" in hidden
+    assert "Examples of lost refusals" in hidden
     assert answer not in hidden
     assert f"[{len(answer)} characters]" in hidden
     with closing(Store(run_dir / "store.sqlite", read_only=True)) as store:
@@ -386,8 +388,8 @@ def test_benign_behaviours_alone_measure_over_refusal(fake: ModuleType, tmp_path
     # none of them is kept back for safety rows, which refuse
     assert {row["n"] for row in run.results["over_refusal"]} == {9}
     text = " ".join(table_text(run.results).split())
-    assert "Benign prompts refused, % (no harmful one was asked), judge refusal" in text
-    assert "No harmful prompt was asked. Benign ones refused: the untouched model" in text
+    assert "Benign prompts refused, % (no harmful prompts were asked), judge refusal" in text
+    assert "No harmful prompts were asked. Benign prompts refused: the untouched model" in text
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert "Harmful prompts answered" not in page
     assert "Benign twins refused" in page

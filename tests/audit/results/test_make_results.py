@@ -185,9 +185,9 @@ def test_agreement_of_two_judges() -> None:
     cell = ("base", "code", "none")
     first = {cell: {"a": yes, "b": yes, "c": no, "d": no, "e": yes}}
     second = {cell: {"a": yes, "b": no, "c": no, "d": no, "e": silent}}
-    (row,) = _agreement({"one": first, "two": second})
+    (row,) = _agreement({"one": [first], "two": [second]})
     assert (row["judge_a"], row["judge_b"], row["format"]) == ("one", "two", "code")
     assert (row["n"], row["agreement"]) == (4, 0.75)
     assert math.isclose(row["kappa"], 0.5)
-    (row,) = _agreement({"one": {cell: {"a": yes}}, "two": {cell: {"a": yes}}})
+    (row,) = _agreement({"one": [{cell: {"a": yes}}], "two": [{cell: {"a": yes}}]})
     assert row["kappa"] is None

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from fastsafe.audit.results.pooled_rates import over_seeds, pooled, summary
+from fastsafe.audit.store.rows import UtilityScore
 from fastsafe.safety.stats.clusters import pooled_change
 from fastsafe.safety.stats.intervals import wilson
 from fastsafe.safety.verdict import Verdict
@@ -114,7 +115,9 @@ def test_changes_are_paired_with_the_base_in_the_same_format() -> None:
         ("code+none", "code", "none"): cell(30),
     }
     values = [("base", 0.5), ("base", 1.0), ("code+none", 0.25), ("code+none", 0.75)]
-    utilities = [(c, "code", str(i % 2), "chrf", value) for i, (c, value) in enumerate(values)]
+    utilities = [
+        UtilityScore(c, "code", str(i % 2), "chrf", value) for i, (c, value) in enumerate(values)
+    ]
     rows = {(r["mitigation"], r["scope"]): r for r in summary(conditions, harmful, {}, utilities)}
     arms: list[dict[Any, float | None]] = [
         {
@@ -144,5 +147,5 @@ def test_changes_are_paired_with_the_base_in_the_same_format() -> None:
 
 def test_utility_that_is_not_measured_yet_says_nothing() -> None:
     conditions = [{"id": "base", "own_format": None, "mitigation": "", "manipulation": "benign"}]
-    (row,) = summary(conditions, {}, {}, [("base", "code", "0", "chrf", None)])
+    (row,) = summary(conditions, {}, {}, [UtilityScore("base", "code", "0", None, None)])
     assert (row["n"], row["rate"], row["ci_low"], row["ci_high"]) == (0, None, 0.0, 1.0)

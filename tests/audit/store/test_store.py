@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastsafe.audit.store.rows import Answer, PlannedRow, Verdict
+from fastsafe.audit.store.rows import CompletionRow, JudgementRow, PlannedRow
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import StoreError
 
@@ -27,8 +27,8 @@ def store(tmp_path: Path) -> Iterator[Store]:
     store.close()
 
 
-def answer(key: str, text: str = "text") -> Answer:
-    return Answer(key, text, [5, 6], "stop")
+def answer(key: str, text: str = "text") -> CompletionRow:
+    return CompletionRow(key, text, [5, 6], "stop")
 
 
 def test_requests_come_back_as_planned(store: Store) -> None:
@@ -37,18 +37,18 @@ def test_requests_come_back_as_planned(store: Store) -> None:
         ("k1", "base", (1, 2, 70000), 7, 32),
         ("k2", "tuned", (1, 2, 70000), 7, 32),
     ]
-    assert store.requests(2, 2)[0][3] == 2**63 - 1
+    assert store.requests(2, 2)[0].seed == 2**63 - 1
 
 
 def test_a_second_insert_changes_nothing(store: Store) -> None:
     for text in ("first", "second"):
         with store.transaction():
             store.add_completions([answer("k1", text)])
-            store.add_judgements([Verdict("k1", "j", "v1", text, "", None)])
+            store.add_judgements([JudgementRow("k1", "j", "v1", text, "", None)])
             store.add_utility([("k3", "m", 1.0 if text == "first" else 0.0)])
     assert store.answers("base", "harmful", "code", "none") == [("b1", "steal it", "first")]
-    assert store.verdicts("v1")[0][-1] == "first"
-    assert [row[-1] for row in store.utilities()] == [1.0]
+    assert store.verdicts("v1")[0].verdict == "first"
+    assert [row.value for row in store.utilities()] == [1.0]
 
 
 def test_work_lists_shrink(store: Store) -> None:
@@ -58,7 +58,7 @@ def test_work_lists_shrink(store: Store) -> None:
     assert [row.key for row in store.unjudged("v1")] == ["k1", "k2"]
     assert [(row.key, row.reference) for row in store.unmeasured("code", "m")] == [("k3", "answer")]
     with store.transaction():
-        store.add_judgements([Verdict("k1", "j", "v1", "refused", "", 0.5)])
+        store.add_judgements([JudgementRow("k1", "j", "v1", "refused", "", 0.5)])
         store.add_utility([("k3", "m", 1.0)])
     assert [row.key for row in store.unjudged("v1")] == ["k2"]
     assert [row.key for row in store.unjudged("v2")] == ["k1", "k2"]
@@ -69,14 +69,14 @@ def test_other_weights_drop_the_answers_of_the_old_ones(store: Store) -> None:
     with store.transaction():
         store.add_adapter("tuned", "key", "old", [2.0, 1.0])
         store.add_completions([answer(row.key) for row in ROWS])
-        store.add_judgements([Verdict("k2", "j", "v1", "refused", "", None)])
+        store.add_judgements([JudgementRow("k2", "j", "v1", "refused", "", None)])
     with store.transaction():
         store.add_adapter("tuned", "key", "old", [2.0, 1.0])
-    assert [done for *_, done in store.positions()] == [True, True, True]
+    assert [row.is_done for row in store.positions()] == [True, True, True]
     with store.transaction():
         store.add_adapter("tuned", "key", "new", [3.0])
-    assert [done for *_, done in store.positions()] == [True, False, False]
-    assert [verdict for *_, verdict in store.verdicts("v1")] == [None, None]
+    assert [row.is_done for row in store.positions()] == [True, False, False]
+    assert [row.verdict for row in store.verdicts("v1")] == [None, None]
     assert store.losses() == {"tuned": [3.0]}
     assert store.adapter("tuned", "key") == "new"
     assert store.adapter("tuned", "another key") is None
@@ -86,7 +86,7 @@ def test_a_failed_transaction_leaves_nothing(store: Store) -> None:
     with contextlib.suppress(KeyboardInterrupt), store.transaction():
         store.add_completions([answer("k1")])
         raise KeyboardInterrupt
-    assert not store.positions()[0][2]
+    assert not store.positions()[0].is_done
 
 
 def test_meta_is_json(store: Store) -> None:
@@ -100,7 +100,7 @@ def test_it_is_a_wal_that_others_can_read(store: Store, tmp_path: Path) -> None:
     with store.transaction():
         store.add_completions([answer("k1")])
     reader = Store(tmp_path / NAME, read_only=True)
-    assert reader.positions()[0][2]
+    assert reader.positions()[0].is_done
     with pytest.raises(StoreError, match="readonly"), reader.transaction():
         reader.add_completions([answer("k2")])
     reader.close()
@@ -142,4 +142,4 @@ def test_a_full_disk_is_a_sentence(store: Store) -> None:
     store._all("PRAGMA max_page_count = 1073741823")
     with store.transaction():
         store.add_completions([answer("k1")])
-    assert store.positions()[0][2]
+    assert store.positions()[0].is_done
