@@ -14,8 +14,7 @@ from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
 from fastsafe.train import FinetuneResult, TrainOptions, plan_training
 from fastsafe.train.job import JobRun, Thrift
 from fastsafe.train.loop import is_out_of_memory
-
-from .common import assert_same, job, rows
+from fastsafe_testing.jobs import assert_same, job, rows
 
 OBJECTIVES: list[Any] = [
     "sft",
