@@ -184,7 +184,9 @@ def test_the_page_of_architecture_draws_the_tree() -> None:
 
 @pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
 def test_pages_name_files_that_are_there(page: str) -> None:
-    text = re.sub(r"^```.*?^```", "", (ROOT / page).read_text(encoding="utf-8"), flags=re.S | re.M)
+    text = (ROOT / page).read_text(encoding="utf-8")
+    # what the page writes out itself is nowhere else
+    text = re.sub(r"(^`\S+`:\n\n)?^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
     named = re.findall(r"`([\w./-]+\.(?:py|cpp|hpp|md|toml|yml|jsonl))`", text)
     roots = (ROOT, ROOT / "fastsafe", ROOT / "fastsafe" / "audit", ROOT / "kernels")
     assert [n for n in named if not any((root / n).is_file() for root in roots)] == []
