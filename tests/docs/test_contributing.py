@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastsafe.audit import audit
 from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges import Item
 from fastsafe.train.objectives import Objective
@@ -41,8 +43,23 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def test_the_page_has_one_file_of_each_kind() -> None:
-    kinds = ["tasks", "formats", "judges", "data", "objectives", "fastsafe_kernels"]
+    kinds = ["", "tasks", "formats", "judges", "data", "objectives", "fastsafe_kernels"]
     assert sorted(Path(name).parent.name for name in FILES) == sorted(kinds)
+
+
+def test_two_runs_are_compared(tmp_path: Path) -> None:
+    script = tmp_path / "compare_runs.py"
+    script.write_text(FILES["compare_runs.py"], encoding="utf-8")
+    small = ["training.max_steps=1", "training.rows=16", "tasks=[code]", "mitigations=[none]"]
+    for name, seed in ("before", 0), ("after", 0), ("other", 1):
+        audit("organism", out=tmp_path / name, overrides=small, limit=2, seed=seed)
+
+    def compared(other: str) -> subprocess.CompletedProcess[str]:
+        words = [sys.executable, "-P", str(script), "before", other]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
+
+    assert compared("after").returncode == 0, compared("after").stderr
+    assert "adapters/code+none/adapter_model.safetensors" in compared("other").stderr
 
 
 def test_the_task(module: Any) -> None:
