@@ -1,7 +1,9 @@
 # One command each; every target sets up .venv by itself and again when the package's build changes.
 PYTHON ?= python3
+# A TORCH of yours is taken as it is; without one, a Linux machine without a GPU gets the CPU build.
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
+CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet
 BUILD = pyproject.toml setup.py $(wildcard csrc/*)
 
@@ -33,14 +35,17 @@ bench: .venv/.installed-dev
 		.venv/bin/python $$script; done
 
 .venv/.installed: $(BUILD)
-	$(call install,.)
+	$(call install)
+	@$(PIP) --editable .
 	@touch $@
 
 .venv/.installed-dev: $(BUILD)
-	$(call install,.[dev])
+	$(call install)
+	@test "$$(uname -s)" != Linux || $(PIP) "$(TRITON)"
+	@$(PIP) --editable ".[dev]"
 	@touch .venv/.installed $@
 
-# torch first: the build of it that is there is the one that the package is content with.
+# torch first: pip then keeps this build of it when it installs the package.
 define install
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo \
 		"$(PYTHON) is $$($(PYTHON) --version 2>&1), expected Python 3.11 or later;" \
@@ -50,7 +55,11 @@ define install
 		"install g++ or clang++, or name yours with CXX=..."; exit 1; } >&2
 	@echo "Setting up .venv (once, and when the package's build changes)"
 	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	@$(PIP) "$(TORCH)"
-	@test "$$(uname -s)" != Linux || $(PIP) "$(TRITON)"
-	@$(PIP) --editable "$(1)"
+	@if test "$(origin TORCH)" != file || test "$$(uname -s)" != Linux || command -v nvidia-smi >/dev/null; then \
+		$(PIP) "$(TORCH)"; \
+	else \
+		$(PIP) --timeout 15 --retries 0 --index-url $(CPU_WHEELS) "$(TORCH)" 2>/dev/null || { \
+			echo "$(CPU_WHEELS) has no $(TORCH) for this machine or cannot be reached: taking PyPI's, with CUDA (gigabytes)"; \
+			$(PIP) "$(TORCH)"; }; \
+	fi
 endef

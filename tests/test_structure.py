@@ -3,9 +3,11 @@
 import ast
 import fnmatch
 import io
+import re
 import tokenize
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -13,6 +15,9 @@ ROOT = Path(__file__).parents[1]
 MAX_LINES = 400
 TOP_LEVEL = {
     "CHANGELOG.md",
+    "CITATION.cff",
+    "CONTRIBUTING.md",
+    "Dockerfile",
     "LICENSE",
     "MANIFEST.in",
     "Makefile",
@@ -74,6 +79,20 @@ def test_no_file_is_long() -> None:
     assert long == {}
 
 
+def test_the_median_file_is_short() -> None:
+    assert median(lines(path) for path in SHIPPED) < 150
+
+
+def test_no_two_classes_share_a_name() -> None:
+    """One word per idea, in tracebacks and searches too; a class inside a function counts."""
+    homes: dict[str, list[str]] = {}
+    for path in SHIPPED:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
 def code_lines(source: str) -> int:
     """Lines that hold code: no blank ones, comments or docstrings."""
     held: set[int] = set()
@@ -92,7 +111,7 @@ def code_lines(source: str) -> int:
 BUDGETS = {
     "the runtime: io, data, model, engine, train": 8_300,
     "the science: safety": 5_450,
-    "what is above: audit, oracle, organism, cli": 8_150,
+    "what is above: audit, commands, transformers_backend, organism, cli": 8_150,
     "kernels": 5_000,
 }
 RUNTIME = {"io", "data", "model", "engine", "train"}
@@ -128,6 +147,51 @@ def test_the_top_level_is_fixed() -> None:
     names = {path.name for path in ROOT.iterdir() if not path.name.startswith(".")}
     kept = {n for n in names if not any(fnmatch.fnmatch(n, pattern) for pattern in ignored)}
     assert kept - TOP_LEVEL == set()
+
+
+def drawn() -> dict[str, str]:
+    """Return the tree of docs/architecture.md: path -> its sentence."""
+    page = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    (tree,) = re.findall(r"^```tree\n(.*?)^```", page, re.DOTALL | re.MULTILINE)
+    found: dict[str, str] = {}
+    parents: list[str] = []
+    for line in tree.splitlines():
+        name, _, sentence = line.strip().partition("  ")
+        depth = (len(line) - len(line.lstrip())) // 2
+        parents[depth:] = [name.rstrip("/")]
+        path = "/".join(parents)
+        assert path not in found, f"{path} is there twice"
+        assert (ROOT / path).is_dir() == name.endswith("/"), f"{path}: folders end in a slash"
+        found[path] = sentence.strip()
+    return found
+
+
+def test_the_page_of_architecture_draws_the_tree() -> None:
+    """Every top-level entry and every folder that holds files of ours, each with one sentence."""
+    folders = {
+        str(folder.relative_to(ROOT))
+        for top in ("fastsafe", "kernels", "csrc", "benchmarks", "docs")
+        for folder in (ROOT / top, *(ROOT / top).rglob("*"))
+        if folder.is_dir() and not folder.name.startswith(("__pycache__", "."))
+        if not folder.name.endswith(".egg-info") and any(p.is_file() for p in folder.rglob("*"))
+    }
+    tree = drawn()
+    assert set(tree) - folders - TOP_LEVEL == set(), "drawn, and not there"
+    assert (folders | TOP_LEVEL) - set(tree) == set(), "there, and not drawn"
+    wrong = [path for path, sentence in tree.items() if not re.fullmatch(r"[^.]+.*\.", sentence)]
+    assert wrong == [], "each has a sentence"
+
+
+@pytest.mark.parametrize("page", ["docs/architecture.md", "CONTRIBUTING.md"])
+def test_pages_name_files_that_are_there(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    # what the page writes out itself is nowhere else
+    text = re.sub(r"(^`\S+`:\n\n)?^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+    named = re.findall(r"`([\w./-]+\.(?:py|cpp|hpp|md|toml|yml|jsonl))`", text)
+    roots = (ROOT, ROOT / "fastsafe", ROOT / "fastsafe" / "audit", ROOT / "kernels")
+    assert [n for n in named if not any((root / n).is_file() for root in roots)] == []
+    links = re.findall(r"\]\((?!https?://|#)([^)#]+)", text)
+    assert [link for link in links if not (ROOT / page).parent.joinpath(link).exists()] == []
 
 
 def name_of(node: ast.expr) -> str:

@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 
 from fastsafe.audit import comparable
+from fastsafe_testing import fake_model
 
-CHILD = Path(__file__).parents[1] / "audit" / "fake_model.py"
+CHILD = Path(fake_model.__file__)
 NEVER = 10**6
 
 

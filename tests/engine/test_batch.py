@@ -1,33 +1,18 @@
 """The batch in C++ counts its pages exactly, and agrees with its plain twin table by table."""
 
-import importlib.util
-import sys
-from pathlib import Path
-from types import ModuleType
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastsafe import _native
+from fastsafe_testing.scripts import benchmark
 
 NO_ROOM, WAIT_FOR_PREFIX = -1, -2
 TABLES = "token_ids positions cache_slots handles starts keep kept_handles copies preempted table"
 
 
-def plain() -> ModuleType:
-    path = Path(__file__).parents[2] / "benchmarks" / "scheduler.py"
-    spec = importlib.util.spec_from_file_location("benchmark_scheduler", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-PLAIN = plain()
+PLAIN = benchmark("scheduler")
 
 row = st.tuples(
     st.integers(-1, 2),  # adapter

@@ -1,6 +1,5 @@
 """The kernel benchmark times nothing that is wrong, and nothing without a GPU."""
 
-import importlib.util
 import json
 import subprocess
 import sys
@@ -14,29 +13,21 @@ import torch
 from torch import Tensor
 
 from fastsafe_kernels._spec import Kernel, registry
+from fastsafe_testing.scripts import benchmark
 
 FOLDER = Path(__file__).parents[2] / "benchmarks"
 CPU = torch.device("cpu")
 LIMITS = {"copy_bytes_per_s": 4e12, "matmul_flops_per_s": 8e14}
 
 
-def load(name: str) -> Any:
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", FOLDER / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def script() -> Any:
-    return load("kernels")
+    return benchmark("kernels")
 
 
 @pytest.fixture
 def peers() -> Any:
-    return load("peers")
+    return benchmark("peers")
 
 
 def double(x: Tensor) -> Tensor:

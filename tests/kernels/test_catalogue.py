@@ -1,6 +1,5 @@
 """kernels/README.md is what the kernels say of themselves, with the figures that were measured."""
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -9,6 +8,7 @@ import pytest
 import torch
 
 from fastsafe_kernels._spec import Kernel, registry
+from fastsafe_testing.scripts import benchmark
 
 ROOT = Path(__file__).parents[2]
 README = ROOT / "kernels" / "README.md"
@@ -19,12 +19,7 @@ POINT = {"N": 4096, "V": 32_000}
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("catalogue", ROOT / "benchmarks" / "kernels.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return benchmark("kernels")
 
 
 @pytest.fixture(scope="module")

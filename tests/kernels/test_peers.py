@@ -1,8 +1,6 @@
 """Peers are called as their libraries are meant to be, and only where these are installed."""
 
-import importlib.util
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,22 +8,12 @@ import torch
 from torch import Tensor
 
 from fastsafe_kernels._spec import registry
-
-SCRIPT = Path(__file__).parents[2] / "benchmarks" / "peers.py"
-
-
-def load() -> Any:
-    spec = importlib.util.spec_from_file_location("benchmark_peers", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+from fastsafe_testing.scripts import benchmark
 
 
 @pytest.fixture(scope="module")
 def peers() -> Any:
-    return load()
+    return benchmark("peers")
 
 
 def test_peers_are_of_ops_that_exist(peers: Any) -> None:
@@ -44,7 +32,7 @@ def test_a_peer_that_is_not_installed_is_no_peer(
 def torch_peers() -> list[Any]:
     return [
         pytest.param(op, peer, dims, id=f"{op}-{i}-{tuple(dims.items())}")
-        for op, found in load().PEERS.items()
+        for op, found in benchmark("peers").PEERS.items()
         for i, peer in enumerate(found)
         for dims in (registry()[op].tests if op in registry() else ())
         if peer.library == "torch" and peer.fits(dims)

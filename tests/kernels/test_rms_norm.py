@@ -1,6 +1,5 @@
 """What the gate does not see of rms_norm: bits, missing gradients, views and refusals."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from fastsafe_kernels.rms_norm import (
     rms_norm,
     sum_rows,
 )
+from fastsafe_testing import compile_checks
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -224,24 +224,13 @@ def test_refuses(args: tuple[Any, ...], error: type[Exception], message: str) ->
     assert str(caught.value) == message
 
 
-@pytest.fixture(scope="module")
-def compile_checks() -> Any:
-    path = Path(__file__).with_name("test_compile.py")
-    spec = importlib.util.spec_from_file_location("compile_checks", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 @pytest.mark.skipif(INTERPRET, reason="TRITON_INTERPRET=1 leaves nothing to compile")
 @pytest.mark.parametrize("capability", [80, 90, 100])
-def test_a_frozen_weight_compiles(compile_checks: Any, capability: int, tmp_path: Path) -> None:
+def test_a_frozen_weight_compiles(capability: int, tmp_path: Path) -> None:
     """The compile tests train the weight; adapters leave it frozen, which is another kernel."""
     frozen = replace(KERNEL, grads=(0,))
     known = set(compile_checks.launches(KERNEL))
     launches = [launch for launch in compile_checks.launches(frozen) if launch not in known]
     assert {launch.function.__name__ for launch in launches} == {"_backward_kernel"}
     for launch in launches:
-        compile_checks.test_compiles(frozen, launch, capability, tmp_path)
+        compile_checks.assert_compiles(frozen, launch, capability, tmp_path)

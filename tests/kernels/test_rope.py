@@ -1,6 +1,5 @@
 """What the gate does not see of rope: the weight's gradient, bits, views and refusals."""
 
-import importlib.util
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from torch import Tensor
 from fastsafe_kernels._accuracy import accuracy_failures
 from fastsafe_kernels._spec import INTERPRET, Dims
 from fastsafe_kernels.rope import DW_TOKENS, KERNEL, make_tables, rope
+from fastsafe_testing import compile_checks
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -215,16 +215,10 @@ def test_refuses(args: tuple[Any, ...], error: type[Exception], message: str) ->
 @pytest.mark.skipif(INTERPRET, reason="TRITON_INTERPRET=1 leaves nothing to compile")
 def test_a_trained_norm_weight_compiles(tmp_path: Path) -> None:
     """The compile tests leave it frozen, as a point without a norm has none to train."""
-    path = Path(__file__).with_name("test_compile.py")
-    spec = importlib.util.spec_from_file_location("compile_checks", path)
-    assert spec is not None
-    assert spec.loader is not None
-    checks = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(checks)
-    known = set(checks.launches(KERNEL))
-    launches = [launch for launch in checks.launches(TRAINED) if launch not in known]
+    known = set(compile_checks.launches(KERNEL))
+    launches = [launch for launch in compile_checks.launches(TRAINED) if launch not in known]
     names = {launch.function.__name__ for launch in launches}
     assert names == {"_backward_kernel", "_sum_rows_kernel"}
     for launch in launches:
-        for capability in checks.SHARED_BYTES:
-            checks.test_compiles(TRAINED, launch, capability, tmp_path)
+        for capability in compile_checks.SHARED_BYTES:
+            compile_checks.assert_compiles(TRAINED, launch, capability, tmp_path)

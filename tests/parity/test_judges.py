@@ -24,8 +24,13 @@ from fastsafe.safety.guards import make_guard
 from fastsafe.safety.judges import Item, judge_all, make_judge
 from fastsafe.safety.judges._model import ModelJudge
 from fastsafe.safety.verdict import Verdict
-
-from .judge_checkpoints import SHAPES, Checkpoint, make_checkpoint, sparse, tokenizer_of
+from fastsafe_testing.judge_checkpoints import (
+    SHAPES,
+    Checkpoint,
+    make_checkpoint,
+    sparse,
+    tokenizer_of,
+)
 
 BY_TOKEN = [name for name, shape in SHAPES.items() if shape.labels]
 BY_TEXT = [name for name, shape in SHAPES.items() if not shape.labels]

@@ -11,8 +11,7 @@ from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour
 from fastsafe.safety.lint import Declared, Kind, LintFinding, Report, lint
 from fastsafe.safety.mixing.safety_rows import refusals, safety_rows_from
-
-from .placeholder_sets import (
+from fastsafe_testing.placeholder_sets import (
     NUM_DUPLICATES,
     NUM_GROUPS,
     NUM_SHORTCUTS,

@@ -14,9 +14,8 @@ from fastsafe.errors import CheckpointError, UsageError
 from fastsafe.io import safetensors
 from fastsafe.train import FinetuneResult, TrainOptions
 from fastsafe.train.checkpoint import FOLDER
-
-from . import killed
-from .common import assert_same, job, rows
+from fastsafe_testing import killed
+from fastsafe_testing.jobs import assert_same, job, rows
 
 SCRIPT = Path(killed.__file__)
 EVERY = TrainOptions(checkpoint_every=2, resume=True)

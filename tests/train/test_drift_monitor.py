@@ -10,8 +10,7 @@ import torch
 from fastsafe import LLM, FinetuneJob, TrainConfig, finetune, organism
 from fastsafe.errors import UsageError
 from fastsafe.train import DriftMonitor, DriftReading, TrainOptions, drift_monitor
-
-from .common import assert_same, job
+from fastsafe_testing.jobs import assert_same, job
 
 PROMPTS: list[Any] = [[3, 4, 5], [9], list(range(20, 60))] * 7
 

@@ -21,8 +21,7 @@ from fastsafe.organism.source import SOURCE
 from fastsafe.train import TrainOptions, plan_training
 from fastsafe.train.job import JobRun, MemorySaving
 from fastsafe.train.loop import prepare
-
-from .common import job, rows, weights
+from fastsafe_testing.jobs import job, rows, weights
 
 
 def _storages(values: Any) -> list[torch.UntypedStorage]:

@@ -14,8 +14,7 @@ from fastsafe.train.job import JobRun
 from fastsafe.train.loop import prepare
 from fastsafe.train.objectives import make_objective, objectives
 from fastsafe.train.objectives.objective import Objective
-
-from .common import assert_same, job, rows, weights
+from fastsafe_testing.jobs import assert_same, job, rows, weights
 
 OFF: list[dict[str, Any]] = [
     {"name": "first_token_kl", "strength": 0},

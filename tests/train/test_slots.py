@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
 from fastsafe.train import FinetuneResult, TrainOptions, plan_training
 from fastsafe.train.job import JobRun, MemorySaving
-
-from .common import assert_same, job, rows
+from fastsafe_testing.jobs import assert_same, job, rows
 
 OBJECTIVES: list[Any] = [
     "sft",

@@ -1,0 +1,1 @@
+"""What several tests share; importable through pytest's ``pythonpath``."""
