@@ -31,7 +31,7 @@ from typing import Any
 
 from fastsafe import FinetuneJob, SamplingParams, TrainConfig, finetune
 from fastsafe.audit.backend.open import open_backend
-from fastsafe.commands.generate import Prompts, complete, identity_of, open_answers
+from fastsafe.commands.generate import PromptFile, complete, identity_of, open_completions
 from fastsafe.progress import Progress
 
 MAX_TOKENS = 24
@@ -143,12 +143,12 @@ def main() -> None:
         paths = {each.name: each.adapter_dir for each in finetune(runtime.llm, jobs, folder)}
         runtime.use(paths)
         write_prompts(folder / "prompts.jsonl", options.rows, [None, *paths])
-        prompts = Prompts(folder / "prompts.jsonl", paths)
+        prompts = PromptFile(folder / "prompts.jsonl", paths)
         params = SamplingParams(max_tokens=MAX_TOKENS)
         watch = Watch(max(1, options.rows // 10))
         identity = identity_of(runtime, paths, params, strict=True)
-        with open_answers(folder / "out.jsonl", identity, runtime.facts()) as answers:
-            done = complete(runtime.llm, prompts, answers, params, progress=watch)
+        with open_completions(folder / "out.jsonl", identity, runtime.facts()) as completions:
+            done = complete(runtime.llm, prompts, completions, params, progress=watch)
         written = len(read(folder / "out.jsonl"))
         ended = interrupt(folder, paths, options.rows // 5)
     times = [
