@@ -97,8 +97,7 @@ class PlainBatch:
         cache_namespace: int,
         tokens: Sequence[int],
         max_tokens_total: int,
-        prefill_until: int,
-        logits_from: int,
+        *_: int,
     ) -> int:
         """See ``_native.Batch``."""
         handle = self.free_rows.pop()
