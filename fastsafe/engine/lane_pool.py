@@ -73,20 +73,17 @@ class LanePool:
         if not rows:
             return
         row_queue = RowQueue(rows)
-        results: SimpleQueue[EndedRow | BaseException | None] = (
-            SimpleQueue()
-        )  # None: a lane stopped
+        # None: a lane has stopped
+        results: SimpleQueue[EndedRow | BaseException | None] = SimpleQueue()
+
+        def on_end(row: Row, reason: FinishReason | None, result: object) -> None:
+            results.put(EndedRow(row, reason, result))
 
         def run_lane(number: int) -> None:
             try:
                 lane = self._take(fits, make)
                 with torch.inference_mode():
-                    lane.run(
-                        row_queue,
-                        number,
-                        reader(lane),
-                        lambda *ended: results.put(EndedRow(*ended)),
-                    )
+                    lane.run(row_queue, number, reader(lane), on_end)
                 with self._lock:
                     self._idle.append(lane)
             except BaseException as error:  # raised again in the caller's thread

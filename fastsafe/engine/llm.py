@@ -251,11 +251,9 @@ class LLM(LLMInterface[int]):
         longest = max((max(row.max_tokens_total, row.prefill_until) for row in rows), default=0)
 
         def fits(lane: Lane) -> bool:
-            has_room = lane.num_pages * page_tokens(self.model.device) >= longest
-            is_merged = mode == "merged"
-            return (
-                has_room and lane.merges == is_merged and lane.memory.requested_rows == batch_size
-            )
+            if lane.merges != (mode == "merged") or lane.memory.requested_rows != batch_size:
+                return False
+            return lane.num_pages * page_tokens(self.model.device) >= longest
 
         def make() -> Lane:
             return self._make_lane(mode, batch_size, longest)

@@ -293,14 +293,14 @@ def choose_adapters(
         same for the adapters in it. KV cache and sampling cost the same either way.
         """
         total = 0.0
-        for step_rows in [batch_size] * (rows // batch_size) + [rows % batch_size]:
+        for step_rows in filter(None, [batch_size] * (rows // batch_size) + [rows % batch_size]):
             read_s = parameters * itemsize / rates.copy_bytes
             step = max(read_s, 2 * parameters * step_rows / rates.gemm_flops)
             present = min(num_adapters, step_rows)
             read_s = present * lora_parameters * itemsize / rates.copy_bytes
             if num_adapters:
                 step += max(read_s, 2 * lora_parameters * step_rows / rates.thin_flops)
-            total += step * _TOKENS_PER_ROW if step_rows else 0
+            total += step * _TOKENS_PER_ROW
         return total
 
     merge_s = 2 * size / rates.copy_bytes  # read the weights and write the merged copy
