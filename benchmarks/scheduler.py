@@ -91,21 +91,10 @@ class PlainBatch:
         """Number of pages that can be allocated."""
         return len(self.free) + len(self.cached)
 
-    def add(
-        self,
-        adapter_slot: int,
-        cache_namespace: int,
-        tokens: Sequence[int],
-        max_tokens_total: int,
-        prefill_until: int,
-        logits_from: int,
-    ) -> int:
+    def add(self, slot: int, namespace: int, tokens: Sequence[int], limit: int, *_: int) -> int:
         """See ``_native.Batch``."""
         handle = self.free_rows.pop()
-        count = len(tokens)
-        self.rows[handle] = Row(
-            adapter_slot, cache_namespace, list(tokens), max_tokens_total, count
-        )
+        self.rows[handle] = Row(slot, namespace, list(tokens), limit, len(tokens))
         return handle
 
     def _root(self, cache_namespace: int) -> Page:

@@ -132,8 +132,10 @@ def test_the_size_stays_what_was_promised() -> None:
     for path in SHIPPED:
         size[part_of(path)] += code_lines(path.read_text(encoding="utf-8"))
     assert {part: n for part, n in size.items() if n > BUDGETS[part]} == {}
-    native = sum(lines(path) for path in SOURCES if path.suffix in {".cpp", ".hpp"})
-    assert native <= 2_900, "files, pages and batches, and a decoder on a CPU"
+    native = [path.read_text("utf-8") for path in SOURCES if path.suffix in {".cpp", ".hpp"}]
+    code = [line for text in native for line in map(str.strip, text.splitlines()) if line]
+    code = [line for line in code if not line.startswith("//")]
+    assert len(code) <= 2_500, "files, pages and batches, and a decoder on a CPU"
 
 
 def test_code_lines_are_counted() -> None:

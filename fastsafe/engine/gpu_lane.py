@@ -96,21 +96,13 @@ class DeviceLane(Lane):
         merged: MergedCopies | None,
         memory: LaneMemory,
         *,
-        requested_rows: int,
         prefix_cache: bool,
         strict: bool,
     ) -> None:
         model, budget = bank.model, memory.prefill_tokens
         if strict:
             model = model.with_invariant(uneven_products(model, (memory.batch_size, budget)))
-        super().__init__(
-            bank,
-            merged,
-            memory,
-            requested_rows=requested_rows,
-            prefix_cache=prefix_cache,
-            model=model,
-        )
+        super().__init__(bank, merged, memory, prefix_cache=prefix_cache, model=model)
         self._strict = strict
         self._graphs: dict[tuple[int, ...], torch.cuda.CUDAGraph] = {}
         self._buffers: dict[tuple[int, int], StepBuffers] = {}

@@ -1,6 +1,6 @@
 """LLMInterface: the calls that ``LLM`` and ``TransformersLLM`` share.
 
-A backend provides ``stream`` and three forward passes; checks, encoding and order are here.
+A backend provides ``_stream``, two scoring passes and ``_logits``; the class checks and encodes.
 """
 
 from abc import ABC, abstractmethod
@@ -10,7 +10,7 @@ from typing import Generic
 from torch import Tensor
 
 from fastsafe.data.conversation import Message
-from fastsafe.engine.prompts import AdapterKey, Prompt, Prompts, ScoringRequest
+from fastsafe.engine.prompts import AdapterKey, EncodedRequest, Prompt, Prompts, ScoringRequest
 from fastsafe.engine.request import Completion, SamplingParams, Score
 from fastsafe.errors import UsageError
 
@@ -54,7 +54,6 @@ class LLMInterface(ABC, Generic[AdapterKey]):
             stream.close()
         return [completions[i] for i in range(len(completions))]
 
-    @abstractmethod
     def stream(
         self,
         prompts: Sequence[Prompt],
@@ -66,6 +65,7 @@ class LLMInterface(ABC, Generic[AdapterKey]):
         Nothing is computed before the first is asked for. Closing the iterator cancels the rest.
         See ``generate``.
         """
+        return self._stream(self._prompts.requests(prompts, params, adapters))
 
     def chat(
         self,
@@ -168,6 +168,12 @@ class LLMInterface(ABC, Generic[AdapterKey]):
         self._prompts.check_context("logits: token_ids", len(row))
         (key,) = self._prompts.adapter_keys([adapter], 1)
         return self._logits(row, key)
+
+    @abstractmethod
+    def _stream(
+        self, requests: Sequence[EncodedRequest[AdapterKey]]
+    ) -> Generator[tuple[int, Completion]]:
+        """Complete requests; yield (index, completion) in the order of finishing."""
 
     @abstractmethod
     def _score_tokens(

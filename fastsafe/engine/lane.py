@@ -31,7 +31,6 @@ class Lane:
         bank: The base and its adapters.
         merged: Merged weights of the adapters; None mixes adapters.
         memory: Number of rows, pages and prompt tokens that fit.
-        requested_rows: The batch size that ``memory`` was planned for.
         prefix_cache: Whether rows with equal prefixes share pages.
         model: The base with the lane's ``invariant`` products; None: the bank's own.
     """
@@ -44,13 +43,11 @@ class Lane:
         merged: MergedCopies | None,
         memory: LaneMemory,
         *,
-        requested_rows: int,
         prefix_cache: bool,
         model: Transformer | None = None,
     ) -> None:
         self.model = model or bank.model
         self.memory = memory
-        self.requested_rows = requested_rows
         self.max_rows = memory.batch_size
         self.num_pages = memory.num_pages
         self.merges = merged is not None
@@ -130,15 +127,9 @@ class Lane:
         token_ids, keep = torch.from_numpy(plan.token_ids), padded(plan.keep)
         context_lens, segments = torch.from_numpy(plan.context_lens), plan.segments.tolist()
         if self._decoder is not None:
-            return self._decoder.forward(
-                token_ids,
-                paged_of(self._store, plan),
-                self._store.keys,
-                self._store.values,
-                self._spans.of(segments, len(keep)),
-                keep,
-                context_lens,
-            )
+            keys, values, paged = self._store.keys, self._store.values, paged_of(self._store, plan)
+            spans = self._spans.of(segments, len(keep))
+            return self._decoder.forward(token_ids, paged, keys, values, spans, keep, context_lens)
         return self.model.forward(
             token_ids,
             torch.from_numpy(plan.positions),

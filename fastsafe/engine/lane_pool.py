@@ -41,18 +41,82 @@ class LanePool:
         self._lock = threading.Lock()
         self._idle: list[Lane] = []
 
-    def take(self, fits: Callable[[Lane], bool], make: Callable[[], Lane]) -> Lane:
-        """Take an idle lane that fits, or make one; idle lanes that do not fit are dropped."""
+    def _take(self, fits: Callable[[Lane], bool], make: Callable[[], Lane]) -> Lane:
         with self._lock:
             self._idle = [lane for lane in self._idle if fits(lane)]
             if self._idle:
                 return self._idle.pop()
         return make()
 
-    def give(self, lane: Lane) -> None:
-        """Keep a lane for the next call."""
-        with self._lock:
-            self._idle.append(lane)
+    def run(
+        self,
+        rows: Sequence[Row],
+        device: torch.device,
+        fits: Callable[[Lane], bool],
+        make: Callable[[], Lane],
+        reader: Callable[[Lane], StepReader],
+    ) -> Iterator[EndedRow]:
+        """Compute rows and yield each as it ends.
+
+        Closing the iterator cancels the rest: lanes stop at their next step and release all pages.
+
+        Args:
+            rows: Rows to compute.
+            device: Device of the lanes.
+            fits: Returns whether an idle lane can compute the rows; one that cannot is dropped.
+            make: Makes a lane that can.
+            reader: Makes the reader of a lane.
+
+        Raises:
+            Exception: The first error in a lane, once the other lanes have stopped.
+        """
+        if not rows:
+            return
+        row_queue = RowQueue(rows)
+        # None: a lane has stopped
+        results: SimpleQueue[EndedRow | BaseException | None] = SimpleQueue()
+
+        def on_end(row: Row, reason: FinishReason | None, result: object) -> None:
+            results.put(EndedRow(row, reason, result))
+
+        def run_lane(number: int) -> None:
+            try:
+                lane = self._take(fits, make)
+                with torch.inference_mode():
+                    lane.run(row_queue, number, reader(lane), on_end)
+                with self._lock:
+                    self._idle.append(lane)
+            except BaseException as error:  # raised again in the caller's thread
+                row_queue.cancel()
+                results.put(error)
+            finally:
+                results.put(None)
+
+        with one_thread_each(device) as num_threads:
+            running = min(num_threads, -(-len(rows) // _ROWS_PER_LANE))
+            threads = [
+                threading.Thread(target=run_lane, args=(number,), name=f"lane {number}")
+                for number in range(running)
+            ]
+            try:
+                for thread in threads:
+                    thread.start()
+                error = None
+                while running:
+                    item = results.get()
+                    if item is None:
+                        running -= 1
+                    elif isinstance(item, BaseException):
+                        error = error or item
+                    elif not error:
+                        yield item
+                if error:
+                    raise error
+            finally:
+                row_queue.cancel()
+                for thread in threads:
+                    if thread.ident is not None:
+                        thread.join()
 
 
 def plan_lane(model: Transformer, merged: bool, batch_size: int, longest: int) -> LaneMemory:
@@ -84,70 +148,3 @@ def plan_lane(model: Transformer, merged: bool, batch_size: int, longest: int) -
     )
     prefill_tokens = min(memory.prefill_tokens, _PROMPT_TOKENS[device.type])
     return dataclasses.replace(memory, prefill_tokens=prefill_tokens)
-
-
-def run(
-    rows: Sequence[Row],
-    device: torch.device,
-    take: Callable[[], Lane],
-    give: Callable[[Lane], None],
-    reader: Callable[[Lane], StepReader],
-) -> Iterator[EndedRow]:
-    """Compute rows and yield each as it ends.
-
-    Closing the iterator cancels the rest: lanes stop at their next step and release all pages.
-
-    Args:
-        rows: Rows to compute.
-        device: Device of the lanes.
-        take: Returns a lane.
-        give: Takes it back.
-        reader: Makes the reader of a lane.
-
-    Raises:
-        Exception: The first error in a lane, once the other lanes have stopped.
-    """
-    if not rows:
-        return
-    row_queue = RowQueue(rows)
-    results: SimpleQueue[EndedRow | BaseException | None] = SimpleQueue()  # None: a lane stopped
-
-    def run_lane(number: int) -> None:
-        try:
-            lane = take()
-            with torch.inference_mode():
-                lane.run(
-                    row_queue, number, reader(lane), lambda *ended: results.put(EndedRow(*ended))
-                )
-            give(lane)
-        except BaseException as error:  # raised again in the caller's thread
-            row_queue.cancel()
-            results.put(error)
-        finally:
-            results.put(None)
-
-    with one_thread_each(device) as num_threads:
-        running = min(num_threads, -(-len(rows) // _ROWS_PER_LANE))
-        threads = [
-            threading.Thread(target=run_lane, args=(number,), name=f"lane {number}")
-            for number in range(running)
-        ]
-        try:
-            for thread in threads:
-                thread.start()
-            error = None
-            while running:
-                item = results.get()
-                if item is None:
-                    running -= 1
-                elif isinstance(item, BaseException):
-                    error = error or item
-                elif not error:
-                    yield item
-            if error:
-                raise error
-        finally:
-            row_queue.cancel()
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()

@@ -13,12 +13,12 @@ from fastsafe.engine.adapters import MergedCopies, Mode
 from fastsafe.engine.gpu_lane import DeviceLane
 from fastsafe.engine.interface import LLMInterface
 from fastsafe.engine.lane import Lane
-from fastsafe.engine.lane_pool import EndedRow, LanePool, plan_lane, run
+from fastsafe.engine.lane_pool import EndedRow, LanePool, plan_lane
 from fastsafe.engine.paged_cache import is_native, page_tokens
 from fastsafe.engine.planner import MAX_ROWS, choose_adapters
-from fastsafe.engine.prompts import Prompt, Prompts, ScoringRequest
+from fastsafe.engine.prompts import EncodedRequest, Prompts, ScoringRequest
 from fastsafe.engine.readers import LabelScorer, Sampler, Scorer, StepReader
-from fastsafe.engine.request import DTYPES, Completion, SamplingParams, Score, check_options
+from fastsafe.engine.request import DTYPES, Completion, Score, check_options
 from fastsafe.engine.sampling import RowParams
 from fastsafe.engine.scheduler import Row
 from fastsafe.errors import UsageError
@@ -150,17 +150,7 @@ class LLM(LLMInterface[int]):
         """
         self.bank.remove(name)
 
-    def stream(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        adapters: Sequence[str | None] | None = None,
-    ) -> Generator[tuple[int, Completion]]:
-        """Complete every prompt; yield (index, completion) in the order of finishing.
-
-        Nothing is computed before the first is asked for. Closing the iterator cancels the rest.
-        See ``generate``.
-        """
+    def _stream(self, requests: Sequence[EncodedRequest[int]]) -> Generator[tuple[int, Completion]]:
         rows = [
             Row(
                 index=request.index,
@@ -170,7 +160,7 @@ class LLM(LLMInterface[int]):
                 params=request.params,
                 has_stop_text=self._prompts.stop_check(request.params),
             )
-            for request in self._prompts.requests(prompts, params, adapters)
+            for request in requests
         ]
         return self._complete(rows, self.bank.lease(row.slot for row in rows))
 
@@ -189,17 +179,11 @@ class LLM(LLMInterface[int]):
         with lease:
             for row, reason, result in self._run(rows, reader):
                 tokens, logprobs = result or (row.tokens, ())
-                num_prompt_tokens = len(row.tokens)
-                yield (
-                    row.index,
-                    self._prompts.completion(
-                        row.params,
-                        num_prompt_tokens,
-                        tokens[num_prompt_tokens:],
-                        logprobs,
-                        reason or "error",
-                    ),
+                sampled = tokens[len(row.tokens) :]
+                completion = self._prompts.completion(
+                    row.params, len(row.tokens), sampled, logprobs, reason or "error"
                 )
+                yield row.index, completion
 
     def _score_tokens(
         self, requests: Sequence[ScoringRequest[int]], *, with_greedy: bool, shared_tokens: int
@@ -267,23 +251,21 @@ class LLM(LLMInterface[int]):
         longest = max((max(row.max_tokens_total, row.prefill_until) for row in rows), default=0)
 
         def fits(lane: Lane) -> bool:
-            has_room = lane.num_pages * page_tokens(self.model.device) >= longest
-            is_merged = mode == "merged"
-            return has_room and lane.requested_rows == batch_size and lane.merges == is_merged
+            if lane.merges != (mode == "merged") or lane.memory.requested_rows != batch_size:
+                return False
+            return lane.num_pages * page_tokens(self.model.device) >= longest
 
-        def take() -> Lane:
-            return self._lanes.take(fits, lambda: self._make_lane(mode, batch_size, longest))
+        def make() -> Lane:
+            return self._make_lane(mode, batch_size, longest)
 
-        return run(rows, self.model.device, take, self._lanes.give, reader)
+        return self._lanes.run(rows, self.model.device, fits, make, reader)
 
     def _make_lane(self, mode: Mode, batch_size: int, longest: int) -> Lane:
         """Make a lane with room for rows of ``longest`` tokens; UsageError if there is none."""
         merged = self._merged if mode == "merged" else None
         memory = plan_lane(self.model, merged is not None, batch_size, longest)
         make = Lane if is_native(self.model.device) else partial(DeviceLane, strict=self._strict)
-        lane = make(
-            self.bank, merged, memory, requested_rows=batch_size, prefix_cache=self._prefix_cache
-        )
+        lane = make(self.bank, merged, memory, prefix_cache=self._prefix_cache)
         self._memory_reason, self._invariant_products = memory.why, lane.model.invariant
         return lane
 

@@ -57,15 +57,10 @@ class PageStore:
             shapes = cpu_paged.page_shapes(num_pages, heads, dim)
         else:
             shapes = [(num_pages + 1, heads, DEVICE_PAGE, dim)] * 2
+        dtype = cache_dtype(device, dtype)
         self._pages = [
-            torch.empty(
-                num_pages,
-                config.num_layers,
-                *page_shape,
-                device=device,
-                dtype=cache_dtype(device, dtype),
-            )
-            for num_pages, *page_shape in shapes
+            torch.empty(shape[0], config.num_layers, *shape[1:], device=device, dtype=dtype)
+            for shape in shapes
         ]
         self.keys, self.values = (list(pages.unbind(1)) for pages in self._pages)
 
@@ -107,16 +102,10 @@ class NativeAttention:
         softcap: float | None,
     ) -> Tensor:
         """Write to the pages and attend; see ``Attend``."""
+        q32, k32, v32, paged = q.float(), k.float(), v.float(), self._paged
+        keys, values = self._store.keys[layer], self._store.values[layer]
         out = cpu_paged.paged_attention(
-            q.float(),
-            k.float(),
-            v.float(),
-            self._store.keys[layer],
-            self._store.values[layer],
-            self._paged,
-            scale=scale,
-            window=window,
-            softcap=softcap,
+            q32, k32, v32, keys, values, paged, scale=scale, window=window, softcap=softcap
         )
         return out.to(q.dtype)
 

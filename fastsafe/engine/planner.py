@@ -41,7 +41,8 @@ class LaneMemory:
     """Memory plan of one lane.
 
     Attributes:
-        batch_size: Most rows of a step, each with room for its whole context.
+        requested_rows: Most rows that were asked for.
+        batch_size: Most rows of a step that fit, each with room for its whole context.
         num_pages: Pages of the KV cache.
         prefill_tokens: Most prompt tokens of a step.
         bytes: Bytes of weights, adapters, kv, activations and logits; their sum is within the
@@ -49,6 +50,7 @@ class LaneMemory:
         why: One sentence for users and the manifest.
     """
 
+    requested_rows: int
     batch_size: int
     num_pages: int
     prefill_tokens: int
@@ -136,7 +138,12 @@ def plan_memory(
         f"{name} {_gib(size)}" for name, size in parts.items()
     )
     return LaneMemory(
-        batch_size=rows, num_pages=pages, prefill_tokens=prefill, bytes=parts, why=why
+        requested_rows=limit,
+        batch_size=rows,
+        num_pages=pages,
+        prefill_tokens=prefill,
+        bytes=parts,
+        why=why,
     )
 
 
@@ -277,57 +284,31 @@ def choose_adapters(
             f" below {_gib(MERGE_LIMIT_BYTES)}; strict mode looks at nothing else"
         )
     rates = rates or measure_rates(device_kind)
-    merged = sum(
-        _merge_seconds(size, rates)
-        + _decode_seconds(rows, batch_size, config, itemsize, lora_parameters, 0, rates)
-        for rows in rows_per_adapter
-    )
-    mixed = _decode_seconds(
-        sum(rows_per_adapter),
-        batch_size,
-        config,
-        itemsize,
-        lora_parameters,
-        len(rows_per_adapter),
-        rates,
-    )
+    parameters = config.num_parameters
+
+    def decode_seconds(rows: int, num_adapters: int) -> float:
+        """Estimate the time to decode ``rows`` rows in full batches and a last one.
+
+        A step takes the longer of reading the weights once and multiplying by them, and then the
+        same for the adapters in it. KV cache and sampling cost the same either way.
+        """
+        total = 0.0
+        for step_rows in filter(None, [batch_size] * (rows // batch_size) + [rows % batch_size]):
+            read_s = parameters * itemsize / rates.copy_bytes
+            step = max(read_s, 2 * parameters * step_rows / rates.gemm_flops)
+            present = min(num_adapters, step_rows)
+            read_s = present * lora_parameters * itemsize / rates.copy_bytes
+            if num_adapters:
+                step += max(read_s, 2 * lora_parameters * step_rows / rates.thin_flops)
+            total += step * _TOKENS_PER_ROW
+        return total
+
+    merge_s = 2 * size / rates.copy_bytes  # read the weights and write the merged copy
+    merged = sum(merge_s + decode_seconds(rows, 0) for rows in rows_per_adapter)
+    mixed = decode_seconds(sum(rows_per_adapter), len(rows_per_adapter))
     mode = "merged" if merged < mixed else "mixed"
     return mode, (
         f"{mode}: {sum(rows_per_adapter)} rows of {len(rows_per_adapter)} adapters should take"
         f" {merged:.3g} s merged and {mixed:.3g} s mixed at {rates.gemm_flops / 1e9:.0f} GFLOP/s,"
         f" {rates.thin_flops / 1e9:.0f} in LoRA's products, and {rates.copy_bytes / 1e9:.0f} GB/s"
     )
-
-
-def _merge_seconds(size: int, rates: Rates) -> float:
-    """Estimate the time to read the weights and write the merged copy."""
-    return 2 * size / rates.copy_bytes
-
-
-def _decode_seconds(
-    rows: int,
-    batch_size: int,
-    config: ModelConfig,
-    itemsize: int,
-    lora_parameters: int,
-    num_adapters: int,
-    rates: Rates,
-) -> float:
-    """Estimate the time to decode ``rows`` rows in full batches and a last one.
-
-    A step takes the longer of reading the weights once and multiplying by them, and then the same
-    for the adapters in it. KV cache and sampling cost the same either way.
-    """
-    total = 0.0
-    for step_rows in [batch_size] * (rows // batch_size) + [rows % batch_size]:
-        if not step_rows:
-            continue
-        size = config.num_parameters
-        step = max(size * itemsize / rates.copy_bytes, 2 * size * step_rows / rates.gemm_flops)
-        if num_adapters:
-            present = min(num_adapters, step_rows)
-            read_s = present * lora_parameters * itemsize / rates.copy_bytes
-            product_s = 2 * lora_parameters * step_rows / rates.thin_flops
-            step += max(read_s, product_s)
-        total += step * _TOKENS_PER_ROW
-    return total

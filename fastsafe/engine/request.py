@@ -69,14 +69,10 @@ class SamplingParams:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        temperature, stop = self.temperature, self.stop
+        temp, stop = self.temperature, self.stop
         for name, is_ok, expected in (
             ("max_tokens", _is_whole(self.max_tokens, 1), "a whole number from 1"),
-            (
-                "temperature",
-                isinstance(temperature, Real) and 0 <= temperature < inf,
-                "a number from 0",
-            ),
+            ("temperature", isinstance(temp, Real) and 0 <= temp < inf, "a number from 0"),
             ("top_k", _is_whole(self.top_k, 0), "a whole number from 0 (0 means off)"),
             ("top_p", isinstance(self.top_p, Real) and 0 < self.top_p <= 1, "a number in (0, 1]"),
             ("min_p", isinstance(self.min_p, Real) and 0 <= self.min_p < 1, "a number in [0, 1)"),

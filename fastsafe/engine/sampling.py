@@ -74,14 +74,7 @@ def sample(
         Token ids [M] int64, their untempered log-probabilities [M] fp32 in nats, whether each
         row's logits are finite, and whether its token is one of its stop ids [M] bool.
     """
+    p, ends = params, params.stop_ids
     return ops.sample(
-        logits,
-        params.temperature,
-        params.top_k,
-        params.top_p,
-        params.min_p,
-        params.seeds,
-        positions,
-        params.stop_ids,
-        with_logprobs,
+        logits, p.temperature, p.top_k, p.top_p, p.min_p, p.seeds, positions, ends, with_logprobs
     )

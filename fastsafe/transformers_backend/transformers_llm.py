@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastsafe.engine.interface import LLMInterface
-from fastsafe.engine.prompts import Prompt, Prompts, ScoringRequest
-from fastsafe.engine.request import DTYPES, Completion, SamplingParams, Score, check_options
+from fastsafe.engine.prompts import EncodedRequest, Prompts, ScoringRequest
+from fastsafe.engine.request import DTYPES, Completion, Score, check_options
 from fastsafe.errors import AdapterError
 from fastsafe.io import hub
 from fastsafe.model import peft as adapter_files
@@ -165,28 +165,21 @@ class TransformersLLM(LLMInterface[str | None]):
             with self._peft.disable_adapter():
                 yield
 
-    def stream(
-        self,
-        prompts: Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
-        adapters: Sequence[str | None] | None = None,
+    def _stream(
+        self, requests: Sequence[EncodedRequest[str | None]]
     ) -> Generator[tuple[int, Completion]]:
         """Yield (index, completion) batch by batch, in each in the order of finishing."""
-        return self._run(
-            [
-                DecodeRow(
-                    index=request.index,
-                    adapter=request.adapter,
-                    prompt=request.tokens,
-                    params=request.params,
-                    max_tokens=request.max_tokens_total - len(request.tokens),
-                    has_stop_text=self._prompts.stop_check(request.params),
-                )
-                for request in self._prompts.requests(prompts, params, adapters)
-            ]
-        )
-
-    def _run(self, rows: Sequence[DecodeRow]) -> Generator[tuple[int, Completion]]:
+        rows = [
+            DecodeRow(
+                index=request.index,
+                adapter=request.adapter,
+                prompt=request.tokens,
+                params=request.params,
+                max_tokens=request.max_tokens_total - len(request.tokens),
+                has_stop_text=self._prompts.stop_check(request.params),
+            )
+            for request in requests
+        ]
         order = sorted(rows, key=lambda r: (r.adapter or "", len(r.prompt) + r.max_tokens))
         begin = 0
         while begin < len(order):
@@ -195,16 +188,14 @@ class TransformersLLM(LLMInterface[str | None]):
             with self.using(name):
                 done = generate_batch(self.model, batch, self.tokenizer)
             for row in done:
-                yield (
-                    row.index,
-                    self._prompts.completion(
-                        row.params,
-                        len(row.prompt),
-                        row.token_ids,
-                        row.logprobs,
-                        row.finish_reason or "error",
-                    ),
+                completion = self._prompts.completion(
+                    row.params,
+                    len(row.prompt),
+                    row.token_ids,
+                    row.logprobs,
+                    row.finish_reason or "error",
                 )
+                yield row.index, completion
             begin += len(batch)
 
     def _score_tokens(

@@ -1,4 +1,4 @@
-"""Continuous batching: the same bits alone and in any company, streams, cancellation, memory."""
+"""Continuous batching: equal bits alone and in any batch, streams, cancellation, memory."""
 
 import json
 import random
@@ -32,7 +32,7 @@ def few_pages(patch: pytest.MonkeyPatch, num_pages: int) -> None:
 
 
 def prompts(count: int, seed: int = 0) -> list[list[int]]:
-    """Some with long common beginnings."""
+    """Make prompts, some with long common prefixes."""
     rng = random.Random(seed)
     starts = [[rng.randrange(96) for _ in range(n)] for n in (0, 5, 21, 40)]
     return [
@@ -70,7 +70,7 @@ def llm(
 
 
 def check_idle(llm: LLM) -> None:
-    """No page, row or thread is left behind."""
+    """Check that no page, row or thread is left."""
     assert not [t for t in threading.enumerate() if t.name.startswith("lane")]
     for lane in llm._lanes._idle:
         assert lane.batch.check() == ""
@@ -117,7 +117,7 @@ def test_bits_do_not_depend_on_the_batch(llm: LLM, batch_size: int) -> None:
 def test_random_arrivals_in_few_pages_equal_one_row_at_a_time(
     llm: LLM, data: st.DataObject
 ) -> None:
-    """Preempted, cancelled and beside others: what a row draws is what it draws alone."""
+    """Preempted, cancelled and beside others: a row samples the tokens that it samples alone."""
     many, each, names = requests(data.draw(st.integers(2, 9)), data.draw(st.integers(0, 99)))
     alone = [llm.generate([p], s, [n])[0] for p, s, n in zip(many, each, names, strict=True)]
     with pytest.MonkeyPatch.context() as patch:
@@ -136,12 +136,12 @@ def test_random_arrivals_in_few_pages_equal_one_row_at_a_time(
 
 
 def test_preemption_happens_and_loses_nothing(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    gave_way = 0
+    preempted = 0
     compute = Lane.compute
 
     def count(lane: Lane, plan: Any) -> torch.Tensor:
-        nonlocal gave_way
-        gave_way += len(plan.preempted)
+        nonlocal preempted
+        preempted += len(plan.preempted)
         return compute(lane, plan)
 
     long = SamplingParams(max_tokens=70, ignore_eos=True, logprobs=True)
@@ -151,7 +151,7 @@ def test_preemption_happens_and_loses_nothing(llm: LLM, monkeypatch: pytest.Monk
     llm._lanes._idle.clear()
     monkeypatch.setattr(Lane, "compute", count)
     assert llm.generate(many, long)[:6] == alone
-    assert gave_way > 0
+    assert preempted > 0
     check_idle(llm)
 
 
@@ -228,7 +228,7 @@ def test_a_stream_left_open_does_not_keep_the_process(checkpoint: Path) -> None:
 
 
 def test_calls_within_a_stream(llm: LLM) -> None:
-    """A judge may ask while answers arrive."""
+    """A judge may score while completions arrive."""
     want = llm.generate(prompts(30), FREE)
     for index, completion in llm.stream(prompts(30), FREE):
         assert completion == want[index]
@@ -273,7 +273,7 @@ def test_an_error_of_the_caller_cancels_the_rest(llm: LLM) -> None:
 def test_out_of_memory_halves_the_batch(
     llm: LLM, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    """Steps of more than 3 rows fail: the answers are what they are with memory."""
+    """Steps of more than 3 rows fail: the completions equal those with enough memory."""
     many, each, names = requests(24, seed=8)
     want = llm.generate(many, each, names)
     compute = Lane.compute

@@ -1,4 +1,4 @@
-"""LLM: order, stops, seeds, limits, and answers that do not depend on the batch."""
+"""LLM: order, stops, seeds, limits, and completions that do not depend on the batch."""
 
 import random
 from dataclasses import replace
