@@ -1,4 +1,4 @@
-"""Settings of one fine-tuning job, the job itself and its result."""
+"""The settings of a fine-tuning job, the job itself and its result."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -107,7 +107,7 @@ class TrainConfig:
             )
 
     def num_steps(self, num_rows: int) -> int:
-        """Optimizer steps over a set of ``num_rows`` rows."""
+        """Return the number of optimizer steps for ``num_rows`` rows."""
         if self.max_steps is not None:
             return self.max_steps
         # rounded first: 1.1 epochs of 50 batches are 55 steps, not 56
@@ -115,7 +115,7 @@ class TrainConfig:
         return max(1, math.ceil(round(self.epochs * batches, 6)))
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
-        """Learning rate of the step with this index, counted from 0."""
+        """Return the learning rate of the step with this index, counted from 0."""
         if step < self.warmup_steps:
             return self.learning_rate * step / self.warmup_steps
         if self.schedule == "constant":
@@ -128,14 +128,14 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainOptions:
-    """How jobs are run; no option but a monitor's ``max_kl`` changes what they give.
+    """How jobs are scheduled; only a monitor's ``max_kl`` can change a result.
 
     Attributes:
-        max_jobs: Most jobs trained at once; "auto" is as many as fit into memory.
-        memory_bytes: Memory that training may take beside the base; None is what is free.
+        max_jobs: Limit of jobs trained at once; "auto" is as many as fit into memory.
+        memory_bytes: Memory for training beside the base; None is all free memory.
         checkpoint_every: Steps of a job between its checkpoints; 0 writes none.
-        resume: Go on from the checkpoints in the output folder, and keep jobs that are done.
-        monitor: Probes the drift of every job from the base.
+        resume: Continue from the checkpoints in the output folder, and keep finished jobs.
+        monitor: Measures the drift of every job from the base.
     """
 
     max_jobs: int | Literal["auto"] = "auto"
@@ -176,17 +176,17 @@ class FinetuneJob:
 
 @dataclass(frozen=True, kw_only=True)
 class FinetuneResult:
-    """What training a job gave.
+    """Result of one fine-tuning job.
 
     Attributes:
         name: Name of the job.
-        adapter_dir: PEFT directory of the trained adapter; None where there is an error.
+        adapter_dir: PEFT directory of the trained adapter, or checkpoint; None after an error.
         losses: Loss of each step, in nats: the mean over its trained tokens, with the
             objective's own terms but without those in the parameters.
-        num_tokens: Tokens that steps took through the model, prompts included.
-        seconds: Time in which the job had a slot.
-        error: Why the job could not go on, in one sentence.
-        stopped_early: Whether it ended before its last step because it drifted too far.
+        num_tokens: Tokens of all batches, prompts included.
+        seconds: Seconds spent training, excluding time parked.
+        error: Why the job failed, in one sentence.
+        stopped_early: Whether the drift monitor ended it before its last step.
     """
 
     name: str
@@ -199,5 +199,5 @@ class FinetuneResult:
 
     @property
     def steps(self) -> int:
-        """Optimizer steps taken."""
+        """Number of optimizer steps taken."""
         return len(self.losses)

@@ -53,34 +53,36 @@ def make_objective(spec: str | Mapping[str, Any]) -> Objective:
     """
     parameters = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = parameters.pop("name", None)
-    known = objectives()
-    if name not in known:
+    by_id = objectives()
+    if name not in by_id:
         raise UsageError(
             f"TrainConfig: objective is {name!r}, expected one of fastsafe's; "
-            f"{nearest(str(name), known)}"
+            f"{nearest(str(name), by_id)}"
         )
-    chosen = known[name]
-    fields = {field.name for field in dataclasses.fields(chosen)}
-    types = get_type_hints(chosen)
+    cls = by_id[name]
+    fields = {field.name for field in dataclasses.fields(cls)}
+    types = get_type_hints(cls)
     for key, value in parameters.items():
         if key not in fields:
             raise UsageError(
                 f"objective {name!r}: {key!r} is not one of its parameters; {nearest(key, fields)}"
             )
         parameters[key] = _typed(value, types[key], f"objective {name!r}: {key}")
-    return chosen(**parameters)
+    return cls(**parameters)
 
 
-def _typed(value: Any, wanted: Any, where: str) -> Any:
+def _typed(value: Any, expected: Any, location: str) -> Any:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if wanted is float and is_number and math.isfinite(value):
+    if expected is float and is_number and math.isfinite(value):
         return float(value)
-    if wanted is int and is_number and isinstance(value, int):
+    if expected is int and is_number and isinstance(value, int):
         return value
-    if wanted is str and isinstance(value, str):
+    if expected is str and isinstance(value, str):
         return value
-    is_list = isinstance(value, list | tuple) and all(type(each) is int for each in value)
-    if wanted == tuple[int, ...] and is_list:
+    is_list = isinstance(value, list | tuple) and all(type(item) is int for item in value)
+    if expected == tuple[int, ...] and is_list:
         return tuple(value)
     names = {float: "a finite number", int: "an integer", str: "a text"}
-    raise UsageError(f"{where} is {value!r}, expected {names.get(wanted, 'a list of integers')}")
+    raise UsageError(
+        f"{location} is {value!r}, expected {names.get(expected, 'a list of integers')}"
+    )
