@@ -102,7 +102,7 @@ class DeviceLane(Lane):
         self._shared_pages = 0  # that all rows of an adapter begin with, in this call
         if strict:
             shapes = (self.max_rows, self._budget)
-            self.model.invariant = uneven_products(self.model, shapes)
+            self.model.invariant_products = uneven_products(self.model, shapes)
             smaller = [self._budget >> i for i in (4, 3, 2, 1) if self._budget >> i >= MIN_ROWS]
             self._prompt_sizes = agreeing_rows(self.model, self._budget, smaller)
             self._prompt_sizes.append(self._budget)

@@ -36,13 +36,13 @@ def agreeing_rows(model: Transformer, rows: int, smaller: Sequence[int]) -> list
     """Which smaller numbers of rows give every row the bits that it has among ``rows``.
 
     Args:
-        model: Products in ``model.invariant`` agree at any number and are not tried.
+        model: Products in ``model.invariant_products`` agree at any number and are not tried.
         rows: The most.
         smaller: Numbers to try.
     """
     found = []
     for count in smaller:
-        names = [name for name in NAMES if name not in model.invariant]
+        names = [name for name in NAMES if name not in model.invariant_products]
         weights = [model.head if name == "head" else model.weight(0, name) for name in names]
         if all(_agrees(weight, rows, count) for weight in weights):
             found.append(count)

@@ -118,7 +118,7 @@ class LLM:
             "adapters_why": self._why,
             "batch_size": self.batch_size,
             "strict": self._strict or is_native(self.model.device),
-            "invariant_products": sorted(self.model.invariant),
+            "invariant_products": sorted(self.model.invariant_products),
             "prefix_cache": self._prefix_cache,
             "memory": self._plan.why if self._plan else "nothing was computed yet",
             "threads": torch.get_num_threads(),

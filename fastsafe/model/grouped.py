@@ -19,7 +19,7 @@ Key = tuple[int, str]  # layer and name of a fused linear
 
 
 class ModuleUpdate(NamedTuple):
-    """What one adapter adds to rows [begin, end) of a fused linear: B A x, scaling in B."""
+    """One adapter's update B A x of rows [begin, end) of a fused linear; scaling is in B."""
 
     begin: int
     end: int
@@ -53,20 +53,20 @@ class AdapterStacks:
         self.stacks = {key: _stack(model, key, [a.get(key, ()) for a in adapters]) for key in keys}
 
     def project(self, adapter_ids: Sequence[int]) -> "Grouped":
-        """Projection for packed rows with these slots; -1 is the base.
+        """Make a projection for packed rows with these slots; -1 is the base.
 
         The rows of a slot need not lie together, but it takes less copying when they do.
         """
         return Grouped(self, list(adapter_ids))
 
     def fixed(self, num_rows: int) -> "FixedRows":
-        """Projection for steps of ``num_rows`` rows that are sorted by slot, for a graph."""
+        """Make a projection for a CUDA graph of ``num_rows`` rows that are sorted by slot."""
         return FixedRows(self, num_rows)
 
     def multiply(
         self, layer: int, name: str, x: Tensor, segments: Segments, order: Tensor | None
     ) -> Tensor:
-        """Base's product of x [M, I] and each row's own update; ``order`` sorts the rows."""
+        """Multiply x [M, I] by the base's weight and add each row's update; ``order`` sorts x."""
         y = self.model.linear(layer, name, x)
         stack = self.stacks.get((layer, name))
         if stack is None:
@@ -89,9 +89,9 @@ def _stack(model: Transformer, key: Key, slots: Sequence[Sequence[ModuleUpdate]]
     lora_B = torch.zeros(len(slots), weight.shape[0], rank, dtype=model.dtype, device=model.device)
     for i, slot in enumerate(slots):
         for u in slot:
-            r0, own = parts.index((u.begin, u.end)) * rank, len(u.lora_A)
-            lora_A[i, r0 : r0 + own] = u.lora_A
-            lora_B[i, u.begin : u.end, :own] = u.lora_B
+            r0, r = parts.index((u.begin, u.end)) * rank, len(u.lora_A)
+            lora_A[i, r0 : r0 + r] = u.lora_A
+            lora_B[i, u.begin : u.end, :r] = u.lora_B
     return _Stack(lora_A, lora_B, parts)
 
 
@@ -102,7 +102,7 @@ class Grouped:
         self._stacks = stacks
         self._ids = ids
         self._all = self._rows(ids)
-        self._kept: tuple[Tensor, _Rows] | None = None  # of the rows last asked for
+        self._cached: tuple[Tensor, _Rows] | None = None  # the last ``rows`` and their table
 
     def _rows(self, ids: list[int]) -> "_Rows":
         device = self._stacks.model.device
@@ -117,9 +117,9 @@ class Grouped:
     def _of(self, rows: Tensor | None) -> "_Rows":
         if rows is None:
             return self._all
-        if self._kept is None or self._kept[0] is not rows:
-            self._kept = rows, self._rows([self._ids[i] for i in rows.tolist()])
-        return self._kept[1]
+        if self._cached is None or self._cached[0] is not rows:
+            self._cached = rows, self._rows([self._ids[i] for i in rows.tolist()])
+        return self._cached[1]
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         """Multiply by the base's weight and add each row's own update; see ``Project``."""
@@ -127,9 +127,9 @@ class Grouped:
 
 
 class FixedRows:
-    """``Project`` of steps of one size: the table of their rows lies at one address.
+    """``Project`` of steps of one size, whose table of rows stays at one address.
 
-    A graph that was captured with it replays with whatever adapters ``update`` has told since.
+    A CUDA graph captured with it replays with the adapters that ``update`` set last.
     """
 
     def __init__(self, stacks: AdapterStacks, num_rows: int) -> None:

@@ -316,8 +316,8 @@ def rms_norm(
     refuse_strides("rms_norm", args)
     if runs_reference(x):
         return reference(x, weight, residual, eps, one_plus, residual_scale)
-    found = _RmsNorm.apply(x, weight, residual, eps, one_plus, residual_scale)
-    return (found, x) if residual is None else found
+    y = _RmsNorm.apply(x, weight, residual, eps, one_plus, residual_scale)
+    return (y, x) if residual is None else y
 
 
 def _make(dims: Dims, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:

@@ -99,7 +99,7 @@ def test_a_quantized_base_equals_its_dequantized_weights(load: Callable[..., LLM
     assert llm.generate(*few) == plain.generate(*few)
     x = torch.randn(4, llm.model.config.hidden_size)
     for model in (llm.model, plain.model):
-        model.invariant = frozenset({"qkv"})
+        model.invariant_products = frozenset({"qkv"})
     assert torch.equal(llm.model.linear(0, "qkv", x), plain.model.linear(0, "qkv", x))
 
 
