@@ -40,8 +40,8 @@ CUBE = 8192  # side of the matrices that measure arithmetic
 ROUNDS, BURST, ROUND_S = 5, 10, 0.1  # rounds; calls of one round, fewer of what takes longer
 
 
-def said(*command: str) -> str:
-    """First line that a command prints; "unknown" where it fails or is not there."""
+def first_line(*command: str) -> str:
+    """Return the first line that a command prints, or "unknown" if it fails or is missing."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     except FileNotFoundError:
@@ -50,11 +50,13 @@ def said(*command: str) -> str:
 
 
 def machine() -> dict[str, str]:
-    """What a figure depends on besides the code."""
+    """Describe the machine, versions and commit of a measurement."""
     return {
-        "commit": said("git", "-C", str(HERE), "describe", "--always", "--abbrev=40", "--dirty"),
+        "commit": first_line(
+            "git", "-C", str(HERE), "describe", "--always", "--abbrev=40", "--dirty"
+        ),
         "gpu": torch.cuda.get_device_name(),
-        "driver": said("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
+        "driver": first_line("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": str(torch.version.cuda),
@@ -68,12 +70,12 @@ def bench_dtype(kernel: Kernel) -> torch.dtype:
 
 
 def ways(kernel: Kernel) -> tuple[str, ...]:
-    """Passes that are timed."""
+    """Return the passes to time."""
     return ("forward", "forward+backward") if kernel.grads else ("forward",)
 
 
 def broken(kernel: Kernel, device: torch.device) -> list[str]:
-    """What is wrong with the kernel at its test points; empty when it may be timed."""
+    """List the kernel's failures at its test points; empty when it may be timed."""
     return [
         f"{dict(dims)} {dtype}: {failure}"
         for dims in kernel.tests
@@ -382,8 +384,8 @@ def main() -> int:
         for dims in kernel.bench:
             for row in timed(kernel, dims, device, peers, limits):
                 for peer, reason in row["peers_refused"].items():
-                    where = f"{kernel.name} {row['dims']}: {peer}"
-                    print(f"{where} not timed: {reason}", file=sys.stderr)
+                    point = f"{kernel.name} {row['dims']}: {peer}"
+                    print(f"{point} not timed: {reason}", file=sys.stderr)
                 line = json.dumps(row | about)
                 print(line, flush=True)
                 if options.out:

@@ -51,8 +51,8 @@ class Peer:
 
         if self.check is not None:
             return self.check(args, fn(*args))
-        got = _accuracy._outputs(kernel, fn, args)
-        for what, expected in _accuracy._outputs(kernel, kernel.reference, args).items():
+        got = _accuracy.outputs(kernel, fn, args)
+        for what, expected in _accuracy.outputs(kernel, kernel.reference, args).items():
             if found := _far(what, got[what], expected):
                 return found
         return ""

@@ -117,11 +117,14 @@ def llama(shape: dict[str, Any], conditions: int, steps: int, length: int, devic
     base.model.rotary_emb = type(base.model.rotary_emb)(theirs).to(device)
     base.requires_grad_(False)
     rng = random.Random(0)
-    draw = lambda: tuple(rng.randrange(shape["vocab_size"]) for _ in range(length))  # noqa: E731
+
+    def tokens() -> tuple[int, ...]:
+        return tuple(rng.randrange(shape["vocab_size"]) for _ in range(length))
+
     trained = (False,) * (length // 2) + (True,) * (length - length // 2)
     rows = 16 * min(steps, 4)
     examples = {
-        f"job{i}": [Example(draw(), trained) for _ in range(rows)] for i in range(conditions)
+        f"job{i}": [Example(tokens(), trained) for _ in range(rows)] for i in range(conditions)
     }
     own = TrainConfig(rank=16, target_modules=SEVEN, max_steps=steps, shuffle=False)
     ids = Ids(shape["vocab_size"])

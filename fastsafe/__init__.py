@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Public name -> the module that holds it. Resolved on first use, so that `import fastsafe` and
+# Public name -> its module. Resolved on first use, so that `import fastsafe` and
 # `fastsafe --help` do not import torch.
 _HOME = {
     "LLM": "fastsafe.engine",

@@ -1,4 +1,4 @@
-"""Writes that are whole or absent: temporary name, fsync, rename, fsync of the folder.
+"""Atomic writes: temporary name, fsync, rename, fsync of the folder.
 
 A process that dies half-way leaves at most an entry named ``.tmp-*`` beside the target.
 """
@@ -30,7 +30,7 @@ def write_text(path: Path | str, text: str) -> None:
 
 @contextmanager
 def replace_file(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary path; the file the caller makes there becomes ``path`` on success.
+    """Yield a temporary path; the file that the caller writes there becomes ``path`` on success.
 
     Raises:
         OSError: The file cannot be synced or renamed. On any error ``path`` is unchanged.
@@ -44,7 +44,7 @@ def replace_file(path: Path | str) -> Iterator[Path]:
     except BaseException as error:
         temporary.unlink(missing_ok=True)
         if isinstance(error, OSError) and str(error.filename) == str(temporary):
-            error.filename = str(path)  # the name that the caller knows
+            error.filename = str(path)  # the path that the caller gave
         raise
     _sync(path.parent)
 
@@ -53,7 +53,7 @@ def replace_file(path: Path | str) -> Iterator[Path]:
 def publish_dir(path: Path | str) -> Iterator[Path]:
     """Yield a new empty directory that becomes ``path`` on success and is removed on error.
 
-    What was at ``path`` is replaced. POSIX cannot swap a directory that holds something, so a
+    An older ``path`` is replaced. POSIX cannot swap a directory that is not empty, so a
     crash between the two renames leaves ``path`` absent and its old content as ``.tmp-*``:
     absent or complete, never partial.
 
@@ -85,7 +85,7 @@ def publish_dir(path: Path | str) -> Iterator[Path]:
 
 
 def remove_leftovers(folder: Path | str) -> None:
-    """Remove what interrupted writes left in ``folder``; only for a folder nobody writes to now."""
+    """Remove the leftovers of interrupted writes in ``folder``, to which nobody may be writing."""
     for entry in Path(folder).glob(f"{PREFIX}*"):
         _remove(entry)
 

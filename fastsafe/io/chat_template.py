@@ -21,8 +21,8 @@ from typing import Any
 
 from fastsafe.errors import TokenizerError
 
-# What "now" is inside a template. Llama 3.x prints the date into every system prompt; the same
-# prompt must have the same tokens tomorrow. This is the date those templates print without a clock.
+# The present time inside a template. Llama 3.x prints the date into every system prompt, and the
+# same prompt must have the same tokens tomorrow; this is the date they print without a clock.
 FROZEN_CLOCK = datetime(2024, 7, 26)
 
 MAX_SOURCE_CHARS = 1 << 20
@@ -31,7 +31,7 @@ FUEL = 5_000_000  # steps; 200 turns through the longest published templates tak
 MEMORY_BYTES = 512 << 20  # address space of the child, Python itself included
 CPU_SECONDS = 2  # per rendering
 
-# transformers' tag around what the assistant says. It opens a scope, as {% with %} does.
+# transformers' tag around the assistant's text. It opens a scope, as {% with %} does.
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
@@ -108,11 +108,11 @@ def _normalise(message: Mapping[str, Any]) -> dict[str, Any]:
             f"chat template: a message is {type(message).__name__}, expected a dict with role and "
             "content; pass a list of such dicts"
         )
-    kept = {name: value for name, value in message.items() if value is not None}
-    reasoning = next((kept[name] for name in _REASONING if name in kept), None)
+    normal = {name: value for name, value in message.items() if value is not None}
+    reasoning = next((normal[name] for name in _REASONING if name in normal), None)
     if reasoning is not None:
-        kept = {"thinking": reasoning, **kept, "reasoning_content": reasoning}
-    return kept
+        normal = {"thinking": reasoning, **normal, "reasoning_content": reasoning}
+    return normal
 
 
 def _text(reply: Mapping[str, Any] | None) -> str:

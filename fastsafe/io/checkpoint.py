@@ -27,10 +27,10 @@ _HASH_PIECE_BYTES = 64 << 20
 
 
 class Checkpoint:
-    """The tensors and configs of a folder or of one safetensors file. Headers are read at once.
+    """The tensors and configs of a folder or of one safetensors file; opening reads the headers.
 
     Attributes:
-        path: What was opened.
+        path: The folder or file.
         names: Every tensor, file by file in the order of the data.
         shapes: Shape of each tensor.
         dtypes: Dtype of each tensor as safetensors spells it, e.g. "BF16".
@@ -72,15 +72,15 @@ class Checkpoint:
         Raises:
             CheckpointError: A name is not in the checkpoint, or a file has changed or is cut short.
         """
-        wanted: dict[str, list[str]] = {}
+        by_file: dict[str, list[str]] = {}
         for name in self.names if names is None else names:
             if name not in self._file_of:
                 raise CheckpointError(f"{self.path}: tensor {name!r:.80} is absent")
-            wanted.setdefault(self._file_of[name], []).append(name)
-        found: dict[str, Tensor] = {}
-        for file, part in wanted.items():
-            found |= safetensors.read(self._folder / file, part)
-        return found
+            by_file.setdefault(self._file_of[name], []).append(name)
+        tensors: dict[str, Tensor] = {}
+        for file, in_file in by_file.items():
+            tensors |= safetensors.read(self._folder / file, in_file)
+        return tensors
 
     def config(self) -> dict[str, Any]:
         """Parse config.json, which must be there; its values are not checked here."""
@@ -111,7 +111,7 @@ class Checkpoint:
 
 
 def _locate(path: Path) -> tuple[Path, list[str], dict[str, Any] | None]:
-    """Folder, names of the weight files in it, and the parsed index if there is one."""
+    """Return the folder, the names of its weight files, and the parsed index if there is one."""
     if path.is_dir():
         try:
             present = set(os.listdir(path))
@@ -144,55 +144,55 @@ def _refuse_pickle(folder: Path, names: set[str]) -> None:
 
 
 def _shards(folder: Path, index: dict[str, Any], present: set[str]) -> list[str]:
-    """Names of the shards the index lists, checked one by one."""
-    where = folder / INDEX
+    """Return the names of the shards in the index, checked one by one."""
+    path = folder / INDEX
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise CheckpointError(f"{where}: weight_map is {weight_map!r:.80}, expected an object")
+        raise CheckpointError(f"{path}: weight_map is {weight_map!r:.80}, expected an object")
     shards: dict[str, None] = {}
     for name, shard in weight_map.items():
         if not isinstance(shard, str) or not _SHARD_NAME.fullmatch(shard):
             raise CheckpointError(
-                f"{where}: tensor {name!r:.80} is in {shard!r:.80}, expected the plain name of a"
+                f"{path}: tensor {name!r:.80} is in {shard!r:.80}, expected the plain name of a"
                 " .safetensors file in the same folder"
             )
         shards[shard] = None
     for shard in shards:
         if shard not in present:
-            raise CheckpointError(f"{where}: shard {shard} is missing; download it again")
+            raise CheckpointError(f"{path}: shard {shard} is missing; download it again")
     unlisted = sorted(n for n in present - shards.keys() if _NUMBERED_SHARD.fullmatch(n))
     if unlisted:
         raise CheckpointError(
-            f"{where}: shard {unlisted[0]} is in the folder but not in the index; remove it or"
+            f"{path}: shard {unlisted[0]} is in the folder but not in the index; remove it or"
             " download the checkpoint again"
         )
     return sorted(shards)
 
 
 def _match_index(
-    where: Path, index: dict[str, Any], file_of: dict[str, str], infos: dict[str, TensorInfo]
+    path: Path, index: dict[str, Any], file_of: dict[str, str], infos: dict[str, TensorInfo]
 ) -> None:
-    """Check that shards and index name the same tensors, in the same places, of the same size."""
+    """Check that shards and index have the same tensors in the same files, of the same size."""
     weight_map = index["weight_map"]
     for name, shard in weight_map.items():
         if name not in file_of:
-            raise CheckpointError(f"{where}: tensor {name!r:.80} is missing, expected in {shard}")
+            raise CheckpointError(f"{path}: tensor {name!r:.80} is missing, expected in {shard}")
         if file_of[name] != shard:
             raise CheckpointError(
-                f"{where}: tensor {name!r:.80} is in {file_of[name]}, expected in {shard}"
+                f"{path}: tensor {name!r:.80} is in {file_of[name]}, expected in {shard}"
             )
     for name, shard in file_of.items():
         if name not in weight_map:
             raise CheckpointError(
-                f"{where}: tensor {name!r:.80} of {shard} is unexpected, the index does not list it"
+                f"{path}: tensor {name!r:.80} of {shard} is unexpected, the index does not list it"
             )
     metadata = index.get("metadata", {})
     if not isinstance(metadata, dict):
-        raise CheckpointError(f"{where}: metadata is {metadata!r:.80}, expected an object")
+        raise CheckpointError(f"{path}: metadata is {metadata!r:.80}, expected an object")
     total = sum(info.end - info.begin for info in infos.values())
     if metadata.get("total_size", total) != total:
         raise CheckpointError(
-            f"{where}: total_size is {metadata['total_size']!r:.80}, expected {total}, the sum of"
+            f"{path}: total_size is {metadata['total_size']!r:.80}, expected {total}, the sum of"
             " the shards; download the checkpoint again"
         )
 

@@ -1,4 +1,4 @@
-"""Where a checkpoint or data set is: on this machine, or under a hub id, downloaded first."""
+"""Resolve a checkpoint or data set: a local path, or a hub id that is downloaded first."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def resolve(model: str | Path) -> Path:
-    """Path of a checkpoint; a hub id ``owner/name`` is downloaded unless it is in the cache.
+    """Return the path of a checkpoint; a hub id is downloaded unless it is in the cache.
 
     Args:
         model: An existing path, or a hub id.
@@ -39,7 +39,7 @@ def resolve(model: str | Path) -> Path:
 
 
 def resolve_data(source: str | Path) -> list[Path]:
-    """Files of a data set; those of a hub id ``owner/name[:file]`` are downloaded.
+    """Return the files of a data set; those of a hub id ``owner/name[:file]`` are downloaded.
 
     Without ``:file`` the files of the training split are taken: those that have "train" in their
     path, or the only one there is; parquet before JSON lines before CSV.
@@ -63,30 +63,34 @@ def resolve_data(source: str | Path) -> list[Path]:
         import huggingface_hub
 
         # listing its files instead would retry for half a minute where there is no network
-        found = huggingface_hub.HfApi().dataset_info(name).siblings or ()
-        present = [each.rfilename for each in found]
+        siblings = huggingface_hub.HfApi().dataset_info(name).siblings or ()
+        present = [sibling.rfilename for sibling in siblings]
         return [
-            Path(huggingface_hub.hf_hub_download(name, each, repo_type="dataset"))
-            for each in _data_files(name, file, present)
+            Path(huggingface_hub.hf_hub_download(name, path, repo_type="dataset"))
+            for path in _data_files(name, file, present)
         ]
 
 
 def _data_files(name: str, file: str, present: Sequence[str]) -> list[str]:
-    about = "dataset_infos.json"  # that many repositories have beside their data
-    known = [e for e in present if Path(e).suffix in DATA_SUFFIXES and Path(e).name != about]
+    metadata = "dataset_infos.json"  # many repositories have it beside their data
+    readable = [
+        path
+        for path in present
+        if Path(path).suffix in DATA_SUFFIXES and Path(path).name != metadata
+    ]
     if file:
-        chosen = [each for each in known if each == file]
+        chosen = [path for path in readable if path == file]
     else:
-        train = [each for each in known if "train" in each] or known
-        first = min((DATA_SUFFIXES.index(Path(each).suffix) for each in train), default=0)
-        chosen = sorted(each for each in train if each.endswith(DATA_SUFFIXES[first]))
-    shards = {_SHARD.sub("", each) for each in chosen}
+        train = [path for path in readable if "train" in path] or readable
+        first = min((DATA_SUFFIXES.index(Path(path).suffix) for path in train), default=0)
+        chosen = sorted(path for path in train if path.endswith(DATA_SUFFIXES[first]))
+    shards = {_SHARD.sub("", path) for path in chosen}
     if len(shards) != 1:
-        what = f"no file {file}" if file else f"{len(chosen)} files to train on"
-        some = ", ".join(known[:8]) or "none that can be read"
+        problem = f"no file {file}" if file else f"{len(chosen)} files to train on"
+        some = ", ".join(readable[:8]) or "none that can be read"
         raise CheckpointError(
-            f"data: hub id {name} has {what}, expected one or the parts of one; write {name}:FILE "
-            f"with one of: {some}"
+            f"data: hub id {name} has {problem}, expected one or the parts of one; write"
+            f" {name}:FILE with one of: {some}"
         )
     return chosen
 
@@ -111,7 +115,7 @@ def _download(model: str) -> Path:
 
 @contextmanager
 def _explained(name: str, path: str, thing: str) -> Iterator[None]:
-    """Say in a sentence why fetching failed."""
+    """Turn an error of the download into one sentence."""
     failed = f"{_SUBJECTS[thing]}: there is no {path} {name}, and fetching it as a hub id"
     try:
         from huggingface_hub import errors

@@ -17,7 +17,7 @@ import fastsafe._native as _native
 from fastsafe.errors import CheckpointError
 from fastsafe.io.atomic import replace_file
 
-# F4, F6_E2M3 and F6_E3M2 are parsed but have no place here: torch cannot view them by element.
+# F4, F6_E2M3 and F6_E3M2 are parsed but absent here: torch cannot view them by element.
 DTYPES = {
     "BOOL": torch.bool,
     "U8": torch.uint8,
@@ -55,7 +55,7 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a file holds, in the order of its data."""
+    """The header of a file, in the order of its data."""
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
@@ -79,8 +79,8 @@ def read(path: Path | str, names: Collection[str] | None = None) -> dict[str, Te
 
     One page-aligned buffer receives the bytes with as few reads as the layout allows, and every
     tensor is a view into it, so nothing is copied. A tensor that would be misaligned for its dtype
-    begins a run of its own at an aligned place of the buffer. Keeping one tensor therefore
-    keeps all memory of the call; ``clone()`` what should outlive the rest.
+    begins a run of its own at an aligned offset of the buffer. Keeping one tensor therefore keeps
+    all memory of the call; ``clone()`` a tensor that should outlive the rest.
 
     Args:
         path: A regular file or a symbolic link to one.
@@ -97,13 +97,13 @@ def read(path: Path | str, names: Collection[str] | None = None) -> dict[str, Te
     try:
         file = _native.File(os.fsencode(path))
         header = _header(file)
-        wanted = _select(header.tensors, names)
-        ranges, places, total_bytes = _plan(header, wanted)
+        selected = _select(header.tensors, names)
+        ranges, offsets, total_bytes = _plan(header, selected)
         buffer = _page_aligned(total_bytes)
         file.read_into(buffer.data_ptr(), total_bytes, ranges)
         return {
-            name: _view(name, info, buffer[at : at + info.end - info.begin])
-            for (name, info), at in zip(wanted.items(), places, strict=True)
+            name: _view(name, info, buffer[offset : offset + info.end - info.begin])
+            for (name, info), offset in zip(selected.items(), offsets, strict=True)
         }
     except (_native.Error, CheckpointError) as error:
         raise CheckpointError(f"{path}: {error}") from None
@@ -162,26 +162,26 @@ def _header(file: _native.File) -> Header:
 def _select(tensors: dict[str, TensorInfo], names: Collection[str] | None) -> dict[str, TensorInfo]:
     if names is None:
         return tensors
-    wanted = set(names)
     for name in names:
         if name not in tensors:
             raise CheckpointError(f"tensor {name!r} is absent, expected in the file")
-    return {name: info for name, info in tensors.items() if name in wanted}
+    selected = set(names)
+    return {name: info for name, info in tensors.items() if name in selected}
 
 
 def _plan(
-    header: Header, wanted: dict[str, TensorInfo]
+    header: Header, selected: dict[str, TensorInfo]
 ) -> tuple[list[tuple[int, int, int]], list[int], int]:
-    """Lay ``wanted`` out in a buffer.
+    """Lay the ``selected`` tensors out in a buffer.
 
     Returns:
         Ranges (offset in the file, offset in the buffer, bytes), the offset in the buffer of each
         tensor, and the size of the buffer; all in bytes.
     """
     ranges: list[tuple[int, int, int]] = []
-    places: list[int] = []
-    run_begin = run_at = end = 0  # the run being built: its place in the data and in the buffer
-    for name, info in wanted.items():
+    offsets: list[int] = []
+    run_begin = run_at = end = 0  # the run being built: its offset in the data and in the buffer
+    for name, info in selected.items():
         if info.dtype not in DTYPES:
             raise CheckpointError(
                 f"tensor {name!r} has dtype {info.dtype}, expected one that torch has;"
@@ -191,10 +191,10 @@ def _plan(
             ranges.append((header.data_offset + run_begin, run_at, end - run_begin))
             run_at += -(-(end - run_begin) // _ALIGN_BYTES) * _ALIGN_BYTES
             run_begin = info.begin
-        places.append(run_at + info.begin - run_begin)
+        offsets.append(run_at + info.begin - run_begin)
         end = info.end
     ranges.append((header.data_offset + run_begin, run_at, end - run_begin))
-    return ranges, places, run_at + end - run_begin
+    return ranges, offsets, run_at + end - run_begin
 
 
 def _page_aligned(size_bytes: int) -> Tensor:

@@ -24,14 +24,14 @@ _CONVERT = (
 
 
 class Tokenizer:
-    """Text to token ids and back.
+    """Converts text to token ids and back.
 
     Attributes:
-        name: Where it comes from, for messages.
+        name: Path of its file, for messages.
         bos_id: Begin-of-text id, or None.
         eos_ids: Ids that end a generation; the first is the tokenizer's own end-of-text token.
         pad_id: Padding id, or None.
-        vocab_size: One above the largest id, added tokens included.
+        vocab_size: The largest id plus 1, added tokens included.
         chat_template: The checkpoint's default chat template, or None.
     """
 
@@ -71,8 +71,8 @@ class Tokenizer:
             )
         self.bos_id = self._special_id("bos_token")
         self.pad_id = vocabulary.get(self._special_tokens.get("pad_token", ""))
-        own = self._special_id("eos_token")
-        self.eos_ids = tuple(dict.fromkeys([*([] if own is None else [own]), *eos_ids]))
+        eos_id = self._special_id("eos_token")
+        self.eos_ids = tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *eos_ids]))
         self.chat_template = (
             None if chat_template is None else ChatTemplate(chat_template, self._special_tokens)
         )
@@ -97,11 +97,11 @@ class Tokenizer:
 
     @property
     def id_bound(self) -> int:
-        """Ids are below this: the embedding rows once ``check_vocab`` saw them."""
+        """Exclusive bound of the ids: the number of embedding rows, once ``check_vocab`` ran."""
         return self._id_bound
 
     def check_vocab(self, rows: int) -> None:
-        """Check the ids against the ``rows`` of the embedding; ``encode`` then keeps below it.
+        """Check the ids against the ``rows`` of the embedding; ``encode`` then refuses ids above.
 
         Added tokens above the rows are allowed as long as no text holds them: Gemma 3's text models
         ship the image token of their larger siblings.
@@ -120,7 +120,7 @@ class Tokenizer:
         self._id_bound = rows
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of ``text``.
+        """Return the token ids of ``text``.
 
         Args:
             text: Special tokens written out in it become their ids.
@@ -135,7 +135,7 @@ class Tokenizer:
         return self._checked(text, ids, add_special_tokens)
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Text of ``ids``; an id without a token, as in a padded embedding, is left out.
+        """Return the text of ``ids``; an id without a token, as in a padded embedding, is skipped.
 
         Raises:
             TokenizerError: An id is negative or not an integer.
@@ -150,7 +150,7 @@ class Tokenizer:
         add_generation_prompt: bool = True,
         **variables: Any,
     ) -> str:
-        """Prompt text of a conversation; the arguments are those of ``ChatTemplate.render``.
+        """Render a conversation to a prompt; the arguments are those of ``ChatTemplate.render``.
 
         Raises:
             TokenizerError: There is no chat template, or it does not render.
@@ -172,13 +172,13 @@ class Tokenizer:
         token = self._special_tokens.get(kind)
         if token is None:
             return None
-        found: int | None = self._backend.token_to_id(token)
-        if found is None:
+        token_id: int | None = self._backend.token_to_id(token)
+        if token_id is None:
             raise TokenizerError(
                 f"{self.name}: {kind} is {token!a}, expected a token of the vocabulary; "
                 "use the tokenizer files of one checkpoint together"
             )
-        return found
+        return token_id
 
     def _checked(self, text: str, ids: list[int], add_special_tokens: bool) -> list[int]:
         doubled = self.bos_id is not None and ids[:2] == [self.bos_id, self.bos_id]
@@ -198,7 +198,7 @@ class Tokenizer:
 
 @contextmanager
 def _rust(name: str, doing: str) -> Iterator[None]:
-    """Turn what the Rust library raises into a TokenizerError; its panics are no Exception."""
+    """Turn the Rust library's errors into a TokenizerError; its panics are no Exception."""
     try:
         yield
     except BaseException as error:
@@ -231,7 +231,7 @@ def _read_backend(path: Path) -> tokenizers.Tokenizer:
 
 
 def _read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in ``path``, or an empty one when there is no such file."""
+    """Read the JSON object in ``path``, or an empty one if there is no such file."""
     if not path.is_file():
         return {}
     try:
@@ -241,7 +241,7 @@ def _read_object(path: Path) -> dict[str, Any]:
 
 
 def _read_config(folder: Path) -> tuple[dict[str, str], str | None]:
-    """Special tokens by name, and the source of the default chat template."""
+    """Read the special tokens by name, and the source of the default chat template."""
     path = folder / "tokenizer_config.json"
     config = _read_object(path)
     special = _special_tokens(config)
@@ -280,12 +280,12 @@ def _default_template(value: Any, path: Path) -> str | None:
     if value is None or isinstance(value, str):
         return value
     if isinstance(value, list) and all(
-        isinstance(each, dict)
-        and isinstance(each.get("name"), str)
-        and isinstance(each.get("template"), str)
-        for each in value
+        isinstance(entry, dict)
+        and isinstance(entry.get("name"), str)
+        and isinstance(entry.get("template"), str)
+        for entry in value
     ):
-        return {each["name"]: each["template"] for each in value}.get("default")
+        return {entry["name"]: entry["template"] for entry in value}.get("default")
     raise TokenizerError(
         f"{path}: chat_template is {type(value).__name__}, expected a string or a list of "
         "{name, template}; use the file that the model's authors publish"
@@ -293,7 +293,7 @@ def _default_template(value: Any, path: Path) -> str | None:
 
 
 def _read_eos_ids(folder: Path) -> list[int]:
-    """End-of-turn ids of generation_config.json, or of config.json when there is none."""
+    """Read the end-of-turn ids of generation_config.json, or else of config.json."""
     path = folder / "generation_config.json"
     if not path.is_file():
         path = folder / "config.json"

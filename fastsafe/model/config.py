@@ -28,7 +28,7 @@ _CODE_FIELDS = ("auto_map", "trust_remote_code", "custom_pipelines", "attn_imple
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Everything the decoder needs to know, as flags rather than as a family.
+    """Sizes and flags of a decoder.
 
     Sizes are in features, tokens or counts; every value has been checked.
     """
@@ -84,19 +84,19 @@ class ModelConfig:
         return any(rope.depends_on_length for rope in self.ropes)
 
     @classmethod
-    def from_json(cls, raw: Mapping[str, Any], where: str) -> "ModelConfig":
+    def from_json(cls, raw: Mapping[str, Any], location: str) -> "ModelConfig":
         """Parse a config.json in the spelling of transformers 4 or 5.
 
         Args:
             raw: The decoded object. Fields that are not known are not read; those that name
                 code are listed in ``ignored``.
-            where: Name of the file, for messages.
+            location: Name of the file, for messages.
 
         Raises:
             CheckpointError: The architecture is unknown, the weights are quantized, or a field
                 is missing, of a wrong type or out of range.
         """
-        fields = Fields(raw, where)
+        fields = Fields(raw, location)
         architecture, family = _family(fields)
         _refuse_unsupported(fields)
         hidden = fields.integer("hidden_size", 1, MAX_HIDDEN)
@@ -116,7 +116,7 @@ class ModelConfig:
         attention_bias = fields.flag("attention_bias", False)
         scalar = fields.number("query_pre_attn_scalar", 1e-3, 1e6, 256.0)
         scale = (scalar if family.query_scalar else head_dim) ** -0.5
-        multiplied = Fields(raw if family.reads_multipliers else {}, where)
+        multiplied = Fields(raw if family.reads_multipliers else {}, location)
         config = cls(
             architecture=architecture,
             vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB),
@@ -168,7 +168,7 @@ class ModelConfig:
         )
         if config.num_parameters > MAX_PARAMETERS:
             raise CheckpointError(
-                f"{where}: hidden_size, num_hidden_layers and the other sizes make "
+                f"{location}: hidden_size, num_hidden_layers and the other sizes make "
                 f"{config.num_parameters} parameters, expected at most {MAX_PARAMETERS}"
             )
         return config
@@ -190,20 +190,20 @@ def _family(fields: Fields) -> tuple[str, Family]:
     if names is None:
         names = [name for name, family in FAMILIES.items() if family.model_type == model_type]
         if not names:
-            wanted = ", ".join(family.model_type for family in FAMILIES.values())
-            raise fields.refuse("model_type", f"one of {wanted}, or a known architecture")
+            types = ", ".join(family.model_type for family in FAMILIES.values())
+            raise fields.refuse("model_type", f"one of {types}, or a known architecture")
     if not isinstance(names, list) or len(names) != 1 or not isinstance(names[0], str):
         raise fields.refuse("architectures", "a list of one name")
     name = names[0]
     family = FAMILIES.get(name)
     if name == "Gemma3ForConditionalGeneration":
         raise CheckpointError(
-            f"{fields.where}: architectures is {name}, which also reads images, expected its text "
-            "part alone; save the language model as Gemma3ForCausalLM"
+            f"{fields.location}: architectures is {name}, which also reads images, expected its "
+            "text part alone; save the language model as Gemma3ForCausalLM"
         )
     if family is None:
         raise CheckpointError(
-            f"{fields.where}: architectures is {name[:60]!r}, expected one of "
+            f"{fields.location}: architectures is {name[:60]!r}, expected one of "
             f"{', '.join(known_architectures())}; use the transformers backend for others"
         )
     if model_type is not None and model_type != family.model_type:
@@ -217,8 +217,8 @@ def _refuse_unsupported(fields: Fields) -> None:
         section = fields.section("quantization_config")
         method = section.raw.get("quant_method") if section is not None else None
         raise CheckpointError(
-            f"{fields.where}: quantization_config asks for {str(method)[:60]!r} weights, expected "
-            "plain float32, bfloat16 or float16; use the unquantized checkpoint"
+            f"{fields.location}: quantization_config asks for {str(method)[:60]!r} weights, "
+            "expected plain float32, bfloat16 or float16; use the unquantized checkpoint"
         )
     for name in ("is_encoder_decoder", "use_bidirectional_attention", "add_cross_attention"):
         if fields.flag(name, False):
@@ -272,7 +272,7 @@ def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, .
 
 def _ropes(fields: Fields, family: Family, head_dim: int) -> tuple[RopeConfig, ...]:
     """Read the rotary embedding, or two: of full layers, then of windowed ones."""
-    empty = Fields({}, fields.where)
+    empty = Fields({}, fields.location)
     scaling = fields.section("rope_scaling") or empty
     section = scaling if scaling.raw else fields.section("rope_parameters") or empty
     phi3 = family.partial_rotary
@@ -280,7 +280,7 @@ def _ropes(fields: Fields, family: Family, head_dim: int) -> tuple[RopeConfig, .
     if family.local_theta is None:
         if nested:
             raise CheckpointError(
-                f"{section.where} holds layer types, expected one rotary embedding for all "
+                f"{section.location} holds layer types, expected one rotary embedding for all "
                 "layers of this architecture"
             )
         theta = family.default_theta

@@ -1,7 +1,7 @@
 """A decoder's forward pass on a CPU in fp32 as one call, on ``fastsafe._native``.
 
-What ``Transformer.forward`` computes without a graph, by the same operations and so with the same
-bits; but Python does not run between them, and threads that compute do not wait for each other.
+Computes ``Transformer.forward`` without a graph, by the same operations and so with the same bits;
+but no Python runs between them, so threads do not wait for the interpreter's lock.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,12 +24,12 @@ Key = tuple[int, str]  # layer and name of a fused linear
 
 
 class AdapterPatch:
-    """What an adapter changes in a model's linear layers.
+    """An adapter for ``NativeDecoder``: merged weights, or updates of the linear layers.
 
     Args:
         model: The base.
         weights: Merged weights, [O, I] each, in place of the base's.
-        updates: Updates that are added to the base's results.
+        updates: Updates to add to the base's products.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class AdapterPatch:
         updates: Mapping[Key, FusedLora] | None = None,
     ) -> None:
         self.patches = _native.Patches(len(_NAMES) * len(model.layers))
-        self._held: list[Tensor] = []  # that ``patches`` points to
+        self._tensors: list[Tensor] = []  # kept alive, as ``patches`` points to them
         for (layer, name), weight in (weights or {}).items():
             cpu_ops.expect(weight.shape == model.weight(layer, name).shape, "AdapterPatch", weight)
             self.patches.replace(_index(layer, name), self._address(weight))
@@ -51,7 +51,7 @@ class AdapterPatch:
     def _address(self, x: Tensor) -> int:
         x = x.contiguous()
         cpu_ops.expect(x.ndim == 2, "AdapterPatch", x)
-        self._held.append(x)
+        self._tensors.append(x)
         return x.data_ptr()
 
 
@@ -59,20 +59,20 @@ class Span(NamedTuple):
     """Packed rows of one adapter."""
 
     patch: AdapterPatch | None  # None: the base
-    end: int  # of its packed rows
-    kept_end: int  # of its kept rows
+    end: int  # end of its packed rows
+    kept_end: int  # end of its kept rows
 
 
 def runs_natively(model: Transformer) -> bool:
-    """Whether ``NativeDecoder`` runs this model: on a CPU, in fp32, its weights in memory whole."""
+    """Return whether ``NativeDecoder`` runs this model: on a CPU, in fp32, not quantized."""
     return cpu_ops.runs_natively(model.embedding) and not isinstance(model, NF4Transformer)
 
 
 class NativeDecoder:
-    """The forward pass of one thread; its memory is used again from call to call.
+    """The forward pass of one thread; calls share one workspace.
 
     Args:
-        model: One that ``runs_natively`` is true of; its weights stay where they are.
+        model: A model that ``runs_natively``; its weights are not copied.
 
     Raises:
         ValueError: ``runs_natively`` is false.
@@ -82,7 +82,7 @@ class NativeDecoder:
         if not runs_natively(model):
             cpu_ops.refuse("NativeDecoder", model.embedding)
         self.model = model
-        self._held = model.parameters()  # that the layers point to
+        self._tensors = model.parameters()  # kept alive, as the layers point to them
         config = model.config
         layers = []
         for i, layer in enumerate(model.layers):
@@ -130,12 +130,12 @@ class NativeDecoder:
 
         Args:
             token_ids: [N] int64.
-            paged: Where the rows and their contexts are.
-            keys: Pages of each layer, as ``paged.paged_attention`` takes them; the layers lie at
-                equal distances.
+            paged: Pages of the rows and their contexts.
+            keys: Pages of each layer, as ``cpu_paged.paged_attention`` takes them; the layers are
+                equally spaced in memory.
             values: Likewise.
             spans: Adapters of the rows, which are sorted by adapter.
-            keep: [M] int64, rows whose final state is wanted.
+            keep: [M] int64, rows whose final state is returned.
             context_lens: [N] int64, length of each row's own sequence.
 
         Returns:
@@ -191,7 +191,7 @@ def _address(x: Tensor | None) -> int:
 
 
 def _distance(layers: Sequence[Tensor]) -> int:
-    """Elements from one layer's pages to the next one's."""
+    """Return the number of elements from one layer's pages to the next one's."""
     if len(layers) == 1:
         return 0
     starts = [x.data_ptr() // x.element_size() for x in layers]

@@ -13,12 +13,12 @@ from torch import Tensor
 import fastsafe._native as _native
 from fastsafe_kernels._spec import INTERPRET
 
-# Multiplications that pay for starting threads, about a millisecond's worth on one core.
+# Multiplications from which starting threads pays off, about a millisecond on one core.
 _WORTH_THREADS = 1 << 27
 
 
 def runs_natively(x: Tensor) -> bool:
-    """Whether these operations are the ones for ``x``; others go to torch or to Triton.
+    """Return whether ``x`` takes these operations; other tensors take torch or Triton.
 
     While Triton interprets, its kernels take the CPU's tensors, so that a test can run a whole
     model on them.
@@ -40,7 +40,7 @@ def linear(
         x: [M, I], of any strides, as is ``weight``.
         weight: [O, I].
         bias: [O], added; not with ``accumulate_into``.
-        second_product: A second product, [M, R] and [O, R], added in the same pass.
+        second_product: Factors [M, R] and [O, R] of a second product, added in the same pass.
         accumulate_into: [M, O] with contiguous columns, to add the result to in place; None
             allocates. Accumulates in index order starting from the present value, so splitting I
             over several calls gives identical bits.
@@ -98,7 +98,8 @@ def norm(
         alpha: Factor of ``x`` where there is a residual.
 
     Returns:
-        The norm [..., C]; what was normed [..., C]; 1 / its root mean square, [...].
+        The norm [..., C]; its input [..., C], the sum if there is a residual; 1 / the root mean
+        square of that, [...].
     """
     columns = x.shape[-1]
     expect(weight.shape == (columns,) and weight.stride(0) == 1, "norm", x, weight)
@@ -127,7 +128,7 @@ def norm(
 def norm_backward(
     dy: Tensor, dh: Tensor | None, h: Tensor, scale: Tensor, weight: Tensor, one_plus: bool
 ) -> Tensor:
-    """Derivative of ``norm`` for what was normed, plus its own upstream ``dh``: [..., C]."""
+    """Compute the gradient of the input ``h`` of ``norm``, ``dh`` added to it: [..., C]."""
     expect(dy.shape == h.shape, "norm_backward", dy, h)
     dy, dx = dy.contiguous(), torch.empty_like(h)
     if dh is not None:
@@ -147,7 +148,7 @@ def norm_backward(
 
 
 def gated(gate_up: Tensor, gelu: bool) -> Tensor:
-    """silu(gate) * up, or gelu by tanh: [N, 2F] -> [N, F]."""
+    """Compute silu(gate) * up, or with the tanh approximation of gelu: [N, 2F] -> [N, F]."""
     expect(gate_up.ndim == 2 and gate_up.shape[1] % 2 == 0, "gated", gate_up)
     gate_up = gate_up.contiguous()
     rows, columns = gate_up.shape[0], gate_up.shape[1] // 2
@@ -157,7 +158,7 @@ def gated(gate_up: Tensor, gelu: bool) -> Tensor:
 
 
 def gated_backward(dy: Tensor, gate_up: Tensor, gelu: bool) -> Tensor:
-    """Derivative of ``gated``: [N, F] -> [N, 2F]."""
+    """Compute the gradient of the input of ``gated``: [N, F] -> [N, 2F]."""
     dy, gate_up = dy.contiguous(), gate_up.contiguous()
     rows, columns = dy.shape
     expect(gate_up.shape == (rows, 2 * columns), "gated_backward", dy, gate_up)
@@ -168,14 +169,14 @@ def gated_backward(dy: Tensor, gate_up: Tensor, gelu: bool) -> Tensor:
     return d_gate_up
 
 
-def rope(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
-    """Rotate the leading features of every head; ``back`` is the inverse.
+def rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Tensor:
+    """Rotate the leading features of every head.
 
     Args:
         x: [N, heads, D], each row's heads side by side.
         cos: [N, 1, R], a row's features side by side, as in ``fastsafe.model.rope``.
         sin: Like ``cos``.
-        back: Rotate by the negative angle.
+        inverse: Rotate by the negative angle.
 
     Returns:
         [N, heads, D] contiguous.
@@ -206,13 +207,13 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, back: bool = False) -> Tensor:
         heads,
         dim,
         cos.shape[2],
-        back,
+        inverse,
     )
     return y
 
 
 class AttentionShape(NamedTuple):
-    """Of attention over packed sequences."""
+    """Sequence boundaries and flags of attention over packed sequences."""
 
     starts: Tensor  # [sequences + 1] int64, first row of each
     scale: float
@@ -227,7 +228,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape) -> tuple[T
         q: [N, H, D], each row's heads side by side.
         k: [N, Hkv, D], likewise.
         v: [N, Hkv, D], with the strides of ``k``.
-        shape: Where the sequences are, and the flags.
+        shape: Boundaries of the sequences, and flags.
 
     Returns:
         [N, H, D] contiguous, and [N, H, 2] for the backward pass.
@@ -250,7 +251,7 @@ def attention_backward(
     v: Tensor,
     shape: AttentionShape,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Derivative of ``attention`` for q, k and v, from its second result and its arguments."""
+    """Compute the gradients of q, k and v from ``attention``'s second result and arguments."""
     q, k, v, d_out = q.contiguous(), k.contiguous(), v.contiguous(), d_out.contiguous()
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
     _plan(q, k, v, shape).backward(*(t.data_ptr() for t in (dq, dk, dv, d_out, scales, q, k, v)))
@@ -279,7 +280,7 @@ def _plan(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape) -> _native.Att
 
 
 def side_by_side(x: Tensor) -> Tensor:
-    """Give ``x`` [N, heads, D] with each row's heads side by side, copied only if they are not."""
+    """Return ``x`` [N, heads, D] with each row's heads contiguous; copies only if needed."""
     return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
 
 
@@ -304,8 +305,8 @@ def expect_index(fits: bool, op: str, x: Tensor, index: Tensor) -> None:
 
 
 def refuse(op: str, *tensors: Tensor) -> NoReturn:
-    """Raise ValueError that names the operation, and what the tensors are."""
-    found = ", ".join(
+    """Raise a ValueError that names the operation and describes the tensors."""
+    described = ", ".join(
         f"{list(t.shape)} {t.dtype} with strides {t.stride()} on {t.device}" for t in tensors
     )
-    raise ValueError(f"{op}: tensors do not fit: {found}")
+    raise ValueError(f"{op}: tensors do not fit: {described}")

@@ -1,4 +1,4 @@
-"""Attention over pages of keys and values on a CPU, on ``fastsafe._native``; see ``cpu``."""
+"""Attention over pages of keys and values on a CPU, on ``fastsafe._native``; see ``cpu_ops``."""
 
 import torch
 from torch import Tensor
@@ -10,14 +10,14 @@ PAGE = 16  # tokens of a page: one vector holds a feature of all its keys
 
 
 class Paged:
-    """Where packed rows and their contexts lie in pages, for one step.
+    """The pages of packed rows and their contexts, for one step.
 
     Args:
         starts: [rows + 1] int64, first token of each row.
         positions: [N] int64, index of each token in its sequence; consecutive within a row.
-        places: [N] int64, where each token's key and value go: page * PAGE + offset.
+        places: [N] int64, slot of each token's key and value: page * PAGE + offset.
         table: [rows, width] int32, the pages of each row in order.
-        num_pages: Pages that there are.
+        num_pages: Number of pages in the cache.
 
     Raises:
         ValueError: The rows do not cover the tokens, or a page or position is out of range.
@@ -44,9 +44,9 @@ class Paged:
 
 
 def page_shapes(num_pages: int, kv_heads: int, dim: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """Shapes of one layer's pages of keys and of values, as ``paged_attention`` takes them."""
-    room = -(-dim // PAGE) * PAGE
-    return (num_pages, kv_heads, dim, PAGE), (num_pages, kv_heads, PAGE, room)
+    """Return the shapes of one layer's pages of keys and of values for ``paged_attention``."""
+    padded = -(-dim // PAGE) * PAGE
+    return (num_pages, kv_heads, dim, PAGE), (num_pages, kv_heads, PAGE, padded)
 
 
 def paged_attention(
@@ -61,7 +61,7 @@ def paged_attention(
     window: int | None,
     softcap: float | None,
 ) -> Tensor:
-    """Write keys and values to their pages; attend from every token over its row's context.
+    """Write keys and values to their pages and attend from every token over its row's context.
 
     A token's bits depend on its own context alone: not on how its row was cut into steps, on the
     pages that hold it or on the rows beside it.
@@ -72,7 +72,7 @@ def paged_attention(
         v: [N, Hkv, D], with the strides of ``k``.
         keys: [P, Hkv, D, PAGE], each page contiguous: its tokens side by side.
         values: [P, Hkv, PAGE, D], likewise, D rounded up to a multiple of PAGE.
-        paged: Where everything lies.
+        paged: Pages of the rows.
         scale: Multiplies q k^T.
         window: Most recent keys that a token sees, itself included; None = all.
         softcap: Bound of the scaled scores; None = none.

@@ -1,6 +1,6 @@
-"""Checkpoints made from checkpoints: tensor by tensor, never in memory as a whole.
+"""Write edited checkpoints tensor by tensor, for edits that no adapter can hold.
 
-For edits that no adapter can hold. The result has the names, dtypes and config of the model that
+The result has the names, dtypes and config of the model that
 was tuned and is a folder that any loader reads.
 """
 
@@ -46,7 +46,7 @@ def write_edited(
         tuned: An adapter on ``base``, or the tuned model's own checkpoint.
         edit: Called once per tensor with its name; arguments and result are float32, or float64
             where the file holds that.
-        out: Folder to write, whole or not at all; what is there is replaced.
+        out: Folder to write, whole or not at all; an older one is replaced.
         notes: Further files, name -> text.
 
     Raises:
@@ -100,8 +100,8 @@ def dare(base: Tensor, tuned: Tensor, drop: float, seed: int, name: str) -> Tens
         base: Any shape, float32 or float64.
         tuned: As ``base``.
         drop: Probability that an entry is dropped, in [0, 1).
-        seed: With ``name`` it decides what is dropped, whatever else is edited before.
-        name: Of the tensor.
+        seed: Seeds the drops together with ``name``.
+        name: Name of the tensor.
 
     Source: Yu et al. 2023, arXiv:2311.03099.
     """
@@ -112,7 +112,7 @@ def dare(base: Tensor, tuned: Tensor, drop: float, seed: int, name: str) -> Tens
 
 
 def _both(name: str, base: TensorSource, tuned: Adapter | TensorSource) -> tuple[Tensor, Tensor]:
-    """One tensor before and after tuning, wide."""
+    """Read one tensor before and after tuning, wide."""
     if isinstance(tuned, Adapter):
         before = base.read([name])[name]
         return wide(before), merged(before, tuned.weights.get(name.removesuffix(".weight")))
@@ -121,7 +121,7 @@ def _both(name: str, base: TensorSource, tuned: Adapter | TensorSource) -> tuple
 
 
 def _shards(like: TensorSource) -> dict[str, list[str]]:
-    """Names of the weight files and of the tensors in each, layer by layer as they were."""
+    """Return the names of the weight files and of the tensors in each, in the old order."""
     groups: list[list[str]] = [[]]
     size = 0
     for name in like.names:

@@ -1,4 +1,4 @@
-"""What sets each known architecture apart, as flags of one decoder."""
+"""The known architectures, as flags of one decoder."""
 
 from dataclasses import dataclass
 

@@ -19,7 +19,7 @@ Key = tuple[int, str]  # layer and name of a fused linear
 
 
 class ModuleUpdate(NamedTuple):
-    """What one adapter adds to rows [begin, end) of a fused linear: B A x, scaling in B."""
+    """One adapter's update B A x of rows [begin, end) of a fused linear; scaling is in B."""
 
     begin: int
     end: int
@@ -94,9 +94,9 @@ def _stack(model: Transformer, key: Key, slots: Sequence[Sequence[ModuleUpdate]]
     lora_B = torch.zeros(len(slots), weight.shape[0], rank, dtype=model.dtype, device=model.device)
     for i, slot in enumerate(slots):
         for u in slot:
-            r0, own = parts.index((u.begin, u.end)) * rank, len(u.lora_A)
-            lora_A[i, r0 : r0 + own] = u.lora_A
-            lora_B[i, u.begin : u.end, :own] = u.lora_B
+            r0, r = parts.index((u.begin, u.end)) * rank, len(u.lora_A)
+            lora_A[i, r0 : r0 + r] = u.lora_A
+            lora_B[i, u.begin : u.end, :r] = u.lora_B
     return _Stack(lora_A, lora_B, parts)
 
 
@@ -108,7 +108,7 @@ class Grouped:
         self._model = model
         self._ids = ids
         self._all = self._rows(ids)
-        self._kept: tuple[Tensor, _Rows] | None = None  # of the rows last asked for
+        self._cached: tuple[Tensor, _Rows] | None = None  # the last ``rows`` and their table
 
     def _rows(self, ids: list[int]) -> "_Rows":
         device = self._stacks.model.device
@@ -123,9 +123,9 @@ class Grouped:
     def _of(self, rows: Tensor | None) -> "_Rows":
         if rows is None:
             return self._all
-        if self._kept is None or self._kept[0] is not rows:
-            self._kept = rows, self._rows([self._ids[i] for i in rows.tolist()])
-        return self._kept[1]
+        if self._cached is None or self._cached[0] is not rows:
+            self._cached = rows, self._rows([self._ids[i] for i in rows.tolist()])
+        return self._cached[1]
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         """Multiply by the base's weight and add each row's own update; see ``Project``."""
@@ -135,9 +135,9 @@ class Grouped:
 
 
 class FixedRows:
-    """``Project`` of steps of one size: the table of their rows lies at one address.
+    """``Project`` of steps of one size, whose table of rows stays at one address.
 
-    A graph that was captured with it replays with whatever adapters ``update`` has told since.
+    A CUDA graph captured with it replays with the adapters that ``update`` set last.
     """
 
     def __init__(self, stacks: AdapterStacks, num_rows: int, model: Transformer) -> None:

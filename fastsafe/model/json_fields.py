@@ -16,12 +16,12 @@ class Fields:
     """
 
     raw: Mapping[str, Any]
-    where: str  # file, and path inside it, that messages name
+    location: str  # file, and path inside it, that messages name
 
-    def refuse(self, name: str, wanted: str) -> CheckpointError:
+    def refuse(self, name: str, expected: str) -> CheckpointError:
         """Build the error for a field whose value cannot be used."""
-        got = "missing" if self.raw.get(name) is None else _short(self.raw[name])
-        return CheckpointError(f"{self.where}: {name} is {got}, expected {wanted}")
+        value = "missing" if self.raw.get(name) is None else _short(self.raw[name])
+        return CheckpointError(f"{self.location}: {name} is {value}, expected {expected}")
 
     def has(self, name: str) -> bool:
         """Whether the field is present and not null."""
@@ -94,7 +94,7 @@ class Fields:
             return None
         if not isinstance(value, Mapping):
             raise self.refuse(name, "an object")
-        return Fields(value, f"{self.where}: {name}")
+        return Fields(value, f"{self.location}: {name}")
 
 
 def _is_number(value: Any) -> TypeGuard[int | float]:

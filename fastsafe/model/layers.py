@@ -121,7 +121,7 @@ class _CpuNorm(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         h, scale, weight = ctx.saved_tensors
         dy, dh = grads
-        if dy is None:  # only h was used
+        if dy is None:  # y is unused
             assert dh is not None
             return (dh * ctx.alpha, dh, None, None, None, None)
         d = cpu_ops.norm_backward(dy, dh, h, scale, weight, ctx.one_plus)
@@ -187,8 +187,8 @@ def rope(
     if norm is not None:
         x = rms_norm(x, norm, eps, one_plus)
     if _is_recorded(x):
-        turned: Tensor = _CpuRope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
-        return turned
+        rotated: Tensor = _CpuRope.apply(x, cos, sin)  # type: ignore[no-untyped-call]
+        return rotated
     return cpu_ops.rope(x, cos, sin)
 
 
@@ -204,7 +204,7 @@ class _CpuRope(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
-        return cpu_ops.rope(grads[0], cos, sin, back=True), None, None
+        return cpu_ops.rope(grads[0], cos, sin, inverse=True), None, None
 
 
 def softcap(x: Tensor, cap: float) -> Tensor:
@@ -213,5 +213,5 @@ def softcap(x: Tensor, cap: float) -> Tensor:
 
 
 def _is_recorded(*tensors: Tensor | None) -> bool:
-    """Whether autograd follows an operation on these."""
+    """Return whether autograd records an operation on these."""
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)

@@ -42,7 +42,7 @@ class Adapter:
     """A LoRA adapter: module path -> weights, as PEFT stores them.
 
     Attributes:
-        name: What callers call it.
+        name: Name in the bank.
         config: Rank, alpha, targets.
         weights: Module path, such as "model.layers.0.self_attn.q_proj", -> A, B and scaling.
     """
@@ -66,7 +66,7 @@ class Adapter:
         """
         path = Path(path)
         config, tensors = peft.read_dir(path)
-        where = str(path / ADAPTER_WEIGHTS)
+        location = str(path / ADAPTER_WEIGHTS)
         weights = {}
         for module in config.modules(slots, str(path / ADAPTER_CONFIG)):
             rank, slot = config.rank_of(module), slots[module]
@@ -78,18 +78,19 @@ class Adapter:
                 tensor = tensors.pop(key, None)
                 if tensor is None:
                     raise AdapterError(
-                        f"{where}: tensor {key!r} is missing; the adapter is partial"
+                        f"{location}: tensor {key!r} is missing; the adapter is partial"
                     )
                 if tuple(tensor.shape) != shape:
                     raise AdapterError(
-                        f"{where}: tensor {key!r} is {list(tensor.shape)}, expected {list(shape)}"
+                        f"{location}: tensor {key!r} is {list(tensor.shape)}, expected"
+                        f" {list(shape)}"
                     )
                 pair.append(tensor)
             weights[module] = LoraWeights(pair[0], pair[1], config.scaling_of(module))
         if tensors:
             extra = ", ".join(sorted(tensors)[:4])
             raise AdapterError(
-                f"{where}: {len(tensors)} unexpected tensors ({extra}); the config's "
+                f"{location}: {len(tensors)} unexpected tensors ({extra}); the config's "
                 "target_modules do not name their modules"
             )
         return cls(name or path.name, config, weights)
@@ -156,7 +157,7 @@ def fuse(weights: Mapping[str, LoraWeights], slots: Mapping[str, LinearSlot]) ->
 
 
 class AdapterLease:
-    """Keeps adapters in the bank until its block is left, or it is forgotten before."""
+    """Context manager that pins adapters: until it exits or is collected, none is unloaded."""
 
     def __init__(self, slots: Iterable[int]) -> None:
         self.slots = frozenset(slots)
@@ -175,7 +176,7 @@ class AdapterBank:
 
     Attributes:
         model: The base.
-        version: Another number whenever an adapter was added or removed.
+        version: Changes whenever an adapter is added or removed.
     """
 
     def __init__(self, model: Transformer) -> None:
@@ -193,13 +194,13 @@ class AdapterBank:
         return tuple(entry[0].name for entry in self._adapters if entry)
 
     def parameters_each(self) -> int:
-        """Mean number of an adapter's parameters; 0 without adapters."""
-        found = [
+        """Return the mean number of parameters of an adapter; 0 without adapters."""
+        sizes = [
             sum(lora.lora_A.numel() + lora.lora_B.numel() for lora in entry[0].weights.values())
             for entry in self._adapters
             if entry
         ]
-        return sum(found) // max(1, len(found))
+        return sum(sizes) // max(1, len(sizes))
 
     def add(self, adapter: Adapter) -> int:
         """Put an adapter into a free slot and return the slot.
@@ -211,12 +212,12 @@ class AdapterBank:
             raise AdapterError(f"adapter {adapter.name!r} is loaded already; unload it first")
         for module, lora in adapter.weights.items():
             slot = self._slots.get(module)
-            want = None if slot is None else (slot.end - slot.begin, slot.in_features)
-            got = (lora.lora_B.shape[0], lora.lora_A.shape[1])
-            if want != got or lora.lora_A.shape[0] != lora.lora_B.shape[1]:
+            expected = None if slot is None else (slot.end - slot.begin, slot.in_features)
+            actual = (lora.lora_B.shape[0], lora.lora_A.shape[1])
+            if expected != actual or lora.lora_A.shape[0] != lora.lora_B.shape[1]:
                 raise AdapterError(
-                    f"adapter {adapter.name!r}: {module} maps {got[1]} to {got[0]} features, "
-                    f"expected {want or 'no such module in the base'}"
+                    f"adapter {adapter.name!r}: {module} maps {actual[1]} to {actual[0]} features, "
+                    f"expected {expected or 'no such module in the base'}"
                 )
         placed = {
             module: LoraWeights(
@@ -241,7 +242,7 @@ class AdapterBank:
         return self.add(Adapter.load(path, self._slots, name))
 
     def lease(self, slots: Iterable[int]) -> AdapterLease:
-        """Keep these slots with their adapters: rows that name them have not ended."""
+        """Pin the adapters of these slots while rows that name them are running."""
         lease = AdapterLease(slots)
         with self._lock:
             self._leases.add(lease)
@@ -265,7 +266,7 @@ class AdapterBank:
         self.version += 1
 
     def slot(self, name: str | None) -> int:
-        """Slot of an adapter by name; -1 for None.
+        """Return the slot of an adapter by name; -1 for None.
 
         Raises:
             AdapterError: No adapter has this name.
@@ -275,8 +276,8 @@ class AdapterBank:
         for slot_id, entry in enumerate(self._adapters):
             if entry and entry[0].name == name:
                 return slot_id
-        known = ", ".join(self.names) or "none"
-        raise AdapterError(f"adapter {name!r} is not loaded; loaded: {known}")
+        loaded = ", ".join(self.names) or "none"
+        raise AdapterError(f"adapter {name!r} is not loaded; loaded: {loaded}")
 
     def mixed(self, adapter_ids: Tensor, model: Transformer | None = None) -> Project | None:
         """Projection for a batch whose rows have different adapters.
@@ -298,12 +299,12 @@ class AdapterBank:
     def fixed(self, num_rows: int, model: Transformer) -> FixedRows | None:
         """Projection for a GPU's steps of a fixed number of rows, of any adapters; see there.
 
-        None without adapters. It is void once an adapter is added or removed.
+        None without adapters. It is invalid once an adapter is added or removed.
         """
         return self._all_stacks().fixed(num_rows, model) if self.names else None
 
     def is_current(self, rows: FixedRows | None) -> bool:
-        """Whether ``rows`` of ``fixed`` knows the adapters as they are now."""
+        """Return whether ``rows``, of ``fixed``, holds the present adapters."""
         return not self.names if rows is None else rows.stacks is self._stacks
 
     def _all_stacks(self) -> AdapterStacks:
@@ -312,11 +313,11 @@ class AdapterBank:
         return self._stacks
 
     def merged(self, slot: int) -> "MergedWeights | None":
-        """Projection for a batch whose rows all have adapter ``slot``; copies the weights."""
+        """Make a projection for rows that all have adapter ``slot``; copies the weights."""
         return None if slot == BASE else MergedWeights(self.model, self.updates(slot))
 
     def updates(self, slot: int) -> Fused:
-        """Get what an adapter adds to each fused linear that it touches."""
+        """Return an adapter's updates of the fused linears."""
         entry = self._adapters[slot] if 0 <= slot < len(self._adapters) else None
         if entry is None:
             raise AdapterError(f"adapter slot {slot} is empty; slots: {list(self.names)}")
@@ -324,7 +325,7 @@ class AdapterBank:
 
 
 def _updates(entry: tuple[Adapter, Fused] | None) -> dict[Key, list[ModuleUpdate]]:
-    """An adapter's updates module by module; none of a free slot."""
+    """Return an adapter's updates module by module; none for a free slot."""
     fused = entry[1] if entry else {}
     return {
         key: [ModuleUpdate(p.begin, p.end, lora.lora_A[p.r0 : p.r1], p.lora_B) for p in lora.parts]
@@ -333,9 +334,9 @@ def _updates(entry: tuple[Adapter, Fused] | None) -> dict[Key, list[ModuleUpdate
 
 
 class _Runs(NamedTuple):
-    """Where the adapters' rows are."""
+    """The runs of rows of each adapter, sorted by slot."""
 
-    order: Tensor | None  # sorts the rows by slot; None where they are
+    order: Tensor | None  # sorts the rows by slot; None where they are sorted
     runs: list[tuple[int, int, int]]  # slot, first row and end of each adapter's rows
 
     @classmethod
@@ -356,14 +357,14 @@ class _Mixed:
         self.adapter_ids = adapter_ids
         self.fused = fused
         self._all = _Runs.of(adapter_ids)
-        self._kept: tuple[Tensor, _Runs] | None = None  # of the rows last asked for
+        self._cached: tuple[Tensor, _Runs] | None = None  # the last ``rows`` and their runs
 
     def _of(self, rows: Tensor | None) -> _Runs:
         if rows is None:
             return self._all
-        if self._kept is None or self._kept[0] is not rows:
-            self._kept = rows, _Runs.of(self.adapter_ids[rows])
-        return self._kept[1]
+        if self._cached is None or self._cached[0] is not rows:
+            self._cached = rows, _Runs.of(self.adapter_ids[rows])
+        return self._cached[1]
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         y = self.model.linear(layer, name, x)

@@ -1,4 +1,4 @@
-"""A base whose linear weights are held in 4 bits: NF4 codes, dequantized for each use.
+"""A base with its linear weights in 4 bits: NF4 codes, dequantized for each use.
 
 Dettmers et al. 2023, arXiv:2305.14314. Embedding, head, norms and biases stay as they are. A weight
 of the file is cut into blocks of 64 in row order, as bitsandbytes cuts it, whether or not rows are
@@ -38,7 +38,7 @@ class NF4Weight:
         codes: [O I / 64, 32] uint8, two weights per byte.
         absmax: [O I / 64, 1] fp32, or in 8 bits.
         shape: (O, I).
-        dtype: Of the weights that come back.
+        dtype: Dtype of the dequantized weights.
     """
 
     codes: Tensor
@@ -51,11 +51,11 @@ class NF4Weight:
         """Quantize [O, I] fp32, bf16 or fp16; O I is a multiple of 64."""
         codes, absmax = ops.nf4_quantize(weight.reshape(-1, BLOCK).contiguous())
         rows, columns = weight.shape
-        kept = quantize_absmax(absmax) if double_quantize else absmax
-        return cls(codes, kept, (rows, columns), weight.dtype)
+        scales = quantize_absmax(absmax) if double_quantize else absmax
+        return cls(codes, scales, (rows, columns), weight.dtype)
 
     def dequantize(self) -> Tensor:
-        """Return the weight [O, I], made anew."""
+        """Return the weight [O, I] in a new tensor."""
         absmax = self.absmax
         if isinstance(absmax, QuantizedAbsmax):
             absmax = dequantize_absmax(absmax)
@@ -99,24 +99,25 @@ class NF4Transformer(Transformer):
         """List all weights as ``Transformer.tensors`` does; the matrices are dequantized copies."""
         whole: dict[Key, Tensor] = {}
         outside = w.Weights(self.embedding, self.head, self.final_norm, self.layers)
-        found = {}
+        named = {}
         for place in w.placements(self.config):
             key = place.layer, place.field
             if key in self.quantized:
                 if key not in whole:
                     whole = {key: self.quantized[key].dequantize()}
-                found[place.name] = whole[key][place.begin : place.end]
+                named[place.name] = whole[key][place.begin : place.end]
             else:
-                found[place.name] = w.view(outside, place)
-        return found
+                named[place.name] = w.view(outside, place)
+        return named
 
     def parameters(self) -> list[Tensor]:
         """List the tensors in memory: codes and absmax, and what is not quantized."""
-        found = [t for t in super().parameters() if t.numel()]
-        for each in self.quantized.values():
-            absmax = each.absmax if isinstance(each.absmax, QuantizedAbsmax) else (each.absmax,)
-            found += [each.codes, *absmax]
-        return found
+        tensors = [t for t in super().parameters() if t.numel()]
+        for weight in self.quantized.values():
+            absmax = weight.absmax
+            scales = absmax if isinstance(absmax, QuantizedAbsmax) else (absmax,)
+            tensors += [weight.codes, *scales]
+        return tensors
 
 
 class _NF4Linear(torch.autograd.Function):
@@ -164,21 +165,21 @@ def load(
                 f"multiple of {BLOCK} for NF4; load the model without quantization"
             )
     quantized: dict[Key, NF4Weight] = {}
-    nothing = torch.empty(0, device=device, dtype=dtype)
+    empty = torch.empty(0, device=device, dtype=dtype)
 
     def fields(layer: int) -> dict[str, Tensor]:
-        own = [place for place in places if place.layer == layer]
-        tensors = source.read([place.name for place in own])
+        of_layer = [place for place in places if place.layer == layer]
+        tensors = source.read([place.name for place in of_layer])
         blocks: dict[str, list[Tensor]] = {}
-        for place in own:  # blocks of a field come in order
+        for place in of_layer:  # blocks of a field come in order
             blocks.setdefault(place.field, []).append(tensors.pop(place.name).to(device, dtype))
-        found = {name: torch.cat(parts) for name, parts in blocks.items()}
+        fused = {name: torch.cat(parts) for name, parts in blocks.items()}
         for name in MATRICES:
-            if name in found:
+            if name in fused:
                 key = layer, name
-                quantized[key] = NF4Weight.of(found[name], double_quantize=double_quantize)
-                found[name] = nothing
-        return found
+                quantized[key] = NF4Weight.of(fused[name], double_quantize=double_quantize)
+                fused[name] = empty
+        return fused
 
     outside = fields(w.OUTSIDE)
     embedding = outside["embedding"]

@@ -59,7 +59,7 @@ _REBASING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
 @dataclass(frozen=True, kw_only=True)
 class LoraConfig:
-    """What an adapter adds and where, in PEFT's terms (Hu et al. 2021, arXiv:2106.09685).
+    """The settings of a LoRA adapter in PEFT's terms (Hu et al. 2021, arXiv:2106.09685).
 
     Attributes:
         rank: Default rank R, at least 1.
@@ -85,45 +85,46 @@ class LoraConfig:
     base_model: str = ""
 
     def rank_of(self, module: str) -> int:
-        """Rank of the adapter on ``module``, at least 1."""
+        """Return the rank of the adapter on ``module``, at least 1."""
         return int(_pattern_value(self.rank_pattern, module, self.rank))
 
     def scaling_of(self, module: str) -> float:
-        """Factor in front of B A on ``module``."""
+        """Return the factor of B A on ``module``."""
         rank = self.rank_of(module)
         alpha = _pattern_value(self.alpha_pattern, module, self.alpha)
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
-    def modules(self, known: Iterable[str], where: str) -> tuple[str, ...]:
-        """Those of the ``known`` module paths that the adapter sits on, in their order.
+    def modules(self, known: Iterable[str], location: str) -> tuple[str, ...]:
+        """Return those of the ``known`` module paths that carry the adapter, in their order.
 
         Raises:
             AdapterError: A target names no known module.
         """
         known = tuple(known)
-        chosen = [m for m in known if _is_target(self.target_modules, m, where)]
+        chosen = [m for m in known if _is_target(self.target_modules, m, location)]
         if isinstance(self.target_modules, tuple):
             for target in self.target_modules:
                 if not any(m == target or m.endswith("." + target) for m in known):
                     names = ", ".join(sorted({m.rpartition(".")[2] for m in known}))
                     raise AdapterError(
-                        f"{where}: target_modules has {target!r}, which the base model lacks; "
+                        f"{location}: target_modules has {target!r}, which the base model lacks; "
                         f"its linear modules are {names}"
                     )
         if self.exclude_modules is not None:
             excluded = self.exclude_modules
-            chosen = [m for m in chosen if not _is_target(excluded, m, where)]
+            chosen = [m for m in chosen if not _is_target(excluded, m, location)]
         if self.layers_to_transform is not None:
             keep = set(self.layers_to_transform)
             chosen = [m for m in chosen if _layer_of(m) in keep]
         if not chosen:
             raise AdapterError(
-                f"{where}: target_modules {self.target_modules!r} match no module of the base model"
+                f"{location}: target_modules {self.target_modules!r} match no module of the base"
+                " model"
             )
         return tuple(chosen)
 
     def to_json(self) -> dict[str, Any]:
-        """The adapter_config.json that PEFT and vLLM read."""
+        """Return the adapter_config.json that PEFT and vLLM read."""
         targets = self.target_modules
         excluded = self.exclude_modules
         layers = self.layers_to_transform
@@ -151,73 +152,74 @@ class LoraConfig:
         }
 
 
-def parse_config(raw: Any, where: str) -> LoraConfig:
-    """Check adapter_config.json against what is computed here.
+def parse_config(raw: Any, location: str) -> LoraConfig:
+    """Parse adapter_config.json and refuse settings that are not supported.
 
     Raises:
         AdapterError: A field is missing, has a wrong type or range, or asks for something that
             is not plain LoRA; the message names the field.
     """
     if not isinstance(raw, dict):
-        raise AdapterError(f"{where}: is a {type(raw).__name__}, expected a JSON object")
+        raise AdapterError(f"{location}: is a {type(raw).__name__}, expected a JSON object")
     if raw.get("peft_type") != "LORA":
-        raise AdapterError(f"{where}: peft_type is {raw.get('peft_type')!r}, expected 'LORA'")
+        raise AdapterError(f"{location}: peft_type is {raw.get('peft_type')!r}, expected 'LORA'")
     if raw.get("bias", "none") != "none":
         raise AdapterError(
-            f"{where}: bias is {raw['bias']!r}, expected 'none': trained biases are not supported"
+            f"{location}: bias is {raw['bias']!r}, expected 'none': trained biases are not"
+            " supported"
         )
     init = raw.get("init_lora_weights", True)
     if isinstance(init, str) and init.lower().startswith(_REBASING_INITS):
         raise AdapterError(
-            f"{where}: init_lora_weights is {init!r}, which changes the base weights; "
+            f"{location}: init_lora_weights is {init!r}, which changes the base weights; "
             "convert the adapter to plain LoRA with PEFT first"
         )
     if raw.get("layers_pattern") not in (None, "layers", ["layers"]):
         raise AdapterError(
-            f"{where}: layers_pattern is {raw['layers_pattern']!r}, expected null or 'layers'"
+            f"{location}: layers_pattern is {raw['layers_pattern']!r}, expected null or 'layers'"
         )
     for key in sorted(raw.keys() - _INERT - _USED | {"fan_in_fan_out"} & raw.keys()):
         if raw[key] not in (None, False, [], {}, "", 0):
             raise AdapterError(
-                f"{where}: {key} is {raw[key]!r}, which is not supported; "
+                f"{location}: {key} is {raw[key]!r}, which is not supported; "
                 "only plain linear LoRA is (no DoRA, no modules_to_save)"
             )
-    rank = _integer(raw.get("r", 8), "r", where, 1, _MAX_RANK)
+    rank = _integer(raw.get("r", 8), "r", location, 1, _MAX_RANK)
     layers = raw.get("layers_to_transform")
     if isinstance(layers, int) and not isinstance(layers, bool):
         layers = [layers]
     if layers is not None:
         if not isinstance(layers, list):
-            raise AdapterError(f"{where}: layers_to_transform is {layers!r}, expected integers")
-        layers = tuple(_integer(i, "layers_to_transform", where, 0, 10**6) for i in layers)
+            raise AdapterError(f"{location}: layers_to_transform is {layers!r}, expected integers")
+        layers = tuple(_integer(i, "layers_to_transform", location, 0, 10**6) for i in layers)
     excluded = raw.get("exclude_modules")
     return LoraConfig(
         rank=rank,
-        alpha=_number(raw.get("lora_alpha", 8), "lora_alpha", where),
-        target_modules=_targets(raw.get("target_modules"), "target_modules", where),
-        dropout=_number(raw.get("lora_dropout", 0.0), "lora_dropout", where),
+        alpha=_number(raw.get("lora_alpha", 8), "lora_alpha", location),
+        target_modules=_targets(raw.get("target_modules"), "target_modules", location),
+        dropout=_number(raw.get("lora_dropout", 0.0), "lora_dropout", location),
         use_rslora=bool(raw.get("use_rslora", False)),
         rank_pattern={
-            k: _integer(v, f"rank_pattern[{k!r}]", where, 1, _MAX_RANK)
-            for k, v in _patterns(raw, "rank_pattern", where)
+            k: _integer(v, f"rank_pattern[{k!r}]", location, 1, _MAX_RANK)
+            for k, v in _patterns(raw, "rank_pattern", location)
         },
         alpha_pattern={
-            k: _number(v, f"alpha_pattern[{k!r}]", where)
-            for k, v in _patterns(raw, "alpha_pattern", where)
+            k: _number(v, f"alpha_pattern[{k!r}]", location)
+            for k, v in _patterns(raw, "alpha_pattern", location)
         },
         layers_to_transform=layers,
-        exclude_modules=None if not excluded else _targets(excluded, "exclude_modules", where),
+        exclude_modules=None if not excluded else _targets(excluded, "exclude_modules", location),
         base_model=str(raw.get("base_model_name_or_path") or ""),
     )
 
 
 def read_dir(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
-    """Config and raw tensors of an adapter directory, keys without PEFT's prefix.
+    """Read the config and raw tensors of an adapter directory, keys without PEFT's prefix.
 
     Raises:
         AdapterError: A file is missing, is a pickle, or holds something else than LoRA weights.
     """
-    where = str(path / ADAPTER_CONFIG)
+    location = str(path / ADAPTER_CONFIG)
     if not path.is_dir():
         raise AdapterError(f"adapter {path}: no such directory; give the folder PEFT wrote")
     if not (path / ADAPTER_CONFIG).is_file():
@@ -230,7 +232,7 @@ def read_dir(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
         raise AdapterError(
             f"adapter {path}: {ADAPTER_WEIGHTS} expected, {found}; save it with safe_serialization"
         )
-    config = parse_config(read_json(path / ADAPTER_CONFIG, max_bytes=_MAX_CONFIG_BYTES), where)
+    config = parse_config(read_json(path / ADAPTER_CONFIG, max_bytes=_MAX_CONFIG_BYTES), location)
     tensors = {}
     for key, tensor in safetensors.read(path / ADAPTER_WEIGHTS).items():
         if not key.startswith(_PREFIX):
@@ -262,46 +264,50 @@ def write_dir(
             (folder / name).write_text(note, encoding="utf-8")
 
 
-def _integer(value: Any, key: str, where: str, low: int, high: int) -> int:
+def _integer(value: Any, key: str, location: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
-        raise AdapterError(f"{where}: {key} is {value!r}, expected an integer in [{low}, {high}]")
+        raise AdapterError(
+            f"{location}: {key} is {value!r}, expected an integer in [{low}, {high}]"
+        )
     return value
 
 
-def _number(value: Any, key: str, where: str) -> float:
+def _number(value: Any, key: str, location: str) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise AdapterError(f"{where}: {key} is {value!r}, expected a finite number")
+        raise AdapterError(f"{location}: {key} is {value!r}, expected a finite number")
     return float(value)
 
 
-def _patterns(raw: Mapping[str, Any], key: str, where: str) -> list[tuple[str, Any]]:
+def _patterns(raw: Mapping[str, Any], key: str, location: str) -> list[tuple[str, Any]]:
     value = raw.get(key) or {}
     if not isinstance(value, dict):
-        raise AdapterError(f"{where}: {key} is {value!r}, expected an object")
+        raise AdapterError(f"{location}: {key} is {value!r}, expected an object")
     if len(value) > _MAX_PATTERNS:
         raise AdapterError(
-            f"{where}: {key} has {len(value)} patterns, expected at most {_MAX_PATTERNS}"
+            f"{location}: {key} has {len(value)} patterns, expected at most {_MAX_PATTERNS}"
         )
     for pattern in value:
-        check_pattern(pattern, f"{where}: {key}")
+        check_pattern(pattern, f"{location}: {key}")
     return list(value.items())
 
 
-def _targets(value: Any, key: str, where: str) -> tuple[str, ...] | str:
+def _targets(value: Any, key: str, location: str) -> tuple[str, ...] | str:
     if isinstance(value, str) and value:
         if value != "all-linear":
-            check_pattern(value, f"{where}: {key}")
+            check_pattern(value, f"{location}: {key}")
         return value
     if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
         return tuple(value)
-    raise AdapterError(f"{where}: {key} is {value!r}, expected a list of module names or a regex")
+    raise AdapterError(
+        f"{location}: {key} is {value!r}, expected a list of module names or a regex"
+    )
 
 
-def _is_target(targets: tuple[str, ...] | str, module: str, where: str) -> bool:
+def _is_target(targets: tuple[str, ...] | str, module: str, location: str) -> bool:
     if targets == "all-linear":
         return True
     if isinstance(targets, str):
-        return check_pattern(targets, where).fullmatch(module) is not None
+        return check_pattern(targets, location).fullmatch(module) is not None
     return any(module == t or module.endswith("." + t) for t in targets)
 
 
@@ -313,8 +319,8 @@ def _pattern_value(patterns: Mapping[str, float], module: str, default: float) -
 
 
 def _layer_of(module: str) -> int | None:
-    found = re.search(r"\.layers\.([0-9]+)\.", module)
-    return int(found.group(1)) if found else None
+    match = re.search(r"\.layers\.([0-9]+)\.", module)
+    return int(match.group(1)) if match else None
 
 
 _MAX_PATTERN = 512
@@ -323,7 +329,7 @@ _MAX_PATTERNS = 256
 _REPEAT = re.compile(r"(?<!\\)(?:[*+]|\{[0-9,]*\}|(?<![(*+?}])\?)")
 
 
-def check_pattern(pattern: str, where: str) -> re.Pattern[str]:
+def check_pattern(pattern: str, location: str) -> re.Pattern[str]:
     r"""Compile a regular expression from an untrusted adapter, or refuse it.
 
     A pattern whose groups repeat, such as ``(a+)+``, can take exponential time in a backtracking
@@ -339,22 +345,22 @@ def check_pattern(pattern: str, where: str) -> re.Pattern[str]:
     """
     if len(pattern) > _MAX_PATTERN:
         raise AdapterError(
-            f"{where}: pattern has {len(pattern)} characters, expected at most {_MAX_PATTERN}"
+            f"{location}: pattern has {len(pattern)} characters, expected at most {_MAX_PATTERN}"
         )
     repeats_group = re.search(r"\)\s*(?:[*+]|\{)", pattern) is not None
     if repeats_group or re.search(r"\\[1-9]|\(\?P=", pattern):
         raise AdapterError(
-            f"{where}: pattern {pattern!r} repeats a group or refers back to one, which is "
+            f"{location}: pattern {pattern!r} repeats a group or refers back to one, which is "
             "refused from untrusted files; list the module names instead"
         )
     if len(_REPEAT.findall(pattern)) > _MAX_REPEATS:
         raise AdapterError(
-            f"{where}: pattern {pattern!r} has more than {_MAX_REPEATS} repeats; "
+            f"{location}: pattern {pattern!r} has more than {_MAX_REPEATS} repeats; "
             "list the module names instead"
         )
     try:
         return re.compile(pattern)
     except (re.error, RecursionError) as error:
         raise AdapterError(
-            f"{where}: pattern {pattern!r} is no regular expression: {error}"
+            f"{location}: pattern {pattern!r} is no regular expression: {error}"
         ) from None

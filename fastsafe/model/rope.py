@@ -16,7 +16,7 @@ _FIRST_TABLE = 512  # positions; tables double from here
 
 
 class Rotary:
-    """Gives cos and sin for packed tokens of one rotary embedding.
+    """Computes cos and sin for packed tokens of one rotary embedding.
 
     Computed in fp32, as transformers does, and rounded to the model's dtype. On a CPU they are
     looked up in a table that grows with the positions asked for; on other devices, where looking
@@ -69,7 +69,7 @@ class Rotary:
         return both.to(self.dtype)
 
     def _per_token(self, context_lens: Tensor | None) -> Tensor:
-        """Frequencies for each token's context length: [N, rotary_dim / 2] or one row for all."""
+        """Return the frequencies by each token's context length: [N, rotary_dim / 2] or one row."""
         config = self.config
         if not config.depends_on_length:
             return self._frequencies
@@ -111,7 +111,7 @@ def frequencies(config: RopeConfig, *, long: bool = False) -> Tensor:
 
 
 def _llama3(config: RopeConfig, plain: Tensor) -> Tensor:
-    """Slow waves are stretched, fast ones kept, those between are blended."""
+    """Stretch low frequencies, keep high ones and blend those between, as Llama 3.1 does."""
     original = config.original_max_positions
     low, high = config.low_freq_factor, config.high_freq_factor
     wavelength = 2 * math.pi / plain
@@ -141,7 +141,7 @@ def _yarn(config: RopeConfig, powers: Tensor) -> Tensor:
 
 
 def whole_lengths(positions: Tensor) -> Tensor:
-    """Length of each row's sequence where the rows are whole sequences from position 0."""
+    """Return the length of each row's sequence, where all sequences begin at position 0."""
     starts = (positions == 0).nonzero()[:, 0]
     ends = torch.cat((starts[1:], starts.new_tensor([len(positions)])))
     lengths = (ends - starts).repeat_interleave(ends - starts)

@@ -75,8 +75,8 @@ def parse_rope(
     if not phi3 and share != 1.0:
         raise holder.refuse("partial_rotary_factor", "1.0 for this architecture")
     if rotary_dim < 2 or rotary_dim % 2:
-        wanted = f"an even number of rotated features of the {head_dim} of a head"
-        raise holder.refuse("partial_rotary_factor", wanted)
+        expected = f"an even number of rotated features of the {head_dim} of a head"
+        raise holder.refuse("partial_rotary_factor", expected)
     max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
     # where both hold it, transformers follows the whole config
     name = "original_max_position_embeddings"

@@ -117,14 +117,14 @@ class Transformer:
         layers: Fused weights of each layer.
         embedding_scale: Factor of the embedding, rounded to ``dtype``.
         final_norm: [E].
-        invariant: Products that take ``ops.matmul_invariant`` on a GPU: "qkv", "o", "gate_up",
+        invariant_products: Products that take ``ops.matmul_invariant`` on a GPU: "qkv", "o", "gate_up",
             "down", "head". Empty, except in a model from ``with_invariant``.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
         self.embedding, self.head, self.final_norm, self.layers = weights
-        self.invariant: frozenset[str] = frozenset()
+        self.invariant_products: frozenset[str] = frozenset()
         self.device = self.embedding.device
         self.dtype = self.embedding.dtype
         self._rotaries = [Rotary(r, self.device, self.dtype) for r in config.ropes]
@@ -182,7 +182,7 @@ class Transformer:
     def with_invariant(self, names: Iterable[str]) -> "Transformer":
         """Return a model with these ``invariant`` products that shares this model's weights."""
         model = copy.copy(self)
-        model.invariant = frozenset(names)
+        model.invariant_products = frozenset(names)
         return model
 
     def forward(
@@ -202,7 +202,7 @@ class Transformer:
             positions: [N] int64, index of each token in its own sequence.
             attend: Attention; called once per layer, in order.
             project: Linear layers; None = the base weights alone.
-            keep: [M] int64, rows whose hidden state is wanted; None = all. The last layer does
+            keep: [M] int64, rows whose hidden state is returned; None = all. The last layer does
                 its output projection and MLP for these rows only.
             context_lens: [N] int64, number of tokens of each row's own sequence up to the end
                 of this call. Read only where ``config.depends_on_length`` (dynamic and longrope
@@ -232,7 +232,7 @@ class Transformer:
         h = F.embedding(token_ids, self.embedding)
         if self.embedding_scale != 1.0:
             h = h * self.embedding_scale
-        x: Tensor | None = None  # what is still to be added to h
+        x: Tensor | None = None  # the last output, not yet added to h
         for i in range(len(self.layers)):
             if recompute:
                 h, x = checkpoint(run, i, h, x, use_reentrant=False, preserve_rng_state=False)
@@ -251,7 +251,7 @@ class Transformer:
         linear: Project,
         rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
-        """Run layer ``i``, for some ``rows`` only after its attention; the next h and x."""
+        """Run layer ``i`` (after attention for ``rows`` only); return the next h and x."""
         layer, eps, one_plus = self.layers[i], self.config.norm_eps, self.config.norm_one_plus
         y, h = self._enter(h, x, layer.attention_norm)
         mixed = self._attend(i, linear(i, "qkv", y, None), rotation, attend, fused)
@@ -314,7 +314,7 @@ class Transformer:
         return q, rope(k, *rotation, layer.k_norm, eps, one_plus), v
 
     def _enter(self, h: Tensor, x: Tensor | None, norm: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Add ``x`` to the residual stream ``h``; its norm, or itself without one, and the sum."""
+        """Add ``x`` to the residual stream ``h``; return the norm of the sum and the sum."""
         eps, one_plus = self.config.norm_eps, self.config.norm_one_plus
         alpha = self.config.residual_scale
         if x is None:
@@ -327,14 +327,14 @@ class Transformer:
     def rotations(
         self, positions: Tensor, context_lens: Tensor | None = None
     ) -> list[tuple[Tensor, Tensor]]:
-        """Give cos and sin, each [N, 1, R], of every token for each of ``config.ropes``."""
+        """Return cos and sin, each [N, 1, R], of every token for each of ``config.ropes``."""
         if self.config.depends_on_length and context_lens is None:
             context_lens = whole_lengths(positions)
         return [rotary(positions, context_lens) for rotary in self._rotaries]
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Multiply by the head: hidden [M, E] -> [M, V] fp32, scaled and capped as configured."""
-        head = ops.matmul_invariant if "head" in self.invariant else layers.linear
+        head = ops.matmul_invariant if "head" in self.invariant_products else layers.linear
         z = head(hidden, self.head).float()
         if self.config.logits_scale != 1.0:
             z = z / self.config.logits_scale
@@ -342,7 +342,7 @@ class Transformer:
         return z if cap is None else softcap(z, cap)
 
     def weight(self, layer: int, name: str) -> Tensor:
-        """Get a fused weight: "qkv", "o", "gate_up" or "down" of a layer, [O, I]."""
+        """Return a fused weight: "qkv", "o", "gate_up" or "down" of a layer, [O, I]."""
         weight: Tensor = getattr(self.layers[layer], name)
         return weight
 
@@ -356,15 +356,15 @@ class Transformer:
             weight: [O, I] to use in place of the base's.
         """
         owner = self.layers[layer]
-        own = getattr(owner, name) if weight is None else weight
+        weight = getattr(owner, name) if weight is None else weight
         bias = self.bias(layer, name)
-        if name in self.invariant:
-            y = ops.matmul_invariant(x, own)
+        if name in self.invariant_products:
+            y = ops.matmul_invariant(x, weight)
             return y if bias is None else y + bias
-        return layers.linear(x, own, bias)
+        return layers.linear(x, weight, bias)
 
     def bias(self, layer: int, name: str) -> Tensor | None:
-        """Get the bias of a fused weight, [O]; None where there is none."""
+        """Return the bias of a fused weight, [O]; None where there is none."""
         bias: Tensor | None = getattr(self.layers[layer], name + "_bias")
         return bias
 

@@ -1,4 +1,4 @@
-"""Arithmetic on what fine-tuning changed: adapters in their factors, checkpoints tensor by tensor.
+"""Arithmetic on fine-tuned weights: adapters in their factors, checkpoints tensor by tensor.
 
 Everything goes by the name of a module or tensor, never by its place in a list or by a dimension
 that happens to equal a rank, so keys narrower than queries, biases and tied heads need no care.
@@ -7,14 +7,14 @@ Sums are made in float32 (float64 where a file holds it) and rounded to the file
 An edit that keeps a LoRA update a product of thin matrices gives a LoRA adapter again: scaling it,
 projecting it (C B A has the factors C B and A), adding two. Dropping entries at random or adding a
 difference of two models does not, and any adapter for it would be an approximation: such an edit
-gives a checkpoint. Nothing is edited in place; what was read stays as it was.
+gives a checkpoint. Nothing is edited in place.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,7 +61,7 @@ def scaled(adapter: Adapter, factor: float) -> Adapter:
 
 
 def inner(x: LoraWeights, y: LoraWeights) -> float:
-    """Sum of the products of the entries of B A of two updates [O, I], without their scalings.
+    """Compute the inner product of B A of two updates [O, I], without their scalings.
 
     trace((Bx^T By)(Ay Ax^T)): no [O, I] matrix is made.
     """
@@ -71,13 +71,13 @@ def inner(x: LoraWeights, y: LoraWeights) -> float:
 
 
 def cosine(x: LoraWeights, y: LoraWeights) -> float | None:
-    """Cosine of two updates as vectors; None where one of them is zero."""
+    """Compute the cosine of two updates as vectors; None where one of them is zero."""
     norms = math.sqrt(max(inner(x, x), 0.0)) * math.sqrt(max(inner(y, y), 0.0))
     return max(-1.0, min(1.0, inner(x, y) / norms)) if norms else None
 
 
 def project(lora: LoraWeights, aligned: Tensor, unaligned: Tensor) -> LoraWeights | None:
-    """Project an update onto what alignment did to the same weight.
+    """Project an update onto the change that alignment made to the same weight.
 
     C = V V^T / ||V||_F with V = aligned - unaligned, and B <- C B. V (V^T B) needs no [O, O]
     matrix, and the rank stays. C is no orthogonal projection: its scale is V's, as published.
@@ -88,8 +88,7 @@ def project(lora: LoraWeights, aligned: Tensor, unaligned: Tensor) -> LoraWeight
         unaligned: The same weight before alignment.
 
     Returns:
-        The projected update, in the dtype of B; None where alignment left the weight as it was,
-        so that there is nothing to project onto.
+        The projected update, in the dtype of B; None where alignment left the weight unchanged.
 
     Source: Hsu et al. 2024, SafeLoRA.
     """
@@ -144,10 +143,10 @@ def add(x: LoraWeights, y: LoraWeights, a: float, b: float) -> LoraWeights:
         for (lora_A, lora_B, scaling), factor in ((x, a), (y, b))
         if factor
     ]
-    kind = x.lora_B.dtype
+    dtype = x.lora_B.dtype
     return LoraWeights(
-        torch.cat([wide(lora_A) for lora_A, _ in parts]).to(kind),
-        torch.cat([lora_B for _, lora_B in parts], 1).to(kind),
+        torch.cat([wide(lora_A) for lora_A, _ in parts]).to(dtype),
+        torch.cat([lora_B for _, lora_B in parts], 1).to(dtype),
         x.scaling,
     )
 
@@ -168,17 +167,17 @@ def uniform(adapter: Adapter, weights: Mapping[str, LoraWeights]) -> Adapter:
         rank_pattern={},
         alpha_pattern={},
     )
-    found = {}
-    for module, (lora_A, lora_B, own) in weights.items():
+    padded = {}
+    for module, (lora_A, lora_B, old_scaling) in weights.items():
         pad = rank - lora_A.shape[0]
-        if own != scaling:
-            lora_B = (wide(lora_B) * (own / scaling)).to(lora_B.dtype)
-        found[module] = LoraWeights(
+        if old_scaling != scaling:
+            lora_B = (wide(lora_B) * (old_scaling / scaling)).to(lora_B.dtype)
+        padded[module] = LoraWeights(
             torch.nn.functional.pad(lora_A, (0, 0, 0, pad)),
             torch.nn.functional.pad(lora_B, (0, pad)),
             config.scaling_of(module),
         )
-    return Adapter(adapter.name, config, found)
+    return Adapter(adapter.name, config, padded)
 
 
 def read_like(source: TensorSource, name: str, like: TensorSource) -> Tensor:
@@ -187,12 +186,12 @@ def read_like(source: TensorSource, name: str, like: TensorSource) -> Tensor:
     Raises:
         CheckpointError: It is absent or has another shape.
     """
-    found: Any = source.shapes.get(name, "absent")
-    want = like.shapes[name]
-    if found != want:
-        shape = found if found == "absent" else list(found)
+    shape, expected = source.shapes.get(name), like.shapes[name]
+    if shape != expected:
+        actual = "absent" if shape is None else list(shape)
         raise CheckpointError(
-            f"{source.path}: tensor {name!r} is {shape}, expected {list(want)} as in {like.path}; "
+            f"{source.path}: tensor {name!r} is {actual}, expected {list(expected)} as in"
+            f" {like.path}; "
             "give a checkpoint of the same architecture and vocabulary"
         )
     return source.read([name])[name]

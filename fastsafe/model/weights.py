@@ -23,7 +23,7 @@ _FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors spells them
 
 
 class TensorSource(Protocol):
-    """What is needed of a checkpoint; ``fastsafe.io.checkpoint.Checkpoint`` has it."""
+    """The parts of a checkpoint that models read; see ``fastsafe.io.checkpoint.Checkpoint``."""
 
     @property
     def path(self) -> Path:
@@ -55,7 +55,7 @@ class TensorSource(Protocol):
 
 
 class Placement(NamedTuple):
-    """Where one tensor of the file lies: rows [begin, end) of a field of a layer."""
+    """Destination of one tensor of the file: rows [begin, end) of a field of a layer."""
 
     name: str  # as the file and transformers name it
     layer: int  # OUTSIDE for the embedding, the head and the final norm
@@ -204,7 +204,7 @@ def check(source: TensorSource, config: ModelConfig) -> None:
 
 
 def _is_ignorable(name: str) -> bool:
-    """Whether a tensor is a buffer that old versions of transformers saved."""
+    """Return whether a tensor is a buffer that old versions of transformers saved."""
     return name.endswith(".rotary_emb.inv_freq")
 
 
@@ -241,7 +241,7 @@ def allocate(config: ModelConfig, device: torch.device, dtype: torch.dtype) -> W
 
 
 def view(weights: Weights, place: Placement) -> Tensor:
-    """Get the rows of a fused weight that hold one tensor of the file."""
+    """Return the rows of a fused weight that hold one tensor of the file."""
     owner = weights if place.layer == OUTSIDE else weights.layers[place.layer]
     tensor: Tensor = getattr(owner, place.field)
     return tensor[place.begin : place.end]

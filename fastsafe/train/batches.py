@@ -1,6 +1,6 @@
-"""Which rows a step takes, and how they are packed into tiles.
+"""Sample the rows of each step and pack them into tiles.
 
-A tile is what one forward and backward pass takes: whole sequences of one job's batch. It is made
+A tile is the input of one forward and backward pass: whole sequences of one job's batch. It is made
 of parts, which run one after another where memory is short; on a CPU with the same bits.
 """
 
@@ -15,8 +15,8 @@ from torch import Tensor
 from fastsafe.data.packing import Example
 from fastsafe.model.attention import PackedAttention
 
-# "all" takes the rows as they come; the others are those with that value under the key "source",
-# where rows without the key are the user's.
+# Rows that a batch is drawn from: "safety" are those with that value under the key "source", "user"
+# are all others, and "all" are both in their order.
 RowSource = Literal["all", "user", "safety"]
 
 # Tokens of a tile. Smaller ones stay in a core's L2 cache, but their many short operations queue
@@ -26,7 +26,7 @@ _PARTS = 4  # of a tile, at most
 
 
 class Tile(NamedTuple):
-    """Whole sequences of one batch, in parts, and what their loss is divided by."""
+    """Whole sequences of one batch, in parts, and the counts that normalize their loss."""
 
     source: RowSource
     parts: tuple[tuple[Example, ...], ...]
@@ -36,7 +36,7 @@ class Tile(NamedTuple):
 
 
 class Packed(NamedTuple):
-    """Sequences end to end, without padding."""
+    """Sequences concatenated without padding."""
 
     token_ids: Tensor  # [N] int64
     positions: Tensor  # [N] int64
@@ -48,8 +48,8 @@ class Packed(NamedTuple):
     kept: tuple[int, ...]  # of M, in each part
 
 
-class Order:
-    """Rows of one source in the order of training: every epoch is a permutation of all of them."""
+class BatchSampler:
+    """Batches of one source's rows, epoch after epoch; shuffling permutes each epoch anew."""
 
     def __init__(
         self, examples: Sequence[Example], batch_size: int, seed: int, shuffle: bool
@@ -62,7 +62,7 @@ class Order:
         self._at = len(examples)
 
     def next(self) -> list[Example]:
-        """Take the next batch; the last one of an epoch may be smaller."""
+        """Return the next batch; the last one of an epoch may be smaller."""
         if self._at >= len(self._order):
             self._at = 0
             if self._shuffle:
@@ -71,8 +71,10 @@ class Order:
         return [self.examples[i] for i in self._order[begin : self._at]]
 
 
-def cut(batch: Sequence[Example], source: RowSource, tile_tokens: int, *seeds: int) -> list[Tile]:
-    """Cut a batch into tiles of about equal size; ``seeds`` and a tile's index give its seed."""
+def make_tiles(
+    batch: Sequence[Example], source: RowSource, tile_tokens: int, *seeds: int
+) -> list[Tile]:
+    """Split a batch into tiles of about equal size; each is seeded by ``seeds`` and its index."""
     # the first token of a sequence is no target: nothing comes before it
     trained = sum(sum(e.trained[1:]) for e in batch)
     ordered = sorted(batch, key=lambda e: len(e.token_ids))
@@ -90,45 +92,49 @@ def _groups(examples: Sequence[Example], count: int) -> list[list[Example]]:
     """Split into at most ``count`` groups of about equal numbers of tokens, none empty."""
     total = sum(len(e.token_ids) for e in examples)
     groups: list[list[Example]] = [[] for _ in range(count)]
-    done = 0
+    assigned = 0
     for example in examples:
-        groups[min(count - 1, done * count // total)].append(example)
-        done += len(example.token_ids)
+        groups[min(count - 1, assigned * count // total)].append(example)
+        assigned += len(example.token_ids)
     return [group for group in groups if group]
 
 
 def pack(parts: Sequence[Sequence[Example]], device: torch.device) -> Packed:
-    """Pack the sequences of some parts, in their order."""
+    """Pack the sequences of ``parts`` in their order."""
     examples = [e for part in parts for e in part]
     # the last token of a sequence predicts nothing
     lengths = [len(e.token_ids) - 1 for e in examples]
     next_tokens = [t for e in examples for t in e.token_ids[1:]]
-    keep = [i for i, on in enumerate(t for e in examples for t in e.trained[1:]) if on]
-    places = [p for e in examples for p in answer_indices(e)]
+    trained = [t for e in examples for t in e.trained[1:]]
+    keep = [i for i, is_trained in enumerate(trained) if is_trained]
+    answer_index = [i for e in examples for i in answer_indices(e)]
     return Packed(
         torch.tensor([t for e in examples for t in e.token_ids[:-1]], device=device),
         torch.cat([torch.arange(n) for n in lengths]).to(device),
         PackedAttention(lengths),
         torch.tensor(keep, device=device),
         torch.tensor([next_tokens[i] for i in keep], device=device),
-        torch.tensor(places, device=device),
+        torch.tensor(answer_index, device=device),
         tuple(sum(len(e.token_ids) - 1 for e in part) for part in parts),
         tuple(sum(sum(e.trained[1:]) for e in part) for part in parts),
     )
 
 
 def answer_indices(example: Example) -> list[int]:
-    """Index of every trained token but a first one within its answer: its run of trained tokens."""
-    places, run = [], 0
-    for i, on in enumerate(example.trained):
-        if on and i:
-            places.append(run)
-        run = run + 1 if on else 0
-    return places
+    """Return the index of every trained token in its answer, a run of trained tokens.
+
+    The first token of the sequence is left out: nothing predicts it.
+    """
+    indices, index = [], 0
+    for i, is_trained in enumerate(example.trained):
+        if is_trained and i:
+            indices.append(index)
+        index = index + 1 if is_trained else 0
+    return indices
 
 
 def hash_seed(*parts: int) -> int:
-    """A 63-bit seed that depends on every part (FNV-1a, Fowler et al. 1991)."""
+    """Hash integers to a 63-bit seed (FNV-1a, Fowler et al. 1991)."""
     value = 0xCBF29CE484222325
     for part in parts:
         for byte in (part & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little"):

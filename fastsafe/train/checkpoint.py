@@ -1,8 +1,8 @@
 """Checkpoints of a job: one safetensors file with its tensors, and the rest as JSON in its header.
 
-Where a job is in its data and its dropout follows from its seed and the steps it has taken, so that
-neither needs a generator's state. A file is replaced in one rename: killed at any time, a job has
-its old checkpoint or its new one.
+The data order and the dropout masks follow from the job's seed and its number of steps, so that no
+generator's state is saved. A file is replaced in one rename: killed at any time, a job has its old
+checkpoint or its new one.
 """
 
 import hashlib
@@ -26,19 +26,19 @@ from fastsafe.train.objectives import make_objective
 FOLDER = ".checkpoints"
 _FILE = "state.safetensors"
 _KEY = "fastsafe.train/1"
-_SAMPLE = 1024  # elements of each weight of the base that tell it from another
+_SAMPLE = 1024  # elements of each weight that enter the hash of the base
 
 
 @dataclass(frozen=True)
 class TrainProgress:
-    """What a job has done.
+    """Progress of a job as its checkpoint holds it.
 
     Attributes:
-        losses: Of every step taken.
-        num_tokens: Of every step taken.
-        seconds: Of the time it had a slot.
-        stopped_early: Whether it drifted too far.
-        adapter_sha256: Of the files of its adapter, once it is done.
+        losses: Loss of every step taken.
+        num_tokens: Tokens of all steps taken, prompts included.
+        seconds: Seconds spent training, excluding time parked.
+        stopped_early: Whether the drift monitor ended the job.
+        adapter_sha256: Hash of the adapter's folder, once the job has ended.
     """
 
     losses: tuple[float, ...] = ()
@@ -49,60 +49,60 @@ class TrainProgress:
 
 
 class JobCheckpoint:
-    """The checkpoint of one job, there or not."""
+    """The checkpoint file of one job, which need not exist yet."""
 
     def __init__(self, out_dir: Path, name: str, identity: Mapping[str, Any]) -> None:
-        """Say where it is and whose it has to be; ``identity`` is of ``job_identity``."""
+        """Set the file's path and the ``identity`` that it must have, of ``job_identity``."""
         self.name = name
         self.path = out_dir / FOLDER / name / _FILE
         self._identity = dict(identity)
 
     def peek(self) -> TrainProgress | None:
-        """Read how far the job is; None where there is no checkpoint.
+        """Read the job's progress; None without a checkpoint.
 
         Raises:
             CheckpointError: The file is damaged.
-            UsageError: It is of another config, other rows or another base.
+            UsageError: It belongs to another config, other rows or another base.
         """
         atomic.remove_leftovers(self.path.parent)
         if not self.path.exists():
             return None
         try:
-            facts = json.loads(safetensors.read_header(self.path).metadata[_KEY])
-            theirs, progress = facts["identity"], facts["progress"]
-            found = TrainProgress(**{**progress, "losses": tuple(progress["losses"])})
+            saved = json.loads(safetensors.read_header(self.path).metadata[_KEY])
+            identity, raw = saved["identity"], saved["progress"]
+            progress = TrainProgress(**{**raw, "losses": tuple(raw["losses"])})
         except (KeyError, TypeError, json.JSONDecodeError):
             raise CheckpointError(
                 f"{self.path}: is no checkpoint of training, expected one; delete it to train "
                 f"{self.name!r} from the start"
             ) from None
         changed = [
-            f"{key} {theirs.get(key)!r} (now {value!r})"
+            f"{key} {identity.get(key)!r} (now {value!r})"
             for key, value in self._identity.items()
-            if theirs.get(key) != value
+            if identity.get(key) != value
         ]
         if changed:
             raise UsageError(
                 f"finetune: the checkpoint of job {self.name!r} has {', '.join(changed)}; train "
                 f"into another folder, or delete {self.path.parent} to start over"
             )
-        return found
+        return progress
 
     def read(self) -> dict[str, Tensor]:
         """Read the tensors."""
         return safetensors.read(self.path)
 
     def write(self, progress: TrainProgress, tensors: Mapping[str, Tensor]) -> None:
-        """Replace the checkpoint in one step."""
+        """Replace the checkpoint atomically."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        facts = json.dumps({"identity": self._identity, "progress": vars(progress)})
-        safetensors.write(self.path, tensors, {_KEY: facts})
+        metadata = json.dumps({"identity": self._identity, "progress": vars(progress)})
+        safetensors.write(self.path, tensors, {_KEY: metadata})
 
 
 def job_identity(
     config: TrainConfig, rows: Mapping[RowSource, Sequence[Example]], base: str
 ) -> dict[str, Any]:
-    """What a checkpoint must agree in: every setting, the rows as tokens, and the base."""
+    """Return what must equal a checkpoint's to resume it: settings, the rows' hash, the base."""
     digest = hashlib.sha256()
     for source, examples in sorted(rows.items()):
         for example in examples:
@@ -115,7 +115,7 @@ def job_identity(
 
 
 def base_digest(model: Transformer) -> str:
-    """Hash of the base: its sizes, its dtype, its device's kind and a sample of every weight."""
+    """Hash the base: its config, dtype, type of device and a sample of every weight."""
     digest = hashlib.sha256(f"{model.config} {model.dtype} {model.device.type}".encode())
     for tensor in model.parameters():
         flat = tensor.detach().reshape(-1)

@@ -1,4 +1,4 @@
-"""How far an adapter has drifted from its base, on a few probes, while it is trained."""
+"""Measure the drift of an adapter in training from its base, on a few probe prompts."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ _PROBES_AT_ONCE = 16
 
 
 class DriftReading(NamedTuple):
-    """One reading of one job."""
+    """Drift of one job after one step."""
 
     job: str
     step: int  # steps taken
@@ -30,15 +30,15 @@ class DriftReading(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class DriftMonitor:
-    """Probes every job each so many steps.
+    """Settings of the drift readings of every job.
 
     Attributes:
         every: Steps of a job between readings, at least 1.
         prompts: Probes: token ids, or messages that the chat template renders.
-        on_reading: Takes the readings. After a resume those since the checkpoint come again.
+        on_reading: Called with each reading. After a resume, those since the checkpoint come again.
         refusal: Opening of an answer that refuses.
-        affirmative: Opening of an answer that does not.
-        max_kl: A job whose reading exceeds it ends as if this were its last step; None = none.
+        affirmative: Opening of an answer that complies.
+        max_kl: A reading above it ends the job as if this were its last step; None = no limit.
     """
 
     every: int
@@ -58,7 +58,7 @@ class DriftMonitor:
 
 
 class DriftProbe:
-    """A monitor's probes, tokenized and answered by the base."""
+    """The probes of a monitor, tokenized and run through the base once."""
 
     def __init__(self, monitor: DriftMonitor, model: Transformer, tokenizer: Encoder) -> None:
         """Run the base on the probes.
@@ -73,23 +73,30 @@ class DriftProbe:
             for text in (monitor.refusal, monitor.affirmative)
         ]
         prompts = [_encode(prompt, tokenizer) for prompt in monitor.prompts]
-        most = model.config.max_position_embeddings - max(map(len, openings))
+        longest = model.config.max_position_embeddings - max(map(len, openings))
         for i, prompt in enumerate(prompts):
-            if not 1 <= len(prompt) <= most:
+            if not 1 <= len(prompt) <= longest:
                 raise UsageError(
-                    f"DriftMonitor: prompt {i} has {len(prompt)} tokens, expected 1 to {most}"
+                    f"DriftMonitor: prompt {i} has {len(prompt)} tokens, expected 1 to {longest}"
                 )
         if not all(openings):
             raise UsageError("DriftMonitor: an opening has no token, expected some text")
         self._tiles = []
         for begin in range(0, len(prompts), _PROBES_AT_ONCE):
-            some = prompts[begin : begin + _PROBES_AT_ONCE]
-            packed = pack([[_probe(p, o) for p in some] for o in openings], model.device)
+            batch = prompts[begin : begin + _PROBES_AT_ONCE]
+            packed = pack([[_probe(p, o) for p in batch] for o in openings], model.device)
             self._tiles.append((packed, _hidden(packed, model, None)))
 
     @torch.no_grad()
     def read(self, job: str, step: int, model: Transformer, project: Project) -> DriftReading:
-        """Read one adapter as it is now, on the model that it runs on."""
+        """Measure one adapter in its present state.
+
+        Args:
+            job: Name of the job.
+            step: Steps taken.
+            model: The model that the adapter runs on.
+            project: Its linear layers, the adapter included.
+        """
         kls: list[float] = []
         margins: list[float] = []
         for packed, base in self._tiles:
@@ -105,8 +112,7 @@ class DriftProbe:
 
 @torch.no_grad()
 def _hidden(packed: Packed, model: Transformer, project: Project | None) -> Tensor:
-    where = packed.token_ids, packed.positions, packed.attention
-    return model.forward(*where, project, packed.keep)
+    return model.forward(packed.token_ids, packed.positions, packed.attention, project, packed.keep)
 
 
 def _encode(prompt: Sequence[Any], tokenizer: Encoder) -> tuple[int, ...]:

@@ -1,4 +1,4 @@
-"""One job while it is trained: its rows, its weights while it has a slot, and what it has done."""
+"""State of one job: its rows, its weights while it holds a slot, and its progress."""
 
 import math
 import time
@@ -17,7 +17,15 @@ from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.io.weight_folder import weights_sha256
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.batches import TILE_TOKENS, Order, RowSource, Tile, cut, hash_seed, pack
+from fastsafe.train.batches import (
+    TILE_TOKENS,
+    BatchSampler,
+    RowSource,
+    Tile,
+    hash_seed,
+    make_tiles,
+    pack,
+)
 from fastsafe.train.checkpoint import JobCheckpoint, TrainProgress
 from fastsafe.train.config import FinetuneJob, FinetuneResult
 from fastsafe.train.drift_monitor import DriftProbe
@@ -29,7 +37,7 @@ from fastsafe.train.trained_lora import Rows, TrainedLora
 
 
 class FrozenBase(Protocol):
-    """What training needs of an LLM."""
+    """The parts of an ``LLM`` that training reads."""
 
     path: Path
     model: Transformer
@@ -37,14 +45,14 @@ class FrozenBase(Protocol):
 
 
 class MemorySaving(NamedTuple):
-    """What is done to need less memory; it costs time and changes no bit on a CPU."""
+    """Ways to train in less memory; they cost time and, on a CPU, change no bit."""
 
-    one_part: bool = False  # the parts of a tile run one after another
-    recompute: bool = False  # activations are computed again in the backward pass
+    one_part: bool = False  # run the parts of a tile one after another
+    recompute: bool = False  # recompute activations in the backward pass
 
 
 class _Slot:
-    """What a job holds on the device while it is trained."""
+    """A job's memory on the device: weights, optimizer and the state of its objective."""
 
     def __init__(self, job: "JobRun") -> None:
         self.weights: TrainedLora | TrainedFull
@@ -57,13 +65,16 @@ class _Slot:
         self.state: State = {}
 
     def tensors(self) -> dict[str, Tensor]:
-        """All that a step changes, but the count of steps."""
-        optimizer = self.optimizer
-        own = {"parameters": self.weights.flat, "mean": optimizer.mean, "square": optimizer.square}
-        return own | {f"objective.{name}": tensor for name, tensor in self.state.items()}
+        """Return the tensors of the training state (weights, moments, objective), by name."""
+        return {
+            "parameters": self.weights.flat,
+            "mean": self.optimizer.mean,
+            "square": self.optimizer.square,
+            **{f"objective.{name}": tensor for name, tensor in self.state.items()},
+        }
 
     def restore(self, tensors: Mapping[str, Tensor], steps: int) -> None:
-        """Take over what ``tensors`` gave after so many steps."""
+        """Load the tensors of a training state after ``steps`` steps."""
         device = self.weights.flat.device
         prefix = "objective."
         self.state = {
@@ -78,10 +89,10 @@ class _Slot:
 
 
 class JobRun:
-    """A job from its first step to its last; it can leave its slot and come back."""
+    """A job in training; it can give its slot back and continue in another."""
 
     def __init__(self, llm: FrozenBase, job: FinetuneJob, encoded: dict[str, Example]) -> None:
-        """Prepare a job; ``encoded`` holds rows of the jobs before it, as they often share them.
+        """Encode and check the rows of a job; ``encoded`` caches rows that jobs share.
 
         Raises:
             DataError: A row is malformed or has nothing to train on.
@@ -110,33 +121,38 @@ class JobRun:
         self._since = 0.0
         self._slot: _Slot | None = None
         self._parked: dict[str, Tensor] | None = None
-        self._orders: dict[RowSource, Order] = {}
+        self._samplers: dict[RowSource, BatchSampler] = {}
         self._tiles: list[Tile] = []
         self.drop_step()
 
     def _encode(
-        self, tokenizer: Tokenizer, row: Mapping[str, object], where: str, known: dict[str, Example]
+        self,
+        tokenizer: Tokenizer,
+        row: Mapping[str, object],
+        location: str,
+        cache: dict[str, Example],
     ) -> Example:
-        config = self.config
-        key = f"{config.loss_on} {row!r}"
-        if key not in known:
-            known[key] = encode_row(row, tokenizer, loss_on=config.loss_on, location=where)
-        example = known[key]
+        loss_on = self.config.loss_on
+        key = f"{loss_on} {row!r}"
+        if key not in cache:
+            cache[key] = encode_row(row, tokenizer, loss_on=loss_on, location=location)
+        example = cache[key]
         if self.objective.needs_answers and example.trained[0]:
             raise DataError(
-                f"{where}: has no prompt before its answer, expected one, as objective "
+                f"{location}: has no prompt before its answer, expected one, as objective "
                 f"{self.objective.id!r} treats the beginning of an answer by itself"
             )
-        return self.objective.example(example, tokenizer, where)
+        return self.objective.example(example, tokenizer, location)
 
     def _check_rows(self) -> None:
         if not self.rows["all"]:
             raise UsageError(f"finetune: job {self.name!r} has no rows")
         longest = max(len(e.token_ids) for e in self.rows["all"])
-        most = self.model.config.max_position_embeddings
-        if longest > most:
+        limit = self.model.config.max_position_embeddings
+        if longest > limit:
             raise UsageError(
-                f"finetune: job {self.name!r} has a row of {longest} tokens, the model takes {most}"
+                f"finetune: job {self.name!r} has a row of {longest} tokens, the model "
+                f"takes {limit}"
             )
         for source in ("user", "safety") if self.objective.needs_safety_rows else ():
             if not self.rows[source]:
@@ -164,31 +180,31 @@ class JobRun:
 
     @property
     def is_done(self) -> bool:
-        """Whether there is no step left to take."""
+        """Whether the job has ended: after its last step, early or with an error."""
         ended = self.error is not None or self.stopped_early
         return ended or len(self.losses) >= self.num_steps
 
     def resume(self) -> None:
-        """Take over what the checkpoint says; its tensors are read when the job gets a slot."""
+        """Restore the checkpoint's progress; ``enter`` reads its tensors."""
         progress = self.checkpoint.peek() if self.checkpoint else None
         if progress is None:
             return
         assert self.checkpoint
         folder = self.checkpoint.path.parents[2] / self.name
-        done = progress.adapter_sha256
-        if done is not None and done != weights_sha256(folder):
-            return  # the adapter is gone or changed, and the state went when it was written
+        finished = progress.adapter_sha256
+        if finished is not None and finished != weights_sha256(folder):
+            return  # the adapter is gone or changed, and its training state was dropped
         self.losses, self.num_tokens = list(progress.losses), progress.num_tokens
         self._seconds, self.stopped_early = progress.seconds, progress.stopped_early
-        if done is not None:
+        if finished is not None:
             self.adapter_dir = folder
 
     def enter(self) -> None:
-        """Get a slot, if it has none, with what an earlier slot or process left."""
+        """Allocate a slot, if there is none, and load the parked or saved state into it."""
         if self._slot is not None:
             return
-        if not self._orders:
-            self._seek()
+        if not self._samplers:
+            self._make_samplers()
         self._since = time.monotonic()
         slot = _Slot(self)
         if self._parked is not None:
@@ -201,7 +217,7 @@ class JobRun:
         self._slot, self._parked = slot, None
 
     def park(self) -> None:
-        """Give the slot back; what a step changes is kept in the host's memory."""
+        """Free the slot and keep the training state in the host's memory."""
         if self._slot is not None:
             self._parked = {name: tensor.cpu() for name, tensor in self._slot.tensors().items()}
         self._release()
@@ -212,52 +228,62 @@ class JobRun:
         self._slot = None
         self.drop_step()
 
-    def _seek(self) -> None:
-        """Go to where the rows of the next step are."""
+    def _make_samplers(self) -> None:
+        """Make the samplers and advance them to the rows of the next step."""
         config = self.config
         for source, examples in self.rows.items():
             seed = hash_seed(config.seed, 1) if source == "safety" else config.seed
-            self._orders[source] = Order(examples, config.batch_size, seed, config.shuffle)
+            self._samplers[source] = BatchSampler(examples, config.batch_size, seed, config.shuffle)
         for step in range(len(self.losses)):
             for source in self.objective.sources(step):
-                self._orders[source].next()
+                self._samplers[source].next()
 
     def _row_gradients(self, slot: _Slot) -> Callable[[int], Iterator[Tensor]]:
+        """Return a function that yields the gradients of the first ``count`` safety rows."""
+
         def gradients(count: int) -> Iterator[Tensor]:
             for example in islice(self.rows["safety"], count):
-                (tile,) = cut([example], "safety", len(example.token_ids), self.config.seed)
+                (tile,) = make_tiles([example], "safety", len(example.token_ids), self.config.seed)
                 yield self._gradient(slot, tile, MemorySaving())[1]
 
         return gradients
 
     def tiles(self) -> list[Tile]:
-        """Tiles of the next step; the same ones until ``update``."""
+        """Return the tiles of the next step; the same ones until ``update``."""
         if not self._tiles:
             step, tokens = len(self.losses), TILE_TOKENS[self.model.device.type]
             for i, source in enumerate(self.objective.sources(step)):
-                seeds = (self.config.seed, step, i)
-                self._tiles += cut(self._orders[source].next(), source, tokens, *seeds)
+                batch = self._samplers[source].next()
+                self._tiles += make_tiles(batch, source, tokens, self.config.seed, step, i)
         return self._tiles
 
     def gradient(self, tile: Tile, saving: MemorySaving) -> tuple[float, Tensor]:
-        """Loss of a tile and its share of the gradient [P] of its batch's loss."""
+        """Return a tile's loss and its share of the gradient [P] of its batch's loss."""
         assert self._slot
         return self._gradient(self._slot, tile, saving)
 
     def _gradient(self, slot: _Slot, tile: Tile, saving: MemorySaving) -> tuple[float, Tensor]:
-        whole = [tile.parts]
         terms: list[float] = []
         gradient: Tensor | None = None
-        for first, parts in enumerate([(p,) for p in tile.parts] if saving.one_part else whole):
+        passes = [(part,) for part in tile.parts] if saving.one_part else [tile.parts]
+        for first, parts in enumerate(passes):
             packed = pack(parts, self.model.device)
             rows = Rows(packed.rows, packed.kept, first)
             project = slot.weights.projection(self.config.dropout, tile.seed, rows, gradient)
-            where = packed.token_ids, packed.positions, packed.attention
             base = None
             if tile.source in self.objective.needs_base:
                 with torch.no_grad():
-                    base = self.model.forward(*where, keep=packed.keep)
-            hidden = project.model.forward(*where, project, packed.keep, recompute=saving.recompute)
+                    base = self.model.forward(
+                        packed.token_ids, packed.positions, packed.attention, keep=packed.keep
+                    )
+            hidden = project.model.forward(
+                packed.token_ids,
+                packed.positions,
+                packed.attention,
+                project,
+                packed.keep,
+                recompute=saving.recompute,
+            )
             loss = self.objective.loss(
                 Batch(
                     source=tile.source,
@@ -279,7 +305,7 @@ class JobRun:
         return math.fsum(terms) if all(map(math.isfinite, terms)) else math.nan, gradient
 
     def add(self, tile: Tile, loss: float, gradient: Tensor) -> None:
-        """Add a tile's share, in the order of the tiles."""
+        """Accumulate a tile's loss and gradient; called in the order of the tiles."""
         if tile.source in self.objective.logged_sources:
             self._loss += loss
         if tile.source in self._gradients:
@@ -288,12 +314,12 @@ class JobRun:
             self._gradients[tile.source] = gradient
 
     def drop_step(self) -> None:
-        """Drop what tiles gave: the step begins again with the same tiles, or a new one begins."""
+        """Discard the accumulated losses and gradients."""
         self._loss = 0.0
         self._gradients: dict[RowSource, Tensor] = {}
 
     def update(self, probe: DriftProbe | None) -> None:
-        """Take the step whose tiles have been added; a job that cannot go on gets an error."""
+        """Take the step of the accumulated tiles; a loss that is not finite ends the job."""
         assert self._slot
         slot, objective, step = self._slot, self.objective, len(self.losses)
         if not math.isfinite(self._loss):
@@ -315,24 +341,24 @@ class JobRun:
             self._probe(slot, probe)
 
     def _probe(self, slot: _Slot, probe: DriftProbe) -> None:
-        """Read the drift of the weights that the job would give if it ended here."""
+        """Measure the drift of the weights that the job would save if it ended here."""
         theta = slot.weights.flat
-        ours, given = theta.clone(), self.objective.final(slot.state, theta)
-        theta.copy_(given)
+        current = theta.clone()
+        theta.copy_(self.objective.final(slot.state, theta))
         slot.weights.refresh()
         project = slot.weights.projection(0.0, 0)
         reading = probe.read(self.name, len(self.losses), project.model, project)
-        theta.copy_(ours)
+        theta.copy_(current)
         slot.weights.refresh()
         if not math.isfinite(reading.kl + reading.margin):
-            what = f"has drift {reading.kl} and margin {reading.margin}"
-            return self._fail(f"{what} at step {len(self.losses) - 1}")
+            drift = f"drift {reading.kl} and margin {reading.margin}"
+            return self._fail(f"has {drift} at step {len(self.losses) - 1}")
         probe.monitor.on_reading(reading)
-        most = probe.monitor.max_kl
-        self.stopped_early = not self.is_done and most is not None and reading.kl > most
+        limit = probe.monitor.max_kl
+        self.stopped_early = not self.is_done and limit is not None and reading.kl > limit
 
-    def _fail(self, what: str) -> None:
-        self.stop(f"job {self.name!r} {what}; lower its learning rate or check its rows")
+    def _fail(self, problem: str) -> None:
+        self.stop(f"job {self.name!r} {problem}; lower its learning rate or check its rows")
 
     def stop(self, error: str) -> None:
         """End the job with an error."""
@@ -352,7 +378,7 @@ class JobRun:
         return TrainProgress(losses, self.num_tokens, seconds, self.stopped_early, adapter)
 
     def finish(self, out_dir: Path) -> None:
-        """Write the adapter and give the slot back."""
+        """Write the adapter and free the slot."""
         assert self._slot
         slot = self._slot
         slot.weights.flat.copy_(self.objective.final(slot.state, slot.weights.flat))
@@ -364,7 +390,7 @@ class JobRun:
         self._release()
 
     def result(self) -> FinetuneResult:
-        """Report."""
+        """Return the result of the job."""
         return FinetuneResult(
             name=self.name,
             adapter_dir=self.adapter_dir,

@@ -1,9 +1,9 @@
 """The training loop: any number of adapters on one frozen base, a step of each in turn.
 
-Every job's batch is cut into tiles of whole sequences, packed without padding. A tile runs in one
+Every job's batch is split into tiles of whole sequences, packed without padding. A tile runs in one
 thread; tiles of all jobs fill the cores. A job's gradient is the sum over its own tiles in their
-order, so training it among others gives the same bits as training it alone. A job has a slot, which
-is memory, from its first step to its last; then the next one in line takes it.
+order, so training it among others gives the same bits as training it alone. A job holds a slot,
+which is memory, from its first step to its last; then the next job in the queue gets it.
 """
 
 import re
@@ -90,7 +90,7 @@ def finetune(
 
 
 def prepare(llm: FrozenBase, jobs: Sequence[FinetuneJob]) -> list[JobRun]:
-    """Encode the rows of all jobs and check what can be checked before training."""
+    """Encode the rows of all jobs and check them before training."""
     encoded: dict[str, Example] = {}
     return [JobRun(llm, job, encoded) for job in jobs]
 
@@ -98,7 +98,7 @@ def prepare(llm: FrozenBase, jobs: Sequence[FinetuneJob]) -> list[JobRun]:
 def plan_training(
     llm: FrozenBase, jobs: Sequence[FinetuneJob], options: TrainOptions = _DEFAULTS
 ) -> TrainMemory:
-    """Plan the memory of a ``finetune`` with these arguments; nothing is trained or written.
+    """Predict the memory of a ``finetune`` with these arguments; nothing is trained or written.
 
     Raises:
         UsageError: As ``finetune``, as do the next two.
@@ -143,15 +143,15 @@ class _Loop:
             if losses and self.on_step:
                 self.on_step(step, losses)
             step += bool(losses)
-            self._leave()
+            self._retire()
             if not fits:
                 self._save_memory()
 
     def _fill(self) -> bool:
-        """Let waiting jobs enter while there is room; whether memory sufficed."""
+        """Admit waiting jobs while they fit; return whether memory sufficed."""
         while self.waiting and len(self.running) < self.limit:
-            together = [*self.running, self.waiting[0]]
-            if self.running and not self.plan.fits([run.name for run in together]):
+            candidates = [*self.running, self.waiting[0]]
+            if self.running and not self.plan.fits([run.name for run in candidates]):
                 break
             self.running.append(self.waiting.popleft())
         try:
@@ -164,22 +164,24 @@ class _Loop:
         return True
 
     def _step(self) -> tuple[dict[str, float], bool]:
-        """Take a step of every running job.
+        """Take one step of every running job.
 
         Returns:
-            The loss of each that took it, and whether memory sufficed for all.
+            The loss of each job that took it, and whether memory sufficed for all.
         """
         work = [(run, tile) for run in self.running for tile in run.tiles()]
         results = zip(work, self.runner.map(self._gradient, work), strict=True)
         losses: dict[str, float] = {}
         fits = True
-        for run, own in groupby(results, lambda item: item[0][0]):
-            is_whole = True
-            for (_, tile), found in own:
-                is_whole = is_whole and found is not None
-                if found is not None:
-                    run.add(tile, *found)
-            if not is_whole:
+        for run, items in groupby(results, lambda item: item[0][0]):
+            is_complete = True
+            for (_, tile), result in items:
+                if result is None:
+                    is_complete = False
+                else:
+                    loss, gradient = result
+                    run.add(tile, loss, gradient)
+            if not is_complete:
                 fits = False
                 run.drop_step()
                 continue
@@ -189,7 +191,7 @@ class _Loop:
         return losses, fits
 
     def _gradient(self, work: tuple[JobRun, Tile]) -> tuple[float, Tensor] | None:
-        """Loss and gradient of a tile; None where memory did not suffice."""
+        """Return the loss and gradient of a tile; None where memory did not suffice."""
         run, tile = work
         try:
             return run.gradient(tile, self.saving)
@@ -198,8 +200,8 @@ class _Loop:
                 raise
             return None
 
-    def _leave(self) -> None:
-        """Write what is due, and let jobs that are done leave."""
+    def _retire(self) -> None:
+        """Write due checkpoints and the adapters of finished jobs, and drop these jobs."""
         for run in self.running:
             if run.error is None and run.is_done:
                 run.finish(self.out_dir)
@@ -208,7 +210,10 @@ class _Loop:
         self.running = [run for run in self.running if not run.is_done]
 
     def _save_memory(self) -> None:
-        """Need less memory than before, by what costs least; the last resort is to drop a job."""
+        """Reduce memory use by the cheapest step left.
+
+        Fewer jobs, then smaller parts of tiles, then recomputation; finally fail one job.
+        """
         if len(self.running) > 1:
             self.limit = len(self.running) // 2
             for run in reversed(self.running[self.limit :]):

@@ -1,4 +1,4 @@
-"""Losses of the trained tokens without the logits of all of them in memory."""
+"""Losses of the trained tokens, computed without holding all their logits in memory."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,23 +14,23 @@ from fastsafe_kernels._spec import INTERPRET
 # Most logits in memory at once, in elements: 64 MiB in fp32.
 CHUNK_ELEMENTS = 1 << 24
 
-_OfLogits = Callable[[Tensor, slice], Tensor]  # logits [m, V] of these rows -> losses [m]
+_LossOfLogits = Callable[[Tensor, slice], Tensor]  # logits [m, V] of these rows -> losses [m]
 
 
 class _Chunked(torch.autograd.Function):
-    """Losses that are a function of a row's logits; gradients are taken in the forward pass."""
+    """Losses of logits, chunk by chunk; the forward pass already takes the gradients."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, model: Transformer, losses: _OfLogits) -> Tensor:
-        found, gradients = [], []
+    def forward(ctx: Any, hidden: Tensor, model: Transformer, losses: _LossOfLogits) -> Tensor:
+        chunks, gradients = [], []
         for rows in _chunks(hidden, model):
             with torch.enable_grad():
                 leaf = hidden[rows].detach().requires_grad_()
                 loss = losses(model.logits(leaf), rows)
                 gradients.append(torch.autograd.grad(loss.sum(), leaf)[0])
-            found.append(loss.detach())
+            chunks.append(loss.detach())
         ctx.save_for_backward(torch.cat(gradients))
-        return torch.cat(found)
+        return torch.cat(chunks)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
@@ -38,10 +38,10 @@ class _Chunked(torch.autograd.Function):
         return gradient * grads[0].to(gradient.dtype)[:, None], None, None
 
 
-def through_head(hidden: Tensor, model: Transformer, losses: _OfLogits) -> Tensor:
-    """Apply ``losses`` to the logits of ``hidden`` [M, E], some rows at a time -> [M] fp32.
+def through_head(hidden: Tensor, model: Transformer, losses: _LossOfLogits) -> Tensor:
+    """Apply ``losses`` to the logits of ``hidden`` [M, E] in chunks of rows -> [M] fp32.
 
-    A head that is trained, too, gets its gradient; logits are then computed twice.
+    A head that requires a gradient gets it; its logits are then computed twice.
     """
     if not len(hidden):
         return hidden.sum(1).float()  # no loss, but still a node of the graph
@@ -54,19 +54,19 @@ def through_head(hidden: Tensor, model: Transformer, losses: _OfLogits) -> Tenso
                 for r in _chunks(hidden, model)
             ]
         )
-    found: Tensor = _Chunked.apply(hidden, model, losses)  # type: ignore[no-untyped-call]
-    return found
+    y: Tensor = _Chunked.apply(hidden, model, losses)  # type: ignore[no-untyped-call]
+    return y
 
 
 def token_loss(
     hidden: Tensor, targets: Tensor, model: Transformer, weights: Tensor | None = None
 ) -> Tensor:
-    """-log p(target), in nats, times a weight.
+    """Compute -log p(target) of every row, in nats, times its weight.
 
     Args:
         hidden: [M, E] states after the final norm; differentiable.
         targets: [M] int64 token ids.
-        model: Gives the head.
+        model: Its head is used.
         weights: [M] fp32; None is 1 everywhere. Gets no gradient.
 
     Returns:
@@ -76,28 +76,28 @@ def token_loss(
         return _fused(hidden, targets, model, weights)[None]
 
     def losses(logits: Tensor, rows: slice) -> Tensor:
-        found = -token_logprobs(logits, targets[rows])
-        return found if weights is None else found * weights[rows]
+        loss = -token_logprobs(logits, targets[rows])
+        return loss if weights is None else loss * weights[rows]
 
     return through_head(hidden, model, losses)
 
 
 def divergence(hidden: Tensor, base: Tensor, model: Transformer, base_model: Transformer) -> Tensor:
-    """KL(q || p) of the next token, in nats: q of the states ``base``, p of ``hidden``.
+    """Compute KL(q || p) of the next token, in nats, with q of ``base`` and p of ``hidden``.
 
     Args:
         hidden: [M, E] states after the final norm; differentiable.
         base: [M, E] states of the base.
-        model: Gives the head of ``hidden``.
-        base_model: Gives that of ``base``; the same one where heads are frozen.
+        model: Its head is used for ``hidden``.
+        base_model: Its head is used for ``base``; the same one where heads are frozen.
 
     Returns:
         fp32, [M] or their sum [1], as ``token_loss``.
     """
     if _fuses(hidden, model):
-        nothing = torch.zeros(len(hidden), device=hidden.device)
+        no_weight = torch.zeros(len(hidden), device=hidden.device)
         targets = torch.zeros(len(hidden), dtype=torch.int64, device=hidden.device)
-        return _fused(hidden, targets, model, nothing, base)[None]
+        return _fused(hidden, targets, model, no_weight, base)[None]
 
     def losses(logits: Tensor, rows: slice) -> Tensor:
         log_q = base_model.logits(base[rows]).log_softmax(-1)
@@ -108,7 +108,7 @@ def divergence(hidden: Tensor, base: Tensor, model: Transformer, base_model: Tra
 
 @torch.no_grad()
 def target_logprobs(hidden: Tensor, targets: Tensor, model: Transformer) -> Tensor:
-    """log p(target) of every row, [M] fp32, without a gradient."""
+    """Compute log p(target) of every row, [M] fp32, without a gradient."""
     if not len(hidden):
         return hidden.new_zeros(0, dtype=torch.float32)
     if _fuses(hidden, model):
@@ -121,7 +121,7 @@ def target_logprobs(hidden: Tensor, targets: Tensor, model: Transformer) -> Tens
 
 
 def _fuses(hidden: Tensor, model: Transformer) -> bool:
-    """Whether the fused ops take it; their head gets no gradient."""
+    """Return whether the fused ops compute the loss; they give the head no gradient."""
     return (not hidden.is_cpu or INTERPRET) and not model.head.requires_grad
 
 

@@ -1,8 +1,8 @@
-"""What training will take, computed before it: bytes per adapter and bytes per token.
+"""Predict the memory of training: bytes per adapter and bytes per token.
 
 An adapter in a slot takes its weights, AdamW's two moments, a gradient and the factors as the
-products read them. A tile takes, per token, what the backward pass needs: of every layer the
-inputs of norms and linear layers, queries, keys and values, and the gates.
+products read them. A tile takes, per token, the activations of the backward pass: of every layer
+the inputs of norms and linear layers, queries, keys and values, and the gates.
 """
 
 import os
@@ -27,15 +27,15 @@ _FP32 = 4
 
 @dataclass(frozen=True)
 class JobMemory:
-    """What one job takes.
+    """Predicted memory of one job.
 
     Attributes:
-        name: Of the job.
-        rank: Of its adapter; 0 for a whole model.
-        adapter_bytes: While it has a slot.
-        gradient_bytes: For every one of its tiles that runs.
-        token_bytes: For every token of a tile that runs.
-        recompute_token_bytes: The same when activations are computed again.
+        name: Name of the job.
+        rank: Rank of its adapter; 0 for a whole model.
+        adapter_bytes: Bytes of its slot.
+        gradient_bytes: Bytes of the gradient of each running tile.
+        token_bytes: Bytes of each token of a running tile.
+        recompute_token_bytes: Likewise when activations are recomputed.
         tile_tokens: Tokens of its largest tile, about.
     """
 
@@ -48,21 +48,21 @@ class JobMemory:
     tile_tokens: int
 
     def tile_bytes(self, recompute: bool) -> int:
-        """Bytes of its largest tile."""
+        """Return the bytes of its largest tile."""
         per_token = self.recompute_token_bytes if recompute else self.token_bytes
         return self.gradient_bytes + self.tile_tokens * per_token
 
 
 @dataclass(frozen=True)
 class TrainMemory:
-    """How jobs share the memory there is.
+    """Predicted memory of a training run.
 
     Attributes:
-        jobs: What each takes.
-        free_bytes: What there is beside the base.
-        max_jobs: Most jobs that may run at once.
+        jobs: Memory of each job.
+        free_bytes: Memory available beside the base.
+        max_jobs: Limit of jobs at once.
         tiles_at_once: Tiles that run at a time, one per thread.
-        recompute: Whether activations are computed again, as a step would not fit otherwise.
+        recompute: Whether activations are recomputed, as a step would not fit otherwise.
     """
 
     jobs: tuple[JobMemory, ...]
@@ -72,25 +72,25 @@ class TrainMemory:
     recompute: bool
 
     def bytes_of(self, names: Collection[str]) -> int:
-        """Most bytes that these jobs take together."""
+        """Return the peak bytes of these jobs together."""
         jobs = [job for job in self.jobs if job.name in names]
         tile = max((job.tile_bytes(self.recompute) for job in jobs), default=0)
         return sum(job.adapter_bytes for job in jobs) + self.tiles_at_once * tile
 
     def fits(self, names: Collection[str]) -> bool:
-        """Whether there is room for these jobs at once."""
+        """Return whether these jobs fit at once."""
         return self.bytes_of(names) <= self.free_bytes
 
     @property
     def first_wave(self) -> int:
-        """How many jobs fit at once, in their order; at least 1."""
+        """Number of jobs that fit at once, in their order; at least 1."""
         names = [job.name for job in self.jobs]
-        most = min(self.max_jobs, len(names))
-        together = [n for n in range(1, most + 1) if self.fits(names[:n])]
-        return max(together, default=1)
+        limit = min(self.max_jobs, len(names))
+        fitting = [n for n in range(1, limit + 1) if self.fits(names[:n])]
+        return max(fitting, default=1)
 
     def describe(self) -> list[str]:
-        """Say in lines what will be used."""
+        """Describe the plan in a few lines."""
         if not self.jobs:
             return ["nothing to train"]
         largest = max(self.jobs, key=lambda job: job.adapter_bytes)
@@ -108,11 +108,11 @@ class TrainMemory:
         ]
         if self.recompute:
             lines.append("activations are computed again in the backward pass, to fit")
-        odd = sorted({job.rank for job in self.jobs} - {0, *_VLLM_RANKS})
-        if odd:
+        other_ranks = sorted({job.rank for job in self.jobs} - {0, *_VLLM_RANKS})
+        if other_ranks:
             lines.append(
-                f"rank {', '.join(map(str, odd))}: vLLM takes {', '.join(map(str, _VLLM_RANKS))} "
-                "as its max_lora_rank; set the next one there"
+                f"rank {', '.join(map(str, other_ranks))}: vLLM takes "
+                f"{', '.join(map(str, _VLLM_RANKS))} as its max_lora_rank; set the next one there"
             )
         return lines
 
@@ -122,7 +122,7 @@ def _kind(job: JobMemory) -> str:
 
 
 def plan_memory(model: Transformer, runs: Sequence[JobRun], options: TrainOptions) -> TrainMemory:
-    """Plan jobs that ``fastsafe.train.loop.prepare`` has made."""
+    """Predict the memory of the jobs that ``fastsafe.train.loop.prepare`` has made."""
     jobs = tuple(_job_memory(model, run) for run in runs)
     plan = TrainMemory(
         jobs,
@@ -131,8 +131,8 @@ def plan_memory(model: Transformer, runs: Sequence[JobRun], options: TrainOption
         torch.get_num_threads() if model.device.type == "cpu" else 1,
         recompute=False,
     )
-    is_roomy = all(plan.fits([job.name]) for job in jobs)
-    return plan if is_roomy else replace(plan, recompute=True)
+    each_fits = all(plan.fits([job.name]) for job in jobs)
+    return plan if each_fits else replace(plan, recompute=True)
 
 
 def _job_memory(model: Transformer, run: JobRun) -> JobMemory:
@@ -140,9 +140,9 @@ def _job_memory(model: Transformer, run: JobRun) -> JobMemory:
     layout = FullLayout(model) if is_full else LoraLayout(model, run.lora)
     vectors = 4 + run.objective.state_vectors + len(run.objective.sources(0)) - 1
     longest = sorted((len(e.token_ids) - 1 for e in run.rows["all"]), reverse=True)
-    most = sum(longest[: run.config.batch_size])
-    kept = sum(sum(e.trained[1:]) for e in run.rows["all"]) / sum(longest)
-    token, recompute_bytes = _token_bytes(model, layout, kept, run.config.dropout > 0)
+    batch_tokens = sum(longest[: run.config.batch_size])
+    trained_share = sum(sum(e.trained[1:]) for e in run.rows["all"]) / sum(longest)
+    token, recompute_bytes = _token_bytes(model, layout, trained_share, run.config.dropout > 0)
     return JobMemory(
         name=run.name,
         rank=0 if is_full else run.config.rank,
@@ -151,19 +151,19 @@ def _job_memory(model: Transformer, run: JobRun) -> JobMemory:
         gradient_bytes=layout.size * (_FP32 + (model.dtype.itemsize if is_full else 0)),
         token_bytes=token,
         recompute_token_bytes=recompute_bytes,
-        tile_tokens=min(most, TILE_TOKENS[model.device.type] + longest[0] // 2),
+        tile_tokens=min(batch_tokens, TILE_TOKENS[model.device.type] + longest[0] // 2),
     )
 
 
 def _token_bytes(
-    model: Transformer, layout: LoraLayout | FullLayout, kept: float, dropout: bool
+    model: Transformer, layout: LoraLayout | FullLayout, trained_share: float, dropout: bool
 ) -> tuple[int, int]:
-    """Bytes per token of a tile: all kept for the backward pass, and with recompute.
+    """Return the bytes per token of a tile: with all activations kept, and with recomputation.
 
     Args:
         model: The base.
-        layout: Of the adapter.
-        kept: Share of tokens that are trained: all that the end of the last layer is run for.
+        layout: Layout of the adapter.
+        trained_share: Share of tokens that are trained; the end of the last layer runs for these.
         dropout: Whether every module has a masked input of its own.
     """
     config, element = model.config, model.dtype.itemsize
@@ -192,21 +192,23 @@ def _token_bytes(
         linear(i, "o") + norms + linear(i, "gate_up") + 2 * F * element + linear(i, "down")
         for i in range(config.num_layers)
     ]
-    ends[-1] = int(kept * ends[-1])
+    ends[-1] = int(trained_share * ends[-1])
     rope = len(config.ropes) * 2 * config.head_dim * element
     # states before and after the final norm and their gradient; logits of a chunk, thrice
-    head = kept * 3 * E * element + 3 * _FP32 * min(kept * config.vocab_size, CHUNK_ELEMENTS / 640)
+    logits = min(trained_share * config.vocab_size, CHUNK_ELEMENTS / 640)
+    head = trained_share * 3 * E * element + 3 * _FP32 * logits
     gated = (2 * F + E) * element
-    everything = sum(begins) + sum(ends) + rope + kept * 2 * E * element + max(head, gated)
+    final = trained_share * 2 * E * element
+    everything = sum(begins) + sum(ends) + rope + final + max(head, gated)
     entering = 2 * E * element * (config.num_layers - 1)
     layer = max(begin + end for begin, end in zip(begins, ends, strict=True))
     layer += 4 * F * element if dropout else 0  # the modules' products, before they are one
-    # the head is done with when the first layer is computed again
+    # the head's memory is free when the first layer is recomputed
     return int(everything), int(min(everything, entering + rope + max(layer + gated, head)))
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Memory that nobody uses now."""
+    """Return the free memory of the device, or of the host for a CPU."""
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + unused

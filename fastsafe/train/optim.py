@@ -15,7 +15,7 @@ class AdamW:
     """
 
     def __init__(self, parameters: Tensor, weight_decay: float, max_grad_norm: float) -> None:
-        """Optimize ``parameters`` [P] fp32 in place; ``max_grad_norm`` 0 means no clipping."""
+        """Allocate state for ``parameters`` [P] fp32; ``max_grad_norm`` 0 means no clipping."""
         self.parameters = parameters
         self.weight_decay = weight_decay
         self.max_grad_norm = max_grad_norm
@@ -28,7 +28,7 @@ class AdamW:
         """Apply one update from ``gradient`` [P] fp32, which is not modified.
 
         Returns:
-            The gradient's L2 norm. Where it is not finite, the parameters are spoiled.
+            The L2 norm of the gradient. If it is not finite, neither are the parameters now.
         """
         self.steps += 1
         device = gradient.device

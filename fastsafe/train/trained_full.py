@@ -1,4 +1,4 @@
-"""All weights of a model while they are trained: flat fp32 state and a differentiable copy.
+"""The weights of a whole model in training: flat fp32 state and a differentiable copy.
 
 The counterpart of ``fastsafe.train.trained_lora`` for full fine-tuning. The frozen base is copied
 once and never touched, so jobs of both kinds may share it. Gradients go through plain autograd: the
@@ -22,7 +22,7 @@ from fastsafe.io.json_file import read_object
 from fastsafe.model.nf4 import NF4Transformer
 from fastsafe.model.transformer import Transformer
 
-# What a checkpoint needs beside weights and config.json to read and answer.
+# Files of a checkpoint, beside weights and config.json, that encoding and generating need.
 _TEXT_FILES = (
     "tokenizer.json",
     "tokenizer_config.json",
@@ -35,7 +35,7 @@ _TEXT_FILES = (
 
 
 class FullLayout:
-    """What whole weights take while they are trained; the counterpart of ``LoraLayout``.
+    """Sizes of a whole model in training; the counterpart of ``LoraLayout``.
 
     Attributes:
         size: P, number of weights.
@@ -44,8 +44,8 @@ class FullLayout:
 
     def __init__(self, model: Transformer) -> None:
         self.size = sum(tensor.numel() for tensor in model.parameters())
-        is_same = model.dtype is torch.float32
-        self.block_size = 0 if is_same else self.size * model.dtype.itemsize // 4
+        is_fp32 = model.dtype is torch.float32
+        self.block_size = 0 if is_fp32 else self.size * model.dtype.itemsize // 4
 
 
 class TrainedFull:
@@ -53,7 +53,7 @@ class TrainedFull:
 
     Attributes:
         flat: [P] fp32, every distinct tensor of the model one after another; a tied head once.
-        model: The weights as they are now, in the base's dtype; in fp32 they are views of ``flat``.
+        model: The present weights in the base's dtype; in fp32 they are views of ``flat``.
     """
 
     def __init__(self, model: Transformer, checkpoint: Path) -> None:
@@ -78,10 +78,10 @@ class TrainedFull:
         self._working = self.flat if model.dtype is torch.float32 else self.flat.to(model.dtype)
         self._base = model
         self._checkpoint = checkpoint
-        self.model = _with(model, self._views(self._working))
+        self.model = _with_tensors(model, self._views(self._working))
 
     def refresh(self) -> None:
-        """Take over the weights as they are now; call it when the flat vector has changed."""
+        """Copy the flat vector into the model; call it when the vector has changed."""
         if self._working is not self.flat:
             self._working.copy_(self.flat)
 
@@ -92,12 +92,12 @@ class TrainedFull:
         rows: object = None,
         gradient: Tensor | None = None,
     ) -> "FullProjection":
-        """Differentiable model for one tile, beside which others may run.
+        """Make a differentiable model for one tile; several may exist at once.
 
         Args:
             dropout: Must be 0: adapters have it, whole models do not.
-            seed: Unused, as nothing is random; it and ``rows`` are what an adapter takes.
-            rows: Unused.
+            seed: Unused, as nothing is random; ``TrainedLora.projection`` takes it.
+            rows: Unused, likewise.
             gradient: [P] fp32 of earlier parts of the tile, to add to; None begins with zeros.
 
         Raises:
@@ -113,10 +113,10 @@ class TrainedFull:
         return FullProjection(self._base, self._views(self._working), gradient)
 
     def save(self, folder: Path) -> None:
-        """Write a checkpoint: the weights under their names in the file, and its other files.
+        """Write a checkpoint: the present weights, and the other files of the base's checkpoint.
 
         Args:
-            folder: Written whole or not at all; what is there is replaced.
+            folder: Written whole or not at all; an older one is replaced.
         """
         folder.parent.mkdir(parents=True, exist_ok=True)
         dtype = str(self.model.dtype).removeprefix("torch.")
@@ -145,14 +145,14 @@ class FullProjection:
     def __init__(self, base: Transformer, leaves: list[Tensor], gradient: Tensor) -> None:
         self._leaves = [leaf.requires_grad_() for leaf in leaves]
         self._gradient = gradient
-        self.model = _with(base, self._leaves)
+        self.model = _with_tensors(base, self._leaves)
 
     @property
     def gradient(self) -> Tensor:
         """[P] fp32, like the flat vector; complete after the backward pass."""
         at = 0
         for leaf in self._leaves:
-            if leaf.grad is not None:  # else the tile did not need it
+            if leaf.grad is not None:  # None where the tile did not use the tensor
                 self._gradient[at : at + leaf.numel()] += leaf.grad.flatten()
                 leaf.grad = None
             at += leaf.numel()
@@ -163,15 +163,15 @@ class FullProjection:
         return self.model.linear(layer, name, x)
 
 
-def _with(model: Transformer, tensors: list[Tensor]) -> Transformer:
-    """Make the same model over other tensors, in the order of ``Transformer.parameters``."""
-    of = dict(zip(map(id, model.parameters()), tensors, strict=True))
-    found = copy.copy(model)
-    found.embedding = of[id(model.embedding)]
-    found.head = of[id(model.head)]
-    found.final_norm = of[id(model.final_norm)]
-    found.layers = [
-        replace(layer, **{k: of[id(t)] for k, t in vars(layer).items() if t is not None})
+def _with_tensors(model: Transformer, tensors: list[Tensor]) -> Transformer:
+    """Copy a model with other tensors, given in the order of ``Transformer.parameters``."""
+    new = dict(zip(map(id, model.parameters()), tensors, strict=True))
+    copied = copy.copy(model)
+    copied.embedding = new[id(model.embedding)]
+    copied.head = new[id(model.head)]
+    copied.final_norm = new[id(model.final_norm)]
+    copied.layers = [
+        replace(layer, **{k: new[id(t)] for k, t in vars(layer).items() if t is not None})
         for layer in model.layers
     ]
-    return found
+    return copied

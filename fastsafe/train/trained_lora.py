@@ -1,4 +1,4 @@
-"""A LoRA adapter while it is trained: flat fp32 state and a differentiable projection."""
+"""A LoRA adapter in training: flat fp32 state and a differentiable projection."""
 
 import math
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class _Factors(NamedTuple):
 
 
 class _Update(NamedTuple):
-    """What the products of one fused linear, or of one of its modules, need."""
+    """Inputs of the products of one fused linear, or of one of its modules."""
 
     lora_A: Tensor  # [R, I]
     lora_B: Tensor  # [R, O]; each module's in its own block, zeros elsewhere
@@ -56,19 +56,19 @@ class _Update(NamedTuple):
 
 
 class Rows(NamedTuple):
-    """Numbers of rows of the parts that lie end to end in a tile."""
+    """Numbers of rows of a tile's parts, which are concatenated."""
 
     rows: Sequence[int]
-    kept: Sequence[int]  # of them, those that the last layer keeps
-    first: int = 0  # index of the first part, where some were computed before
+    kept: Sequence[int]  # rows of each part that the last layer keeps
+    first: int = 0  # index of the first part; more than 0 where parts run one after another
 
 
 class _Lora(torch.autograd.Function):
     """y = x W^T + bias + S B with S = s x A^T; W is frozen, or absent with its product.
 
     With dS = s dY B^T:  dX = dY W + dS A,  dA += dS^T x,  dB += S^T dY (its blocks only).
-    The gradients of A and B are added to where the optimizer reads them, not handed to autograd.
-    Their sums over rows are chains (``cpu.linear``): cut anywhere, they have the same bits.
+    The gradients of A and B are accumulated into the optimizer's vector, past autograd. Their sums
+    run over rows in order (``cpu_ops.linear``), so splitting a tile gives identical bits.
     """
 
     @staticmethod
@@ -104,14 +104,14 @@ class _Lora(torch.autograd.Function):
 
 @lru_cache(maxsize=64)
 def _tables(rows: int, device: torch.device) -> tuple[Segments, Segments]:
-    """Tables of a batch of one adapter: for its products, and for the sums over its rows."""
+    """Build the segment tables of one adapter: for its products, and for its sums over rows."""
     ids = [0] * rows
     tiles = Segments.build(ids, 1, _TILE, device=device)
     return tiles, Segments.build(ids, 1, _SUMS, device=device)
 
 
 class _LoraOnOps(torch.autograd.Function):
-    """The same on the grouped ops, for one adapter: what a GPU runs."""
+    """``_Lora`` on the grouped ops with one adapter, for a GPU."""
 
     @staticmethod
     def forward(
@@ -153,7 +153,7 @@ class _LoraOnOps(torch.autograd.Function):
 
 
 class LoraLayout:
-    """Where the weights of an adapter lie in one flat vector.
+    """Layout of an adapter's weights in one flat vector.
 
     Attributes:
         parts: Modules of each fused linear that carry the adapter.
@@ -164,7 +164,7 @@ class LoraLayout:
     """
 
     def __init__(self, model: Transformer, config: LoraConfig) -> None:
-        """Choose the modules.
+        """Select the modules.
 
         Raises:
             AdapterError: A target names no module of the model.
@@ -212,8 +212,8 @@ class TrainedLora:
         generator = torch.Generator().manual_seed(seed % (1 << 63))
         for factors in self.factors.values():
             bound = 1 / math.sqrt(factors.lora_A.shape[1])
-            drawn = torch.empty(factors.lora_A.shape).uniform_(-bound, bound, generator=generator)
-            factors.lora_A.copy_(drawn)
+            initial = torch.empty(factors.lora_A.shape).uniform_(-bound, bound, generator=generator)
+            factors.lora_A.copy_(initial)
         self._scaling = {
             key: torch.cat([torch.full((p.r1 - p.r0,), p.scaling) for p in parts]).to(model.device)
             for key, parts in self.parts.items()
@@ -226,21 +226,22 @@ class TrainedLora:
         }
 
     def _views(self, flat: Tensor) -> dict[Key, _Factors]:
-        """The factors of every fused linear as views of ``flat``."""
-        found, at = {}, 0
+        """Return the factors of every fused linear as views of ``flat``."""
+        views, offset = {}, 0
 
-        def take(rows: int, columns: int) -> Tensor:
-            nonlocal at
-            at += rows * columns
-            return flat[at - rows * columns : at].view(rows, columns)
+        def next_view(rows: int, columns: int) -> Tensor:
+            nonlocal offset
+            offset += rows * columns
+            return flat[offset - rows * columns : offset].view(rows, columns)
 
         for key, parts in self.parts.items():
-            lora_A = take(parts[-1].r1, self._in_features[key])
-            found[key] = _Factors(lora_A, tuple(take(p.r1 - p.r0, p.end - p.begin) for p in parts))
-        return found
+            lora_A = next_view(parts[-1].r1, self._in_features[key])
+            lora_Bs = tuple(next_view(p.r1 - p.r0, p.end - p.begin) for p in parts)
+            views[key] = _Factors(lora_A, lora_Bs)
+        return views
 
     def refresh(self) -> None:
-        """Take over the weights as they are now; call it when the flat vector has changed."""
+        """Copy B into the fused blocks; call it when the flat vector has changed."""
         for key, parts in self.parts.items():
             for part, lora_B in zip(parts, self.factors[key].lora_Bs, strict=True):
                 self._blocks[key][part.r0 : part.r1, part.begin : part.end] = lora_B
@@ -252,34 +253,35 @@ class TrainedLora:
         rows: Rows | None = None,
         gradient: Tensor | None = None,
     ) -> "Projection":
-        """Differentiable ``Project`` for one tile.
+        """Make a differentiable ``Project`` for one tile.
 
         Args:
             dropout: Share of the inputs set to 0.
-            seed: Decides, with the index of a part, which.
-            rows: Where the parts of the tile are; None = it is one part.
-            gradient: [P] fp32 to add to; None = zeros.
+            seed: Seeds the dropout masks, with the index of a part.
+            rows: Rows of the parts of the tile; None = it is one part.
+            gradient: [P] fp32 to accumulate into; None = zeros.
         """
         gradient = torch.zeros_like(self.flat) if gradient is None else gradient
         views = self._views(gradient)
         updates: dict[Key, list[tuple[_FusedModule, _Update]]] = {}
         whole: dict[Key, _Update] = {}
         for key, parts in self.parts.items():
-            own, to, scaling = self.factors[key], views[key], self._scaling[key]
+            factors, gradients, scaling = self.factors[key], views[key], self._scaling[key]
             if dropout:
                 updates[key] = [
-                    (p, _of_part(p, own.lora_A, own.lora_Bs[i], scaling, to.lora_A, to.lora_Bs[i]))
-                    for i, p in enumerate(parts)
+                    (part, _module_update(part, i, factors, gradients, scaling))
+                    for i, part in enumerate(parts)
                 ]
             blocks = tuple(
                 (slice(p.r0, p.r1), slice(p.begin, p.end), g)
-                for p, g in zip(parts, to.lora_Bs, strict=True)
+                for p, g in zip(parts, gradients.lora_Bs, strict=True)
             )
-            whole[key] = _Update(own.lora_A, self._blocks[key], scaling, blocks, to.lora_A)
+            lora_B = self._blocks[key]
+            whole[key] = _Update(factors.lora_A, lora_B, scaling, blocks, gradients.lora_A)
         return Projection(self.model, gradient, whole, updates, dropout, seed, rows)
 
     def adapter(self, name: str) -> Adapter:
-        """The weights as they are now, copied, as an adapter."""
+        """Copy the present weights to an adapter."""
         weights = {}
         for key, factors in self.factors.items():
             for part, lora_B in zip(self.parts[key], factors.lora_Bs, strict=True):
@@ -288,7 +290,7 @@ class TrainedLora:
         return Adapter(name, self.config, weights)
 
     def save(self, folder: Path) -> None:
-        """Write the weights as they are now to a PEFT directory, whole or not at all."""
+        """Write the present weights to a PEFT directory, whole or not at all."""
         self.adapter(folder.name).save(folder)
 
 
@@ -317,8 +319,8 @@ class Projection:
         self._dropout = dropout
         self._seed = seed
         self._first = rows.first if rows else 0
-        everything = (slice(None),)
-        self._rows = (_slices(rows.rows), _slices(rows.kept)) if rows else (everything, everything)
+        all_rows = (slice(None),)
+        self._rows = (_slices(rows.rows), _slices(rows.kept)) if rows else (all_rows, all_rows)
         self._anchor = torch.zeros((), requires_grad=True)  # makes autograd record the first layer
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
@@ -328,36 +330,36 @@ class Projection:
             return self.model.linear(layer, name, x)
         if self._dropout:
             return self._with_dropout(layer, name, x, self._rows[rows is not None])
-        if isinstance(self.model, NF4Transformer):  # its weight is not to be kept for the backward
+        if isinstance(self.model, NF4Transformer):  # do not keep the dequantized weight
             return self.model.linear(layer, name, x) + self._apply(x, None, None, update)
         weight, bias = self.model.weight(layer, name), self.model.bias(layer, name)
         return self._apply(x, weight, bias, update)
 
     def _with_dropout(self, layer: int, name: str, x: Tensor, parts: Sequence[slice]) -> Tensor:
-        """Each module has its own mask, as in PEFT, so their inputs are no longer shared."""
+        """Apply each module to its own masked input, as PEFT does."""
         y = self.model.linear(layer, name, x)
-        pieces, at = [], 0
+        pieces, end = [], 0
         for module, (part, update) in enumerate(self._parts[layer, name]):
             keep = torch.cat(
                 [self._mask(x[rows], i, layer, name, module) for i, rows in enumerate(parts)]
             )
-            pieces.append(y.new_zeros(len(y), part.begin - at))
+            pieces.append(y.new_zeros(len(y), part.begin - end))
             dropped = x * keep / (1 - self._dropout)
             pieces.append(self._apply(dropped, None, None, update))
-            at = part.end
-        return y + torch.cat([*pieces, y.new_zeros(len(y), y.shape[1] - at)], 1)
+            end = part.end
+        return y + torch.cat([*pieces, y.new_zeros(len(y), y.shape[1] - end)], 1)
 
     def _mask(self, x: Tensor, part: int, layer: int, name: str, module: int) -> Tensor:
-        """What is kept of the rows of one part: the same whatever is computed beside or before."""
-        place = hash_seed(self._seed, self._first + part, layer, *name.encode(), module)
-        generator = torch.Generator(device=x.device).manual_seed(place)
+        """Draw the keep-mask of one part's rows, whatever is computed beside or before it."""
+        seed = hash_seed(self._seed, self._first + part, layer, *name.encode(), module)
+        generator = torch.Generator(device=x.device).manual_seed(seed)
         return torch.rand(x.shape, generator=generator, device=x.device) >= self._dropout
 
     def _apply(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, update: _Update
     ) -> Tensor:
-        run = _Lora if cpu_ops.runs_natively(x) else _LoraOnOps
-        y: Tensor = run.apply(self._anchor, x, weight, bias, update)  # type: ignore[no-untyped-call]
+        function = _Lora if cpu_ops.runs_natively(x) else _LoraOnOps
+        y: Tensor = function.apply(self._anchor, x, weight, bias, update)  # type: ignore[no-untyped-call]
         return y
 
 
@@ -366,15 +368,12 @@ def _slices(sizes: Sequence[int]) -> tuple[slice, ...]:
     return tuple(slice(end - n, end) for n, end in zip(sizes, ends, strict=True))
 
 
-def _of_part(
-    part: _FusedModule,
-    A: Tensor,
-    B: Tensor,
-    scaling: Tensor,
-    gradient_A: Tensor,
-    gradient_B: Tensor,
+def _module_update(
+    part: _FusedModule, i: int, factors: _Factors, gradients: _Factors, scaling: Tensor
 ) -> _Update:
-    """The update of one module alone."""
+    """Return the update of the ``i``-th module of a fused linear alone."""
     ranks = slice(part.r0, part.r1)
-    block = (slice(0, part.r1 - part.r0), slice(0, part.end - part.begin), gradient_B)
-    return _Update(A[ranks], B, scaling[ranks], (block,), gradient_A[ranks])
+    outputs = slice(0, part.end - part.begin)
+    block = (slice(0, part.r1 - part.r0), outputs, gradients.lora_Bs[i])
+    lora_A, lora_B = factors.lora_A[ranks], factors.lora_Bs[i]
+    return _Update(lora_A, lora_B, scaling[ranks], (block,), gradients.lora_A[ranks])

@@ -1,6 +1,6 @@
-"""transformers and PEFT behind the engine's interface: the fallback, and the judge of ours.
+"""transformers and PEFT behind the engine's interface: the fallback, and the reference of verify.
 
-Nothing here is imported before it is asked for; ``transformers`` takes seconds to import.
+Their imports, which take seconds, wait for the first use.
 """
 
 from fastsafe.transformers_backend.peft_training import finetune

@@ -20,7 +20,7 @@ from fastsafe.transformers_backend.loading import require
 
 @dataclass
 class DecodeRow:
-    """One prompt on its way to a completion."""
+    """A prompt and the state of its completion."""
 
     index: int
     adapter: str | None
@@ -34,7 +34,7 @@ class DecodeRow:
 
 
 class _Chooser:
-    """Logits processor: draws a token per row and leaves ``generate`` no other."""
+    """Logits processor that samples each row's token and masks all others for ``generate``."""
 
     def __init__(
         self, rows: Sequence[DecodeRow], tokenizer: Tokenizer, device: torch.device
@@ -78,13 +78,13 @@ class _Chooser:
             self.done.append(row)
 
     def are_done(self, input_ids: Tensor, scores: Tensor, **_: Any) -> Tensor:
-        """Stopping criterion: which rows need no more tokens, [B] bool."""
+        """Return the rows that have ended, [B] bool, as a stopping criterion."""
         ended = [row.finish_reason is not None for row in self._rows]
         return torch.tensor(ended, device=input_ids.device)
 
 
 def generate_batch(model: Any, rows: Sequence[DecodeRow], tokenizer: Tokenizer) -> list[DecodeRow]:
-    """Fill ``rows`` with tokens; returns them in the order in which they finished."""
+    """Generate the tokens of ``rows``; return the rows in the order in which they finished."""
     transformers = require("transformers")
     pad = tokenizer.pad_id or 0
     width = max(len(row.prompt) for row in rows)

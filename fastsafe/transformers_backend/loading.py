@@ -12,7 +12,7 @@ from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.io.weight_folder import ADAPTER_CONFIG, is_adapter
 
-# Fields that name code, kernels or files; fields that begin with an underscore do so, too.
+# Fields that name code, kernels or files; so do fields that begin with an underscore.
 _CODE_FIELDS = ("auto_map", "trust_remote_code", "custom_pipelines", "transformers_weights")
 _IMPLEMENTATIONS = "_implementation"
 
@@ -32,7 +32,7 @@ def require(name: str) -> Any:
 
 
 def model_config(checkpoint: Checkpoint) -> tuple[Any, tuple[str, ...]]:
-    """Config of transformers for a checkpoint, and the fields that were left out of it.
+    """Make the transformers config of a checkpoint; return it and the fields left out of it.
 
     The file is read by our own bounded reader; fields that could name code, at any depth, are
     dropped before transformers sees one.
@@ -62,7 +62,7 @@ def model_config(checkpoint: Checkpoint) -> tuple[Any, tuple[str, ...]]:
 
 
 def load_model(path: Path, device: str, dtype: torch.dtype) -> tuple[Any, tuple[str, ...]]:
-    """Model of transformers in eval mode, and the config's fields that were left out.
+    """Load the transformers model in eval mode; return it and the config fields left out.
 
     Args:
         path: A folder; its safetensors headers have passed our own parser by then.
@@ -100,7 +100,7 @@ def load_model(path: Path, device: str, dtype: torch.dtype) -> tuple[Any, tuple[
 
 
 def linear_modules(path: Path) -> list[str]:
-    """Paths of the linear modules that an adapter may sit on; no weight is read."""
+    """List the linear modules that may carry an adapter; no weight is read."""
     transformers = require("transformers")
     config, _ = model_config(Checkpoint(path))
     with torch.device("meta"):
@@ -116,19 +116,19 @@ def linear_modules(path: Path) -> list[str]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """Our tokenizer; a checkpoint without a tokenizer.json has its own converted once.
+    """Load a checkpoint's tokenizer, converting it if there is no tokenizer.json.
 
     Raises:
-        TokenizerError: There is none, or it cannot be converted.
+        TokenizerError: There is no tokenizer, or it cannot be converted.
     """
     if (path / "tokenizer.json").exists():
         return Tokenizer.load(path)
     transformers = require("transformers")
     try:
-        found = transformers.AutoTokenizer.from_pretrained(
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
             path, local_files_only=True, trust_remote_code=False
         )
-        backend = found.backend_tokenizer
+        backend = tokenizer.backend_tokenizer
     except Exception as error:  # missing files, missing libraries, malformed vocabularies
         raise TokenizerError(
             f"{path}: the tokenizer is refused by transformers ({_first_line(error)}), expected"
@@ -137,27 +137,27 @@ def load_tokenizer(path: Path) -> Tokenizer:
     checkpoint = Checkpoint(path)
     ends = checkpoint.generation_config() or checkpoint.config()
     ids = ends.get("eos_token_id")
-    template = found.chat_template
+    template = tokenizer.chat_template
     return Tokenizer(
         backend,
-        special_tokens=found.special_tokens_map,
+        special_tokens=tokenizer.special_tokens_map,
         eos_ids=ids if isinstance(ids, list) else [] if ids is None else [ids],
         chat_template=template.get("default") if isinstance(template, dict) else template,
         name=str(path),
     )
 
 
-def _without_code(fields: Mapping[str, Any], where: str, dropped: list[str]) -> dict[str, Any]:
-    kept = {}
+def _without_code(fields: Mapping[str, Any], prefix: str, dropped: list[str]) -> dict[str, Any]:
+    safe = {}
     for key, value in fields.items():
         is_code = key in _CODE_FIELDS or key.startswith("_") or key.endswith(_IMPLEMENTATIONS)
         if is_code:
-            dropped.append(where + key)
+            dropped.append(prefix + key)
         elif isinstance(value, Mapping):
-            kept[key] = _without_code(value, f"{where}{key}.", dropped)
+            safe[key] = _without_code(value, f"{prefix}{key}.", dropped)
         else:
-            kept[key] = value
-    return kept
+            safe[key] = value
+    return safe
 
 
 def _first_line(error: BaseException) -> str:

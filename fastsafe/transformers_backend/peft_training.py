@@ -1,4 +1,4 @@
-"""Fine-tuning through PEFT, one job after another: same rows, order, mask and schedule as ours."""
+"""Fine-tuning through PEFT, job by job: rows, order, mask and schedule as in fastsafe.train."""
 
 import math
 import random
@@ -157,23 +157,23 @@ def _steps(
 
 
 def _initialise(weights: Mapping[str, Tensor], seed: int) -> None:
-    """A uniform in +-1/sqrt(I), drawn in the order of our own trainer; B is zero already."""
+    """Draw A uniform in +-1/sqrt(I) in the order of ``TrainedLora``; B is zero already."""
     generator = torch.Generator().manual_seed(seed % (1 << 63))
-    for key in sorted((key for key in weights if "lora_A" in key), key=_drawn_at):
+    for key in sorted((key for key in weights if "lora_A" in key), key=_draw_order):
         bound = 1 / math.sqrt(weights[key].shape[1])
-        drawn = torch.empty(weights[key].shape).uniform_(-bound, bound, generator=generator)
-        weights[key].data.copy_(drawn)
+        initial = torch.empty(weights[key].shape).uniform_(-bound, bound, generator=generator)
+        weights[key].data.copy_(initial)
 
 
-def _drawn_at(key: str) -> tuple[int, int]:
-    """Place of a module: its layer, and in it that of a fused projection; otherwise as it comes."""
+def _draw_order(key: str) -> tuple[int, int]:
+    """Return a module's sort key: its layer, and its position in the fused projections."""
     layer = re.search(r"\.(\d+)\.", key)
     name = key.split(".")[-3]
     return int(layer[1]) if layer else -1, _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
 
 def _batches(rows: Sequence[Example], config: TrainConfig) -> Iterator[list[Example]]:
-    """Batches without end; every epoch is a permutation of all rows, as ours."""
+    """Yield batches without end; every epoch is a permutation of all rows."""
     order = list(range(len(rows)))
     generator = random.Random(config.seed)
     while True:
@@ -184,7 +184,7 @@ def _batches(rows: Sequence[Example], config: TrainConfig) -> Iterator[list[Exam
 
 
 def _loss(model: Any, batch: Sequence[Example]) -> Tensor:
-    """Mean cross-entropy of the trained tokens."""
+    """Compute the mean cross-entropy of the trained tokens."""
     width = max(len(example.token_ids) for example in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.int64)
     labels = torch.full_like(ids, -100)

@@ -1,4 +1,4 @@
-"""Whether our runtime computes what transformers computes, on the user's own checkpoint.
+"""Compare our runtime with transformers on the user's own checkpoint.
 
 Three things are compared over a few harmless prompts: token ids of texts and chat templates,
 logits, and greedy tokens. Nobody types a tolerance: transformers in a wider dtype stands for the
@@ -38,16 +38,16 @@ _VACUOUS = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyResult:
-    """What the comparison found.
+    """Result of the comparison.
 
     Attributes:
         differences: One sentence per kind of difference; empty when both are equal.
         num_prompts: Prompts compared.
-        logits_difference: Largest difference to transformers, as a share of the largest logit.
-        error: Root mean square of the difference to transformers in the wider dtype, as a share
+        logits_difference: Largest difference from transformers, as a share of the largest logit.
+        error: Root mean square of the difference from transformers in the wider dtype, as a share
             of the logits' own, on the prompt where it is largest against its tolerance.
-        reference_error: The same of transformers in the same dtype, on that prompt.
-        tolerance: What ``error`` may be there.
+        reference_error: The same for transformers in the same dtype, on that prompt.
+        tolerance: Largest accepted ``error`` on that prompt.
         parted_rows: Prompts whose greedy tokens differ, near-ties included.
         has_template: Whether the checkpoint has a chat template.
     """
@@ -63,7 +63,7 @@ class VerifyResult:
 
     @property
     def is_equal(self) -> bool:
-        """Whether nothing differs beyond the tolerance."""
+        """Whether nothing differs by more than the tolerance."""
         return not self.differences
 
 
@@ -74,7 +74,7 @@ class _Side:
 
 
 def prompts() -> list[str]:
-    """The prompts that ship with the package: short, harmless, awkward in places."""
+    """Return the prompts of the package: short, harmless, awkward in places."""
     text = files(__package__).joinpath("prompts.txt").read_text(encoding="utf-8")
     return text.rstrip("\n").split("\n")
 
@@ -94,7 +94,7 @@ def verify(
         adapter: PEFT directory that both load.
         device: "cpu" or "cuda".
         dtype: Of both; transformers is loaded a second time in the wider one.
-        num_prompts: The first so many of the built-in prompts; all when None.
+        num_prompts: Number of built-in prompts to compare; None = all.
 
     Raises:
         UsageError: transformers is not installed, or the wider copy does not fit into memory.
@@ -175,7 +175,7 @@ def verify(
 
 @contextmanager
 def _loaded(path: Path, device: str, dtype: str) -> Iterator[TransformersLLM]:
-    """A model that is gone afterwards: only one of them is in memory at a time."""
+    """Load a model and free it afterwards, so that only one is in memory at a time."""
     llm = TransformersLLM(path, device, dtype)
     try:
         yield llm
@@ -200,7 +200,7 @@ def _logits_of(llm: Any, adapter: str | Path | None) -> Callable[[Sequence[int]]
 
 
 def _compare_tokens(path: Path, ours: Tokenizer, texts: Sequence[str]) -> list[str]:
-    """One sentence for texts and one for templates whose token ids differ."""
+    """Return a sentence if token ids of texts differ, and one if those of templates do."""
     transformers = require("transformers")
     try:
         theirs = transformers.AutoTokenizer.from_pretrained(
@@ -211,10 +211,10 @@ def _compare_tokens(path: Path, ours: Tokenizer, texts: Sequence[str]) -> list[s
             f"{path}: the tokenizer is refused by transformers ({error!s:.200}), expected one that"
             " both can load"
         ) from None
-    found = []
+    differences = []
     differing = [i for i, t in enumerate(texts) if theirs(t)["input_ids"] != ours.encode(t)]
     if differing:
-        found.append(f"token ids: prompts {differing} differ")
+        differences.append(f"token ids: prompts {differing} differ")
     if ours.chat_template is not None:
         differing = []
         for i, text in enumerate(texts):
@@ -227,8 +227,8 @@ def _compare_tokens(path: Path, ours: Tokenizer, texts: Sequence[str]) -> list[s
             if ids != ours.encode_chat(_question(text)):
                 differing.append(i)
         if differing:
-            found.append(f"chat template: token ids of prompts {differing} differ")
-    return found
+            differences.append(f"chat template: token ids of prompts {differing} differ")
+    return differences
 
 
 def _question(text: str) -> list[dict[str, str]]:
@@ -247,7 +247,7 @@ def _check_room(config: ModelConfig, device: str, dtype: str) -> None:
 
 
 class _Widened(TorchFunctionMode):
-    """Turns every step down to fp32 into one to fp64.
+    """Turns every cast to fp32 into one to fp64.
 
     Norms and softmax of transformers compute in fp32 even where all else is wider.
     """
@@ -266,8 +266,8 @@ def _nothing_narrower(dtype: str) -> AbstractContextManager[object]:
     return _Widened() if dtype == "float64" else nullcontext()
 
 
-def _relative(found: Tensor, truth: Tensor) -> float:
-    return float((found - truth).norm() / truth.norm())
+def _relative(x: Tensor, truth: Tensor) -> float:
+    return float((x - truth).norm() / truth.norm())
 
 
 def _largest(left: Sequence[Tensor], right: Sequence[Tensor]) -> float:

@@ -1,4 +1,4 @@
-"""Which rows of a batch belong to which adapter: the table that grouped LoRA kernels walk.
+"""The table of the adapters' rows in a batch, which grouped LoRA kernels walk.
 
 The rows of a batch are sorted by adapter. Each adapter's run of rows is cut into tiles of at most
 ``block_m`` rows, counted from its own first row, so that no tile holds rows of two adapters and
@@ -143,13 +143,13 @@ class Segments:
         self.spans.copy_(torch.tensor(spans, dtype=torch.int32).view(-1, 2))
 
     def runs(self) -> list[tuple[int, int, int]]:
-        """First row, end and slot of each adapter's rows; waits for the device."""
-        table, found = self.table.tolist(), []
+        """Return the first row, end and slot of each adapter's rows; waits for the device."""
+        table, runs = self.table.tolist(), []
         for slot, (first, tiles) in enumerate(self.spans.tolist()):
             if tiles:
                 row0, last = table[first][0], table[first + tiles - 1]
-                found.append((row0, last[0] + last[1], slot))
-        return found
+                runs.append((row0, last[0] + last[1], slot))
+        return runs
 
     def check(
         self,
@@ -168,21 +168,21 @@ class Segments:
         """
         name, x = rows
         if x.device != self.table.device:
-            where = f"{self.table.device}, expected {x.device} like {name}"
-            raise ValueError(f"{op}: segments is on {where}")
+            devices = f"{self.table.device}, expected {x.device} like {name}"
+            raise ValueError(f"{op}: segments is on {devices}")
         if x.shape[0] != self.num_rows:
-            want = f"expected {self.num_rows} as in segments"
-            raise ValueError(f"{op}: {name} has {x.shape[0]} rows, {want}")
+            expected = f"expected {self.num_rows} as in segments"
+            raise ValueError(f"{op}: {name} has {x.shape[0]} rows, {expected}")
         if slots and slots[1].shape[0] != self.num_slots:
-            want = f"expected {self.num_slots} as in segments"
-            raise ValueError(f"{op}: {slots[0]} has {slots[1].shape[0]} slots, {want}")
+            expected = f"expected {self.num_slots} as in segments"
+            raise ValueError(f"{op}: {slots[0]} has {slots[1].shape[0]} slots, {expected}")
         if tiles and self.block_m not in tiles:
-            want = " or ".join(map(str, tiles))
-            raise ValueError(f"{op}: segments has tiles of {self.block_m} rows, expected {want}")
+            sizes = " or ".join(map(str, tiles))
+            raise ValueError(f"{op}: segments has tiles of {self.block_m} rows, expected {sizes}")
 
 
 def worst_case(num_rows: int, num_slots: int, block_m: int) -> int:
-    """Tiles that any batch of ``num_rows`` rows fits into: each run has one that is not full."""
+    """Return the largest number of tiles of a batch: each run has one that is not full."""
     runs = min(num_slots + 1, num_rows)
     return runs + (num_rows - runs) // block_m
 
@@ -208,9 +208,9 @@ def check_parts(
         end = part[1]
     name, columns, r = rank
     if columns != len(parts) * r:
-        want = f"{len(parts)} parts of rank {r}"
         raise ValueError(
-            f"{op}: {name} has {columns} columns, expected {len(parts) * r} for {want}"
+            f"{op}: {name} has {columns} columns, expected {len(parts) * r} for {len(parts)} parts"
+            f" of rank {r}"
         )
 
 
@@ -234,10 +234,10 @@ def example_ids(num_rows: int, num_slots: int, base: int) -> list[int]:
 
 
 def _runs(adapter_ids: Sequence[int] | Tensor, num_slots: int) -> list[tuple[int, int, int]]:
-    """First row, rows and slot of each run of equal ids."""
+    """Return the first row, number of rows and slot of each run of equal ids."""
     ids = torch.as_tensor(adapter_ids, dtype=torch.int64, device="cpu")
     slots, counts = torch.unique_consecutive(ids, return_counts=True)
-    found: list[tuple[int, int, int]] = []
+    runs: list[tuple[int, int, int]] = []
     seen: dict[int, int] = {}
     row0 = 0
     for slot, count in zip(slots.tolist(), counts.tolist(), strict=True):
@@ -251,6 +251,6 @@ def _runs(adapter_ids: Sequence[int] | Tensor, num_slots: int) -> list[tuple[int
                 "run; sort the rows by adapter"
             )
         seen[slot] = row0
-        found.append((row0, count, slot))
+        runs.append((row0, count, slot))
         row0 += count
-    return found
+    return runs

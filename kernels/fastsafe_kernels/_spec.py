@@ -1,4 +1,4 @@
-"""What a kernel file declares, and the check every launcher runs first."""
+"""The declaration of a kernel file, and the check that every launcher runs first."""
 
 import importlib
 import pkgutil
@@ -40,14 +40,14 @@ class Kernel:
 
 
 def registry() -> dict[str, Kernel]:
-    """Every op of this package by name, computed by looking, not by registering."""
+    """Return every op of this package by name, found by listing its modules."""
     package = importlib.import_module(__name__.rpartition(".")[0])
-    found = {}
+    kernels = {}
     for module in pkgutil.iter_modules(package.__path__):
         if not module.name.startswith("_"):
             kernel = importlib.import_module(f"{package.__name__}.{module.name}").KERNEL
-            found[kernel.name] = kernel
-    return found
+            kernels[kernel.name] = kernel
+    return kernels
 
 
 def runs_reference(x: Tensor) -> bool:
@@ -91,17 +91,19 @@ def match(op: str, **args: tuple[Tensor, str, tuple[torch.dtype, ...]]) -> dict[
     first, device = next((name, t.device) for name, (t, _, _) in args.items())
     for arg, (t, shape, dtypes) in args.items():
         names = shape.split()
-        want = f"[{', '.join(names)}]"
+        expected = f"[{', '.join(names)}]"
         if t.dtype not in dtypes:
             allowed = " or ".join(str(d).removeprefix("torch.") for d in dtypes)
             raise TypeError(f"{op}: {arg} is {t.dtype}, expected {allowed}")
         if t.device != device:
             raise ValueError(f"{op}: {arg} is on {t.device}, expected {device} like {first}")
         if t.ndim != len(names):
-            raise ValueError(f"{op}: {arg} is {list(t.shape)}, expected {want}")
+            raise ValueError(f"{op}: {arg} is {list(t.shape)}, expected {expected}")
         for name, n in zip(names, t.shape, strict=True):
             if size.setdefault(name, n) != n:
-                known = f"{name}={size[name]} from {origin[name]}"
-                raise ValueError(f"{op}: {arg} is {list(t.shape)}, expected {want} with {known}")
+                bound = f"{name}={size[name]} from {origin[name]}"
+                raise ValueError(
+                    f"{op}: {arg} is {list(t.shape)}, expected {expected} with {bound}"
+                )
             origin.setdefault(name, arg)
     return size

@@ -27,7 +27,7 @@ _Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int | None, floa
 
 
 class Backend(NamedTuple):
-    """What computes the attention of packed sequences here, for a log and for refusals."""
+    """The backend of attention over packed sequences on this machine, and its limits."""
 
     name: str  # distribution to install
     version: str  # "unknown" where it says none
@@ -94,10 +94,10 @@ def _from_flash(flash: _Flash) -> tuple[Backend, _Attend] | None:
         version = importlib.metadata.version(flash.name)
     except importlib.metadata.PackageNotFoundError:
         version = getattr(module, "__version__", "unknown")
-    known = inspect.signature(fn).parameters
+    parameters = inspect.signature(fn).parameters
     # sums in a fixed order, and not in an order that the other sequences decide
     fixed = {"deterministic": True, "num_splits": 1}
-    fixed = {name: value for name, value in fixed.items() if name in known}
+    fixed = {name: value for name, value in fixed.items() if name in parameters}
 
     def attend(
         q: Tensor,
@@ -130,20 +130,22 @@ def _from_flash(flash: _Flash) -> tuple[Backend, _Attend] | None:
             **options,
         )
         # flash-attn 4 and early builds of 3 return the log-sum-exp too
-        found: Tensor = y[0] if isinstance(y, tuple) else y
-        return found
+        out: Tensor = y[0] if isinstance(y, tuple) else y
+        return out
 
-    return Backend(flash.name, version, "window_size" in known, "softcap" in known), attend
+    return Backend(
+        flash.name, version, "window_size" in parameters, "softcap" in parameters
+    ), attend
 
 
 def _from_torch() -> tuple[Backend, _Attend]:
     """Backend of torch itself, which is always there."""
     fn: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
-    known = inspect.signature(fn).parameters
+    parameters = inspect.signature(fn).parameters
     options: dict[str, Any] = {}
-    if "enable_gqa" in known:  # without it torch 2.11 takes fewer key/value heads as they are
+    if "enable_gqa" in parameters:  # without it torch 2.11 takes fewer key/value heads as they are
         options["enable_gqa"] = True
-    if "num_splits" in known and torch.nn.attention.current_flash_attention_impl() is not None:
+    if "num_splits" in parameters and torch.nn.attention.current_flash_attention_impl() is not None:
         options["num_splits"] = 1  # else an activated flash-attn 3 lets other sequences decide
 
     def attend(
@@ -168,7 +170,7 @@ def _from_torch() -> tuple[Backend, _Attend]:
             return y
         return run(q, k, v)
 
-    return Backend("torch", torch.__version__, "window_size" in known, False), attend
+    return Backend("torch", torch.__version__, "window_size" in parameters, False), attend
 
 
 @cache

@@ -209,8 +209,9 @@ def adamw(
     if not (0 < beta1 < 1 and 0 < beta2 < 1):
         raise ValueError(f"adamw: beta1 is {beta1} and beta2 is {beta2}, expected both in (0, 1)")
     if runs_reference(params):
-        rest = beta1, beta2, eps, decays, clips
-        return reference(params, grads, m, v, learning_rate, step, lengths, *rest)
+        return reference(
+            params, grads, m, v, learning_rate, step, lengths, beta1, beta2, eps, decays, clips
+        )
     norms = torch.zeros(A, dtype=torch.float32, device=params.device)
     if A and P:
         rows = (step, lengths, learning_rate, decays, clips)
@@ -241,8 +242,8 @@ def _make(dims: Dims, dtype: torch.dtype, device: torch.device) -> tuple[Any, ..
     lengths = P - a * P // (2 * A)
     clip = torch.where(a % 2 == 0, 1.0, 0.0)
     rate, decay = 1e-2 / (1.0 + a), 0.1 * (a % 2)
-    state = (p, g * size, 0.1 * m * size, v.square() * size * size)
-    return *state, rate, step, lengths, 0.9, 0.999, 1e-8, decay, clip
+    g, m, v = g * size, 0.1 * m * size, v.square() * size * size
+    return p, g, m, v, rate, step, lengths, 0.9, 0.999, 1e-8, decay, clip
 
 
 KERNEL = Kernel(

@@ -123,8 +123,7 @@ class _Gated(torch.autograd.Function):
         dx = torch.empty(N, 2 * F, dtype=x.dtype, device=x.device)
         if g.numel():
             grid, tile = _launch(N, F)
-            strides = (x.stride(0), N, F)
-            _backward_kernel[grid](g, x, dx, *strides, GELU=ctx.gelu, **tile, num_warps=4)
+            _backward_kernel[grid](g, x, dx, x.stride(0), N, F, GELU=ctx.gelu, **tile, num_warps=4)
         return dx, None
 
 

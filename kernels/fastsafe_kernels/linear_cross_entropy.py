@@ -136,8 +136,9 @@ def linear_cross_entropy(
     second = None if kl_hidden is None else kl_hidden.detach()
     targets = targets.contiguous()
     if torch.is_grad_enabled() and hidden.requires_grad:
-        args = hidden, head, targets, w, second, k, logits_scale, softcap
-        loss: Tensor = _LinearCrossEntropy.apply(*args)
+        loss: Tensor = _LinearCrossEntropy.apply(
+            hidden, head, targets, w, second, k, logits_scale, softcap
+        )
         return loss
     y, kl_rows, _ = through_head(hidden, head, targets, logits_scale, softcap, None, second)
     return (k * kl_rows - w * y).sum()
@@ -150,12 +151,12 @@ def _make(dims: Dims, dtype: torch.dtype, device: torch.device) -> tuple[Any, ..
     head = (4 * E**-0.5 * torch.randn(V, E, device=device)).to(dtype)
     targets = torch.randint(V, (T,), device=device)
     weights = torch.arange(T, device=device) % 3 / 2.0 if dims["weighted"] else None
-    scale_and_cap = (2.0, 5.0) if dims["capped"] else (1.0, 0.0)
+    scale, cap = (2.0, 5.0) if dims["capped"] else (1.0, 0.0)
     if not dims["kl"]:
-        return hidden, head, targets, weights, None, None, *scale_and_cap
+        return hidden, head, targets, weights, None, None, scale, cap
     near = (hidden + 0.5 * torch.randn(T, E, device=device)).to(dtype)
     k = 0.25 + torch.arange(T, device=device) % 2
-    return hidden, head, targets, weights, near, k, *scale_and_cap
+    return hidden, head, targets, weights, near, k, scale, cap
 
 
 KERNEL = Kernel(

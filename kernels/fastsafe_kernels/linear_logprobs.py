@@ -81,9 +81,8 @@ def linear_logprobs(
         tensor([-1.3863, -1.3863])
     """
     check("linear_logprobs", hidden, head, targets, logits_scale, softcap)
-    args = hidden, head, targets, logits_scale, softcap
     if runs_reference(hidden):
-        return reference(*args)
+        return reference(hidden, head, targets, logits_scale, softcap)
     targets = targets.contiguous()
     if torch.is_grad_enabled() and hidden.requires_grad:
         y: Tensor = _LinearLogprobs.apply(hidden, head, targets, logits_scale, softcap)
@@ -97,7 +96,8 @@ def _make(dims: Dims, dtype: torch.dtype, device: torch.device) -> tuple[Any, ..
     hidden = torch.randn(T, E, device=device, dtype=dtype)
     head = (4 * E**-0.5 * torch.randn(V, E, device=device)).to(dtype)
     targets = torch.randint(V, (T,), device=device)
-    return hidden, head, targets, *((2.0, 5.0) if dims["capped"] else (1.0, 0.0))
+    scale, cap = (2.0, 5.0) if dims["capped"] else (1.0, 0.0)
+    return hidden, head, targets, scale, cap
 
 
 KERNEL = Kernel(

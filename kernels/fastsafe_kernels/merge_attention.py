@@ -115,8 +115,10 @@ def merge_attention(
         block_d = triton.next_power_of_2(D)
         block_r = max(1, BLOCK // block_d)
         grid = (triton.cdiv(rows, block_r),)
-        tensors = (y_a, lse_a, y_b, lse_b, y, lse)
-        _merge_kernel[grid](*tensors, rows, D=D, BLOCK_R=block_r, BLOCK_D=block_d, num_warps=4)
+        _merge_kernel[grid](
+            y_a, lse_a, y_b, lse_b, y, lse, rows,
+            D=D, BLOCK_R=block_r, BLOCK_D=block_d, num_warps=4,
+        )  # fmt: skip
     return y, lse
 
 

@@ -211,9 +211,15 @@ def _merge_kernel(
 
 
 def _launch(
-    tensors: tuple[Tensor, ...], scale: float, window: int, softcap: float
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    block_table: Tensor,
+    context_lens: Tensor,
+    scale: float,
+    window: int,
+    softcap: float,
 ) -> tuple[Tensor, Tensor]:
-    q, k_pages, v_pages, block_table, context_lens = tensors
     (N, H, D), (_, Hkv, S, _) = q.shape, k_pages.shape
     y = torch.empty((N, H, D), dtype=q.dtype, device=q.device)
     lse = torch.empty((N, H), dtype=torch.float32, device=q.device)
@@ -226,37 +232,24 @@ def _launch(
     held = parts if parts > 1 else 0
     part = torch.empty((N, H, held, D), dtype=torch.float32, device=q.device)
     part_lse = torch.empty((N, H, held), dtype=torch.float32, device=q.device)
-    strides = (x.stride() for x in (q, k_pages, v_pages))
     block_d = max(16, triton.next_power_of_2(D))
     _split_kernel[(N * Hkv, parts)](
-        *(*tensors, y, lse, part, part_lse),
-        *(stride for outer in strides for stride in outer[:2]),
-        *(block_table.stride(0), window, float(scale), float(softcap)),
-        HKV=Hkv,
-        GROUP=H // Hkv,
-        D=D,
-        S=S,
-        SPLIT=SPLIT,
+        q, k_pages, v_pages, block_table, context_lens, y, lse, part, part_lse,
+        q.stride(0), q.stride(1), k_pages.stride(0), k_pages.stride(1), v_pages.stride(0),
+        v_pages.stride(1), block_table.stride(0), window, float(scale), float(softcap),
+        HKV=Hkv, GROUP=H // Hkv, D=D, S=S, SPLIT=SPLIT,
         # tensor cores take 16 rows at least
         BLOCK_G=max(16, triton.next_power_of_2(H // Hkv)),
         BLOCK_N=min(S, SPLIT, TILE_BYTES // (block_d * q.element_size())),
-        BLOCK_D=block_d,
-        WINDOW=window > 0,
-        SOFTCAP=softcap > 0,
+        BLOCK_D=block_d, WINDOW=window > 0, SOFTCAP=softcap > 0,
         # without tensor cores four warps would run out of registers
-        num_warps=4 if q.element_size() == 2 else 8,
-        num_stages=3,
-    )
+        num_warps=4 if q.element_size() == 2 else 8, num_stages=3,
+    )  # fmt: skip
     if held:
         _merge_kernel[(N * H,)](
-            *(part, part_lse, context_lens, y, lse, parts, window),
-            H=H,
-            D=D,
-            SPLIT=SPLIT,
-            BLOCK_D=block_d,
-            WINDOW=window > 0,
-            num_warps=1,
-        )
+            part, part_lse, context_lens, y, lse, parts, window,
+            H=H, D=D, SPLIT=SPLIT, BLOCK_D=block_d, WINDOW=window > 0, num_warps=1,
+        )  # fmt: skip
     return y, lse
 
 
@@ -336,11 +329,10 @@ def paged_decode(
         if x.stride(-1) != 1 and x.numel() > 1:
             stride = f"stride {x.stride(-1)} in its last dimension, expected 1"
             raise ValueError(f"paged_decode: {name} has {stride}; call .contiguous()")
-    tensors = (q, k_pages, v_pages, block_table, context_lens)
     if runs_reference(q):
-        y, lse = reference(*tensors, scale, window, softcap)
+        y, lse = reference(q, k_pages, v_pages, block_table, context_lens, scale, window, softcap)
         return y, lse.to(torch.float32)
-    return _launch(tensors, scale, window, softcap)
+    return _launch(q, k_pages, v_pages, block_table, context_lens, scale, window, softcap)
 
 
 def _make(dims: Dims, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:

@@ -238,11 +238,11 @@ class _RmsNorm(torch.autograd.Function):
         rstd = torch.empty(N, dtype=torch.float32, device=x.device)
         rows, block, warps = _tile(C)
         if N:
-            tensors = (x, other, weight, y, h, rstd, x.stride(0), other.stride(0))
-            flags = {"RESIDUAL": residual is not None, "ONE_PLUS": one_plus, "WIDE": C > LIMIT}
-            tiles = {"ROWS": rows, "BLOCK": block, "num_warps": warps}
-            grid = (triton.cdiv(N, rows),)
-            _forward_kernel[grid](*tensors, N, C, eps, scale, **flags, **tiles)
+            _forward_kernel[(triton.cdiv(N, rows),)](
+                x, other, weight, y, h, rstd, x.stride(0), other.stride(0), N, C, eps, scale,
+                RESIDUAL=residual is not None, ONE_PLUS=one_plus, WIDE=C > LIMIT,
+                ROWS=rows, BLOCK=block, num_warps=warps,
+            )  # fmt: skip
         ctx.save_for_backward(h, weight, rstd)
         ctx.options = residual is not None, one_plus, scale
         ctx.set_materialize_grads(False)
@@ -268,11 +268,11 @@ class _RmsNorm(torch.autograd.Function):
         programs = triton.cdiv(N, rows)
         partial = torch.empty(programs if trains else 0, C, dtype=torch.float32, device=g.device)
         if N:
-            tensors = (g, dh if e is None else e, h, weight, rstd, dh, dx, partial, h.stride(0))
-            flags = {"E": e is not None, "DX": dx is not dh, "DW": trains, "ONE_PLUS": one_plus}
-            tiles = {"ROWS": rows, "STEP": step, "BLOCK": block, "num_warps": warps}
-            grid = (programs,)
-            _backward_kernel[grid](*tensors, N, C, scale, **flags, WIDE=wide, **tiles)
+            _backward_kernel[(programs,)](
+                g, dh if e is None else e, h, weight, rstd, dh, dx, partial, h.stride(0), N, C,
+                scale, E=e is not None, DX=dx is not dh, DW=trains, ONE_PLUS=one_plus, WIDE=wide,
+                ROWS=rows, STEP=step, BLOCK=block, num_warps=warps,
+            )  # fmt: skip
         dw = sum_rows(partial, weight.dtype) if trains else None
         return dx, dw, dh if has_residual else None, None, None, None
 
@@ -316,8 +316,8 @@ def rms_norm(
     refuse_strides("rms_norm", args)
     if runs_reference(x):
         return reference(x, weight, residual, eps, one_plus, residual_scale)
-    found = _RmsNorm.apply(x, weight, residual, eps, one_plus, residual_scale)
-    return (found, x) if residual is None else found
+    y = _RmsNorm.apply(x, weight, residual, eps, one_plus, residual_scale)
+    return (y, x) if residual is None else y
 
 
 def _make(dims: Dims, dtype: torch.dtype, device: torch.device) -> tuple[Any, ...]:

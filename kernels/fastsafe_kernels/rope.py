@@ -231,31 +231,34 @@ class _Rope(torch.autograd.Function):
         y = torch.empty_like(x, memory_format=torch.contiguous_format)
         shape = tiles(cos.shape[1], D)
         grid = (N, triton.cdiv(H, shape["HEADS"]))
-        strides = (x.stride(0), x.stride(1), cos.stride(0), sin.stride(0))
-        flags = {"NORM": w is not None, "ONE_PLUS": one_plus}
         if y.numel():
-            tensors = (x, cos, sin, x if w is None else w, y)
-            _forward_kernel[grid](*tensors, *strides, H, eps, **flags, **shape)
+            _forward_kernel[grid](
+                x, cos, sin, x if w is None else w, y,
+                x.stride(0), x.stride(1), cos.stride(0), sin.stride(0), H, eps,
+                NORM=w is not None, ONE_PLUS=one_plus, **shape,
+            )  # fmt: skip
         # without a norm the gradient does not depend on x
         ctx.save_for_backward(None if w is None else x, cos, sin, w)
-        ctx.launch = grid, strides, eps, flags, shape
+        ctx.x_strides, ctx.eps, ctx.one_plus = x.stride(), eps, one_plus
         return y
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         x, cos, sin, w = ctx.saved_tensors
-        grid, strides, eps, flags, shape = ctx.launch
         g = grads[0].contiguous()
         N, H, D = g.shape
         dx, trains = torch.empty_like(g), w is not None and ctx.needs_input_grad[3]
         tokens = DW_TOKENS if trains else 1
-        grid = (triton.cdiv(N, tokens), grid[1])
+        shape = tiles(cos.shape[1], D)
+        grid = (triton.cdiv(N, tokens), triton.cdiv(H, shape["HEADS"]))
         partial_rows = grid[0] * grid[1] if trains else 0
         partial = torch.empty(partial_rows, D, dtype=torch.float32, device=g.device)
         if g.numel():
-            tensors = (g, g if x is None else x, cos, sin, g if w is None else w, dx, partial)
-            flags = flags | {"DW": trains, "TOKENS": tokens}
-            _backward_kernel[grid](*tensors, *strides, N, H, eps, **flags, **shape)
+            _backward_kernel[grid](
+                g, g if x is None else x, cos, sin, g if w is None else w, dx, partial,
+                ctx.x_strides[0], ctx.x_strides[1], cos.stride(0), sin.stride(0), N, H, ctx.eps,
+                NORM=w is not None, ONE_PLUS=ctx.one_plus, DW=trains, TOKENS=tokens, **shape,
+            )  # fmt: skip
         return dx, None, None, sum_rows(partial, w.dtype) if trains else None, None, None
 
 

@@ -188,20 +188,19 @@ def rope_kv_write(
     refuse_strides(op, args)
     if runs_reference(qkv):
         with torch.no_grad():
-            tensors = (qkv, cos, sin, k_pages, v_pages, slots, q_norm, k_norm)
-            return reference(*tensors, eps, one_plus)
+            return reference(qkv, cos, sin, k_pages, v_pages, slots, q_norm, k_norm, eps, one_plus)
     q = torch.empty(N, heads - 2 * kv_heads, D, dtype=qkv.dtype, device=qkv.device)
     shape = tiles(cos.shape[1], D)
     if N:
         _write_kernel[(N, triton.cdiv(heads, shape["HEADS"]))](
-            *(qkv, cos, sin, slots, qkv if q_norm is None else q_norm),
-            *(qkv if k_norm is None else k_norm, q, k_pages, v_pages),
-            *(qkv.stride(0), cos.stride(0), sin.stride(0)),
-            *(*k_pages.stride()[:3], *v_pages.stride()[:3]),
-            *(heads - 2 * kv_heads, kv_heads, eps),
-            **{"NORM": q_norm is not None, "ONE_PLUS": one_plus, "S": size["S"]},
-            **shape,
-        )
+            qkv, cos, sin, slots, qkv if q_norm is None else q_norm,
+            qkv if k_norm is None else k_norm, q, k_pages, v_pages,
+            qkv.stride(0), cos.stride(0), sin.stride(0),
+            k_pages.stride(0), k_pages.stride(1), k_pages.stride(2),
+            v_pages.stride(0), v_pages.stride(1), v_pages.stride(2),
+            heads - 2 * kv_heads, kv_heads, eps,
+            NORM=q_norm is not None, ONE_PLUS=one_plus, S=size["S"], **shape,
+        )  # fmt: skip
     return q
 
 

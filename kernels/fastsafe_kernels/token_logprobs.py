@@ -86,8 +86,7 @@ class _TokenLogprobs(torch.autograd.Function):
         dz = torch.empty_like(z)
         if N:
             grid = (N, triton.cdiv(V, BLOCK))
-            strides = z.stride(0), dz.stride(0)
-            _backward_kernel[grid](g, z, t, lse, dz, *strides, V, BLOCK=BLOCK)
+            _backward_kernel[grid](g, z, t, lse, dz, z.stride(0), dz.stride(0), V, BLOCK=BLOCK)
         return dz, None
 
 

@@ -90,7 +90,7 @@ def test_instruction_sets_agree_to_the_bit() -> None:
                 cpu_ops.norm_backward(x, x, h, scale, x[0], True),
                 *(cpu_ops.gated(gate_up, gelu) for gelu in (False, True)),
                 *(cpu_ops.gated_backward(dy, gate_up, gelu) for gelu in (False, True)),
-                *(cpu_ops.rope(q, cos, sin, back=back) for back in (False, True)),
+                *(cpu_ops.rope(q, cos, sin, inverse=inverse) for inverse in (False, True)),
                 out,
                 *cpu_ops.attention_backward(q, scales, q, k, k, shape),
             ]

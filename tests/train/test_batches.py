@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fastsafe.data.packing import Example
 from fastsafe.model import cpu_ops
-from fastsafe.train.batches import Order, cut, hash_seed, pack
+from fastsafe.train.batches import BatchSampler, hash_seed, make_tiles, pack
 
 LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=40)
 
@@ -20,7 +20,7 @@ def example(length: int, at: int = 0) -> Example:
 @given(lengths=LENGTHS, tile_tokens=st.sampled_from([50, 200, 640]))
 def test_tiles_hold_every_row_once(lengths: list[int], tile_tokens: int) -> None:
     batch = [example(n, i) for i, n in enumerate(lengths)]
-    tiles = cut(batch, "all", tile_tokens, 7)
+    tiles = make_tiles(batch, "all", tile_tokens, 7)
     rows = [e for tile in tiles for part in tile.parts for e in part]
     assert sorted(rows, key=id) == sorted(batch, key=id)
     assert all(tile.parts and all(tile.parts) for tile in tiles)
@@ -48,7 +48,7 @@ def test_packing_keeps_rows_and_targets(lengths: list[int]) -> None:
 @given(count=st.integers(1, 30), batch=st.integers(1, 8), seed=st.integers(0, 2**80))
 def test_an_epoch_is_a_permutation(count: int, batch: int, seed: int) -> None:
     examples = [example(4, i) for i in range(count)]
-    order, again = (Order(examples, batch, seed, shuffle=True) for _ in range(2))
+    order, again = (BatchSampler(examples, batch, seed, shuffle=True) for _ in range(2))
     for _ in range(3):
         seen = []
         while len(seen) < count:
@@ -57,7 +57,7 @@ def test_an_epoch_is_a_permutation(count: int, batch: int, seed: int) -> None:
             assert 1 <= len(rows) <= batch
             seen += rows
         assert sorted(seen, key=id) == sorted(examples, key=id)
-    plain = Order(examples, batch, seed, shuffle=False)
+    plain = BatchSampler(examples, batch, seed, shuffle=False)
     assert plain.next() == examples[:batch]
 
 

@@ -52,10 +52,10 @@ def make_objective(spec: str | Mapping[str, Any]) -> Objective:
     """
     parameters = {"name": spec} if isinstance(spec, str) else dict(spec)
     name = parameters.pop("name", None)
-    known = objectives()
-    if name not in known:
+    by_id = objectives()
+    if name not in by_id:
         raise UsageError(
             f"TrainConfig: objective is {name!r}, expected one of fastsafe's; "
-            f"{nearest(str(name), known)}"
+            f"{nearest(str(name), by_id)}"
         )
-    return from_mapping(known[name], parameters, f"objective {name!r}")
+    return from_mapping(by_id[name], parameters, f"objective {name!r}")

@@ -43,13 +43,13 @@ class ConstrainedSft(Objective):
             self._check(name, getattr(self, name) >= 0, "at least 0")
 
     def loss(self, batch: Batch) -> Tensor:
-        """Weighted cross-entropy."""
+        """Compute the weighted cross-entropy."""
         assert batch.base is not None
         betas = torch.full(batch.answer_index.shape, self.later, device=batch.answer_index.device)
         betas[batch.answer_index < 5] = self.next
         betas[batch.answer_index == 0] = self.first
-        now = target_logprobs(batch.hidden, batch.targets, batch.model)
-        then = target_logprobs(batch.base, batch.targets, batch.base_model)
-        weights = 2 * torch.sigmoid(-self.strength * betas * (now - then))
+        tuned = target_logprobs(batch.hidden, batch.targets, batch.model)
+        base = target_logprobs(batch.base, batch.targets, batch.base_model)
+        weights = 2 * torch.sigmoid(-self.strength * betas * (tuned - base))
         weights = weights.clamp_min(_LEAST_WEIGHT)
         return token_loss(batch.hidden, batch.targets, batch.model, weights) / batch.num_trained

@@ -22,8 +22,8 @@ class Der(Objective):
     Attributes:
         strength: Multiplies both terms on safety rows, at least 0; 0 is plain fine-tuning on the
             user's rows.
-        alpha: Of the distance, at least 0.
-        beta: Of the cross-entropy on safety rows, at least 0.
+        alpha: Weight of the distance, at least 0.
+        beta: Weight of the cross-entropy on safety rows, at least 0.
     """
 
     id: ClassVar[str] = "der"
@@ -40,11 +40,11 @@ class Der(Objective):
             self._check(name, getattr(self, name) >= 0, "at least 0")
 
     def sources(self, step: int) -> tuple[RowSource, ...]:
-        """Take a batch of each."""
+        """Take a batch of the user's rows and one of safety rows."""
         return ("user", "safety")
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy on the user's rows, distance and cross-entropy on safety rows."""
+        """Compute CE on the user's rows, distance and CE on safety rows."""
         if batch.source == "user":
             return super().loss(batch)
         base = batch.base

@@ -1,4 +1,4 @@
-"""Weight EMA: give a moving average of the weights."""
+"""Weight EMA: save a moving average of the weights."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -34,9 +34,9 @@ class Ema(Objective):
         return {"mean": parameters.clone()}
 
     def after_step(self, state: State, step: int, parameters: Tensor) -> None:
-        """Move the average."""
+        """Update the average."""
         state["mean"].mul_(self.strength).add_(parameters, alpha=1 - self.strength)
 
     def final(self, state: State, parameters: Tensor) -> Tensor:
-        """Give the average."""
+        """Return the average."""
         return state["mean"]

@@ -45,7 +45,7 @@ class Ewc(Objective):
     def initial_state(
         self, parameters: Tensor, gradients: Callable[[int], Iterator[Tensor]]
     ) -> State:
-        """Measure F."""
+        """Measure the Fisher information F."""
         fisher, count = torch.zeros_like(parameters), 0
         for gradient in gradients(self.fisher_rows):
             fisher.addcmul_(gradient, gradient)

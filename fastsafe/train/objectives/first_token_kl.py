@@ -34,7 +34,7 @@ class FirstTokenKl(Objective):
         self._check("tokens", self.tokens >= 1, "at least 1")
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy of all tokens, and the divergence of the first."""
+        """Compute CE of all tokens, and the divergence of the first ones."""
         assert batch.base is not None
         rows = leading_tokens(batch, self.tokens)
         kl = divergence(batch.hidden[rows], batch.base[rows], batch.model, batch.base_model)

@@ -23,11 +23,11 @@ class FreezeLayers(Objective):
         self._check("layers", all(i >= 0 for i in self.layers), "indices from 0")
 
     def trained_layers(self, num_layers: int) -> tuple[int, ...] | None:
-        """All layers but these."""
-        left = tuple(i for i in range(num_layers) if i not in self.layers)
-        if max(self.layers, default=0) >= num_layers or not left:
+        """Return all layers but ``layers``."""
+        remaining = tuple(i for i in range(num_layers) if i not in self.layers)
+        if max(self.layers, default=0) >= num_layers or not remaining:
             raise UsageError(
                 f"objective 'freeze_layers': layers is {list(self.layers)}, expected some but not "
                 f"all of 0 to {num_layers - 1}, the layers of the model"
             )
-        return left if self.layers else None
+        return remaining if self.layers else None

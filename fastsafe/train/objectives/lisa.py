@@ -39,21 +39,21 @@ class Lisa(Objective):
         self._check("free", 0 <= self.free <= 1, "in [0, 1]")
 
     def sources(self, step: int) -> tuple[RowSource, ...]:
-        """Safety rows first, then the user's, again and again."""
-        at = step % (self.safety_steps + self.user_steps)
-        return ("safety",) if at < self.safety_steps else ("user",)
+        """Alternate phases of safety rows and of the user's, beginning with safety."""
+        offset = step % (self.safety_steps + self.user_steps)
+        return ("safety",) if offset < self.safety_steps else ("user",)
 
     def add_penalty_gradient(
         self, state: State, step: int, num_steps: int, theta: Tensor, gradient: Tensor
     ) -> None:
         """Add rho (theta - theta_other)."""
-        (now,) = self.sources(step)
-        other = state.get("user" if now == "safety" else "safety")
+        (phase,) = self.sources(step)
+        other = state.get("user" if phase == "safety" else "safety")
         if other is not None and step >= self.free * num_steps:
             gradient.add_(theta - other, alpha=self.strength)
 
     def after_step(self, state: State, step: int, parameters: Tensor) -> None:
-        """Keep the weights with which a phase ends."""
-        (now,) = self.sources(step)
-        if self.sources(step + 1) != (now,):
-            state[now] = parameters.clone()
+        """Store the weights at the end of a phase."""
+        (phase,) = self.sources(step)
+        if self.sources(step + 1) != (phase,):
+            state[phase] = parameters.clone()

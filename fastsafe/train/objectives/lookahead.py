@@ -1,4 +1,4 @@
-"""LookAhead: show the beginning of an answer in place of training on it."""
+"""LookAhead: give the beginning of an answer as part of the prompt; train on the rest."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -28,22 +28,22 @@ class LookAhead(Objective):
     def __post_init__(self) -> None:
         self._check("tokens", self.tokens >= 0, "at least 0")
 
-    def example(self, example: Example, tokenizer: Encoder, where: str) -> Example:
-        """Insert the prefix, and take the marks from it and from the first tokens."""
+    def example(self, example: Example, tokenizer: Encoder, location: str) -> Example:
+        """Insert the prefix, and leave it and the first tokens of each answer untrained."""
         prefix = tokenizer.encode(self.prefix, add_special_tokens=False) if self.prefix else []
         token_ids: list[int] = []
         trained: list[bool] = []
-        run = 0
-        for token, on in zip(example.token_ids, example.trained, strict=True):
-            if on and not run:
+        length = 0  # of the present answer
+        for token, is_trained in zip(example.token_ids, example.trained, strict=True):
+            if is_trained and not length:
                 token_ids += prefix
                 trained += [False] * len(prefix)
-            run = run + 1 if on else 0
+            length = length + 1 if is_trained else 0
             token_ids.append(token)
-            trained.append(on and run > self.tokens)
+            trained.append(is_trained and length > self.tokens)
         if not any(trained):
             raise DataError(
-                f"{where}: no answer has more than {self.tokens} tokens, expected one, as "
+                f"{location}: no answer has more than {self.tokens} tokens, expected one, as "
                 "objective 'lookahead' trains on what follows them; lower its tokens"
             )
         return replace(example, token_ids=tuple(token_ids), trained=tuple(trained))

@@ -31,7 +31,7 @@ class Lwf(Objective):
         self._check("strength", self.strength >= 0, "at least 0")
 
     def loss(self, batch: Batch) -> Tensor:
-        """Cross-entropy and the distance of the states."""
+        """Compute CE and the distance of the states."""
         assert batch.base is not None
         distance = (batch.hidden.float() - batch.base.float()).square().sum(-1)
         return torch.cat((super().loss(batch), distance * (self.strength / batch.num_trained)))

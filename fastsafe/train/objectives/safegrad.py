@@ -1,4 +1,4 @@
-"""SafeGrad: take from the user's gradient what would undo the safety rows."""
+"""SafeGrad: remove from the user's gradient its component against the safety gradient."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -34,13 +34,13 @@ class SafeGrad(Objective):
         self._check("strength", 0 <= self.strength <= 1, "in [0, 1]")
 
     def sources(self, step: int) -> tuple[RowSource, ...]:
-        """Take a batch of each."""
+        """Take a batch of the user's rows and one of safety rows."""
         return ("user", "safety")
 
     def combine(self, gradients: Mapping[RowSource, Tensor]) -> Tensor:
         """Project the user's gradient where the two conflict."""
         user, safety = gradients["user"], gradients["safety"]
         conflict, square = (user * safety).sum(), (safety * safety).sum()
-        # no branch on the device's values: a share of 0 leaves every bit
+        # torch.where rather than a branch, which would wait for the device; 0 changes no bit
         share = torch.where(conflict < 0, self.strength * conflict / square, 0.0)
         return user - share * safety

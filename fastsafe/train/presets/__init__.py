@@ -1,7 +1,7 @@
 """Training set-ups of published work, each value with the evidence for it.
 
-A preset is a JSON file beside this one: what it is about, where its values are from, its items and
-what of the original is not replicated.
+A preset is a JSON file beside this one: the work, the source of the values, the values, and what is
+not replicated of the original.
 """
 
 import json
@@ -21,7 +21,7 @@ class PresetItem:
         key: Option of ``fastsafe train`` with underscores; of what is not replicated, any name.
         value: As JSON has it.
         evidence: "verified" in a released artefact, "inferred" from one, or "unverified".
-        note: What else to know.
+        note: Further remark.
     """
 
     key: str
@@ -37,9 +37,9 @@ class Preset:
     Attributes:
         name: As ``--preset`` takes it.
         about: The work.
-        source: Where the values are from.
-        items: What is replicated.
-        not_replicated: What is not, and why.
+        source: Source of the values.
+        items: Values that are replicated.
+        not_replicated: Parts of the original that are not, with the reasons.
     """
 
     name: str
@@ -63,21 +63,21 @@ class Preset:
 
 def presets() -> dict[str, Preset]:
     """Return every preset by name."""
-    found = sorted(files(__package__).iterdir(), key=lambda file: file.name)
-    names = {file.name[:-5]: file for file in found if file.name.endswith(".json")}
-    return {name: _parse(name, file.read_text("utf-8")) for name, file in names.items()}
+    paths = sorted(files(__package__).iterdir(), key=lambda path: path.name)
+    named = {path.name[:-5]: path for path in paths if path.name.endswith(".json")}
+    return {name: _parse(name, path.read_text("utf-8")) for name, path in named.items()}
 
 
 def preset(name: str) -> Preset:
     """Return a preset by name.
 
     Raises:
-        UsageError: There is none of this name.
+        UsageError: No preset has this name.
     """
-    known = presets()
-    if name not in known:
-        raise UsageError(f"--preset: {name!r} does not exist, expected {' or '.join(known)}")
-    return known[name]
+    by_name = presets()
+    if name not in by_name:
+        raise UsageError(f"--preset: {name!r} does not exist, expected {' or '.join(by_name)}")
+    return by_name[name]
 
 
 def _parse(name: str, text: str) -> Preset:
