@@ -185,7 +185,7 @@ def test_behaviours_and_benchmarks() -> None:
     for behaviour in shipped:
         by_category[behaviour.category] += 1
     (size,) = set(by_category.values())
-    said = f"{len(shipped)} of ours ship, {size} in each of {len(by_category)} categories"
+    said = f"ships {len(shipped)} of ours, {size} in each of {len(by_category)} categories"
     assert said in (DOCS / "data.md").read_text(encoding="utf-8")
     words = {True: "yes", False: "no", None: "not known"}
     rows = {quoted(row[0])[0]: row[1:] for row in table("data", "benchmark")}
