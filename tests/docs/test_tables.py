@@ -190,7 +190,7 @@ def test_behaviours_and_benchmarks() -> None:
     words = {True: "yes", False: "no", None: "not known"}
     rows = {quoted(row[0])[0]: row[1:] for row in table("data", "benchmark")}
     assert rows == {
-        name: [each.licence + ("; access by hand" if each.gated else ""), words[each.commercial]]
+        name: [each.licence + ("; access on request" if each.gated else ""), words[each.commercial]]
         for name, each in benchmarks().items()
     }
 
