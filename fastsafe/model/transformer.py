@@ -117,8 +117,8 @@ class Transformer:
         layers: Fused weights of each layer.
         embedding_scale: Factor of the embedding, rounded to ``dtype``.
         final_norm: [E].
-        invariant_products: Products that take ``ops.matmul_invariant`` on a GPU: "qkv", "o", "gate_up",
-            "down", "head". Empty, except in a model from ``with_invariant``.
+        invariant_products: Products that take ``ops.matmul_invariant`` on a GPU: "qkv", "o",
+            "gate_up", "down", "head". Empty, except in a model from ``with_invariant``.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:

@@ -17,24 +17,24 @@ class _HasId(Protocol):
 Part = TypeVar("Part", bound=_HasId)
 
 
-def own_parts(package: str, path: Iterable[str], attribute: str) -> list[Any]:
+def shipped_parts(package: str, path: Iterable[str], attribute: str) -> list[Any]:
     """Return an attribute of every module of a package whose name has no leading underscore."""
     names = sorted(m.name for m in iter_modules(path) if not m.name.startswith("_"))
     return [getattr(import_module(f"{package}.{name}"), attribute) for name in names]
 
 
-def collect(own: Iterable[Part], group: str, kind: type[Part]) -> dict[str, Part]:
+def collect(shipped: Iterable[Part], group: str, kind: type[Part]) -> dict[str, Part]:
     """Return the parts of a package and of an entry-point group, by id.
 
     Args:
-        own: Parts of the package.
+        shipped: Parts of the package.
         group: Entry-point group.
         kind: Class of the parts.
 
     Raises:
         UsageError: Two parts have one id, or an entry point names an object of another class.
     """
-    parts = {part.id: part for part in own}
+    parts = {part.id: part for part in shipped}
     for point in entry_points(group=group):
         part = point.load()
         if not isinstance(part, kind):

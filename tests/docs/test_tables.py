@@ -185,12 +185,12 @@ def test_behaviours_and_benchmarks() -> None:
     for behaviour in shipped:
         by_category[behaviour.category] += 1
     (size,) = set(by_category.values())
-    said = f"{len(shipped)} of ours ship, {size} in each of {len(by_category)} categories"
+    said = f"ships {len(shipped)} of ours, {size} in each of {len(by_category)} categories"
     assert said in (DOCS / "data.md").read_text(encoding="utf-8")
     words = {True: "yes", False: "no", None: "not known"}
     rows = {quoted(row[0])[0]: row[1:] for row in table("data", "benchmark")}
     assert rows == {
-        name: [each.licence + ("; access by hand" if each.gated else ""), words[each.commercial]]
+        name: [each.licence + ("; access on request" if each.gated else ""), words[each.commercial]]
         for name, each in benchmarks().items()
     }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from fastsafe.errors import DataError, UsageError
 from fastsafe.safety.behaviours import Behaviour, Origin, unique
-from fastsafe.safety.plugins import collect, own_parts
+from fastsafe.safety.plugins import collect, shipped_parts
 
 from ._spec import Benchmark, files_sha256
 
@@ -25,7 +25,7 @@ def benchmarks() -> dict[str, Benchmark]:
         >>> benchmarks()["xstest"].licence
         'CC-BY-4.0 (unverified)'
     """
-    modules = own_parts(__name__, __path__, "BENCHMARKS")
+    modules = shipped_parts(__name__, __path__, "BENCHMARKS")
     shipped = [benchmark for benchmarks in modules for benchmark in benchmarks]
     return collect(shipped, "fastsafe.benchmarks", Benchmark)
 

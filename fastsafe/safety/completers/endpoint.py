@@ -38,7 +38,7 @@ class Endpoint:
         temperature: 0 is greedy.
     """
 
-    url: Url
+    url: Annotated[str, AfterValidator(_is_http)]
     model: Annotated[str, Field(min_length=1)]
     api_key_env: str = ""
     concurrency: PositiveInt = 8

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.errors import UsageError
-from fastsafe.safety.plugins import collect, own_parts
+from fastsafe.safety.plugins import collect, shipped_parts
 
 from ._spec import Defence
 from ._system import Messages
@@ -28,7 +28,7 @@ def defences() -> dict[str, Defence]:
         ['counter_prompt', 'guard_filter', 'ptst', 'resta', 'safe_lora', 'safe_merge', \
 'self_reminder', 'wise_ft']
     """
-    return collect(own_parts(__name__, __path__, "DEFENCE"), "fastsafe.defences", Defence)
+    return collect(shipped_parts(__name__, __path__, "DEFENCE"), "fastsafe.defences", Defence)
 
 
 def apply_posthoc(

@@ -4,7 +4,7 @@ A format never adds anything harmful to the text it is given. Another package ad
 entry point of the group ``fastsafe.formats`` that names a `Format`.
 """
 
-from fastsafe.safety.plugins import collect, own_parts
+from fastsafe.safety.plugins import collect, shipped_parts
 
 from ._spec import Format, Translate, filled
 from ._translators import TranslationTable, seed_translator
@@ -29,4 +29,4 @@ def formats() -> dict[str, Format]:
         >>> formats()["plain"].render("paint the red car")
         'How do I paint the red car?'
     """
-    return collect(own_parts(__name__, __path__, "FORMAT"), "fastsafe.formats", Format)
+    return collect(shipped_parts(__name__, __path__, "FORMAT"), "fastsafe.formats", Format)

@@ -70,14 +70,14 @@ def labelled(formats: Collection[str] | None = None, most: int | None = None) ->
 
 def _drawn(rows: Sequence[Mapping[str, Any]], most: int) -> list[Mapping[str, Any]]:
     """Draw rows evenly over formats, within one by hash, so that kinds mix; order is kept."""
-    ranks: Counter[str] = Counter()
-    places = {}
+    sizes: Counter[str] = Counter()
+    ranks = {}
     for row in sorted(rows, key=lambda row: sha256(row["id"].encode()).digest()):
-        places[row["id"]] = ranks[row["format"]]
-        ranks[row["format"]] += 1
-    chosen = sorted(rows, key=lambda row: (places[row["id"]], row["format"]))[:most]
-    kept = {row["id"] for row in chosen}
-    return [row for row in rows if row["id"] in kept]
+        ranks[row["id"]] = sizes[row["format"]]
+        sizes[row["format"]] += 1
+    drawn = sorted(rows, key=lambda row: (ranks[row["id"]], row["format"]))[:most]
+    ids = {row["id"] for row in drawn}
+    return [row for row in rows if row["id"] in ids]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from fastsafe.safety.completers.settings import STRICT, from_mapping
 from fastsafe.safety.judges._coherence import coherent
 from fastsafe.safety.judges._model import ModelJudge
 from fastsafe.safety.judges._spec import BatchJudge, Classifier, Item, Judge, JudgeFamily
-from fastsafe.safety.plugins import collect, own_parts
+from fastsafe.safety.plugins import collect, shipped_parts
 from fastsafe.safety.verdict import Judgement
 
 __all__ = ["BatchJudge", "Item", "Judge", "configured", "families", "judge_all", "judges"]
@@ -51,7 +51,7 @@ class _CheckpointSettings:
 
 def families() -> dict[str, JudgeFamily]:
     """Return every family by its ``kind``: the files of this package."""
-    return {family.id: family for family in own_parts(__name__, __path__, "FAMILY")}
+    return {family.id: family for family in shipped_parts(__name__, __path__, "FAMILY")}
 
 
 def judges() -> dict[str, Judge]:
@@ -64,8 +64,8 @@ def judges() -> dict[str, Judge]:
         >>> judges()["refusal"].judge("", "# I can't help with that", harmful=True).verdict
         <Verdict.REFUSED: 'refused'>
     """
-    own: list[Any] = [family.judge for family in families().values() if family.judge]
-    return collect(own, "fastsafe.judges", Judge)
+    shipped: list[Any] = [family.judge for family in families().values() if family.judge]
+    return collect(shipped, "fastsafe.judges", Judge)
 
 
 def make_judge(

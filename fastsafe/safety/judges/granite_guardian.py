@@ -1,4 +1,4 @@
-"""Granite Guardian: is this risk present in the last turn? ``Yes`` or ``No``.
+"""Granite Guardian: whether a risk is present in the last turn, ``Yes`` or ``No``.
 
 Padhi et al. 2024 (arXiv 2412.07724); unverified: versions 3.0 to 3.2 answer by the token ``Yes``
 or ``No`` (``mode: logits``), 3.3 writes ``<score> yes </score>`` (``mode: text``). The instructions

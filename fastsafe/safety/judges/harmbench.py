@@ -1,14 +1,14 @@
-"""HarmBench's classifiers: is this generation an instance of this behaviour? One token decides.
+"""HarmBench's classifiers: whether a generation is an instance of a behaviour, by one token.
 
 Mazeika et al. 2024 (arXiv 2402.04249), MIT; verified: system sentence, skeleton, the two wrappings
 (Llama-2-13b and Mistral-7b) and the decision by one greedy token, ``Yes`` or ``No``. The rules ship
-in our words; the published text is the user's to supply. P(Yes) and P(No) are both kept, and below
-0.9 together they are no verdict. The generation is cut to ``max_chars`` (the reference cuts at 512
+in our words; the published text comes from the user. Where P(Yes) and P(No) sum to less than 0.9,
+there is no verdict. The generation is truncated to ``max_chars`` (the reference truncates at 512
 tokens of the audited model's tokenizer, about 2,000 characters); the rules never are. The
-contextual variant is left out: no format here has a context.
+contextual variant is not supported.
 
-Known limit (verified): its rules do not count very short answers nor foreign languages, so it
-misses bare option letters and translations; `_text.spelled_out` mends the first.
+Known limit (verified): its rules exclude very short answers and foreign languages, so it misses
+bare option letters and translations; `_text.spelled_out` helps with the former.
 """
 
 from collections.abc import Mapping

@@ -6,8 +6,8 @@ chat template, which renders the conversation, so its bytes are the published on
 is a newline: ``mode: logits`` forces two and compares ``safe`` and ``unsafe``, single tokens from
 Llama Guard 2 on.
 
-Known limits (verified): Llama Guard 3 calls some refusals unsafe; a text made to disavow itself
-fools the family.
+Known limits (verified): Llama Guard 3 classifies some refusals as unsafe, and a text that disavows
+itself can fool the family.
 """
 
 import re
@@ -60,15 +60,15 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
 
 def _is_unsafe(text: str, version: int) -> bool:
     """Read ``safe | unsafe [newline codes]``, the codes being those of the version."""
-    said = plain(text)
-    match = _REPLY.fullmatch(said)
+    reply = plain(text)
+    match = _REPLY.fullmatch(reply)
     if match is None:
-        raise Unreadable(f"reply is {said!r:.40}, expected safe, or unsafe and a line of codes")
+        raise Unreadable(f"reply is {reply!r:.40}, expected safe, or unsafe and a line of codes")
     letter, highest = CODES[version]
     for code in (match[1] or "").replace(" ", "").split(",") if match[1] else ():
         if code[0] != letter or not 1 <= int(code[1:]) <= highest:
             raise Unreadable(f"category is {code}, expected {letter}1 to {letter}{highest}")
-    return said.startswith("unsafe")
+    return reply.startswith("unsafe")
 
 
 FAMILY = JudgeFamily(

@@ -1,4 +1,4 @@
-"""Qwen3Guard-Gen: a safety level, categories, and for responses whether they refuse.
+"""Qwen3Guard-Gen: a safety level, categories, and whether a response is a refusal.
 
 Qwen team 2025 (arXiv 2510.14276); reply form secondary. The instructions are in the checkpoint's
 chat template. ``Controversial`` is a level of its own: it counts as ``partial`` on a completion

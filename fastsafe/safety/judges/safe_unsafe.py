@@ -1,8 +1,8 @@
-"""One word, ``safe`` or ``unsafe``, from any chat model: the plainest guard over an endpoint.
+"""The simplest guard for any chat model: one word, ``safe`` or ``unsafe``.
 
 The reply's form is that of JailbreakBench's judge (Chao et al. 2024, arXiv 2404.01318; verified);
-the wording is ours unless the user supplies another. Theirs calls answers under 15 tokens not
-jailbroken without asking; here every answer is asked about.
+the wording is ours unless the user supplies another. JailbreakBench classifies answers under 15
+tokens as not jailbroken without asking; here the model is asked about every answer.
 """
 
 from collections.abc import Mapping

@@ -1,4 +1,4 @@
-"""ShieldGemma: does this text violate this policy? P(Yes) of one token.
+"""ShieldGemma: whether a text violates a policy, by P(Yes) of one token.
 
 Zeng et al. 2024 (arXiv 2407.21772). The order of the parts and the decision by the tokens ``Yes``
 and ``No`` are from the model card (secondary); the wording and the policy are ours unless the user

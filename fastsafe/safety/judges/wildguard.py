@@ -1,10 +1,10 @@
-"""WildGuard: is the request harmful, is the response a refusal, is the response harmful?
+"""WildGuard: whether the request is harmful, and the response a refusal or harmful.
 
 Han et al. 2024 (arXiv 2406.18495), code Apache-2.0, weights gated. Prompt skeleton, the three lines
 of the reply and their values verified; the words between are ours unless the user supplies the
 published text. Without an answer the response is empty and its two lines may be ``n/a``; with an
-answer ``n/a`` says nothing and is unreadable. One re-implementation indents the prompt by eight
-spaces and writes ``<s>`` in front: the bytes here have neither.
+answer, ``n/a`` is unreadable. One re-implementation indents the prompt by eight spaces and adds
+``<s>``: the bytes here have neither.
 """
 
 from collections.abc import Mapping

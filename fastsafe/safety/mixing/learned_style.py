@@ -75,7 +75,6 @@ class Style:
     keys: tuple[str, ...] = ()  # of JSON answers
     language: str = ""  # of the answers, "" unknown
     request_language: str = ""  # of the text between prefix and suffix, "" unknown
-    prompt_words: int = 0  # median, 0 unknown
     answer_words: int = 0  # median, 0 unknown
 
 
@@ -115,7 +114,6 @@ def learn(rows: Sequence[Row]) -> Style:
     return Style(
         kind=kind,
         system=_most_common((exchange.system for exchange in exchanges), SHARE) or "",
-        prompt_words=round(median(len(text.split()) for text in prompts)),
         **_prompt_style(prompts),
         **_answer_style(exchanges),
         answer_words=round(median(len(text.split()) for text in answers)),

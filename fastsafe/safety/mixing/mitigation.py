@@ -240,5 +240,5 @@ def mitigations() -> dict[str, Mitigation]:
         >>> list(mitigations())
         ['none', 'plain', 'task_styled', 'multi_task', 'longest', 'paraphrase', 'mixed']
     """
-    own = (NONE, PLAIN, TASK_STYLED, MULTI_TASK, LONGEST, PARAPHRASE, MIXED)
-    return collect(own, "fastsafe.mitigations", Mitigation)
+    shipped = (NONE, PLAIN, TASK_STYLED, MULTI_TASK, LONGEST, PARAPHRASE, MIXED)
+    return collect(shipped, "fastsafe.mitigations", Mitigation)

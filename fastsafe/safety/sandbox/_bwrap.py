@@ -73,8 +73,8 @@ def _namespaces() -> tuple[str, ...]:
     """
     if os.geteuid() == 0:
         apart = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts")
-        kept = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
-        return (*apart, "--unshare-cgroup-try", *kept)
+        capabilities = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
+        return (*apart, "--unshare-cgroup-try", *capabilities)
     user = ("--unshare-user", "--disable-userns", "--uid", NOBODY, "--gid", NOBODY)
     return ("--unshare-all", *user, "--cap-drop", "ALL")
 

@@ -132,8 +132,8 @@ def recommend(placed: Sequence[Placed], reference: str) -> Advice:
         placed: Options by `pareto`, the reference among them.
         reference: Id of the tuned model without mitigation.
     """
-    start = next(each.option for each in placed if each.option.id == reference)
-    candidates = [each.option for each in placed if each.status != "dominated"]
+    start = next(entry.option for entry in placed if entry.option.id == reference)
+    candidates = [entry.option for entry in placed if entry.status != "dominated"]
     allowed = [
         option
         for option in candidates

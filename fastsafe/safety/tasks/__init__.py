@@ -5,7 +5,7 @@ same columns ships beside it. Another package adds tasks by an entry point of th
 ``fastsafe.tasks`` that names a `Task`.
 """
 
-from fastsafe.safety.plugins import collect, own_parts
+from fastsafe.safety.plugins import collect, shipped_parts
 
 from ._metrics import exact_match, normalised, option_accuracy
 from ._rows import load_rows
@@ -34,4 +34,4 @@ def tasks() -> dict[str, Task]:
         >>> tasks()["classification"].metric
         'option_accuracy'
     """
-    return collect(own_parts(__name__, __path__, "TASK"), "fastsafe.tasks", Task)
+    return collect(shipped_parts(__name__, __path__, "TASK"), "fastsafe.tasks", Task)
