@@ -41,7 +41,7 @@ class Lenient:
 @pytest.fixture(scope="module")
 def results(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Results:
     """A run that has rows of every kind but rewrites."""
-    runtime = fake.FakeRuntime()
+    runtime = fake.FakeBackend()
     runtime.engine |= {"tokenizer_sha256": "fake", "backend": "fake"}
     recipe = fake.small_recipe(
         tasks=["code"],
