@@ -34,11 +34,11 @@ def agreeing_rows(model: Transformer, rows: int, smaller: Sequence[int]) -> list
     """Return the smaller numbers of rows at which each row has the bits that it has among ``rows``.
 
     Args:
-        model: Provides the weights; products in ``model.invariant`` agree at any number.
+        model: Provides the weights; products in ``model.invariant_products`` agree at any number.
         rows: The largest number.
         smaller: Numbers to test.
     """
-    weights = [_weight(model, name) for name in NAMES if name not in model.invariant]
+    weights = [_weight(model, name) for name in NAMES if name not in model.invariant_products]
     return [count for count in smaller if all(_agrees(w, rows, count) for w in weights)]
 
 

@@ -266,7 +266,7 @@ class LLM(LLMInterface[int]):
         memory = plan_lane(self.model, merged is not None, batch_size, longest)
         make = Lane if is_native(self.model.device) else partial(DeviceLane, strict=self._strict)
         lane = make(self.bank, merged, memory, prefix_cache=self._prefix_cache)
-        self._memory_reason, self._invariant_products = memory.why, lane.model.invariant
+        self._memory_reason, self._invariant_products = memory.why, lane.model.invariant_products
         return lane
 
     def _choose_mode(self, slots: Sequence[int]) -> tuple[Mode, str]:

@@ -117,14 +117,14 @@ class Transformer:
         layers: Fused weights of each layer.
         embedding_scale: Factor of the embedding, rounded to ``dtype``.
         final_norm: [E].
-        invariant: Products that take ``ops.matmul_invariant`` on a GPU: "qkv", "o", "gate_up",
-            "down", "head". Empty, except in a model from ``with_invariant``.
+        invariant_products: Products that take ``ops.matmul_invariant`` on a GPU: "qkv", "o",
+            "gate_up", "down", "head". Empty, except in a model from ``with_invariant``.
     """
 
     def __init__(self, config: ModelConfig, weights: Weights) -> None:
         self.config = config
         self.embedding, self.head, self.final_norm, self.layers = weights
-        self.invariant: frozenset[str] = frozenset()
+        self.invariant_products: frozenset[str] = frozenset()
         self.device = self.embedding.device
         self.dtype = self.embedding.dtype
         self._rotaries = [Rotary(r, self.device, self.dtype) for r in config.ropes]
@@ -181,9 +181,9 @@ class Transformer:
         return cls(config, weights)
 
     def with_invariant(self, names: Iterable[str]) -> "Transformer":
-        """Return a model with these ``invariant`` products that shares this model's weights."""
+        """Return a model with these ``invariant_products`` that shares this model's weights."""
         model = copy.copy(self)
-        model.invariant = frozenset(names)
+        model.invariant_products = frozenset(names)
         return model
 
     def forward(
@@ -334,7 +334,7 @@ class Transformer:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """Multiply by the head: hidden [M, E] -> [M, V] fp32, scaled and capped as configured."""
-        head = ops.matmul_invariant if "head" in self.invariant else layers.linear
+        head = ops.matmul_invariant if "head" in self.invariant_products else layers.linear
         z = head(hidden, self.head).float()
         if self.config.logits_scale != 1.0:
             z = z / self.config.logits_scale
@@ -358,7 +358,7 @@ class Transformer:
         owner = self.layers[layer]
         own = getattr(owner, name) if weight is None else weight
         bias = self.bias(layer, name)
-        if name in self.invariant:
+        if name in self.invariant_products:
             y = ops.matmul_invariant(x, own)
             return y if bias is None else y + bias
         return layers.linear(x, own, bias)

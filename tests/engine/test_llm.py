@@ -329,5 +329,5 @@ def test_how_adapters_are_applied_is_said_with_its_reason(checkpoint: Path, tmp_
 
 def test_a_lanes_invariant_products_leave_the_shared_model_alone(llm: LLM) -> None:
     model = llm.model.with_invariant({"head"})
-    assert (model.invariant, llm.model.invariant) == ({"head"}, frozenset())
+    assert (model.invariant_products, llm.model.invariant_products) == ({"head"}, frozenset())
     assert model.head is llm.model.head
