@@ -44,7 +44,7 @@ class Projections:
     Args:
         bank: The adapters.
         merged: Merged weights of the adapters; None adds their updates to the base's results.
-        model: The base, with the ``invariant`` products of the lane.
+        model: The base, with the lane's ``invariant_products``.
     """
 
     def __init__(self, bank: AdapterBank, merged: MergedCopies | None, model: Transformer) -> None:

@@ -32,7 +32,7 @@ class Lane:
         merged: Merged weights of the adapters; None mixes adapters.
         memory: Number of rows, pages and prompt tokens that fit.
         prefix_cache: Whether rows with equal prefixes share pages.
-        model: The base with the lane's ``invariant`` products; None: the bank's own.
+        model: The base with the lane's ``invariant_products``; None: the bank's own.
     """
 
     separate_decode_step = False

@@ -284,7 +284,7 @@ class AdapterBank:
 
         Args:
             adapter_ids: [N] integers, the slot of each packed row, -1 = base only.
-            model: The base with other ``invariant`` products; None: the bank's own.
+            model: The base with other ``invariant_products``; None: the bank's own.
         """
         model = model or self.model
         present = [int(i) for i in torch.unique(adapter_ids) if i != BASE]

@@ -180,7 +180,7 @@ class Transformer:
         return cls(config, weights)
 
     def with_invariant(self, names: Iterable[str]) -> "Transformer":
-        """Return a model with these ``invariant`` products that shares this model's weights."""
+        """Return a model with these ``invariant_products`` that shares this model's weights."""
         model = copy.copy(self)
         model.invariant_products = frozenset(names)
         return model

@@ -325,3 +325,9 @@ def test_how_adapters_are_applied_is_said_with_its_reason(checkpoint: Path, tmp_
     found = fast.generate(["w3 w4"] * 3, SamplingParams(max_tokens=2), ["one", None, "one"])
     assert [len(out.token_ids) for out in found] == [2, 2, 2]
     assert "2 rows of 1 adapters should take" in fast.describe()["adapters_why"]
+
+
+def test_a_lanes_invariant_products_leave_the_shared_model_alone(llm: LLM) -> None:
+    model = llm.model.with_invariant({"head"})
+    assert (model.invariant_products, llm.model.invariant_products) == ({"head"}, frozenset())
+    assert model.head is llm.model.head
