@@ -270,19 +270,13 @@ class JobRun:
             packed = pack(parts, self.model.device)
             rows = Rows(packed.rows, packed.kept, first)
             project = slot.weights.projection(self.config.dropout, tile.seed, rows, gradient)
+            ids, positions, attention = packed.token_ids, packed.positions, packed.attention
             base = None
             if tile.source in self.objective.needs_base:
                 with torch.no_grad():
-                    base = self.model.forward(
-                        packed.token_ids, packed.positions, packed.attention, keep=packed.keep
-                    )
+                    base = self.model.forward(ids, positions, attention, keep=packed.keep)
             hidden = project.model.forward(
-                packed.token_ids,
-                packed.positions,
-                packed.attention,
-                project,
-                packed.keep,
-                recompute=saving.recompute,
+                ids, positions, attention, project, packed.keep, recompute=saving.recompute
             )
             loss = self.objective.loss(
                 Batch(
