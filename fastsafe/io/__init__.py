@@ -3,17 +3,7 @@
 from importlib import import_module
 from typing import Any
 
-_MODULES = (
-    "atomic",
-    "chat_template",
-    "checkpoint",
-    "digest",
-    "hub",
-    "json_file",
-    "safetensors",
-    "tokenizer",
-    "weight_folder",
-)
+_MODULES = ("atomic", "chat_template", "checkpoint", "hub", "json_file", "safetensors", "tokenizer")
 
 
 def __getattr__(name: str) -> Any:

@@ -73,11 +73,8 @@ def resolve_data(source: str | Path) -> list[Path]:
 
 def _data_files(name: str, file: str, present: Sequence[str]) -> list[str]:
     metadata = "dataset_infos.json"  # many repositories have it beside their data
-    readable = [
-        path
-        for path in present
-        if Path(path).suffix in DATA_SUFFIXES and Path(path).name != metadata
-    ]
+    paths = [path for path in map(Path, present) if path.name != metadata]
+    readable = [str(path) for path in paths if path.suffix in DATA_SUFFIXES]
     if file:
         chosen = [path for path in readable if path == file]
     else:

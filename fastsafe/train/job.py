@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from fastsafe.data.conversation import Row
 from fastsafe.data.packing import Example, encode_row
 from fastsafe.errors import DataError, UsageError
 from fastsafe.io.tokenizer import Tokenizer
@@ -30,7 +31,7 @@ from fastsafe.train.checkpoint import JobCheckpoint, TrainProgress
 from fastsafe.train.config import FinetuneJob, FinetuneResult
 from fastsafe.train.drift_monitor import DriftProbe
 from fastsafe.train.objectives import make_objective
-from fastsafe.train.objectives.objective import Batch, State
+from fastsafe.train.objectives.objective import Batch, RowGradients, State
 from fastsafe.train.optim import AdamW
 from fastsafe.train.trained_full import TrainedFull
 from fastsafe.train.trained_lora import Rows, TrainedLora
@@ -126,11 +127,7 @@ class JobRun:
         self.drop_step()
 
     def _encode(
-        self,
-        tokenizer: Tokenizer,
-        row: Mapping[str, object],
-        location: str,
-        cache: dict[str, Example],
+        self, tokenizer: Tokenizer, row: Row, location: str, cache: dict[str, Example]
     ) -> Example:
         loss_on = self.config.loss_on
         key = f"{loss_on} {row!r}"
@@ -238,7 +235,7 @@ class JobRun:
             for source in self.objective.sources(step):
                 self._samplers[source].next()
 
-    def _row_gradients(self, slot: _Slot) -> Callable[[int], Iterator[Tensor]]:
+    def _row_gradients(self, slot: _Slot) -> RowGradients:
         """Return a function that yields the gradients of the first ``count`` safety rows."""
 
         def gradients(count: int) -> Iterator[Tensor]:
@@ -270,19 +267,13 @@ class JobRun:
             packed = pack(parts, self.model.device)
             rows = Rows(packed.rows, packed.kept, first)
             project = slot.weights.projection(self.config.dropout, tile.seed, rows, gradient)
+            ids, positions, attention = packed.token_ids, packed.positions, packed.attention
             base = None
             if tile.source in self.objective.needs_base:
                 with torch.no_grad():
-                    base = self.model.forward(
-                        packed.token_ids, packed.positions, packed.attention, keep=packed.keep
-                    )
+                    base = self.model.forward(ids, positions, attention, keep=packed.keep)
             hidden = project.model.forward(
-                packed.token_ids,
-                packed.positions,
-                packed.attention,
-                project,
-                packed.keep,
-                recompute=saving.recompute,
+                ids, positions, attention, project, packed.keep, recompute=saving.recompute
             )
             loss = self.objective.loss(
                 Batch(

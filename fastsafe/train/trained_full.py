@@ -95,19 +95,12 @@ class TrainedFull:
         """Make a differentiable model for one tile; several may exist at once.
 
         Args:
-            dropout: Must be 0: adapters have it, whole models do not.
-            seed: Unused, as nothing is random; ``TrainedLora.projection`` takes it.
-            rows: Unused, likewise.
+            dropout: Unused: ``TrainConfig`` refuses it for full fine-tuning. It, ``seed`` and
+                ``rows`` are parameters of ``TrainedLora.projection``.
+            seed: Unused.
+            rows: Unused.
             gradient: [P] fp32 of earlier parts of the tile, to add to; None begins with zeros.
-
-        Raises:
-            UsageError: There is dropout.
         """
-        if dropout:
-            raise UsageError(
-                f"TrainConfig: dropout is {dropout}, expected 0 for full fine-tuning, which has "
-                "no adapter to drop inputs of"
-            )
         if gradient is None:
             gradient = torch.zeros_like(self.flat)
         return FullProjection(self._base, self._views(self._working), gradient)

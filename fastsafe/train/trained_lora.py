@@ -372,8 +372,6 @@ def _module_update(
     part: _FusedModule, i: int, factors: _Factors, gradients: _Factors, scaling: Tensor
 ) -> _Update:
     """Return the update of the ``i``-th module of a fused linear alone."""
-    ranks = slice(part.r0, part.r1)
-    outputs = slice(0, part.end - part.begin)
-    block = (slice(0, part.r1 - part.r0), outputs, gradients.lora_Bs[i])
-    lora_A, lora_B = factors.lora_A[ranks], factors.lora_Bs[i]
-    return _Update(lora_A, lora_B, scaling[ranks], (block,), gradients.lora_A[ranks])
+    ranks, lora_B = slice(part.r0, part.r1), factors.lora_Bs[i]
+    block = (slice(0, len(lora_B)), slice(0, lora_B.shape[1]), gradients.lora_Bs[i])
+    return _Update(factors.lora_A[ranks], lora_B, scaling[ranks], (block,), gradients.lora_A[ranks])

@@ -139,9 +139,7 @@ def test_the_saved_config_names_the_saved_dtype(checkpoint: Path, tmp_path: Path
     }
 
 
-def test_what_cannot_be_trained_whole_is_refused(llm: LLM, checkpoint: Path) -> None:
-    with pytest.raises(UsageError, match=r"dropout is 0.1, expected 0"):
-        TrainedFull(llm.model, checkpoint).projection(0.1)
+def test_a_quantized_base_is_refused(checkpoint: Path) -> None:
     with pytest.raises(UsageError, match="base is quantized"):
         TrainedFull(nf4.load(Checkpoint(checkpoint)), checkpoint)
 

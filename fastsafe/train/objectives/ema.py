@@ -1,12 +1,11 @@
 """Weight EMA: save a moving average of the weights."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
-from fastsafe.train.objectives.objective import Objective, State
+from fastsafe.train.objectives.objective import Objective, RowGradients, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +26,7 @@ class Ema(Objective):
     def __post_init__(self) -> None:
         self._check("strength", 0 <= self.strength < 1, "in [0, 1)")
 
-    def initial_state(
-        self, parameters: Tensor, gradients: Callable[[int], Iterator[Tensor]]
-    ) -> State:
+    def initial_state(self, parameters: Tensor, gradients: RowGradients) -> State:
         """Start at the initial weights."""
         return {"mean": parameters.clone()}
 

@@ -1,6 +1,5 @@
 """Elastic weight consolidation: hold the weights that refusals depend on."""
 
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -8,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.train.batches import RowSource
-from fastsafe.train.objectives.objective import Objective, State
+from fastsafe.train.objectives.objective import Objective, RowGradients, State
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +41,7 @@ class Ewc(Objective):
         """Take the user's rows only."""
         return ("user",)
 
-    def initial_state(
-        self, parameters: Tensor, gradients: Callable[[int], Iterator[Tensor]]
-    ) -> State:
+    def initial_state(self, parameters: Tensor, gradients: RowGradients) -> State:
         """Measure the Fisher information F."""
         fisher, count = torch.zeros_like(parameters), 0
         for gradient in gradients(self.fisher_rows):

@@ -15,6 +15,8 @@ from fastsafe.train.loss import token_loss
 
 # Tensors [P] of an objective between steps, by name; checkpoints save them.
 State = dict[str, Tensor]
+# Called with a count, yields the gradient [P] of the loss of each of the first safety rows.
+RowGradients = Callable[[int], Iterator[Tensor]]
 
 
 class Batch(NamedTuple):
@@ -68,15 +70,12 @@ class Objective:
         """Return the sources of a step, which takes one batch from each."""
         return ("all",)
 
-    def initial_state(
-        self, parameters: Tensor, gradients: Callable[[int], Iterator[Tensor]]
-    ) -> State:
+    def initial_state(self, parameters: Tensor, gradients: RowGradients) -> State:
         """Make the state before the first step.
 
         Args:
             parameters: [P] fp32.
-            gradients: Called with a count, yields the gradient [P] of the loss of each of the
-                first ``count`` safety rows.
+            gradients: See ``RowGradients``.
         """
         return {}
 
