@@ -190,10 +190,11 @@ def _sentence(where: str, error: ValidationError, section: type[BaseModel] = Rec
 
 
 def _detail(detail: ErrorDetails, whole: type[BaseModel]) -> str:
-    *parents, last = detail["loc"] or (whole.__name__.lower(),)
+    name = whole.__name__.removesuffix("Settings").lower()
+    *parents, last = detail["loc"] or (name,)
     path = ".".join(map(str, (*parents, last)))
     if detail["type"] == "extra_forbidden":
-        section = ".".join(map(str, parents)) or f"the {whole.__name__.lower()}"
+        section = ".".join(map(str, parents)) or f"the {name}"
         known = _fields(whole, parents)
         return f"{str(last)!r} is not a key of {section}; {nearest(str(last), known)}"
     if detail["type"] == "missing":
