@@ -118,10 +118,11 @@ def _sentence(location: str, error: ValidationError, section: type[BaseModel] = 
 
 
 def _detail(detail: ErrorDetails, whole: type[BaseModel]) -> str:
-    *parents, last = detail["loc"] or (whole.__name__.lower(),)
+    name = whole.__name__.removesuffix("Settings").lower()
+    *parents, last = detail["loc"] or (name,)
     path = ".".join(map(str, (*parents, last)))
     if detail["type"] == "extra_forbidden":
-        section = ".".join(map(str, parents)) or f"the {whole.__name__.lower()}"
+        section = ".".join(map(str, parents)) or f"the {name}"
         fields = _fields(whole, parents)
         return f"{str(last)!r} is not a key of {section}; {nearest(str(last), fields)}"
     if detail["type"] == "missing":
