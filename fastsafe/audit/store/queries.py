@@ -5,11 +5,10 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastsafe.audit.backend.drift_watch import DriftRow
 from fastsafe.audit.store.rows import (
-    ConditionDrift,
     FinishCount,
     Kind,
     LabelledVerdict,
@@ -33,6 +32,13 @@ GUARDED: Mapping[Target, tuple[str, str]] = {
     "prompt": ("p.prompt", f"{_PROBES} AND (p.condition, p.system_prompt) = {_FIRST}"),
     "answer": ("p.key", f"{_PROBES} AND p.filtered_from IS NULL"),
 }
+
+
+class ConditionDrift(NamedTuple):
+    """A drift reading of one condition."""
+
+    condition: str
+    reading: DriftRow
 
 
 class StoreQueries:

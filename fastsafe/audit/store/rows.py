@@ -4,8 +4,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from fastsafe.audit.backend.drift_watch import DriftRow
-
 Kind = Literal["harmful", "benign", "utility"]
 Target = Literal["prompt", "answer"]  # the text that a guard classifies
 
@@ -168,10 +166,3 @@ class ProbeAnswer(NamedTuple):
     item: str
     prompt: str
     completion: str
-
-
-class ConditionDrift(NamedTuple):
-    """A drift reading of one condition."""
-
-    condition: str
-    reading: DriftRow
