@@ -328,7 +328,7 @@ def test_a_bad_checkpoint_is_one_sentence_and_leaves_nothing(
 def test_wrong_usage_exits_2_and_leaves_nothing(folder: Path, words: list[str], named: str) -> None:
     result = run(*words)
     assert result.exit_code == 2
-    assert named in result.stderr
+    assert named in result.stderr.lower()  # typer 0.24 writes arguments in capitals
     assert "Traceback" not in result.stderr
     assert list(folder.iterdir()) == []
 
