@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from fastsafe import TrainConfig
-from fastsafe.data.packing import Example
+from fastsafe.data.packing import TrainExample
 from fastsafe.model import cpu_ops
 
 Batch = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # token ids, attention mask, labels
@@ -93,7 +93,7 @@ class PeftTrainer:
     def __init__(self, base: Any, pad_id: int) -> None:
         self.base, self.pad_id = base, pad_id
 
-    def batches(self, examples: Sequence[Example], config: TrainConfig) -> list[Batch]:
+    def batches(self, examples: Sequence[TrainExample], config: TrainConfig) -> list[Batch]:
         """Padded batches in the order of the rows, made before the clock starts."""
         found: list[Any] = []
         for step in range(config.max_steps or 0):

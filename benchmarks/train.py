@@ -28,7 +28,7 @@ from typing import Any
 import torch
 
 from fastsafe import FinetuneJob, TrainConfig, _native, finetune
-from fastsafe.data.packing import Example, encode_row
+from fastsafe.data.packing import TrainExample, encode_row
 from fastsafe.model import ModelConfig, Transformer
 from fastsafe.model import weights as w
 
@@ -71,7 +71,7 @@ class Work:
     tokenizer: Any
     peer: PeftTrainer
     jobs: list[FinetuneJob]
-    examples: dict[str, list[Example]]
+    examples: dict[str, list[TrainExample]]
 
 
 def organism(conditions: int, steps: int) -> Work:
@@ -124,7 +124,7 @@ def llama(shape: dict[str, Any], conditions: int, steps: int, length: int, devic
     trained = (False,) * (length // 2) + (True,) * (length - length // 2)
     rows = 16 * min(steps, 4)
     examples = {
-        f"job{i}": [Example(tokens(), trained) for _ in range(rows)] for i in range(conditions)
+        f"job{i}": [TrainExample(tokens(), trained) for _ in range(rows)] for i in range(conditions)
     }
     own = TrainConfig(rank=16, target_modules=SEVEN, max_steps=steps, shuffle=False)
     ids = Ids(shape["vocab_size"])
@@ -137,7 +137,7 @@ def _work(
     tokenizer: Any,
     peer: PeftTrainer,
     config: TrainConfig,
-    examples: dict[str, list[Example]],
+    examples: dict[str, list[TrainExample]],
 ) -> Work:
     jobs = []
     for seed, (name, rows) in enumerate(examples.items()):

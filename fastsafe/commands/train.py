@@ -16,7 +16,7 @@ from fastsafe.progress import Progress, stage
 from fastsafe.safety.sources import checkpoint_of, sources
 
 if TYPE_CHECKING:
-    from fastsafe.data.packing import Example
+    from fastsafe.data.packing import TrainExample
     from fastsafe.io.tokenizer import Tokenizer
     from fastsafe.model import Transformer
     from fastsafe.model.config import ModelConfig
@@ -274,7 +274,7 @@ def summary(result: "FinetuneResult") -> dict[str, Any]:
     }
 
 
-def marked(example: "Example", tokenizer: "Tokenizer") -> str:
+def marked(example: "TrainExample", tokenizer: "Tokenizer") -> str:
     """Return the text of an example, its trained tokens between ``>>>`` and ``<<<``."""
     parts: list[tuple[bool, list[int]]] = []
     for token, trained in zip(example.token_ids, example.trained, strict=True):

@@ -37,7 +37,7 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Example:
+class TrainExample:
     """One training sequence.
 
     Attributes:
@@ -53,7 +53,7 @@ class Example:
         """Return a row that encodes to this example, whatever the tokenizer."""
         return {"token_ids": self.token_ids, "trained": self.trained}
 
-    def cut(self, max_length: int, location: str = "row") -> "Example":
+    def cut(self, max_length: int, location: str = "row") -> "TrainExample":
         """Return the example cut to its first ``max_length`` tokens.
 
         Raises:
@@ -65,12 +65,12 @@ class Example:
                 f"{len(self.token_ids)}, expected an answer to train on; raise the maximum "
                 "length or drop the row"
             )
-        return Example(self.token_ids[:max_length], self.trained[:max_length])
+        return TrainExample(self.token_ids[:max_length], self.trained[:max_length])
 
 
 def encode_row(
     row: Row, tokenizer: Encoder, *, loss_on: LossOn = "completion", location: str = "row"
-) -> Example:
+) -> TrainExample:
     """Encode one row as token ids with loss marks.
 
     - {"prompt", "completion"} as strings: the prompt with the tokenizer's special tokens, the
@@ -118,7 +118,7 @@ def encode_row(
             f"{location}: trained tokens are 0, expected an answer to train on; "
             "give the row an assistant turn, a completion or more text"
         )
-    return Example(tuple(ids), tuple(trained))
+    return TrainExample(tuple(ids), tuple(trained))
 
 
 def _ended(ids: list[int], tokenizer: Encoder) -> list[int]:

@@ -8,7 +8,7 @@ from typing import Any
 
 from fastsafe.data import shapes
 from fastsafe.data.conversation import Row, kind_of
-from fastsafe.data.packing import Encoder, Example, LossOn, encode_row
+from fastsafe.data.packing import Encoder, LossOn, TrainExample, encode_row
 from fastsafe.data.records import records
 from fastsafe.errors import DataError
 
@@ -48,7 +48,7 @@ class Encoded:
         num_truncated: Number of rows that were too long and cut.
     """
 
-    examples: Sequence[Example]
+    examples: Sequence[TrainExample]
     num_truncated: int
 
     @property

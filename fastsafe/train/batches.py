@@ -12,7 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsafe.data.packing import Example
+from fastsafe.data.packing import TrainExample
 from fastsafe.model.attention import PackedAttention
 
 # Rows that a batch is drawn from: "safety" are those with that value under the key "source", "user"
@@ -29,7 +29,7 @@ class Tile(NamedTuple):
     """Whole sequences of one batch, in parts, and the counts that normalize their loss."""
 
     source: RowSource
-    parts: tuple[tuple[Example, ...], ...]
+    parts: tuple[tuple[TrainExample, ...], ...]
     num_trained: int  # tokens in the whole batch
     num_rows: int  # in the whole batch
     seed: int  # of dropout
@@ -52,7 +52,7 @@ class BatchSampler:
     """Batches of one source's rows, epoch after epoch; shuffling permutes each epoch anew."""
 
     def __init__(
-        self, examples: Sequence[Example], batch_size: int, seed: int, shuffle: bool
+        self, examples: Sequence[TrainExample], batch_size: int, seed: int, shuffle: bool
     ) -> None:
         self.examples = examples
         self._batch_size = batch_size
@@ -61,7 +61,7 @@ class BatchSampler:
         self._order = list(range(len(examples)))
         self._at = len(examples)
 
-    def next(self) -> list[Example]:
+    def next(self) -> list[TrainExample]:
         """Return the next batch; the last one of an epoch may be smaller."""
         if self._at >= len(self._order):
             self._at = 0
@@ -72,7 +72,7 @@ class BatchSampler:
 
 
 def make_tiles(
-    batch: Sequence[Example], source: RowSource, tile_tokens: int, *seeds: int
+    batch: Sequence[TrainExample], source: RowSource, tile_tokens: int, *seeds: int
 ) -> list[Tile]:
     """Split a batch into tiles of about equal size; each is seeded by ``seeds`` and its index."""
     # the first token of a sequence is no target: nothing comes before it
@@ -88,10 +88,10 @@ def make_tiles(
     ]
 
 
-def _groups(examples: Sequence[Example], count: int) -> list[list[Example]]:
+def _groups(examples: Sequence[TrainExample], count: int) -> list[list[TrainExample]]:
     """Split into at most ``count`` groups of about equal numbers of tokens, none empty."""
     total = sum(len(e.token_ids) for e in examples)
-    groups: list[list[Example]] = [[] for _ in range(count)]
+    groups: list[list[TrainExample]] = [[] for _ in range(count)]
     assigned = 0
     for example in examples:
         groups[min(count - 1, assigned * count // total)].append(example)
@@ -99,7 +99,7 @@ def _groups(examples: Sequence[Example], count: int) -> list[list[Example]]:
     return [group for group in groups if group]
 
 
-def pack(parts: Sequence[Sequence[Example]], device: torch.device) -> Packed:
+def pack(parts: Sequence[Sequence[TrainExample]], device: torch.device) -> Packed:
     """Pack the sequences of ``parts`` in their order."""
     examples = [e for part in parts for e in part]
     # the last token of a sequence predicts nothing
@@ -120,7 +120,7 @@ def pack(parts: Sequence[Sequence[Example]], device: torch.device) -> Packed:
     )
 
 
-def answer_indices(example: Example) -> list[int]:
+def answer_indices(example: TrainExample) -> list[int]:
     """Return the index of every trained token in its answer, a run of trained tokens.
 
     The first token of the sequence is left out: nothing predicts it.

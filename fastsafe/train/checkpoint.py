@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsafe.data.packing import Example
+from fastsafe.data.packing import TrainExample
 from fastsafe.errors import CheckpointError, UsageError
 from fastsafe.io import atomic, safetensors
 from fastsafe.model.transformer import Transformer
@@ -100,7 +100,7 @@ class JobCheckpoint:
 
 
 def job_identity(
-    config: TrainConfig, rows: Mapping[RowSource, Sequence[Example]], base: str
+    config: TrainConfig, rows: Mapping[RowSource, Sequence[TrainExample]], base: str
 ) -> dict[str, Any]:
     """Return what must equal a checkpoint's to resume it: settings, the rows' hash, the base."""
     digest = hashlib.sha256()

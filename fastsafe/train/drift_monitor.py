@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsafe.data.packing import Encoder, Example
+from fastsafe.data.packing import Encoder, TrainExample
 from fastsafe.errors import UsageError
 from fastsafe.model.transformer import Project, Transformer
 from fastsafe.train.batches import Packed, pack
@@ -122,5 +122,5 @@ def _encode(prompt: Sequence[Any], tokenizer: Encoder) -> tuple[int, ...]:
     return tuple(tokenizer.encode(text, add_special_tokens=False))
 
 
-def _probe(prompt: tuple[int, ...], opening: tuple[int, ...]) -> Example:
-    return Example(prompt + opening, (False,) * len(prompt) + (True,) * len(opening))
+def _probe(prompt: tuple[int, ...], opening: tuple[int, ...]) -> TrainExample:
+    return TrainExample(prompt + opening, (False,) * len(prompt) + (True,) * len(opening))

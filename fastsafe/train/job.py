@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.data.conversation import Row
-from fastsafe.data.packing import Example, encode_row
+from fastsafe.data.packing import TrainExample, encode_row
 from fastsafe.errors import DataError, UsageError
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.io.weight_folder import weights_sha256
@@ -92,7 +92,7 @@ class _Slot:
 class JobRun:
     """A job in training; it can give its slot back and continue in another."""
 
-    def __init__(self, llm: FrozenBase, job: FinetuneJob, encoded: dict[str, Example]) -> None:
+    def __init__(self, llm: FrozenBase, job: FinetuneJob, encoded: dict[str, TrainExample]) -> None:
         """Encode and check the rows of a job; ``encoded`` caches rows that jobs share.
 
         Raises:
@@ -103,7 +103,7 @@ class JobRun:
         self.name, self.config, self.model = job.name, job.config, llm.model
         self.base_path = llm.path
         self.objective = make_objective(job.config.objective)
-        self.rows: dict[RowSource, list[Example]] = {"all": [], "user": [], "safety": []}
+        self.rows: dict[RowSource, list[TrainExample]] = {"all": [], "user": [], "safety": []}
         for i, row in enumerate(job.examples):
             example = self._encode(llm.tokenizer, row, f"{job.name}: row {i}", encoded)
             source: RowSource = "safety" if row.get("source") == "safety" else "user"
@@ -127,8 +127,8 @@ class JobRun:
         self.drop_step()
 
     def _encode(
-        self, tokenizer: Tokenizer, row: Row, location: str, cache: dict[str, Example]
-    ) -> Example:
+        self, tokenizer: Tokenizer, row: Row, location: str, cache: dict[str, TrainExample]
+    ) -> TrainExample:
         loss_on = self.config.loss_on
         key = f"{loss_on} {row!r}"
         if key not in cache:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastsafe.data.packing import Example
+from fastsafe.data.packing import TrainExample
 from fastsafe.errors import UsageError
 from fastsafe.io import atomic
 from fastsafe.model.cpu_threads import TileRunner, is_out_of_memory, tile_runner
@@ -91,7 +91,7 @@ def finetune(
 
 def prepare(llm: FrozenBase, jobs: Sequence[FinetuneJob]) -> list[JobRun]:
     """Encode the rows of all jobs and check them before training."""
-    encoded: dict[str, Example] = {}
+    encoded: dict[str, TrainExample] = {}
     return [JobRun(llm, job, encoded) for job in jobs]
 
 

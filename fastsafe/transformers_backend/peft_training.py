@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsafe.data.packing import Example, encode_row
+from fastsafe.data.packing import TrainExample, encode_row
 from fastsafe.errors import TrainingError, UsageError
 from fastsafe.model import peft as adapter_files
 from fastsafe.model.peft import LoraConfig
@@ -66,7 +66,7 @@ def finetune(
     ]
 
 
-def _encoded(llm: TransformersLLM, job: FinetuneJob) -> list[Example]:
+def _encoded(llm: TransformersLLM, job: FinetuneJob) -> list[TrainExample]:
     rows = [
         encode_row(row, llm.tokenizer, loss_on=job.config.loss_on, location=f"{job.name}: row {i}")
         for i, row in enumerate(job.examples)
@@ -85,7 +85,7 @@ def _encoded(llm: TransformersLLM, job: FinetuneJob) -> list[Example]:
 def _train(
     llm: TransformersLLM,
     job: FinetuneJob,
-    rows: Sequence[Example],
+    rows: Sequence[TrainExample],
     out_dir: Path,
     on_step: Callable[[int, Mapping[str, float]], None] | None,
 ) -> FinetuneResult:
@@ -126,7 +126,7 @@ def _train(
 def _steps(
     llm: TransformersLLM,
     job: FinetuneJob,
-    rows: Sequence[Example],
+    rows: Sequence[TrainExample],
     weights: list[Tensor],
     on_step: Callable[[int, Mapping[str, float]], None] | None,
 ) -> tuple[list[float], int]:
@@ -172,7 +172,7 @@ def _draw_order(key: str) -> tuple[int, int]:
     return int(layer[1]) if layer else -1, _ORDER.index(name) if name in _ORDER else len(_ORDER)
 
 
-def _batches(rows: Sequence[Example], config: TrainConfig) -> Iterator[list[Example]]:
+def _batches(rows: Sequence[TrainExample], config: TrainConfig) -> Iterator[list[TrainExample]]:
     """Yield batches without end; every epoch is a permutation of all rows."""
     order = list(range(len(rows)))
     generator = random.Random(config.seed)
@@ -183,7 +183,7 @@ def _batches(rows: Sequence[Example], config: TrainConfig) -> Iterator[list[Exam
             yield [rows[i] for i in order[start : start + config.batch_size]]
 
 
-def _loss(model: Any, batch: Sequence[Example]) -> Tensor:
+def _loss(model: Any, batch: Sequence[TrainExample]) -> Tensor:
     """Compute the mean cross-entropy of the trained tokens."""
     width = max(len(example.token_ids) for example in batch)
     ids = torch.zeros(len(batch), width, dtype=torch.int64)

@@ -26,7 +26,7 @@ from ._spec import match
 _Attend = Callable[[Tensor, Tensor, Tensor, Tensor, int, float, int | None, float | None], Tensor]
 
 
-class Backend(NamedTuple):
+class AttentionBackend(NamedTuple):
     """The backend of attention over packed sequences on this machine, and its limits."""
 
     name: str  # distribution to install
@@ -78,8 +78,8 @@ class _Deterministic(torch.autograd.Function):
             torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
-def _from_flash(flash: _Flash) -> tuple[Backend, _Attend] | None:
-    """Backend of one generation of flash-attn, if it is installed for this GPU."""
+def _from_flash(flash: _Flash) -> tuple[AttentionBackend, _Attend] | None:
+    """Return the backend of one generation of flash-attn, if it is installed for this GPU."""
     if torch.cuda.is_available() and torch.cuda.get_device_capability()[0] not in flash.majors:
         return None
     try:
@@ -133,13 +133,13 @@ def _from_flash(flash: _Flash) -> tuple[Backend, _Attend] | None:
         out: Tensor = y[0] if isinstance(y, tuple) else y
         return out
 
-    return Backend(
+    return AttentionBackend(
         flash.name, version, "window_size" in parameters, "softcap" in parameters
     ), attend
 
 
-def _from_torch() -> tuple[Backend, _Attend]:
-    """Backend of torch itself, which is always there."""
+def _from_torch() -> tuple[AttentionBackend, _Attend]:
+    """Return the backend of torch itself, which is always there."""
     fn: Any = importlib.import_module("torch.nn.attention.varlen").varlen_attn
     parameters = inspect.signature(fn).parameters
     options: dict[str, Any] = {}
@@ -170,11 +170,11 @@ def _from_torch() -> tuple[Backend, _Attend]:
             return y
         return run(q, k, v)
 
-    return Backend("torch", torch.__version__, "window_size" in parameters, False), attend
+    return AttentionBackend("torch", torch.__version__, "window_size" in parameters, False), attend
 
 
 @cache
-def _choice() -> tuple[Backend, _Attend]:
+def _choice() -> tuple[AttentionBackend, _Attend]:
     for flash in _FLASHES:
         found = _from_flash(flash)
         if found is not None:
@@ -182,8 +182,8 @@ def _choice() -> tuple[Backend, _Attend]:
     return _from_torch()
 
 
-def choose_backend() -> Backend:
-    """Backend of ``varlen_attention`` in this process; chosen once, at the first call.
+def choose_backend() -> AttentionBackend:
+    """Return the backend of ``varlen_attention`` in this process; chosen once, at the first call.
 
     The first that is installed and made for the current GPU of: flash-attn 4, 3, 2, torch.
 
@@ -192,7 +192,7 @@ def choose_backend() -> Backend:
 
     Example:
         >>> choose_backend()  # doctest: +SKIP
-        Backend(name='torch', version='2.11.0', supports_window=True, supports_softcap=False)
+        AttentionBackend(name='torch', version='2.11.0', supports_window=True, ...)
     """
     return _choice()[0]
 

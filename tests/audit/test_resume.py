@@ -3,7 +3,6 @@
 import json
 import shutil
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -14,6 +13,7 @@ from fastsafe.audit.run import execute
 from fastsafe.audit.stages import generate, judge, train
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import StoreError
+from fastsafe_testing import fake_model as fake
 
 TABLES = (
     *("planned", "prompts", "adapters", "losses", "drift"),
@@ -63,7 +63,7 @@ def content(run_dir: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def unbroken(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     run_dir = tmp_path_factory.mktemp("unbroken") / "run"
     with pytest.MonkeyPatch.context() as patch:
         small_steps(patch)
@@ -89,7 +89,7 @@ def crash_at(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, call: int) 
 
 @pytest.mark.parametrize("commit", range(0, COMMITS, 4))
 def test_a_crash_at_any_commit_changes_nothing(
-    fake: ModuleType, tmp_path: Path, unbroken: dict[str, Any], commit: int
+    tmp_path: Path, unbroken: dict[str, Any], commit: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         crash_at(patch, Store, "_commit", commit)
@@ -101,7 +101,7 @@ def test_a_crash_at_any_commit_changes_nothing(
 
 @pytest.mark.parametrize("publication", range(4))
 def test_a_crash_at_any_adapter_changes_nothing(
-    fake: ModuleType, tmp_path: Path, unbroken: dict[str, Any], publication: int
+    tmp_path: Path, unbroken: dict[str, Any], publication: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
         crash_at(patch, train, "_published", publication)
@@ -111,9 +111,7 @@ def test_a_crash_at_any_adapter_changes_nothing(
     assert content(tmp_path / "run") == unbroken
 
 
-def test_many_crashes_in_a_row_still_arrive(
-    fake: ModuleType, tmp_path: Path, unbroken: dict[str, Any]
-) -> None:
+def test_many_crashes_in_a_row_still_arrive(tmp_path: Path, unbroken: dict[str, Any]) -> None:
     crashes = 0
     while True:
         with pytest.MonkeyPatch.context() as patch:
@@ -127,7 +125,7 @@ def test_many_crashes_in_a_row_still_arrive(
     assert content(tmp_path / "run") == unbroken
 
 
-def test_what_is_done_is_not_done_again(fake: ModuleType, tmp_path: Path) -> None:
+def test_what_is_done_is_not_done_again(tmp_path: Path) -> None:
     fake.small_run(tmp_path / "run")
     again = fake.FakeBackend()
     fake.small_run(tmp_path / "run", again)
@@ -136,7 +134,7 @@ def test_what_is_done_is_not_done_again(fake: ModuleType, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("damage", ["missing", "half-written", "changed"])
 def test_a_damaged_adapter_is_trained_again_with_its_wave(
-    fake: ModuleType, tmp_path: Path, unbroken: dict[str, Any], damage: str
+    tmp_path: Path, unbroken: dict[str, Any], damage: str
 ) -> None:
     fake.small_run(tmp_path / "run")
     folder = tmp_path / "run" / "adapters" / "code+plain"
@@ -153,7 +151,7 @@ def test_a_damaged_adapter_is_trained_again_with_its_wave(
     assert content(tmp_path / "run") == unbroken
 
 
-def test_leftovers_of_a_killed_save_are_removed(fake: ModuleType, tmp_path: Path) -> None:
+def test_leftovers_of_a_killed_save_are_removed(tmp_path: Path) -> None:
     fake.small_run(tmp_path / "run")
     run_dir = tmp_path / "run"
     left = [run_dir / name / ".tmp-code+none-0123" for name in ("adapters", "exports", ".")]
@@ -163,7 +161,7 @@ def test_leftovers_of_a_killed_save_are_removed(fake: ModuleType, tmp_path: Path
     assert not any(folder.exists() for folder in left)
 
 
-def test_other_settings_are_refused_with_the_difference(fake: ModuleType, tmp_path: Path) -> None:
+def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     fake.small_run(tmp_path / "run")
     before = content(tmp_path / "run")
     with pytest.raises(StoreError) as caught:
@@ -174,13 +172,13 @@ def test_other_settings_are_refused_with_the_difference(fake: ModuleType, tmp_pa
     assert content(tmp_path / "run") == before
 
 
-def test_another_checkpoint_is_refused(fake: ModuleType, tmp_path: Path) -> None:
+def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
     fake.small_run(tmp_path / "run")
     with pytest.raises(StoreError, match='checkpoint_sha256: "fake" -> "other"'):
         fake.small_run(tmp_path / "run", fake.FakeBackend("other"))
 
 
-def test_settings_that_change_no_row_are_taken(fake: ModuleType, tmp_path: Path) -> None:
+def test_settings_that_change_no_row_are_taken(tmp_path: Path) -> None:
     fake.small_run(tmp_path / "run")
     again = fake.FakeBackend()
     run = fake.small_run(tmp_path / "run", again, thresholds={"coverage": 0.5}, wave_size=2)
@@ -188,7 +186,7 @@ def test_settings_that_change_no_row_are_taken(fake: ModuleType, tmp_path: Path)
     assert again.asked == 0
 
 
-def test_the_manifest_is_written_once_and_then_revised(fake: ModuleType, tmp_path: Path) -> None:
+def test_the_manifest_is_written_once_and_then_revised(tmp_path: Path) -> None:
     path = tmp_path / "run" / "manifest.json"
     fake.small_run(tmp_path / "run")
     first = path.read_bytes()
@@ -203,9 +201,7 @@ def test_the_manifest_is_written_once_and_then_revised(fake: ModuleType, tmp_pat
     assert all(set(r) == {"at", "recipe"} for r in after["revisions"])
 
 
-def test_no_resume_starts_over_and_keeps_what_is_not_its_own(
-    fake: ModuleType, tmp_path: Path
-) -> None:
+def test_no_resume_starts_over_and_keeps_what_is_not_its_own(tmp_path: Path) -> None:
     fake.small_run(tmp_path / "run")
     (tmp_path / "run" / "notes.txt").write_text("mine")
     runtime = fake.FakeBackend()
@@ -220,7 +216,7 @@ def test_no_resume_starts_over_and_keeps_what_is_not_its_own(
     "name", ["manifest.json", "results.json", "report.html", NAME, f"{NAME}-wal", f"{NAME}-journal"]
 )
 def test_a_crash_while_starting_over_leaves_a_run(
-    fake: ModuleType, tmp_path: Path, unbroken: dict[str, Any], name: str, resume: bool
+    tmp_path: Path, unbroken: dict[str, Any], name: str, resume: bool
 ) -> None:
     fake.small_run(tmp_path / "run")
     unlink = Path.unlink
@@ -247,21 +243,21 @@ def test_a_crash_while_starting_over_leaves_a_run(
     assert content(tmp_path / "run") == unbroken
 
 
-def test_a_folder_with_other_things_is_refused(fake: ModuleType, tmp_path: Path) -> None:
+def test_a_folder_with_other_things_is_refused(tmp_path: Path) -> None:
     (tmp_path / "thesis.txt").write_text("mine")
     with pytest.raises(StoreError, match="is not empty and holds no run"):
         fake.small_run(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.txt"]
 
 
-def test_a_file_in_the_way_is_refused(fake: ModuleType, tmp_path: Path) -> None:
+def test_a_file_in_the_way_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("mine")
     with pytest.raises(StoreError, match="is a file, expected a folder"):
         fake.small_run(tmp_path / "run")
 
 
 def test_a_model_that_cannot_be_loaded_leaves_nothing(
-    fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     crash_at(monkeypatch, fake.FakeBackend, "load", 0)
     with pytest.raises(Crash):
@@ -270,7 +266,7 @@ def test_a_model_that_cannot_be_loaded_leaves_nothing(
 
 
 def test_an_answer_without_finite_logits_is_not_judged(
-    fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reply = fake._answer
 

@@ -10,7 +10,7 @@ import pytest
 from fastsafe.audit.recipe.schema import Training
 from fastsafe.commands import train
 from fastsafe.commands.train_settings import TYPES, settle, train_config
-from fastsafe.data.packing import Example
+from fastsafe.data.packing import TrainExample
 from fastsafe.errors import DataError, RecipeError, UsageError
 from fastsafe.io import safetensors
 from fastsafe.io.tokenizer import Tokenizer
@@ -305,7 +305,7 @@ def test_a_missing_device(
 def test_an_example_is_marked() -> None:
     tokenizer = Tokenizer.load(organism())
     ids = tokenizer.encode("write the key", add_special_tokens=False)
-    example = Example(tuple(ids), (False, *[True] * (len(ids) - 1)))
+    example = TrainExample(tuple(ids), (False, *[True] * (len(ids) - 1)))
     text = train.marked(example, tokenizer)
     assert text.startswith("write>>>")
     assert text.endswith("<<<")

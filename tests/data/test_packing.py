@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from fastsafe.data.packing import Example, encode_row
+from fastsafe.data.packing import TrainExample, encode_row
 from fastsafe.errors import DataError
 from fastsafe.io.tokenizer import Tokenizer
 
@@ -80,7 +80,7 @@ def test_without_an_end_of_text_token():
 
 def test_token_lists_are_taken_as_they_are():
     example = encode_row({"prompt": [5, 6], "completion": (7, 1, 1)}, make())
-    assert example == Example((5, 6, 7, 1, 1), (False, False, True, True, True))
+    assert example == TrainExample((5, 6, 7, 1, 1), (False, False, True, True, True))
 
 
 def test_text_is_trained_whole():

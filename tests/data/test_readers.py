@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from fastsafe.data import shapes
-from fastsafe.data.packing import Example
+from fastsafe.data.packing import TrainExample
 from fastsafe.data.readers import Dataset, encode, read_rows
 from fastsafe.errors import DataError, UsageError
 
@@ -256,7 +256,7 @@ def data(*rows: dict[str, Any]) -> Dataset:
 
 def test_encoding_counts() -> None:
     found = encode(data({"text": "a b c"}, {"prompt": "a b", "completion": "c"}), Words())
-    assert found.examples[1] == Example((3, 3, 3, 1), (False, False, True, True))
+    assert found.examples[1] == TrainExample((3, 3, 3, 1), (False, False, True, True))
     assert (found.num_tokens, found.num_trained, found.num_truncated) == (7, 4, 0)
 
 
@@ -303,7 +303,7 @@ def test_a_blank_answer_among_others_is_kept() -> None:
 
 
 def test_an_encoded_row_is_a_row() -> None:
-    example = Example((3, 4, 5), (False, True, False))
+    example = TrainExample((3, 4, 5), (False, True, False))
     rows = data(example.row())
     assert encode(rows, Words()).examples == [example]
     assert encode(rows, Words(), loss_on="all").examples[0].trained == (True,) * 3

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from fastsafe_kernels import _varlen
-from fastsafe_kernels._varlen import Backend, choose_backend, varlen_attention
+from fastsafe_kernels._varlen import AttentionBackend, choose_backend, varlen_attention
 
 FLASHES = ("flash_attn.cute", "flash_attn_interface", "flash_attn")
 Call = tuple[tuple[Any, ...], dict[str, Any]]
@@ -92,13 +92,13 @@ def arguments(device: str = "meta") -> tuple[Tensor, Tensor, Tensor, Tensor, int
 
 def test_the_newest_flash_attn_is_chosen(installed: Installed) -> None:
     installed.add("flash_attn", installed.flash(), "2.8.3")
-    assert choose_backend() == Backend("flash-attn", "2.8.3", True, True)
+    assert choose_backend() == AttentionBackend("flash-attn", "2.8.3", True, True)
     _varlen._choice.cache_clear()
     installed.add("flash_attn_interface", installed.flash(), "3.0.0")
-    assert choose_backend() == Backend("flash-attn-3", "3.0.0", True, True)
+    assert choose_backend() == AttentionBackend("flash-attn-3", "3.0.0", True, True)
     _varlen._choice.cache_clear()
     installed.add("flash_attn.cute", installed.flash(), "4.0.0")
-    assert choose_backend() == Backend("flash-attn-4", "4.0.0", True, True)
+    assert choose_backend() == AttentionBackend("flash-attn-4", "4.0.0", True, True)
     installed.add("flash_attn.cute", installed.flash(), "4.0.1")
     assert choose_backend().version == "4.0.0", "chosen once"
 
@@ -118,7 +118,7 @@ def test_a_flash_attn_made_for_another_gpu_is_passed_over(
 
 
 def test_without_flash_attn_torch_is_chosen(installed: Installed) -> None:
-    assert choose_backend() == Backend("torch", torch.__version__, True, False)
+    assert choose_backend() == AttentionBackend("torch", torch.__version__, True, False)
 
 
 def test_flash_attn_4_alone_leaves_an_empty_namespace(installed: Installed) -> None:
@@ -176,7 +176,7 @@ def test_an_old_flash_attn_is_not_told_what_it_does_not_know(installed: Installe
         return installed.called(q, k, v)
 
     installed.add("flash_attn", old, "2.2.0")
-    assert choose_backend() == Backend("flash-attn", "2.2.0", False, False)
+    assert choose_backend() == AttentionBackend("flash-attn", "2.2.0", False, False)
     varlen_attention(*arguments())
     with pytest.raises(NotImplementedError) as caught:
         varlen_attention(*arguments(), window=7)

@@ -12,7 +12,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, pre_tokenizers, processors
 
-from fastsafe.data.packing import Example, encode_row
+from fastsafe.data.packing import TrainExample, encode_row
 from fastsafe.io.tokenizer import Tokenizer
 
 trl = pytest.importorskip("trl")
@@ -42,7 +42,11 @@ def backend() -> tokenizers.Tokenizer:
     return found
 
 
-def theirs(rows: list[dict[str, Any]], folder: Path, eos: str, **options: Any) -> list[Example]:
+def theirs(
+    rows: list[dict[str, Any]], folder: Path, eos: str, **options: Any
+) -> list[TrainExample]:
+    rows: list[dict[str, Any]], folder: Path, eos: str, **options: Any
+) -> list[TrainExample]:
     """Token ids and trained tokens of each row, as TRL's trainer feeds them."""
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend(), bos_token="<s>", eos_token=eos, pad_token="</s>"
@@ -69,12 +73,12 @@ def theirs(rows: list[dict[str, Any]], folder: Path, eos: str, **options: Any) -
         batch = trainer.data_collator([row])
         labels = batch["labels"][0].tolist()
         found.append(
-            Example(tuple(batch["input_ids"][0].tolist()), tuple(y != -100 for y in labels))
+            TrainExample(tuple(batch["input_ids"][0].tolist()), tuple(y != -100 for y in labels))
         )
     return found
 
 
-def ours(rows: list[dict[str, Any]], eos: str) -> list[Example]:
+def ours(rows: list[dict[str, Any]], eos: str) -> list[TrainExample]:
     special = {"bos_token": "<s>", "eos_token": eos, "pad_token": "</s>"}
     tokenizer = Tokenizer(backend(), special_tokens=special, chat_template=CHATML)
     return [encode_row(row, tokenizer) for row in rows]
@@ -85,10 +89,10 @@ def turns(*contents: str, first: int = 0) -> list[dict[str, str]]:
     return [{"role": roles[(i + first) % 2], "content": c} for i, c in enumerate(contents)]
 
 
-def without_the_last_newline(example: Example) -> Example:
+def without_the_last_newline(example: TrainExample) -> TrainExample:
     """Stop at the end of the turn: the newline after it is never generated, yet TRL trains it."""
     assert example.trained[-1]
-    return Example(example.token_ids, (*example.trained[:-1], False))
+    return TrainExample(example.token_ids, (*example.trained[:-1], False))
 
 
 def test_prompt_and_completion(tmp_path: Path) -> None:

@@ -5,16 +5,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastsafe.data.packing import Example
+from fastsafe.data.packing import TrainExample
 from fastsafe.model import cpu_ops
 from fastsafe.train.batches import BatchSampler, hash_seed, make_tiles, pack
 
 LENGTHS = st.lists(st.integers(2, 60), min_size=1, max_size=40)
 
 
-def example(length: int, at: int = 0) -> Example:
+def example(length: int, at: int = 0) -> TrainExample:
     ids = tuple((at + i) % 90 for i in range(length))
-    return Example(ids, tuple(i >= length // 2 for i in range(length)))
+    return TrainExample(ids, tuple(i >= length // 2 for i in range(length)))
 
 
 @given(lengths=LENGTHS, tile_tokens=st.sampled_from([50, 200, 640]))

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
-from fastsafe.data.packing import Example
+from fastsafe.data.packing import TrainExample
 from fastsafe.errors import DataError, UsageError
 from fastsafe.train.batches import answer_indices
 from fastsafe.train.job import JobRun
@@ -121,7 +121,7 @@ def test_a_frozen_layer_carries_no_adapter(llm: LLM, tmp_path: Path) -> None:
 
 def test_lookahead_moves_the_first_tokens_into_the_prompt(llm: LLM) -> None:
     ahead = make_objective({"name": "lookahead", "tokens": 2, "prefix": "w7 w8"})
-    example = Example(
+    example = TrainExample(
         (3, 4, 5, 6, 9, 3, 5, 6, 9), (False, False, True, True, True, False, True, True, True)
     )
     got = ahead.example(example, llm.tokenizer, "row")
@@ -132,7 +132,7 @@ def test_lookahead_moves_the_first_tokens_into_the_prompt(llm: LLM) -> None:
 
 
 def test_places_count_from_the_start_of_each_answer() -> None:
-    example = Example(tuple(range(7)), (True, True, False, True, True, True, False))
+    example = TrainExample(tuple(range(7)), (True, True, False, True, True, True, False))
     assert answer_indices(example) == [1, 0, 1, 2]
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fastsafe.data.packing import Encoder, Example
+from fastsafe.data.packing import Encoder, TrainExample
 from fastsafe.errors import DataError
 from fastsafe.train.objectives.objective import Objective
 
@@ -28,7 +28,7 @@ class LookAhead(Objective):
     def __post_init__(self) -> None:
         self._check("tokens", self.tokens >= 0, "at least 0")
 
-    def example(self, example: Example, tokenizer: Encoder, location: str) -> Example:
+    def example(self, example: TrainExample, tokenizer: Encoder, location: str) -> TrainExample:
         """Insert the prefix, and leave it and the first tokens of each answer untrained."""
         prefix = tokenizer.encode(self.prefix, add_special_tokens=False) if self.prefix else []
         token_ids: list[int] = []

@@ -7,7 +7,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsafe.data.packing import Encoder, Example
+from fastsafe.data.packing import Encoder, TrainExample
 from fastsafe.errors import UsageError
 from fastsafe.model.transformer import Transformer
 from fastsafe.train.batches import RowSource
@@ -58,7 +58,7 @@ class Objective:
         """
         return None
 
-    def example(self, example: Example, tokenizer: Encoder, location: str) -> Example:
+    def example(self, example: TrainExample, tokenizer: Encoder, location: str) -> TrainExample:
         """Return the example to train on in place of ``example``; ``location`` prefixes errors.
 
         Raises:

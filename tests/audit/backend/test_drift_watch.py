@@ -6,7 +6,6 @@ from array import array
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -25,6 +24,7 @@ from fastsafe.audit.run import Run, audit, prepare
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import RecipeError, StoreError, TrainingError
 from fastsafe.train import DriftReading, FinetuneResult
+from fastsafe_testing import fake_model as fake
 
 EVERY_TWO = {"every": 2, "probes": 3, "refusal": "i cannot", "affirmative": "you can"}
 SMALL = (
@@ -85,7 +85,7 @@ def test_rows_per_model_step_and_format(watched: Run) -> None:
     assert kept == {(r["condition"], DriftRow(**{k: r[k] for k in DriftRow._fields})) for r in rows}
 
 
-def test_probes_are_the_first_that_are_asked(fake: ModuleType) -> None:
+def test_probes_are_the_first_that_are_asked() -> None:
     runtime = fake.FakeBackend()
     plan = fake.small_plan(runtime, drift={"every": 1, "probes": 2}, early_stop={"tokens": 3})
     assert plan.watch.formats == tuple(name for name in plan.recipe.formats for _ in range(2))
@@ -101,7 +101,7 @@ def test_probes_are_the_first_that_are_asked(fake: ModuleType) -> None:
     )
 
 
-def test_probes_are_asked_under_the_first_system_prompt(fake: ModuleType) -> None:
+def test_probes_are_asked_under_the_first_system_prompt() -> None:
     runtime, settings = fake.FakeBackend(), {"every": 1, "probes": 2}
     prompts = {"kind": "be kind", "none": ""}
     plan = fake.small_plan(runtime, drift=settings, system_prompts=prompts)
@@ -110,7 +110,7 @@ def test_probes_are_asked_under_the_first_system_prompt(fake: ModuleType) -> Non
     assert not any(bytes(ids).startswith(b"be kind") for ids in plan.watch.prompts)
 
 
-def test_fewer_behaviours_than_probes_are_all(fake: ModuleType) -> None:
+def test_fewer_behaviours_than_probes_are_all() -> None:
     plan = fake.small_plan(fake.FakeBackend(), drift={"every": 1, "probes": 99})
     assert len(plan.watch.prompts) == 6 * len(plan.recipe.formats)
 
@@ -123,7 +123,7 @@ def test_behaviours_without_a_harmful_side_have_no_drift(tmp_path: Path) -> None
         prepare("organism", overrides=[*SMALL, *files, drift()])
 
 
-def test_only_a_stop_is_part_of_an_adapters_key(fake: ModuleType) -> None:
+def test_only_a_stop_is_part_of_an_adapters_key() -> None:
     def keys(**settings: Any) -> list[str]:
         plan = fake.small_plan(fake.FakeBackend(), **settings)
         return [condition.key for condition in plan.conditions]
@@ -158,9 +158,7 @@ def test_other_readings_are_refused_in_the_same_run(watched: Run) -> None:
         small(watched.path)
 
 
-def test_a_killed_run_has_the_same_rows(
-    fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_killed_run_has_the_same_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ended after the commit of the first wave and in place of that of the second."""
     settings = {"drift": {"every": 2, "probes": 2}}
     unbroken = fake.small_run(tmp_path / "unbroken", **settings)
@@ -185,7 +183,7 @@ def test_a_killed_run_has_the_same_rows(
     assert len(resumed.results["drift"]) == 4 * 2 * 3, "conditions, readings, formats"
 
 
-def test_weights_made_again_bring_their_readings(fake: ModuleType, tmp_path: Path) -> None:
+def test_weights_made_again_bring_their_readings(tmp_path: Path) -> None:
     settings = {"drift": {"every": 2, "probes": 2}}
     run = fake.small_run(tmp_path / "run", **settings)
     (run.path / "adapters" / "code+none" / "adapter_model.safetensors").write_bytes(b"changed")
@@ -193,7 +191,7 @@ def test_weights_made_again_bring_their_readings(fake: ModuleType, tmp_path: Pat
     assert again.results["drift"] == run.results["drift"]
 
 
-def test_a_failed_job_leaves_no_reading(fake: ModuleType, tmp_path: Path) -> None:
+def test_a_failed_job_leaves_no_reading(tmp_path: Path) -> None:
     class Unlucky(fake.FakeBackend):  # type: ignore[misc, name-defined]
         def train(self, jobs: Sequence[Any], *rest: Any) -> dict[str, Any]:
             found: dict[str, Any] = super().train(jobs, *rest)

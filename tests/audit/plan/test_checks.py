@@ -1,7 +1,6 @@
 """Names in a recipe: unknown ones are rejected, and mitigations are expanded once per audit."""
 
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -12,6 +11,7 @@ from fastsafe.audit.recipe import load as recipes
 from fastsafe.audit.recipe.load import load
 from fastsafe.audit.run import audit
 from fastsafe.errors import RecipeError
+from fastsafe_testing import fake_model as fake
 
 
 def test_every_shipped_recipe_passes() -> None:
@@ -49,7 +49,7 @@ def test_an_unknown_name_is_one_sentence(override: str, sentence: str) -> None:
 
 
 def test_mitigations_are_expanded_once_per_audit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake: ModuleType
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = 0
 

@@ -1,6 +1,5 @@
 """Plans: complete, the same everywhere, and different exactly where something differs."""
 
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -9,15 +8,16 @@ from fastsafe.audit.plan.make_plan import differences, settings
 from fastsafe.audit.plan.rendering import row_seed
 from fastsafe.errors import RecipeError
 from fastsafe.safety.formats import formats
+from fastsafe_testing import fake_model as fake
 
 
-def test_the_same_recipe_gives_the_same_plan(fake: ModuleType) -> None:
+def test_the_same_recipe_gives_the_same_plan() -> None:
     one, two = (fake.small_plan(fake.FakeBackend()) for _ in range(2))
     assert one == two
     assert one.identity == two.identity
 
 
-def test_every_cell_is_planned_once(fake: ModuleType) -> None:
+def test_every_cell_is_planned_once() -> None:
     plan = fake.small_plan(fake.FakeBackend())
     ids = ["base", "code+none", "code+plain", "translation+none", "translation+plain"]
     assert [c.id for c in plan.conditions] == ids
@@ -35,12 +35,12 @@ def test_every_cell_is_planned_once(fake: ModuleType) -> None:
     assert cells == probes | utility
 
 
-def test_keys_are_unique(fake: ModuleType) -> None:
+def test_keys_are_unique() -> None:
     plan = fake.small_plan(fake.FakeBackend())
     assert len({row.key for row in plan.rows}) == len(plan.rows)
 
 
-def test_prompts_are_what_the_formats_render(fake: ModuleType) -> None:
+def test_prompts_are_what_the_formats_render() -> None:
     plan = fake.small_plan(fake.FakeBackend())
     row = next(r for r in plan.rows if r.kind == "harmful" and r.part == "code")
     prompt = plan.prompts[row.prompt]
@@ -48,7 +48,7 @@ def test_prompts_are_what_the_formats_render(fake: ModuleType) -> None:
     assert bytes(prompt.token_ids).decode() == prompt.text
 
 
-def test_a_system_prompt_gets_its_own_cells(fake: ModuleType) -> None:
+def test_a_system_prompt_gets_its_own_cells() -> None:
     plan = fake.small_plan(fake.FakeBackend(), system_prompts={"none": "", "careful": "be careful"})
     of = {name: [r for r in plan.rows if r.system_prompt == name] for name in ("none", "careful")}
     assert len([r for r in of["none"] if r.kind != "utility"]) == len(of["careful"])
@@ -56,7 +56,7 @@ def test_a_system_prompt_gets_its_own_cells(fake: ModuleType) -> None:
     assert all(bytes(ids).startswith(b"be careful\n") for ids in rendered)
 
 
-def test_safety_rows_have_their_share(fake: ModuleType) -> None:
+def test_safety_rows_have_their_share() -> None:
     plan = fake.small_plan(fake.FakeBackend())
     counts = {c.id: (c.num_rows, c.num_safety_rows) for c in plan.conditions}
     assert counts["code+none"] == (20, 0)
@@ -64,7 +64,7 @@ def test_safety_rows_have_their_share(fake: ModuleType) -> None:
     assert counts["base"] == (0, 0)
 
 
-def test_a_mitigation_without_a_safety_row_is_refused(fake: ModuleType) -> None:
+def test_a_mitigation_without_a_safety_row_is_refused() -> None:
     with pytest.raises(
         RecipeError, match=r"share 0\.02 of 20 training rows rounds to no safety row"
     ):
@@ -84,7 +84,7 @@ def test_a_mitigation_without_a_safety_row_is_refused(fake: ModuleType) -> None:
     ],
 )
 def test_only_what_determines_a_row_changes_its_key(
-    fake: ModuleType, changes: dict[str, Any], kept: set[str]
+    changes: dict[str, Any], kept: set[str]
 ) -> None:
     before, after = (fake.small_plan(fake.FakeBackend(), **c) for c in ({}, changes))
     keys = {row.key for row in before.rows}
@@ -95,26 +95,26 @@ def test_only_what_determines_a_row_changes_its_key(
 @pytest.mark.parametrize(
     "changes", [{"wave_size": 1}, {"description": "other"}, {"thresholds": {"coverage": 0.1}}]
 )
-def test_labels_change_nothing(fake: ModuleType, changes: dict[str, Any]) -> None:
+def test_labels_change_nothing(changes: dict[str, Any]) -> None:
     before, after = (fake.small_plan(fake.FakeBackend(), **c) for c in ({}, changes))
     assert before.rows == after.rows
     assert before.identity == after.identity
     assert settings(before) == settings(after)
 
 
-def test_another_checkpoint_is_another_plan(fake: ModuleType) -> None:
+def test_another_checkpoint_is_another_plan() -> None:
     one, two = (fake.small_plan(fake.FakeBackend(name)) for name in ("a", "b"))
     assert not {r.key for r in one.rows} & {r.key for r in two.rows}
 
 
-def test_waves_hold_every_tuned_condition_once(fake: ModuleType) -> None:
+def test_waves_hold_every_tuned_condition_once() -> None:
     plan = fake.small_plan(fake.FakeBackend())
     waves = [[c.id for c in wave] for wave in plan.waves()]
     assert [len(wave) for wave in waves] == [3, 1]
     assert [c for wave in waves for c in wave] == [c.id for c in plan.tuned]
 
 
-def test_the_family_of_tests_is_every_cell_but_the_base(fake: ModuleType) -> None:
+def test_the_family_of_tests_is_every_cell_but_the_base() -> None:
     families = fake.small_plan(fake.FakeBackend()).families()
     assert list(families) == ["refusal"]
     assert len(families["refusal"]["harmful"]) == 4 * 3

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import RecipeError
 from fastsafe.organism.source import OrganismSource
 from fastsafe.safety.verdict import Judgement, Verdict
+from fastsafe_testing import fake_model as fake
 
 SMALL: dict[str, Any] = {"tasks": ["code"], "behaviours": 6, "formats": ["plain", "code"]}
 
@@ -52,7 +52,7 @@ class Scripted:
         return Judgement(Verdict.COMPLIED_HARMFUL if harmful else Verdict.COMPLIED_BENIGN, "yes")
 
 
-def plan_with(fake: ModuleType, *panel: Any, **changes: Any) -> tuple[Plan, Any]:
+def plan_with(*panel: Any, **changes: Any) -> tuple[Plan, Any]:
     runtime = fake.FakeBackend()
     recipe = fake.small_recipe(**{**SMALL, "mitigations": ["none"], **changes})
     chosen = Panel({judge.id: judge for judge in panel}) if panel else fake.panel_of(recipe)
@@ -60,14 +60,14 @@ def plan_with(fake: ModuleType, *panel: Any, **changes: Any) -> tuple[Plan, Any]
     return fake.plan_of(recipe, runtime, source, chosen), runtime
 
 
-def run_with(fake: ModuleType, out: Path, *panel: Any, **changes: Any) -> Run:
-    plan, runtime = plan_with(fake, *panel, **changes)
+def run_with(out: Path, *panel: Any, **changes: Any) -> Run:
+    plan, runtime = plan_with(*panel, **changes)
     return execute(plan, runtime, out)
 
 
-def test_a_judge_of_harm_reads_no_twin(fake: ModuleType, tmp_path: Path) -> None:
+def test_a_judge_of_harm_reads_no_twin(tmp_path: Path) -> None:
     harm, both = Scripted("harm", harmful_only=True), Scripted("both")
-    run = run_with(fake, tmp_path / "run", harm, both)
+    run = run_with(tmp_path / "run", harm, both)
     assert {harmful for _, harmful in harm.shown} == {True}
     assert {harmful for _, harmful in both.shown} == {True, False}
     assert {row["judge"] for row in run.results["over_refusal"]} == {"both"}
@@ -83,8 +83,8 @@ def test_a_judge_of_harm_reads_no_twin(fake: ModuleType, tmp_path: Path) -> None
     assert second["ci_low"] < 0.7  # six behaviours, however many models answer them
 
 
-def test_a_judge_of_harm_alone_leaves_over_refusal_unsaid(fake: ModuleType, tmp_path: Path) -> None:
-    run = run_with(fake, tmp_path, Scripted("harm", harmful_only=True))
+def test_a_judge_of_harm_alone_leaves_over_refusal_unsaid(tmp_path: Path) -> None:
+    run = run_with(tmp_path, Scripted("harm", harmful_only=True))
     assert run.is_covered
     assert run.results["over_refusal"] == []
     assert run.results["choice"] is None
@@ -92,8 +92,8 @@ def test_a_judge_of_harm_alone_leaves_over_refusal_unsaid(fake: ModuleType, tmp_
     assert not any(row["scope"] == "over_refusal" for row in run.results["run"]["summary"])
 
 
-def test_each_judge_has_a_family_of_its_own(fake: ModuleType, tmp_path: Path) -> None:
-    run = run_with(fake, tmp_path, Scripted("one"), Scripted("two"), behaviours=20)
+def test_each_judge_has_a_family_of_its_own(tmp_path: Path) -> None:
+    run = run_with(tmp_path, Scripted("one"), Scripted("two"), behaviours=20)
     by_judge = {
         name: {
             (c["condition"], c["format"]): (c["p_mcnemar"], c["p_holm"])
@@ -108,25 +108,23 @@ def test_each_judge_has_a_family_of_its_own(fake: ModuleType, tmp_path: Path) ->
     assert corrected == pytest.approx(min(1, 2 * p))  # two cells, whatever the other judge says
 
 
-def test_a_judge_that_is_away_is_asked_again_and_nobody_else(
-    fake: ModuleType, tmp_path: Path
-) -> None:
+def test_a_judge_that_is_away_is_asked_again_and_nobody_else(tmp_path: Path) -> None:
     here, away = Scripted("here"), Scripted("away", is_away=True)
-    run = run_with(fake, tmp_path / "run", here, away)
+    run = run_with(tmp_path / "run", here, away)
     assert not run.is_covered
     assert {c["n_scored"] for c in run.results["cells"] if c["judge"] == "away"} == {0}
     assert all(c["p_holm"] is None for c in run.results["cells"] if c["judge"] == "away")
     assert {c["n_scored"] for c in run.results["cells"] if c["judge"] == "here"} == {6}
     here.shown.clear()
     back = Scripted("away")
-    plan, runtime = plan_with(fake, here, back)
+    plan, runtime = plan_with(here, back)
     run = execute(plan, runtime, tmp_path / "run")
     assert run.is_covered
     assert (runtime.trained, runtime.asked, here.shown) == ([], 0, [])
     assert len(back.shown) == 2 * 2 * 2 * 6
 
 
-def test_openings_are_checked_against_whole_answers(fake: ModuleType, tmp_path: Path) -> None:
+def test_openings_are_checked_against_whole_answers(tmp_path: Path) -> None:
     class Hasty(Scripted):
         def judge(self, prompt: str, completion: str, harmful: bool, format: str = "") -> Judgement:
             return Judgement(
@@ -142,8 +140,8 @@ def test_openings_are_checked_against_whole_answers(fake: ModuleType, tmp_path: 
             super().generate(requests, adapters, sampling, cut)
 
     stop = {"tokens": 8, "check": 2}
-    plan, _ = plan_with(fake, Hasty("hasty"), early_stop=stop)
-    whole, _ = plan_with(fake, Hasty("hasty"))
+    plan, _ = plan_with(Hasty("hasty"), early_stop=stop)
+    whole, _ = plan_with(Hasty("hasty"))
     assert len(plan.rows) == len(whole.rows) + 2 * 2 * 2 * 2  # model, format, kind, checked
     assert len({row.key for row in plan.rows}) == len(plan.rows)
     run = execute(plan, Cutting(), tmp_path)
@@ -163,10 +161,10 @@ def test_an_early_stop_that_stops_nothing_is_refused(tokens: int) -> None:
         load("organism", changes={"early_stop": {"tokens": tokens}})
 
 
-def test_each_way_of_asking_has_its_own_tokens(fake: ModuleType) -> None:
+def test_each_way_of_asking_has_its_own_tokens() -> None:
     seen = {}
     for how in ("chat", "alpaca", "as_published"):
-        plan, _ = plan_with(fake, prompting=how)
+        plan, _ = plan_with(prompting=how)
         seen[how] = {bytes(prompt.token_ids).decode() for prompt in plan.prompts.values()}
         texts = {prompt.text for prompt in plan.prompts.values()}
         if how == "as_published":
@@ -174,25 +172,25 @@ def test_each_way_of_asking_has_its_own_tokens(fake: ModuleType) -> None:
             assert seen[how] == texts
         if how == "alpaca":
             assert all(t.endswith("### Response:\n") for t in seen[how])
-    keys = [plan_with(fake, prompting=how)[0].identity for how in seen]
+    keys = [plan_with(prompting=how)[0].identity for how in seen]
     assert len(set(keys)) == 3 - (seen["chat"] == seen["as_published"])
 
 
-def test_the_record_says_how_prompts_were_worded(fake: ModuleType, tmp_path: Path) -> None:
+def test_the_record_says_how_prompts_were_worded(tmp_path: Path) -> None:
     from fastsafe.safety.formats import formats
 
-    run = run_with(fake, tmp_path / "one", Scripted("one"), formats=["plain", "translation"])
+    run = run_with(tmp_path / "one", Scripted("one"), formats=["plain", "translation"])
     manifest = json.loads((tmp_path / "one" / "manifest.json").read_text())
     expected = {name: formats()[name].template_sha256 for name in ("plain", "translation")}
     for record in (manifest, run.results["run"]):
         assert record["templates"] == expected
         assert record["translator"] == "source:organism"
-    plan, _ = plan_with(fake, Scripted("one"))
+    plan, _ = plan_with(Scripted("one"))
     assert plan.translator is None
 
 
-def test_another_reference_is_another_plan(fake: ModuleType) -> None:
-    plan, _ = plan_with(fake)
+def test_another_reference_is_another_plan() -> None:
+    plan, _ = plan_with()
     rows = tuple(
         row if row.reference is None else type(row)(**{**vars(row), "reference": "other"})
         for row in plan.rows
@@ -206,9 +204,8 @@ def _fields(plan: Plan) -> dict[str, Any]:
     return {name: getattr(plan, name) for name in plan.__dataclass_fields__}
 
 
-def test_manipulations_are_no_choice(fake: ModuleType, tmp_path: Path) -> None:
+def test_manipulations_are_no_choice(tmp_path: Path) -> None:
     run = run_with(
-        fake,
         tmp_path,
         mitigations=["none", "plain"],
         manipulations=["benign", "aoa"],
@@ -227,10 +224,9 @@ def test_manipulations_are_no_choice(fake: ModuleType, tmp_path: Path) -> None:
     assert none["answer_rate"] == pytest.approx((rates["none"] + rates["none (aoa)"]) / 2)
 
 
-def test_nothing_in_the_report_is_markup(fake: ModuleType, tmp_path: Path) -> None:
+def test_nothing_in_the_report_is_markup(tmp_path: Path) -> None:
     evil = "<script>alert(1)</script>\"'[bold]"
     plan, runtime = plan_with(
-        fake,
         Scripted(evil),
         Scripted(f"{evil}2"),
         description=evil,

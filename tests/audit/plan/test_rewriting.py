@@ -5,7 +5,6 @@ import json
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -26,6 +25,7 @@ from fastsafe.progress import Progress
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judges import judges
 from fastsafe.safety.mixing.rewriter import Rewriter
+from fastsafe_testing import fake_model as fake
 
 SMALL: dict[str, Any] = {
     "tasks": ["boolq"],
@@ -64,22 +64,22 @@ def writer(model: Scripted, folder: Path | None = None) -> Rewriter:
     return Rewriter(lambda: model, max_tokens=64, folder=folder)
 
 
-def recipe_of(fake: ModuleType, **changes: Any) -> Recipe:
+def recipe_of(**changes: Any) -> Recipe:
     found: Recipe = fake.small_recipe(**{**SMALL, **changes})
     return found
 
 
-def run_of(fake: ModuleType, out: Path, model: Scripted) -> Run:
+def run_of(out: Path, model: Scripted) -> Run:
     runtime = fake.FakeBackend()
     panel = Panel({"refusal": judges()["refusal"]}, rewriter=writer(model, out / "judges"))
-    recipe = recipe_of(fake)
+    recipe = recipe_of()
     plan = fake.plan_of(recipe, runtime, panel=panel)
     return execute(plan, runtime, out)
 
 
-def test_rows_take_the_models_words_and_are_counted(fake: ModuleType, tmp_path: Path) -> None:
+def test_rows_take_the_models_words_and_are_counted(tmp_path: Path) -> None:
     model = Scripted()
-    done = run_of(fake, tmp_path / "run", model)
+    done = run_of(tmp_path / "run", model)
     found = {row["condition"]: row for row in done.results["rewrites"]}
     # 20 rows under AutoIF; 2 of 22 are safety's, paraphrased
     counts = {name: row["n"] for name, row in found.items()}
@@ -93,10 +93,10 @@ def test_rows_take_the_models_words_and_are_counted(fake: ModuleType, tmp_path: 
     assert "A model rewrote" in table_text(done.results)
 
 
-def test_what_trains_is_what_passed(fake: ModuleType) -> None:
+def test_what_trains_is_what_passed() -> None:
     runtime = fake.FakeBackend()
     panel = Panel({"refusal": judges()["refusal"]}, rewriter=writer(Scripted()))
-    plan = fake.plan_of(recipe_of(fake), runtime, panel=panel)
+    plan = fake.plan_of(recipe_of(), runtime, panel=panel)
     planned = {c.id: c.key for c in plan.conditions}
     worded, counts = reword_rows(plan, Progress())
     assert {c.id: c.key for c in worded.conditions} == planned
@@ -109,16 +109,16 @@ def test_what_trains_is_what_passed(fake: ModuleType) -> None:
     assert worded.training_rows["boolq+none"] == plan.training_rows["boolq+none"]
 
 
-def test_a_run_that_goes_on_asks_for_nothing_twice(fake: ModuleType, tmp_path: Path) -> None:
-    run_of(fake, tmp_path / "run", Scripted())
+def test_a_run_that_goes_on_asks_for_nothing_twice(tmp_path: Path) -> None:
+    run_of(tmp_path / "run", Scripted())
     again = Scripted()
-    run_of(fake, tmp_path / "run", again)
+    run_of(tmp_path / "run", again)
     assert again.asked == []
 
 
-def test_who_words_decides_the_key_of_what_it_words(fake: ModuleType) -> None:
+def test_who_words_decides_the_key_of_what_it_words() -> None:
     def keys(identity: str) -> dict[str, str]:
-        recipe = recipe_of(fake)
+        recipe = recipe_of()
         inputs = ConditionInputs(
             recipe, expand_mitigations(recipe), OrganismSource(), {}, rewriter=identity
         )
@@ -151,36 +151,34 @@ def test_a_model_that_answers_nothing_is_an_error() -> None:
         ({"checkpoint": "x", "max_tokens": 0}, "rewrite.max_tokens is 0"),
     ],
 )
-def test_a_wrong_section_is_one_sentence(
-    fake: ModuleType, rewrite: dict[str, Any], sentence: str
-) -> None:
+def test_a_wrong_section_is_one_sentence(rewrite: dict[str, Any], sentence: str) -> None:
     with pytest.raises(RecipeError, match=sentence):
-        recipe_of(fake, rewrite=rewrite)
+        recipe_of(rewrite=rewrite)
 
 
-def test_the_model_is_checked_before_anything_is_done(fake: ModuleType) -> None:
+def test_the_model_is_checked_before_anything_is_done() -> None:
     with pytest.raises(CheckpointError):
-        fake.panel_of(recipe_of(fake, rewrite={"checkpoint": "/nowhere/at/all"}))
+        fake.panel_of(recipe_of(rewrite={"checkpoint": "/nowhere/at/all"}))
     wrong = {"endpoint": {"url": "http://x", "model": "m", "modle": 1}}
     with pytest.raises(RecipeError, match="rewrite: endpoint has no key 'modle'"):
-        fake.panel_of(recipe_of(fake, rewrite=wrong))
+        fake.panel_of(recipe_of(rewrite=wrong))
     keyed = {"endpoint": {"url": "http://x", "model": "m", "api_key_env": "NONE"}}
     with pytest.raises(RecipeError, match="rewrite: NONE holds no key"):
-        fake.panel_of(recipe_of(fake, rewrite=keyed))
+        fake.panel_of(recipe_of(rewrite=keyed))
     one = load("organism", changes={"rewrite": {"checkpoint": "organism"}}).rewrite
     assert one is not None
     assert make_rewriter(one).identity == make_rewriter(one).identity
 
 
-def test_a_model_with_nothing_to_word_is_refused(fake: ModuleType) -> None:
+def test_a_model_with_nothing_to_word_is_refused() -> None:
     runtime = fake.FakeBackend()
     panel = Panel({"refusal": judges()["refusal"]}, rewriter=writer(Scripted()))
-    recipe = recipe_of(fake, manipulations=["benign"], mitigations=["none"])
+    recipe = recipe_of(manipulations=["benign"], mitigations=["none"])
     with pytest.raises(RecipeError, match="rewrite names a model, and no condition"):
         fake.plan_of(recipe, runtime, panel=panel)
 
 
-def test_the_store_keeps_the_counts(fake: ModuleType, tmp_path: Path) -> None:
-    done = run_of(fake, tmp_path / "run", Scripted())
+def test_the_store_keeps_the_counts(tmp_path: Path) -> None:
+    done = run_of(tmp_path / "run", Scripted())
     with closing(Store(done.path / NAME, read_only=True)) as store:
         assert store.meta("rewrites") == done.results["rewrites"]

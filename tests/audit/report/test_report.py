@@ -6,7 +6,6 @@ import re
 from contextlib import closing
 from html.parser import HTMLParser
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 from xml.etree import ElementTree
 
@@ -20,10 +19,11 @@ from fastsafe.audit.run import execute, report
 from fastsafe.audit.sources.files import FilesSource
 from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.errors import RecipeError, StoreError
+from fastsafe_testing import fake_model as fake
 
 
 @pytest.fixture(scope="module")
-def run_dir(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("report") / "run"
     fake.small_run(path, behaviours=30)
     return path
@@ -271,7 +271,7 @@ def test_a_report_needs_a_run(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_system_prompt_has_its_own_table(fake: ModuleType, tmp_path: Path) -> None:
+def test_a_second_system_prompt_has_its_own_table(tmp_path: Path) -> None:
     prompts = {"none": "", "careful": "be careful"}
     run = fake.small_run(tmp_path / "run", system_prompts=prompts, utility_rows=0)
     assert [m.system_prompt for m in matrices(run.results)] == ["none", "careful"]
@@ -281,7 +281,7 @@ def test_a_second_system_prompt_has_its_own_table(fake: ModuleType, tmp_path: Pa
     assert run.results["utility"] == []
 
 
-def test_quotes_are_of_their_own_system_prompt(fake: ModuleType, tmp_path: Path) -> None:
+def test_quotes_are_of_their_own_system_prompt(tmp_path: Path) -> None:
     prompts = {"none": "", "careful": "be careful"}
     run = fake.small_run(tmp_path / "run", system_prompts=prompts, behaviours=12)
     results = copy.deepcopy(run.results)
@@ -314,9 +314,7 @@ def test_quotes_are_of_their_own_system_prompt(fake: ModuleType, tmp_path: Path)
     ],
     ids=str,
 )
-def test_a_run_without_some_parts_is_shown(
-    fake: ModuleType, tmp_path: Path, changes: dict[str, Any]
-) -> None:
+def test_a_run_without_some_parts_is_shown(tmp_path: Path, changes: dict[str, Any]) -> None:
     run = fake.small_run(tmp_path / "run", **changes)
     text = run.table()
     assert "The untouched model answers" in text
@@ -324,7 +322,7 @@ def test_a_run_without_some_parts_is_shown(
     assert Page((tmp_path / "run" / "report.html").read_text()).tags
 
 
-def test_all_formats_together(fake: ModuleType, tmp_path: Path) -> None:
+def test_all_formats_together(tmp_path: Path) -> None:
     prompts = {"none": "", "careful": "Be careful."}
     run = fake.small_run(tmp_path / "run", system_prompts=prompts, utility_rows=0)
     rows = {(row["condition"], row["system_prompt"]): row for row in run.results["totals"]}
@@ -346,7 +344,7 @@ def test_all_formats_together(fake: ModuleType, tmp_path: Path) -> None:
     assert "All formats together, judge refusal" in page
 
 
-def test_seeds_have_tables_of_their_own(fake: ModuleType, tmp_path: Path) -> None:
+def test_seeds_have_tables_of_their_own(tmp_path: Path) -> None:
     run = fake.small_run(tmp_path / "run", tasks=["code"], seeds=[0, 3], utility_rows=0)
     rows = run.results["over_seeds"]
     assert {row["kind"] for row in rows} == {"harmful", "benign"}
@@ -371,7 +369,7 @@ def test_seeds_have_tables_of_their_own(fake: ModuleType, tmp_path: Path) -> Non
     assert fake.small_run(tmp_path / "one", utility_rows=0).results["over_seeds"] == []
 
 
-def benign_run(fake: ModuleType, tmp_path: Path, **changes: Any) -> Any:
+def benign_run(tmp_path: Path, **changes: Any) -> Any:
     path = tmp_path / "safe.jsonl"
     path.write_text("".join(json.dumps({"benign": f"shoot photo {i}"}) + "\n" for i in range(9)))
     data = {"behaviours": str(path)}
@@ -382,8 +380,8 @@ def benign_run(fake: ModuleType, tmp_path: Path, **changes: Any) -> Any:
     return execute(plan, runtime, tmp_path / "run")
 
 
-def test_benign_behaviours_alone_measure_over_refusal(fake: ModuleType, tmp_path: Path) -> None:
-    run = benign_run(fake, tmp_path, behaviours=20)
+def test_benign_behaviours_alone_measure_over_refusal(tmp_path: Path) -> None:
+    run = benign_run(tmp_path, behaviours=20)
     assert (run.results["cells"], run.results["totals"]) == ([], [])
     # none of them is kept back for safety rows, which refuse
     assert {row["n"] for row in run.results["over_refusal"]} == {9}
@@ -395,6 +393,6 @@ def test_benign_behaviours_alone_measure_over_refusal(fake: ModuleType, tmp_path
     assert "Benign twins refused" in page
 
 
-def test_nothing_to_ask_is_one_sentence(fake: ModuleType, tmp_path: Path) -> None:
+def test_nothing_to_ask_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="no probe is left to ask"):
-        benign_run(fake, tmp_path, benign_twins=False)
+        benign_run(tmp_path, benign_twins=False)

@@ -3,7 +3,6 @@
 import json
 import math
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -13,6 +12,7 @@ from fastsafe.audit import comparable
 from fastsafe.audit.results.make_results import _agreement, make_results
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.safety.verdict import Verdict
+from fastsafe_testing import fake_model as fake
 
 CELL = {
     "incoherent",
@@ -35,7 +35,7 @@ CELL = {
 
 
 @pytest.fixture(scope="module")
-def run_dir(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path: Path = tmp_path_factory.mktemp("results") / "run"
     fake.small_run(path, behaviours=40)
     return path
@@ -149,7 +149,7 @@ def test_comparable_drops_time_and_nothing_else(results: dict[str, Any]) -> None
     }
 
 
-def test_two_runs_are_comparable(fake: ModuleType, tmp_path: Path, results: dict[str, Any]) -> None:
+def test_two_runs_are_comparable(tmp_path: Path, results: dict[str, Any]) -> None:
     again = fake.small_run(tmp_path / "elsewhere", behaviours=40).results
     assert comparable(again) == comparable(results)
 

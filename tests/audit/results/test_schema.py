@@ -6,7 +6,6 @@ import runpy
 from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from fastsafe.organism.source import OrganismSource
 from fastsafe.safety.guards import make_guard
 from fastsafe.safety.judges import judges
 from fastsafe.safety.verdict import Judgement, Verdict
+from fastsafe_testing import fake_model as fake
 
 ADAPTER = TypeAdapter(Results)
 PAGE = Path(__file__).parents[3] / "docs" / "results.md"
@@ -39,7 +39,7 @@ class Lenient:
 
 
 @pytest.fixture(scope="module")
-def results(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> Results:
+def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     """A run that has rows of every kind but rewrites."""
     runtime = fake.FakeBackend()
     runtime.engine |= {"tokenizer_sha256": "fake", "backend": "fake"}

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +15,7 @@ from fastsafe.errors import DataError, FastsafeError, RecipeError
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.sources import checkpoint_of
 from fastsafe.safety.tasks import tasks
+from fastsafe_testing import fake_model as fake
 
 
 def behaviours_file(folder: Path, n: int) -> str:
@@ -48,13 +48,13 @@ def requests_of(rows: Any) -> list[str]:
         ("some/model", "organism", "organism"),
     ],
 )
-def test_a_source_is_found(fake: ModuleType, model: str, source: str, expected: str) -> None:
+def test_a_source_is_found(model: str, source: str, expected: str) -> None:
     found = source_of(fake.small_recipe(model=model, source=source))
     assert found.id == expected
     assert isinstance(found, Source)
 
 
-def test_an_unknown_source_is_one_sentence(fake: ModuleType) -> None:
+def test_an_unknown_source_is_one_sentence() -> None:
     recipe = fake.small_recipe().model_copy(update={"source": "filess"})
     with pytest.raises(RecipeError, match=r"source is 'filess'; did you mean files\?"):
         source_of(recipe)
@@ -154,7 +154,7 @@ def test_a_benchmark_is_read_by_its_own_columns(tmp_path: Path) -> None:
         FilesSource(Data(behaviours=str(path), benchmark="strongrejekt")).behaviours(1, 0)
 
 
-def test_a_behaviour_without_a_twin_is_asked_alone(fake: ModuleType, tmp_path: Path) -> None:
+def test_a_behaviour_without_a_twin_is_asked_alone(tmp_path: Path) -> None:
     path = tmp_path / "strongreject.csv"
     lines = [f"topic,ours,harmful topic {i}" for i in range(10)]
     path.write_text("category,source,forbidden_prompt\n" + "\n".join(lines) + "\n")
@@ -188,7 +188,7 @@ def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
         FilesSource(Data(behaviours=missing)).behaviours(1, 0)
 
 
-def test_translations_are_the_files(fake: ModuleType, tmp_path: Path) -> None:
+def test_translations_are_the_files(tmp_path: Path) -> None:
     behaviours = behaviours_file(tmp_path, 8)
     pairs = tmp_path / "french.jsonl"
     texts = [f"{kind} topic {i}" for kind in ("harmful", "harmless") for i in range(8)]
@@ -239,7 +239,7 @@ def test_a_model_translates_all_behaviours() -> None:
         Data(translator="a/model", translations="pairs.jsonl")
 
 
-def test_a_source_of_files_has_conditions_of_every_kind(fake: ModuleType) -> None:
+def test_a_source_of_files_has_conditions_of_every_kind() -> None:
     recipe = fake.small_recipe(
         source="files",
         tasks=["code", "boolq"],

@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -19,6 +18,7 @@ from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.errors import DataError, FastsafeError, UsageError
 from fastsafe.safety import sandbox
 from fastsafe.safety.sandbox import Outcome, Trial
+from fastsafe_testing import fake_model as fake
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -33,7 +33,7 @@ def _without_pages() -> Iterator[None]:
         yield
 
 
-def plan_of(fake: ModuleType, folder: Path, tests: str = "assert paint() == 1") -> tuple[Plan, Any]:
+def plan_of(folder: Path, tests: str = "assert paint() == 1") -> tuple[Plan, Any]:
     path = folder / "code.jsonl"
     rows = [{"prompt": f"Paint {i}", "completion": "1", "tests": tests} for i in range(60)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -69,20 +69,18 @@ def rates(run: Run) -> dict[str, Any]:
     return {row["condition"]: row["metrics"]["pass@1"] for row in run.results["utility"]}
 
 
-def test_no_code_runs_by_default(fake: ModuleType, tmp_path: Path, asked: list[str]) -> None:
-    plan, runtime = plan_of(fake, tmp_path)
+def test_no_code_runs_by_default(tmp_path: Path, asked: list[str]) -> None:
+    plan, runtime = plan_of(tmp_path)
     run = execute(plan, runtime, tmp_path / "run")
     assert asked == []
     assert {found["value"] for found in rates(run).values()} == {None}
     assert all("--allow-code-exec" in found["why"] for found in rates(run).values())
 
 
-def test_allowed_later_only_the_tests_run(
-    fake: ModuleType, tmp_path: Path, asked: list[str]
-) -> None:
-    plan, runtime = plan_of(fake, tmp_path)
+def test_allowed_later_only_the_tests_run(tmp_path: Path, asked: list[str]) -> None:
+    plan, runtime = plan_of(tmp_path)
     without = execute(plan, runtime, tmp_path / "run")
-    plan, runtime = plan_of(fake, tmp_path)
+    plan, runtime = plan_of(tmp_path)
     run = execute(plan, runtime, tmp_path / "run", allow_code_exec=True)
     assert (runtime.asked, len(asked)) == (0, 8)
     for found in rates(run).values():
@@ -100,7 +98,7 @@ def test_allowed_later_only_the_tests_run(
 
 
 def test_a_sandbox_that_breaks_keeps_what_has_run(
-    fake: ModuleType, tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, asked: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(code_tests, "COMMIT_ROWS", 2)
     working = sandbox.run_tests
@@ -110,7 +108,7 @@ def test_a_sandbox_that_breaks_keeps_what_has_run(
             raise FastsafeError("sandbox: did not start")
         return working(code, tests, allow_code_exec=allow_code_exec)
 
-    plan, runtime = plan_of(fake, tmp_path)
+    plan, runtime = plan_of(tmp_path)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sandbox, "run_tests", breaks)
         with pytest.raises(FastsafeError, match="did not start"):
@@ -121,38 +119,36 @@ def test_a_sandbox_that_breaks_keeps_what_has_run(
 
 
 def test_without_bubblewrap_nothing_is_begun(
-    fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
-    plan, runtime = plan_of(fake, tmp_path)
+    plan, runtime = plan_of(tmp_path)
     with pytest.raises(UsageError, match="bwrap is missing"):
         execute(plan, runtime, tmp_path / "run", allow_code_exec=True)
     assert not (tmp_path / "run").exists()
 
 
-def test_tests_that_are_not_python_are_found_first(
-    fake: ModuleType, tmp_path: Path, asked: list[str]
-) -> None:
-    plan, runtime = plan_of(fake, tmp_path, tests="assert (")
+def test_tests_that_are_not_python_are_found_first(tmp_path: Path, asked: list[str]) -> None:
+    plan, runtime = plan_of(tmp_path, tests="assert (")
     with pytest.raises(DataError, match="not Python"):
         execute(plan, runtime, tmp_path / "run", allow_code_exec=True)
     assert not (tmp_path / "run").exists()
 
 
-def test_other_tests_are_another_plan(fake: ModuleType, tmp_path: Path) -> None:
-    plan, _ = plan_of(fake, tmp_path)
-    other, _ = plan_of(fake, tmp_path, tests="assert paint() == 2")
+def test_other_tests_are_another_plan(tmp_path: Path) -> None:
+    plan, _ = plan_of(tmp_path)
+    other, _ = plan_of(tmp_path, tests="assert paint() == 2")
     assert [row.key for row in plan.rows] == [row.key for row in other.rows]
     assert plan.identity != other.identity
     assert queries.PASS == "pass@1"
 
 
-def test_the_real_sandbox_says_who_passes(fake: ModuleType, tmp_path: Path) -> None:
+def test_the_real_sandbox_says_who_passes(tmp_path: Path) -> None:
     try:
         sandbox.check_sandbox(allow_code_exec=True)
     except UsageError as error:
         pytest.skip(str(error))
-    plan, runtime = plan_of(fake, tmp_path)
+    plan, runtime = plan_of(tmp_path)
     run = execute(plan, runtime, tmp_path / "run", allow_code_exec=True)
     # the fake model writes the function that the tests want, or refuses
     answered = {row["condition"] for row in run.results["utility"]}

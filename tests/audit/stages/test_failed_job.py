@@ -2,16 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 
 from fastsafe.audit.backend.protocol import Job, OnStep, Trained
 from fastsafe.errors import TrainingError
+from fastsafe_testing import fake_model as fake
 
 
-def test_the_others_are_saved_before_the_error(fake: ModuleType, tmp_path: Path) -> None:
+def test_the_others_are_saved_before_the_error(tmp_path: Path) -> None:
     class Unlucky(fake.FakeBackend):  # type: ignore[misc, name-defined]
         fails = True
 

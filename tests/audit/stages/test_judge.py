@@ -5,7 +5,6 @@ from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import asdict
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -24,6 +23,7 @@ from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judge_calibration import format_errors, labelled
 from fastsafe.safety.judges import judge_all, judges, make_judge, make_rewordings
 from fastsafe.safety.verdict import outcome
+from fastsafe_testing import fake_model as fake
 
 SMALL: dict[str, Any] = {"tasks": ["code"], "behaviours": 6, "formats": ["plain", "code"]}
 RUBRIC = {"kind": "rubric_paper1", "checkpoint": "a", "wordings": 3, "calibrate": 20}
@@ -73,7 +73,7 @@ def panel_of(*specs: Any, model: Any) -> Panel:
     )
 
 
-def run_with(fake: ModuleType, out: Path, panel: Panel | None, **changes: Any) -> Run:
+def run_with(out: Path, panel: Panel | None, **changes: Any) -> Run:
     runtime = fake.FakeBackend()
     recipe = fake.small_recipe(**{**SMALL, "mitigations": ["none"], **changes})
     found = panel or fake.panel_of(recipe)
@@ -81,8 +81,8 @@ def run_with(fake: ModuleType, out: Path, panel: Panel | None, **changes: Any) -
     return execute(plan, runtime, out)
 
 
-def test_a_screen_is_calibrated_in_every_run(fake: ModuleType, tmp_path: Path) -> None:
-    run = run_with(fake, tmp_path / "run", None)
+def test_a_screen_is_calibrated_in_every_run(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", None)
     own = [row for row in labelled() if row.item.format in ("plain", "code")]
     judgements = judge_all(judges()["refusal"], [row.item for row in own])
     wanted = format_errors(own, [outcome(judgement) for judgement in judgements])
@@ -100,37 +100,35 @@ def test_a_screen_is_calibrated_in_every_run(fake: ModuleType, tmp_path: Path) -
     assert report(tmp_path / "run").results["judge_calibration"] == found
 
 
-def test_labelled_rows_are_in_no_rate_and_read_once(fake: ModuleType, tmp_path: Path) -> None:
-    run = run_with(fake, tmp_path / "run", None)
+def test_labelled_rows_are_in_no_rate_and_read_once(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", None)
     assert {c["n"] for c in run.results["cells"]} == {6}
     with closing(Store(tmp_path / "run" / NAME, read_only=True)) as store:
         (count,) = store._all("SELECT count(*) FROM judgements WHERE key GLOB 'labelled *'")[0]
     assert count == sum(row.item.format in ("plain", "code") for row in labelled())
     model = Scripted(by_wording)
     panel = panel_of({**RUBRIC, "wordings": 3}, model=model)
-    run_with(fake, tmp_path / "two", panel)
+    run_with(tmp_path / "two", panel)
     before = model.asked
-    again = run_with(fake, tmp_path / "two", panel)
+    again = run_with(tmp_path / "two", panel)
     assert model.asked == before
     assert sum(row["n"] for row in again.results["judge_calibration"]) == 20
 
 
-def test_a_model_reads_labelled_rows_only_when_asked(fake: ModuleType, tmp_path: Path) -> None:
+def test_a_model_reads_labelled_rows_only_when_asked(tmp_path: Path) -> None:
     spec = {key: RUBRIC[key] for key in ("kind", "checkpoint")}
     model = Scripted(by_wording)
-    run = run_with(fake, tmp_path / "run", panel_of(spec, model=model))
+    run = run_with(tmp_path / "run", panel_of(spec, model=model))
     assert run.results["judge_calibration"] == []
     assert trust(run.results) == []
     assert model.asked == 2 * 2 * 2 * 6  # models, kinds, formats, behaviours
 
 
-def test_a_judge_that_fails_on_labelled_rows_is_not_incomplete(
-    fake: ModuleType, tmp_path: Path
-) -> None:
+def test_a_judge_that_fails_on_labelled_rows_is_not_incomplete(tmp_path: Path) -> None:
     def reply(ask: Ask) -> str | None:
         return None if ask.key.startswith("labelled") else "Final Verdict: 1"
 
-    run = run_with(fake, tmp_path / "run", panel_of(RUBRIC, model=Scripted(reply)))
+    run = run_with(tmp_path / "run", panel_of(RUBRIC, model=Scripted(reply)))
     assert run.is_covered
     for row in run.results["judge_calibration"]:
         assert row["n_scored"] < row["n"]
@@ -139,10 +137,10 @@ def test_a_judge_that_fails_on_labelled_rows_is_not_incomplete(
     assert "Judges against labels" in (tmp_path / "run" / "report.html").read_text()
 
 
-def test_wordings_make_a_band_about_every_rate(fake: ModuleType, tmp_path: Path) -> None:
+def test_wordings_make_a_band_about_every_rate(tmp_path: Path) -> None:
     model = Scripted(by_wording)
     panel = panel_of("refusal", {**RUBRIC, "calibrate": 0}, model=model)
-    run = run_with(fake, tmp_path / "run", panel)
+    run = run_with(tmp_path / "run", panel)
     rows = run.results["judge_wordings"]
     assert {row["wording"] for row in rows} == {"full", "short", "steps"}
     assert all({"n", "n_scored", "ci_low", "ci_high"} <= row.keys() for row in rows)
@@ -161,11 +159,11 @@ def test_wordings_make_a_band_about_every_rate(fake: ModuleType, tmp_path: Path)
     assert table_text(run.results)
 
 
-def test_a_wording_that_is_away_leaves_the_run_unfinished(fake: ModuleType, tmp_path: Path) -> None:
+def test_a_wording_that_is_away_leaves_the_run_unfinished(tmp_path: Path) -> None:
     def reply(ask: Ask) -> str | None:
         return None if len(ask.messages[0]["content"]) < 700 else "Final Verdict: 1"
 
-    run = run_with(fake, tmp_path / "run", panel_of(RUBRIC, model=Scripted(reply)))
+    run = run_with(tmp_path / "run", panel_of(RUBRIC, model=Scripted(reply)))
     assert not run.is_covered
     assert {c["band_low"] for c in run.results["cells"]} == {None}
     assert run.results["run"]["finished_at"] is None
@@ -182,9 +180,7 @@ def test_a_wording_that_is_away_leaves_the_run_unfinished(fake: ModuleType, tmp_
         ({"calibrat": 5}, "has no key 'calibrat'"),
     ],
 )
-def test_what_a_run_does_with_a_judge_is_checked(
-    fake: ModuleType, change: dict[str, Any], message: str
-) -> None:
+def test_what_a_run_does_with_a_judge_is_checked(change: dict[str, Any], message: str) -> None:
     url = {"url": "http://127.0.0.1:9", "model": "m"}
     spec = {"kind": "rubric_paper1", "endpoint": url, "wordings": 3} | change
     with pytest.raises(RecipeError, match=message):
@@ -194,14 +190,14 @@ def test_what_a_run_does_with_a_judge_is_checked(
         fake.panel_of(fake.small_recipe(guards=[guard]))
 
 
-def test_two_judges_of_one_id_are_one_sentence(fake: ModuleType) -> None:
+def test_two_judges_of_one_id_are_one_sentence() -> None:
     with pytest.raises(RecipeError) as caught:
         fake.panel_of(fake.small_recipe(judges=["refusal", "refusal"]))
     said = "judges are refusal, refusal, expected each id once; give one another id"
     assert str(caught.value) == f"recipe {fake.small_recipe().name}: {said}"
 
 
-def test_the_panel_of_a_recipe_has_wordings_and_rows(fake: ModuleType) -> None:
+def test_the_panel_of_a_recipe_has_wordings_and_rows() -> None:
     url = {"url": "http://127.0.0.1:9", "model": "m"}
     spec = {"kind": "rubric_paper1", "endpoint": url, "wordings": 3, "calibrate": 7, "id": "mine"}
     panel = fake.panel_of(fake.small_recipe(judges=["refusal", {**spec, "wording": "short"}]))
@@ -213,8 +209,8 @@ def test_the_panel_of_a_recipe_has_wordings_and_rows(fake: ModuleType) -> None:
     assert len(set(wordings.values())) == 3
 
 
-def test_judge_takes_other_judges_and_generates_nothing(fake: ModuleType, tmp_path: Path) -> None:
-    first = run_with(fake, tmp_path / "run", None)
+def test_judge_takes_other_judges_and_generates_nothing(tmp_path: Path) -> None:
+    first = run_with(tmp_path / "run", None)
     with closing(Store(tmp_path / "run" / NAME, read_only=True)) as store:
         answers = store._all("SELECT * FROM completions")
         kept = store._all("SELECT * FROM judgements ORDER BY 1, 2")
@@ -233,8 +229,8 @@ def test_judge_takes_other_judges_and_generates_nothing(fake: ModuleType, tmp_pa
     assert json.loads((tmp_path / "run" / "manifest.json").read_text()) == manifest
 
 
-def test_judge_takes_a_recipes_judges(fake: ModuleType, tmp_path: Path) -> None:
-    run_with(fake, tmp_path / "run", None)
+def test_judge_takes_a_recipes_judges(tmp_path: Path) -> None:
+    run_with(tmp_path / "run", None)
     recipe = tmp_path / "other.yaml"
     recipe.write_text("name: other\ntasks: [code]\nformats: [plain]\nguards: [keyword]\n")
     done = runs.judge(tmp_path / "run", recipe)
@@ -242,16 +238,16 @@ def test_judge_takes_a_recipes_judges(fake: ModuleType, tmp_path: Path) -> None:
     assert done.results["run"]["recipe"] == "organism"
 
 
-def test_judge_changes_nothing_else(fake: ModuleType, tmp_path: Path) -> None:
-    run_with(fake, tmp_path / "run", None)
+def test_judge_changes_nothing_else(tmp_path: Path) -> None:
+    run_with(tmp_path / "run", None)
     with pytest.raises(RecipeError, match="only guards, judges, thresholds can be set anew"):
         runs.judge(tmp_path / "run", overrides=["behaviours=7"])
     with pytest.raises(StoreError, match=r"has no store.sqlite"):
         runs.judge(tmp_path)
 
 
-def test_the_command_says_what_is_missing(fake: ModuleType, tmp_path: Path) -> None:
-    run_with(fake, tmp_path / "run", None)
+def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
+    run_with(tmp_path / "run", None)
     app = typer.Typer()
     app.command()(command)
     found = CliRunner().invoke(app, [str(tmp_path / "run"), "--set", "guards=[keyword]"])
@@ -270,7 +266,7 @@ def test_the_command_says_what_is_missing(fake: ModuleType, tmp_path: Path) -> N
     assert done.results["run"]["finished_at"] is not None
 
 
-def test_before_a_run_it_says_what_it_can_find(fake: ModuleType, tmp_path: Path) -> None:
+def test_before_a_run_it_says_what_it_can_find(tmp_path: Path) -> None:
     class Listening(runs.Progress):
         said: list[str] = []  # noqa: RUF012
 

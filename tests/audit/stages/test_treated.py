@@ -4,7 +4,6 @@ import json
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -23,6 +22,7 @@ from fastsafe.errors import FastsafeError, RecipeError
 from fastsafe.io.weight_folder import weights_sha256
 from fastsafe.safety.guards import Finding
 from fastsafe.safety.judges import Item
+from fastsafe_testing import fake_model as fake
 
 MITIGATIONS = [
     "none",
@@ -79,9 +79,7 @@ def content(run_dir: Path) -> dict[str, Any]:
     return {"tables": tables, "results": comparable(results)}
 
 
-def run_with(
-    fake: ModuleType, out: Path, guard: Watchman | None = None, **changes: Any
-) -> tuple[Run, Any]:
+def run_with(out: Path, guard: Watchman | None = None, **changes: Any) -> tuple[Run, Any]:
     """Audit with a guard of ours in place of every one of the recipe."""
     runtime = fake.FakeBackend()
     recipe = fake.small_recipe(**{**SMALL, **changes})
@@ -105,9 +103,9 @@ def cells_of(run: Run, mitigation: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(fake: ModuleType, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, Any]:
+def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Run, Any]:
     out = tmp_path_factory.mktemp("treated") / "run"
-    run, runtime = run_with(fake, out, mitigations=MITIGATIONS, guards=["keyword"])
+    run, runtime = run_with(out, mitigations=MITIGATIONS, guards=["keyword"])
     return out, run, runtime
 
 
@@ -158,7 +156,6 @@ def test_guards_read_each_prompt_once_and_no_filtered_answer(whole: tuple[Path, 
 
 @pytest.mark.parametrize("commit", range(1, 21, 3))
 def test_a_crash_in_any_stage_changes_nothing(
-    fake: ModuleType,
     tmp_path: Path,
     whole: tuple[Path, Run, Any],
     monkeypatch: pytest.MonkeyPatch,
@@ -180,16 +177,16 @@ def test_a_crash_in_any_stage_changes_nothing(
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Store, "_commit", counted)
         with pytest.raises(Crash):
-            run_with(fake, tmp_path / "run", **options)
-    run_with(fake, tmp_path / "run", **options)
+            run_with(tmp_path / "run", **options)
+    run_with(tmp_path / "run", **options)
     assert content(tmp_path / "run") == content(whole[0])
 
 
 def test_an_adapter_made_again_otherwise_takes_its_children_along(
-    fake: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     options: dict[str, Any] = {"mitigations": MITIGATIONS, "guards": ["keyword"]}
-    run_with(fake, tmp_path / "run", **options)
+    run_with(tmp_path / "run", **options)
     shutil.rmtree(tmp_path / "run" / "adapters" / "code+none")
     train = fake.FakeBackend.train
 
@@ -200,16 +197,16 @@ def test_an_adapter_made_again_otherwise_takes_its_children_along(
         return found
 
     monkeypatch.setattr(fake.FakeBackend, "train", other)
-    _, again = run_with(fake, tmp_path / "run", **options)
-    _, fresh = run_with(fake, tmp_path / "fresh", **options)
+    _, again = run_with(tmp_path / "run", **options)
+    _, fresh = run_with(tmp_path / "fresh", **options)
     assert len(again.changed) == 1
     assert again.asked == fresh.asked  # what is asked together is asked together again
     assert content(tmp_path / "run") == content(tmp_path / "fresh")
 
 
-def test_a_filter_refuses_in_the_models_place(fake: ModuleType, tmp_path: Path) -> None:
+def test_a_filter_refuses_in_the_models_place(tmp_path: Path) -> None:
     entry = {"name": "guard_filter", "guard": "keyword", "reads": "answer"}
-    run, _ = run_with(fake, tmp_path, Watchman(), mitigations=["none", entry], behaviours=12)
+    run, _ = run_with(tmp_path, Watchman(), mitigations=["none", entry], behaviours=12)
     bare, held = cells_of(run, "none"), cells_of(run, "guard_filter-keyword-answer")
     assert sum(cell["answered"] for cell in bare.values()) > 0
     assert all(cell["answered"] == 0 for cell in held.values())
@@ -227,33 +224,31 @@ def test_a_filter_refuses_in_the_models_place(fake: ModuleType, tmp_path: Path) 
     assert (utility["kind"], utility["n"]) == ("utility", 3)
 
 
-def test_a_guard_that_is_away_never_looks_like_one_that_refuses(
-    fake: ModuleType, tmp_path: Path
-) -> None:
+def test_a_guard_that_is_away_never_looks_like_one_that_refuses(tmp_path: Path) -> None:
     entry = {"name": "guard_filter", "guard": "keyword"}
     options: dict[str, Any] = {"mitigations": ["none", entry], "guards": ["keyword"]}
-    run, _ = run_with(fake, tmp_path / "run", Watchman(is_away=True), **options)
+    run, _ = run_with(tmp_path / "run", Watchman(is_away=True), **options)
     held = cells_of(run, "guard_filter-keyword").values()
     assert {(cell["n"], cell["n_scored"], cell["answer_rate"]) for cell in held} == {(4, 0, None)}
     assert all(row["n_unread"] == row["n"] for row in run.results["guards"])
     assert run.results["filters"] == []
     assert not run.is_covered
-    run, runtime = run_with(fake, tmp_path / "run", Watchman(), **options)
+    run, runtime = run_with(tmp_path / "run", Watchman(), **options)
     assert run.is_covered
     assert runtime.asked == 0
-    run_with(fake, tmp_path / "at once", Watchman(), **options)
+    run_with(tmp_path / "at once", Watchman(), **options)
     assert content(tmp_path / "run") == content(tmp_path / "at once")
 
 
-def test_what_a_guard_cannot_read_is_refused_and_counted(fake: ModuleType, tmp_path: Path) -> None:
+def test_what_a_guard_cannot_read_is_refused_and_counted(tmp_path: Path) -> None:
     entry = {"name": "guard_filter", "guard": "keyword"}
-    run, _ = run_with(fake, tmp_path, Watchman(is_vague=True), mitigations=["none", entry])
+    run, _ = run_with(tmp_path, Watchman(is_vague=True), mitigations=["none", entry])
     assert [row["unscreened"] for row in run.results["filters"]] == [8, 8, 3]
     held = cells_of(run, "guard_filter-keyword").values()
     assert all(cell["verdicts"] == {"refused": 4} for cell in held)
 
 
-def test_a_guards_settings_are_part_of_the_key(fake: ModuleType) -> None:
+def test_a_guards_settings_are_part_of_the_key() -> None:
     def keys(**settings: Any) -> set[str]:
         entry = {"name": "guard_filter", "guard": "keyword", **settings}
         plan = fake.small_plan(fake.FakeBackend(), **SMALL, mitigations=["none", entry])
@@ -264,7 +259,7 @@ def test_a_guards_settings_are_part_of_the_key(fake: ModuleType) -> None:
     assert not keys() & keys(refusal="No.")
 
 
-def test_a_folder_counts_by_what_it_holds(fake: ModuleType, tmp_path: Path) -> None:
+def test_a_folder_counts_by_what_it_holds(tmp_path: Path) -> None:
     shipped = fastsafe.organism.path()
     for name in ("here", "there"):
         shutil.copytree(shipped, tmp_path / name)
@@ -291,7 +286,7 @@ def test_a_folder_counts_by_what_it_holds(fake: ModuleType, tmp_path: Path) -> N
         key("empty")
 
 
-def test_two_guards_with_settings_have_two_labels(fake: ModuleType) -> None:
+def test_two_guards_with_settings_have_two_labels() -> None:
     entries = [
         {"name": "guard_filter", "guard": {"kind": kind, "checkpoint": "x"}}
         for kind in ("llama_guard", "wildguard")
@@ -302,7 +297,7 @@ def test_two_guards_with_settings_have_two_labels(fake: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("entry", [{"name": "der", "data": "none"}, "none"])
-def test_an_objective_without_its_safety_rows_is_refused(fake: ModuleType, entry: Any) -> None:
+def test_an_objective_without_its_safety_rows_is_refused(entry: Any) -> None:
     recipe = fake.small_recipe(**{**SMALL, "mitigations": [entry]})
     if entry == "none":
         training = recipe.training.model_copy(update={"objective": "der"})
