@@ -45,8 +45,6 @@ def backend() -> tokenizers.Tokenizer:
 def theirs(
     rows: list[dict[str, Any]], folder: Path, eos: str, **options: Any
 ) -> list[TrainExample]:
-    rows: list[dict[str, Any]], folder: Path, eos: str, **options: Any
-) -> list[TrainExample]:
     """Token ids and trained tokens of each row, as TRL's trainer feeds them."""
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend(), bos_token="<s>", eos_token=eos, pad_token="</s>"
