@@ -1,4 +1,4 @@
-# docker build --target cpu  -t fastsafe:cpu  .   then   docker run --rm -v "$PWD/runs:/work/runs" fastsafe:cpu audit organism
+# docker build --target cpu  -t fastsafe:cpu  .   then   docker run --rm -v "$PWD/runs:/data/runs" fastsafe:cpu audit organism
 # docker build --target cuda -t fastsafe:cuda .   then   docker run --rm --gpus all ... fastsafe:cuda ...
 FROM python:3.13-slim-bookworm AS build
 RUN apt-get update && apt-get install -y --no-install-recommends g++ && rm -rf /var/lib/apt/lists/*
@@ -11,9 +11,9 @@ RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheels .
 
 FROM python:3.13-slim-bookworm AS base
 # A run is written below the working directory, as runs/NAME.
-RUN useradd --create-home --uid 1000 fastsafe && install --directory --owner=fastsafe /work /work/runs
+RUN useradd --create-home --uid 1000 fastsafe && install --directory --owner=fastsafe /data /data/runs
 COPY --from=build /wheels /wheels
-WORKDIR /work
+WORKDIR /data
 
 FROM base AS cpu
 RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch \
