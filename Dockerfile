@@ -17,7 +17,7 @@ WORKDIR /data
 
 FROM base AS cpu
 RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu torch \
-    && pip install --no-cache-dir /wheels/*.whl
+    && pip install --no-cache-dir "$(echo /wheels/*.whl)[hub,judge,metrics,report]"
 USER fastsafe
 ENTRYPOINT ["fastsafe"]
 CMD ["--help"]
@@ -27,7 +27,7 @@ CMD ["--help"]
 FROM base AS cuda
 RUN apt-get update && apt-get install -y --no-install-recommends gcc libc6-dev \
     && rm -rf /var/lib/apt/lists/* \
-    && pip install --no-cache-dir "$(echo /wheels/*.whl)[gpu]"
+    && pip install --no-cache-dir "$(echo /wheels/*.whl)[gpu,hub,judge,metrics,report]"
 USER fastsafe
 ENTRYPOINT ["fastsafe"]
 CMD ["--help"]

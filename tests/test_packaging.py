@@ -69,7 +69,22 @@ def test_the_wheel_holds_code_and_data(built: Path) -> None:
         for path in (ROOT / "fastsafe/organism/checkpoint").iterdir()
     }
     assert any(name.endswith("/model.safetensors") for name in checkpoint)
-    wanted = own(".py", ".pyi", ".yaml", ".json", ".sql", ".html", ".css", "py.typed") | checkpoint
+    wanted = (
+        own(
+            ".py",
+            ".pyi",
+            ".yaml",
+            ".json",
+            ".jsonl",
+            ".txt",
+            ".md",
+            ".sql",
+            ".html",
+            ".css",
+            "py.typed",
+        )
+        | checkpoint
+    )
     assert wanted - names == set()
     assert [name for name in names if name.startswith("fastsafe/_native.")]
     assert [name for name in names if name.endswith(".dist-info/licenses/LICENSE")]

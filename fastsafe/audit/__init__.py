@@ -11,8 +11,9 @@ from typing import Any
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.results.make_results import comparable
 from fastsafe.audit.run import Run, audit
+from fastsafe.audit.trainer_callback import AuditCallback
 
-__all__ = ["Recipe", "Run", "audit", "comparable"]
+__all__ = ["AuditCallback", "Recipe", "Run", "audit", "comparable"]
 
 
 class _CallableModule(ModuleType):
