@@ -27,6 +27,5 @@ def organism_build(
 
     if out.exists():
         raise UsageError(f"organism build: {out} exists, expected a new folder; use another --out")
-    with progress.following(progress.for_terminal()) as after_step:
-        fastsafe.organism.build(out, seed=seed, on_progress=after_step)
+    fastsafe.organism.build(out, seed=seed, progress=progress.for_terminal())
     typer.echo(str(out))
