@@ -22,12 +22,12 @@ from torch.overrides import TorchFunctionMode
 
 from fastsafe.engine import LLM, SamplingParams
 from fastsafe.engine.planner import available_bytes, weight_bytes
-from fastsafe.errors import TokenizerError, UsageError
+from fastsafe.errors import UsageError
 from fastsafe.io import hub
 from fastsafe.io.chat_template import FROZEN_CLOCK
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model.config import ModelConfig
-from fastsafe.transformers_backend.loading import require
+from fastsafe.transformers_backend.loading import transformers_tokenizer
 from fastsafe.transformers_backend.transformers_llm import TransformersLLM
 
 GREEDY_TOKENS = 16
@@ -201,16 +201,7 @@ def _logits_of(llm: Any, adapter: str | Path | None) -> Callable[[Sequence[int]]
 
 def _compare_tokens(path: Path, ours: Tokenizer, texts: Sequence[str]) -> list[str]:
     """Return a sentence if token ids of texts differ, and one if those of templates do."""
-    transformers = require("transformers")
-    try:
-        theirs = transformers.AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # anything that a malformed file makes of it
-        raise TokenizerError(
-            f"{path}: the tokenizer is refused by transformers ({error!s:.200}), expected one that"
-            " both can load"
-        ) from None
+    theirs = transformers_tokenizer(path)
     differences = []
     differing = [i for i, t in enumerate(texts) if theirs(t)["input_ids"] != ours.encode(t)]
     if differing:
