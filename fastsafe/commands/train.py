@@ -298,7 +298,6 @@ def memory(plan: TrainPlan) -> dict[str, int]:
 
 
 def _adapter_parameters(config: "ModelConfig", training: "TrainConfig") -> int:
-    from fastsafe.model.peft import LoraConfig
     from fastsafe.model.weights import linears
 
     widths = {
@@ -306,13 +305,8 @@ def _adapter_parameters(config: "ModelConfig", training: "TrainConfig") -> int:
         for layer in range(config.num_layers)
         for linear in linears(config)
     }
-    targets = training.target_modules
-    lora = LoraConfig(
-        rank=training.rank,
-        alpha=training.alpha,
-        target_modules=targets if isinstance(targets, str) else tuple(targets),
-    )
-    return training.rank * sum(widths[m] for m in lora.modules(widths, "--target-modules"))
+    modules = training.lora().modules(widths, "--target-modules")
+    return training.rank * sum(widths[module] for module in modules)
 
 
 def _check_dependent(
