@@ -11,7 +11,6 @@ from fastsafe.cli.options import (
     AsJson,
     BatchSize,
     ComputeBackend,
-    Debug,
     DryRun,
     ModelDevice,
     ShowCompletions,
@@ -23,6 +22,18 @@ from fastsafe.cli.options import (
 
 if TYPE_CHECKING:
     from fastsafe.audit.run import Run
+
+
+RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="A.B=C",
+        callback=split_values,
+        help="Override a key of the recipe. Repeatable; in the variable, separate by ';'.",
+    ),
+]
 
 
 def audit(
@@ -40,15 +51,7 @@ def audit(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/RECIPE].")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="A.B=C",
-            callback=split_values,
-            help="Override a key of the recipe. Repeatable; in the variable, separate by ';'.",
-        ),
-    ] = None,
+    overrides: Overrides = None,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Maximum number of behaviours per cell and rows per task."),
@@ -73,7 +76,6 @@ def audit(
             "bubblewrap, and report pass@1.",
         ),
     ] = False,
-    debug: Debug = False,
 ) -> None:
     """Fine-tune, probe, judge and report. Run the same command again to resume.
 
@@ -112,10 +114,9 @@ def audit(
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run_dir: RunDirectory,
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
-    debug: Debug = False,
 ) -> None:
     """Write the report of a run again, finished or not."""
     from fastsafe.audit import manifest, run
@@ -127,26 +128,19 @@ def report(
 
 
 def judge(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run_dir: RunDirectory,
     recipe: Annotated[
         str | None,
         typer.Option(help="Recipe that the judges, guards and thresholds are taken from."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="A.B=C",
-            callback=split_values,
-            help="Set judges, guards or thresholds. Repeatable; in the variable, separate by ';'.",
-        ),
-    ] = None,
+    overrides: Overrides = None,
     device: ModelDevice = "cpu",
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
-    debug: Debug = False,
 ) -> None:
     """Judge the answers of a run again. Nothing is generated, and existing verdicts are kept.
+
+    The keys that --set may override are those of judges, guards and thresholds.
 
     Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
     """

@@ -15,7 +15,6 @@ from fastsafe.cli.options import (
     BatchSize,
     CheckpointName,
     ComputeBackend,
-    Debug,
     ModelDevice,
     ModelDtype,
     Quantize,
@@ -72,7 +71,6 @@ def generate(
     dtype: ModelDtype = "float32",
     quantize: Annotated[Quantize | None, typer.Option(help="nf4 holds the base in 4 bits.")] = None,
     as_json: AsJson = False,
-    debug: Debug = False,
 ) -> None:
     """Complete prompts with a model and its adapters. Run the same command again to resume.
 
@@ -126,9 +124,9 @@ def generate(
             completions,
             params,
             progress=display,
-            is_stopping=drain.is_asked,
+            is_stopping=lambda: drain.is_asked,
         )
-        if drain.is_asked():
+        if drain.is_asked:
             # even if the last row finished in time: a script that is stopped must not go on
             raise KeyboardInterrupt
     display.event("generated", **vars(done))
@@ -137,33 +135,30 @@ def generate(
 
 
 class _Drain:
-    """Handles Ctrl-C and SIGTERM: the first lets running rows finish, the second exits at once."""
+    """Handles Ctrl-C and SIGTERM: the first lets running rows finish, the second exits at once.
 
-    def __init__(self) -> None:
-        self._asked = False
+    Attributes:
+        is_asked: Whether to start no further rows.
+    """
 
-    def is_asked(self) -> bool:
-        """Return whether to start no further rows."""
-        return self._asked
+    is_asked = False
 
     def ask(self, signum: int, frame: object) -> None:
         """Handle Ctrl-C and SIGTERM."""
-        if self._asked:
+        if self.is_asked:
             # every completion that was reported is in the file already
             os._exit(EXIT_INTERRUPTED)
-        self._asked = True
+        self.is_asked = True
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
         typer.echo(f"stopping within {GRACE_S:.0f} seconds; again to stop at once", err=True)
-
-    def end(self, signum: int, frame: object) -> None:
-        """Handle the end of the grace period."""
-        raise KeyboardInterrupt
 
 
 @contextmanager
 def _draining() -> Iterator[_Drain]:
     drain = _Drain()
-    handlers = {signal.SIGINT: drain.ask, signal.SIGTERM: drain.ask, signal.SIGALRM: drain.end}
+    # the default handler of Ctrl-C raises KeyboardInterrupt, also at the end of the grace period
+    at_end = signal.default_int_handler
+    handlers = {signal.SIGINT: drain.ask, signal.SIGTERM: drain.ask, signal.SIGALRM: at_end}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield drain

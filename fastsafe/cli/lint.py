@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug, split_values
+from fastsafe.cli.options import EXIT_ERROR, AsJson, split_values
 
 if TYPE_CHECKING:
     from fastsafe.safety.lint import Report
@@ -44,7 +44,6 @@ def lint(
         bool, typer.Option("--show-text", help="Quote the text that each finding is about.")
     ] = False,
     as_json: AsJson = False,
-    debug: Debug = False,
 ) -> None:
     """Look for flaws in fine-tuning or safety data.
 

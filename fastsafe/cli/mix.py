@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import AsJson, Debug
+from fastsafe.cli.options import AsJson
 from fastsafe.errors import UsageError
 
 ShareUnit = Literal["rows", "tokens"]
@@ -64,7 +64,6 @@ def mix(
         bool, typer.Option("--no-lint", help="Do not lint the sets before mixing.")
     ] = False,
     as_json: AsJson = False,
-    debug: Debug = False,
 ) -> None:
     """Mix safety rows into a user's rows. They are dressed in the style of the user's task.
 

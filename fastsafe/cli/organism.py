@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 import fastsafe
-from fastsafe.cli.options import Debug
 from fastsafe.errors import UsageError
 
 
-def organism_path(debug: Debug = False) -> None:
+def organism_path() -> None:
     """Print the folder of the shipped checkpoint."""
     typer.echo(str(fastsafe.organism.path()))
 
@@ -20,7 +19,6 @@ def organism_build(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of weights and rows.")
     ] = fastsafe.organism.SEED,
-    debug: Debug = False,
 ) -> None:
     """Train the organism from scratch, which takes minutes on two cores."""
     from fastsafe import progress

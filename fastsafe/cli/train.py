@@ -14,7 +14,6 @@ import typer
 
 from fastsafe.cli.options import (
     AsJson,
-    Debug,
     DryRun,
     ModelDevice,
     format_value,
@@ -115,7 +114,6 @@ def train(
         typer.Option("--show-example", help="Print one row with its trained tokens, and exit."),
     ] = False,
     as_json: AsJson = False,
-    debug: Debug = False,
     **settings: Any,
 ) -> None:
     """Fine-tune a base on data sets. Each data set and seed is a job; all are trained together.
