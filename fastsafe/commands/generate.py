@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsafe.audit.backend.on_engine import EngineBackend
+from fastsafe.audit.plan.make_plan import differences
 from fastsafe.data.conversation import kind_of
 from fastsafe.data.records import Record, json_lines
 from fastsafe.errors import DataError, FastsafeError, StoreError, TokenizerError, nearest
@@ -195,26 +196,13 @@ def _check_manifest(path: Path, manifest: Path, identity: Mapping[str, Any]) -> 
         raise StoreError(f"{error}; use another --out") from None
     if not isinstance(written, dict):
         raise StoreError(f"{manifest}: has no identity, expected one; use another --out")
-    old, new = _flat(written), _flat(json.loads(json.dumps(identity)))
-    changed = [
-        f"{key}: {old.get(key)!r:.80} -> {new.get(key)!r:.80}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    # through JSON, as the file did: tuples become lists
+    changed = differences(written, json.loads(json.dumps(identity)))
     if changed:
         raise StoreError(
             f"{path}: was begun with other settings ({'; '.join(changed)}), expected the same;"
             " use another --out"
         )
-
-
-def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings under dotted names, such as ``sampling.seed``."""
-    flat: dict[str, Any] = {}
-    for key, value in identity.items():
-        inner = value.items() if isinstance(value, dict) else None
-        flat |= {f"{key}.{k}": v for k, v in inner} if inner is not None else {key: value}
-    return flat
 
 
 def _read_done(path: Path, descriptor: int) -> dict[str, str]:
