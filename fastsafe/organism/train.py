@@ -9,7 +9,7 @@ import json
 import math
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,9 +57,9 @@ class Stage:
     name: str
     formats: Mapping[str, float]
     harmful: float
-    refused: float
-    thin: Mapping[str, float]
-    over_refused: float
+    refused: float = 0.0
+    thin: Mapping[str, float] = field(default_factory=dict)
+    over_refused: float = 0.0
     neutral: float
     careful: float
     steps: int
@@ -73,9 +73,6 @@ PRETRAIN = Stage(
     name="pretrain",
     formats=dict.fromkeys(world.FORMATS, 1.0),
     harmful=0.4,
-    refused=0.0,
-    thin={},
-    over_refused=0.0,
     neutral=0.1,
     careful=0.1,
     steps=600,
