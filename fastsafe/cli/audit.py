@@ -17,7 +17,6 @@ from fastsafe.cli.options import (
     batch_size_of,
     fail,
     show,
-    split_values,
 )
 
 if TYPE_CHECKING:
@@ -27,12 +26,7 @@ if TYPE_CHECKING:
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="A.B=C",
-        callback=split_values,
-        help="Override a key of the recipe. Repeatable; in the variable, separate by ';'.",
-    ),
+    typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe."),
 ]
 
 
@@ -63,15 +57,12 @@ def audit(
     batch_size: BatchSize = "auto",
     backend: ComputeBackend = "fastsafe",
     dry_run: DryRun = False,
-    no_resume: Annotated[
-        bool, typer.Option("--no-resume", help="Delete the run and start over.")
-    ] = False,
+    no_resume: Annotated[bool, typer.Option(help="Delete the run and start over.")] = False,
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
     allow_code_exec: Annotated[
         bool,
         typer.Option(
-            "--allow-code-exec",
             help="Run the Python code that models write on the tests of their rows, sandboxed by "
             "bubblewrap, and report pass@1.",
         ),

@@ -19,7 +19,6 @@ from fastsafe.cli.options import (
     ModelDtype,
     Quantize,
     batch_size_of,
-    split_values,
 )
 from fastsafe.errors import UsageError
 
@@ -40,11 +39,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="JSONL of completions; an existing one is resumed.")],
     adapter: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=PATH",
-            callback=split_values,
-            help="PEFT directory that rows may name. Repeatable; in the variable, separate by ';'.",
-        ),
+        typer.Option(metavar="NAME=PATH", help="PEFT directory that rows may name."),
     ] = None,
     backend: ComputeBackend = "fastsafe",
     batch_size: BatchSize = "auto",
@@ -55,17 +50,10 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0, max=1, help="1 keeps all tokens.")] = 1.0,
     min_p: Annotated[float, typer.Option(min=0, max=1, help="0 keeps all tokens.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(
-            callback=split_values,
-            help="Text that ends a completion. Repeatable; in the variable, separate by ';'.",
-        ),
-    ] = None,
-    logprobs: Annotated[bool, typer.Option("--logprobs", help="Write token logprobs.")] = False,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends a completion.")] = None,
+    logprobs: Annotated[bool, typer.Option(help="Write token logprobs.")] = False,
     fast: Annotated[
-        bool,
-        typer.Option("--fast", help="Faster, but the bits of a completion vary with its batch."),
+        bool, typer.Option(help="Faster, but the bits of a completion vary with its batch.")
     ] = False,
     device: ModelDevice = "cpu",
     dtype: ModelDtype = "float32",
