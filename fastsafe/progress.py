@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -38,28 +38,6 @@ def stage(progress: Progress, name: str, total: int, unit: str) -> Iterator[None
         yield
     finally:
         progress.end()
-
-
-@contextmanager
-def following(progress: Progress) -> Iterator[Callable[[str, int, int, float], None]]:
-    """Yield a callback (stage, steps done, total, loss) that shows stages as they begin and end."""
-    current: str | None = None
-
-    def after_step(stage: str, done: int, total: int, loss: float) -> None:
-        nonlocal current
-        if stage != current:
-            progress.begin(stage, total, "steps")
-            current = stage
-        progress.advance(1, f"loss {loss:.3f}")
-        if done == total:
-            progress.end()
-            current = None
-
-    try:
-        yield after_step
-    finally:
-        if current is not None:
-            progress.end()
 
 
 class _Stream(Progress):

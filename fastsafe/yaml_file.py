@@ -39,27 +39,16 @@ def read_yaml(path: Path, label: str = "") -> dict[str, Any]:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise RecipeError(f"{label}: the file is over {MAX_BYTES} bytes")
-        return parse_yaml(path.read_text(encoding="utf-8"), label)
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise RecipeError(f"{label}: cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise RecipeError(f"{label}: is not UTF-8 text") from error
-
-
-def parse_yaml(text: str, label: str) -> dict[str, Any]:
-    """Parse YAML text that holds a mapping.
-
-    Raises:
-        RecipeError: It is not YAML or not a mapping, or has a key twice.
-    """
-    loader = _StrictLoader(text)
     try:
-        content = loader.get_single_data()
+        content = _StrictLoader(text).get_single_data()
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise RecipeError(f"{label}: is not valid YAML: {reason}") from error
-    finally:
-        loader.dispose()
     if not isinstance(content, dict):
         held = "nothing" if content is None else f"a {type(content).__name__}"
         raise RecipeError(f"{label}: holds {held}, expected a mapping of keys")

@@ -2,7 +2,6 @@
 
 import io
 import json
-from contextlib import suppress
 
 import pytest
 
@@ -12,7 +11,6 @@ from fastsafe.progress import (
     Lines,
     Progress,
     duration,
-    following,
     stage,
 )
 
@@ -90,18 +88,3 @@ def test_a_stage_closes_on_errors() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
-
-
-def test_stages_that_follow_each_other() -> None:
-    stream = io.StringIO()
-    with suppress(KeyboardInterrupt), following(EveryEvent(stream)) as after_step:
-        for step in (1, 2):
-            after_step("pretrain", step, 2, 0.5)
-        after_step("align", 1, 3, 0.5)
-        raise KeyboardInterrupt
-    events = [json.loads(line) for line in stream.getvalue().splitlines()]
-    finished = [e for e in events if e["event"] == "stage_finished"]
-    assert [(e["stage"], e["done"], e["total"]) for e in finished] == [
-        ("pretrain", 2, 2),
-        ("align", 1, 3),
-    ]

@@ -4,20 +4,19 @@ A command is a function in a file of this package and a line of ``COMMANDS``.
 """
 
 import functools
+import inspect
 import io
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, NoReturn, ParamSpec
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 import fastsafe
 from fastsafe.cli import audit, catalogue, generate, lint, mix, organism, train, verify
-from fastsafe.cli.options import EXIT_ERROR, EXIT_INTERRUPTED, Command, fail
+from fastsafe.cli.options import EXIT_ERROR, EXIT_INTERRUPTED, Command, Debug, fail
 from fastsafe.errors import FastsafeError
-
-P = ParamSpec("P")
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit.audit,
@@ -49,19 +48,22 @@ def main() -> None:
     app()
 
 
-def explained(command: Callable[P, None]) -> Callable[P, None]:
-    """Return a command that reports errors in one sentence on stderr and by its exit code."""
+def explained(command: Callable[..., None]) -> Callable[..., None]:
+    """Return a command that reports errors in one sentence on stderr and by its exit code.
+
+    It has one more option, ``--debug``, for the traceback.
+    """
 
     @functools.wraps(command)
-    def run(*args: P.args, **options: P.kwargs) -> None:
+    def run(*, debug: bool, **options: Any) -> None:
         try:
-            command(*args, **options)
+            command(**options)
         except (typer.Exit, typer.Abort, BrokenPipeError):
             raise
         except KeyboardInterrupt:
             fail("interrupted; run the same command to resume", EXIT_INTERRUPTED)
         except Exception as error:
-            if options.get("debug"):
+            if debug:
                 raise
             message = " ".join(str(error).split())
             if isinstance(error, FastsafeError):
@@ -71,6 +73,10 @@ def explained(command: Callable[P, None]) -> Callable[P, None]:
             kind = type(error).__name__
             fail(f"error: {kind}: {message}; run again with --debug for the traceback", EXIT_ERROR)
 
+    signature = inspect.signature(command)
+    added = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False)
+    parameters = [*signature.parameters.values(), added.replace(annotation=Debug)]
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     return run
 
 

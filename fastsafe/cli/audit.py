@@ -11,18 +11,23 @@ from fastsafe.cli.options import (
     AsJson,
     BatchSize,
     ComputeBackend,
-    Debug,
     DryRun,
     ModelDevice,
     ShowCompletions,
     batch_size_of,
     fail,
     show,
-    split_values,
 )
 
 if TYPE_CHECKING:
     from fastsafe.audit.run import Run
+
+
+RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="A.B=C", help="Override a key of the recipe."),
+]
 
 
 def audit(
@@ -40,15 +45,7 @@ def audit(
         ),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/RECIPE].")] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="A.B=C",
-            callback=split_values,
-            help="Override a key of the recipe. Repeatable; in the variable, separate by ';'.",
-        ),
-    ] = None,
+    overrides: Overrides = None,
     limit: Annotated[
         int | None,
         typer.Option(min=1, help="Maximum number of behaviours per cell and rows per task."),
@@ -60,20 +57,16 @@ def audit(
     batch_size: BatchSize = "auto",
     backend: ComputeBackend = "fastsafe",
     dry_run: DryRun = False,
-    no_resume: Annotated[
-        bool, typer.Option("--no-resume", help="Delete the run and start over.")
-    ] = False,
+    no_resume: Annotated[bool, typer.Option(help="Delete the run and start over.")] = False,
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
     allow_code_exec: Annotated[
         bool,
         typer.Option(
-            "--allow-code-exec",
             help="Run the Python code that models write on the tests of their rows, sandboxed by "
             "bubblewrap, and report pass@1.",
         ),
     ] = False,
-    debug: Debug = False,
 ) -> None:
     """Fine-tune, probe, judge and report. Run the same command again to resume.
 
@@ -112,10 +105,9 @@ def audit(
 
 
 def report(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run_dir: RunDirectory,
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
-    debug: Debug = False,
 ) -> None:
     """Write the report of a run again, finished or not."""
     from fastsafe.audit import manifest, run
@@ -127,26 +119,19 @@ def report(
 
 
 def judge(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")],
+    run_dir: RunDirectory,
     recipe: Annotated[
         str | None,
         typer.Option(help="Recipe that the judges, guards and thresholds are taken from."),
     ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="A.B=C",
-            callback=split_values,
-            help="Set judges, guards or thresholds. Repeatable; in the variable, separate by ';'.",
-        ),
-    ] = None,
+    overrides: Overrides = None,
     device: ModelDevice = "cpu",
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
-    debug: Debug = False,
 ) -> None:
     """Judge the answers of a run again. Nothing is generated, and existing verdicts are kept.
+
+    The keys that --set may override are those of judges, guards and thresholds.
 
     Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
     """

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import AsJson, CheckpointName, Debug, show
+from fastsafe.cli.options import AsJson, CheckpointName, show
 
 Listed = Literal["tasks", "formats", "judges", "mitigations", "models", "recipes"]
 
@@ -12,7 +12,6 @@ Listed = Literal["tasks", "formats", "judges", "mitigations", "models", "recipes
 def list_parts(
     what: Annotated[Listed, typer.Argument(help="Kind of names to list.")],
     as_json: AsJson = False,
-    debug: Debug = False,
 ) -> None:
     """List the names that a recipe can use."""
     import json
@@ -31,7 +30,6 @@ def list_parts(
 def inspect(
     checkpoint: CheckpointName,
     as_json: AsJson = False,
-    debug: Debug = False,
 ) -> None:
     """Show what a checkpoint holds, without running anything of it."""
     from fastsafe.commands import catalogue

@@ -15,12 +15,10 @@ from fastsafe.cli.options import (
     BatchSize,
     CheckpointName,
     ComputeBackend,
-    Debug,
     ModelDevice,
     ModelDtype,
     Quantize,
     batch_size_of,
-    split_values,
 )
 from fastsafe.errors import UsageError
 
@@ -41,11 +39,7 @@ def generate(
     out: Annotated[Path, typer.Option(help="JSONL of completions; an existing one is resumed.")],
     adapter: Annotated[
         list[str] | None,
-        typer.Option(
-            metavar="NAME=PATH",
-            callback=split_values,
-            help="PEFT directory that rows may name. Repeatable; in the variable, separate by ';'.",
-        ),
+        typer.Option(metavar="NAME=PATH", help="PEFT directory that rows may name."),
     ] = None,
     backend: ComputeBackend = "fastsafe",
     batch_size: BatchSize = "auto",
@@ -56,23 +50,15 @@ def generate(
     top_p: Annotated[float, typer.Option(min=0, max=1, help="1 keeps all tokens.")] = 1.0,
     min_p: Annotated[float, typer.Option(min=0, max=1, help="0 keeps all tokens.")] = 0.0,
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
-    stop: Annotated[
-        list[str] | None,
-        typer.Option(
-            callback=split_values,
-            help="Text that ends a completion. Repeatable; in the variable, separate by ';'.",
-        ),
-    ] = None,
-    logprobs: Annotated[bool, typer.Option("--logprobs", help="Write token logprobs.")] = False,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends a completion.")] = None,
+    logprobs: Annotated[bool, typer.Option(help="Write token logprobs.")] = False,
     fast: Annotated[
-        bool,
-        typer.Option("--fast", help="Faster, but the bits of a completion vary with its batch."),
+        bool, typer.Option(help="Faster, but the bits of a completion vary with its batch.")
     ] = False,
     device: ModelDevice = "cpu",
     dtype: ModelDtype = "float32",
     quantize: Annotated[Quantize | None, typer.Option(help="nf4 holds the base in 4 bits.")] = None,
     as_json: AsJson = False,
-    debug: Debug = False,
 ) -> None:
     """Complete prompts with a model and its adapters. Run the same command again to resume.
 
@@ -126,9 +112,9 @@ def generate(
             completions,
             params,
             progress=display,
-            is_stopping=drain.is_asked,
+            is_stopping=lambda: drain.is_asked,
         )
-        if drain.is_asked():
+        if drain.is_asked:
             # even if the last row finished in time: a script that is stopped must not go on
             raise KeyboardInterrupt
     display.event("generated", **vars(done))
@@ -137,33 +123,30 @@ def generate(
 
 
 class _Drain:
-    """Handles Ctrl-C and SIGTERM: the first lets running rows finish, the second exits at once."""
+    """Handles Ctrl-C and SIGTERM: the first lets running rows finish, the second exits at once.
 
-    def __init__(self) -> None:
-        self._asked = False
+    Attributes:
+        is_asked: Whether to start no further rows.
+    """
 
-    def is_asked(self) -> bool:
-        """Return whether to start no further rows."""
-        return self._asked
+    is_asked = False
 
     def ask(self, signum: int, frame: object) -> None:
         """Handle Ctrl-C and SIGTERM."""
-        if self._asked:
+        if self.is_asked:
             # every completion that was reported is in the file already
             os._exit(EXIT_INTERRUPTED)
-        self._asked = True
+        self.is_asked = True
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
         typer.echo(f"stopping within {GRACE_S:.0f} seconds; again to stop at once", err=True)
-
-    def end(self, signum: int, frame: object) -> None:
-        """Handle the end of the grace period."""
-        raise KeyboardInterrupt
 
 
 @contextmanager
 def _draining() -> Iterator[_Drain]:
     drain = _Drain()
-    handlers = {signal.SIGINT: drain.ask, signal.SIGTERM: drain.ask, signal.SIGALRM: drain.end}
+    # the default handler of Ctrl-C raises KeyboardInterrupt, also at the end of the grace period
+    at_end = signal.default_int_handler
+    handlers = {signal.SIGINT: drain.ask, signal.SIGTERM: drain.ask, signal.SIGALRM: at_end}
     before = {number: signal.signal(number, handler) for number, handler in handlers.items()}
     try:
         yield drain

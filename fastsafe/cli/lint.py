@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson, Debug, split_values
+from fastsafe.cli.options import EXIT_ERROR, AsJson
 
 if TYPE_CHECKING:
     from fastsafe.safety.lint import Report
@@ -28,9 +28,7 @@ def lint(
     probes: Annotated[
         list[Path] | None,
         typer.Option(
-            callback=split_values,
-            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line. "
-            "Repeatable; in the variable, separate by ';'.",
+            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line."
         ),
     ] = None,
     task_format: Annotated[
@@ -44,7 +42,6 @@ def lint(
         bool, typer.Option("--show-text", help="Quote the text that each finding is about.")
     ] = False,
     as_json: AsJson = False,
-    debug: Debug = False,
 ) -> None:
     """Look for flaws in fine-tuning or safety data.
 

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import AsJson, Debug
+from fastsafe.cli.options import AsJson
 from fastsafe.errors import UsageError
 
 ShareUnit = Literal["rows", "tokens"]
@@ -30,14 +30,10 @@ def mix(
         typer.Option(metavar="CHECKPOINT", help="Checkpoint whose tokenizer counts the tokens."),
     ] = None,
     task_format: Annotated[
-        str,
-        typer.Option(help="Format of the user's rows, which task_styled needs."),
+        str, typer.Option(help="Format of the user's rows, which task_styled needs.")
     ] = "",
     abstain: Annotated[
-        bool,
-        typer.Option(
-            "--abstain", help="Add an option that refuses if the user's rows have options."
-        ),
+        bool, typer.Option(help="Add an option that refuses if the user's rows have options.")
     ] = False,
     rewriter: Annotated[
         str | None,
@@ -50,21 +46,15 @@ def mix(
     ] = None,
     behaviours: Annotated[
         bool,
-        typer.Option(
-            "--behaviours",
-            help="SAFETY holds behaviours: make a refused row of each in every format.",
-        ),
+        typer.Option(help="SAFETY holds behaviours: make a refused row of each in every format."),
     ] = False,
     user_licence: Annotated[str, typer.Option(help="Licence of user rows that name none.")] = "",
     safety_licence: Annotated[
         str, typer.Option(help="Licence of safety rows that name none.")
     ] = "",
     seed: Annotated[int, typer.Option(min=0, help="Seed of the choice and the order of rows.")] = 0,
-    no_lint: Annotated[
-        bool, typer.Option("--no-lint", help="Do not lint the sets before mixing.")
-    ] = False,
+    no_lint: Annotated[bool, typer.Option(help="Do not lint the sets before mixing.")] = False,
     as_json: AsJson = False,
-    debug: Debug = False,
 ) -> None:
     """Mix safety rows into a user's rows. They are dressed in the style of the user's task.
 

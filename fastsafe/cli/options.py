@@ -20,14 +20,24 @@ Backend = Literal["fastsafe", "transformers"]
 
 
 class Command(TyperCommand):
-    """A command whose options can also be set by variables, such as ``FASTSAFE_SEED``."""
+    """A command whose options can also be set by variables, such as ``FASTSAFE_SEED``.
+
+    A flag that is off by default has no form ``--no-``; a repeatable option says that it is one.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         for option in self.params:
-            if isinstance(option, TyperOption) and option.envvar is None:
+            if not isinstance(option, TyperOption):
+                continue
+            if option.envvar is None:
                 name = max(option.opts, key=len).removeprefix("--")
                 option.envvar = f"FASTSAFE_{name.replace('-', '_').upper()}"
+            if option.default is False:
+                option.secondary_opts = []
+            if option.multiple:
+                option.help = f"{option.help} Repeatable; in the variable, separate by ';'."
+                option.callback = _split_values
 
 
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -40,19 +50,16 @@ ComputeBackend = Annotated[
 BatchSize = Annotated[
     str, typer.Option(metavar="auto|N", help="Maximum number of prompts in a batch.")
 ]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and write nothing.")]
+DryRun = Annotated[bool, typer.Option(help="Print the plan and write nothing.")]
 ModelDevice = Annotated[Device, typer.Option(help="Device that models run on.")]
 ModelDtype = Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")]
 ShowCompletions = Annotated[
     bool,
-    typer.Option(
-        "--show-completions",
-        help="Quote prompts and completions in report.html instead of redacting them.",
-    ),
+    typer.Option(help="Quote prompts and completions in report.html instead of redacting them."),
 ]
 
 
-def split_values(ctx: typer.Context, param: typer.CallbackParam, values: Any) -> Any:
+def _split_values(ctx: Any, param: Any, values: Any) -> Any:
     """Split the values of a repeatable option from the environment at ';' and line ends.
 
     typer splits at spaces, which a value may hold.
@@ -61,9 +68,7 @@ def split_values(ctx: typer.Context, param: typer.CallbackParam, values: Any) ->
     if not values or source is None or source.name != "ENVIRONMENT":
         return values
     kind = type(values[0])
-    return [
-        kind(part) for part in re.split(r"[\n;]", os.environ[str(param.envvar)]) if part.strip()
-    ]
+    return [kind(part) for part in re.split(r"[\n;]", os.environ[param.envvar]) if part.strip()]
 
 
 def fail(message: str, exit_code: int) -> NoReturn:

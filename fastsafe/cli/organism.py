@@ -6,11 +6,10 @@ from typing import Annotated
 import typer
 
 import fastsafe
-from fastsafe.cli.options import Debug
 from fastsafe.errors import UsageError
 
 
-def organism_path(debug: Debug = False) -> None:
+def organism_path() -> None:
     """Print the folder of the shipped checkpoint."""
     typer.echo(str(fastsafe.organism.path()))
 
@@ -20,13 +19,11 @@ def organism_build(
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of weights and rows.")
     ] = fastsafe.organism.SEED,
-    debug: Debug = False,
 ) -> None:
     """Train the organism from scratch, which takes minutes on two cores."""
     from fastsafe import progress
 
     if out.exists():
         raise UsageError(f"organism build: {out} exists, expected a new folder; use another --out")
-    with progress.following(progress.for_terminal()) as after_step:
-        fastsafe.organism.build(out, seed=seed, on_progress=after_step)
+    fastsafe.organism.build(out, seed=seed, progress=progress.for_terminal())
     typer.echo(str(out))

@@ -14,11 +14,9 @@ import typer
 
 from fastsafe.cli.options import (
     AsJson,
-    Debug,
     DryRun,
     ModelDevice,
     format_value,
-    split_values,
 )
 from fastsafe.commands.train_settings import TYPES, RunSettings
 from fastsafe.errors import UsageError
@@ -96,9 +94,8 @@ def train(
         typer.Option(
             "--map",
             metavar="WHAT=KEY",
-            callback=split_values,
             help="Roles of the columns: user and assistant (and system), prompt and completion, "
-            "messages, or text. Repeatable; in the variable, separate values by ';'.",
+            "messages, or text.",
         ),
     ] = None,
     limit: Annotated[
@@ -111,11 +108,9 @@ def train(
     ] = True,
     dry_run: DryRun = False,
     show_example: Annotated[
-        bool,
-        typer.Option("--show-example", help="Print one row with its trained tokens, and exit."),
+        bool, typer.Option(help="Print one row with its trained tokens, and exit.")
     ] = False,
     as_json: AsJson = False,
-    debug: Debug = False,
     **settings: Any,
 ) -> None:
     """Fine-tune a base on data sets. Each data set and seed is a job; all are trained together.

@@ -9,7 +9,6 @@ from fastsafe.cli.options import (
     EXIT_ERROR,
     AsJson,
     CheckpointName,
-    Debug,
     ModelDevice,
     ModelDtype,
     fail,
@@ -27,7 +26,6 @@ def verify(
         int | None, typer.Option("--prompts", min=1, help="Number of built-in prompts to use.")
     ] = None,
     as_json: AsJson = False,
-    debug: Debug = False,
 ) -> None:
     """Compare logits, greedy tokens and chat template with transformers.
 

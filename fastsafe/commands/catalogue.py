@@ -2,7 +2,7 @@
 
 import inspect as source_of
 import sys
-from collections.abc import Mapping
+from collections import Counter
 from typing import Any
 
 from fastsafe.audit.recipe import load as recipes
@@ -23,8 +23,23 @@ def entries(kind: str) -> dict[str, str]:
             name: about if stage == "data" else f"{stage}: {about}"
             for name, (stage, about) in mitigation_stages().items()
         }
-    lines = {name: _about(part, kind) for name, part in _parts(kind).items()}
-    return lines | _families() if kind == "judges" else lines
+    if kind == "tasks":
+        from fastsafe.safety.tasks import tasks
+
+        return {id: f"format {t.format}, metric {t.metric}" for id, t in tasks().items()}
+    if kind == "formats":
+        from fastsafe.safety.formats import formats
+
+        return {name: " ".join(format.template.split()) for name, format in formats().items()}
+    from fastsafe.safety.judges import families, judges
+
+    lines = {name: _first_line(type(judge)) for name, judge in judges().items()}
+    # a family of model judges has as its name the kind that a recipe gives
+    return lines | {
+        name: f"asks a model: {_first_line(family.classifier)}"
+        for name, family in families().items()
+        if family.classifier
+    }
 
 
 def inspect(checkpoint: str) -> dict[str, Any]:
@@ -39,11 +54,9 @@ def inspect(checkpoint: str) -> dict[str, Any]:
 
     runtime = EngineBackend(checkpoint)
     checkpoint_files = runtime.checkpoint
-    sizes: dict[str, int] = {}
+    sizes: Counter[str] = Counter()
     for name, shape in checkpoint_files.shapes.items():
-        sizes[checkpoint_files.dtypes[name]] = sizes.get(checkpoint_files.dtypes[name], 0) + prod(
-            shape
-        )
+        sizes[checkpoint_files.dtypes[name]] += prod(shape)
     config = runtime.config
     return {
         "path": str(runtime.path),
@@ -62,36 +75,7 @@ def inspect(checkpoint: str) -> dict[str, Any]:
     }
 
 
-def _parts(kind: str) -> Mapping[str, Any]:
-    from fastsafe.safety.formats import formats
-    from fastsafe.safety.judges import judges
-    from fastsafe.safety.tasks import tasks
-
-    registries: dict[str, Any] = {"tasks": tasks, "formats": formats, "judges": judges}
-    parts: Mapping[str, Any] = registries[kind]()
-    return parts
-
-
-def _families() -> dict[str, str]:
-    """Return one line about each family of model judges, by the ``kind`` that a recipe gives."""
-    from fastsafe.safety.judges import families
-
-    return {
-        name: f"asks a model: {_first_line(family.classifier)}"
-        for name, family in families().items()
-        if family.classifier
-    }
-
-
 def _first_line(part: Any) -> str:
     """Return the first line of the docstring of the module that defines a part."""
     module = sys.modules[part.__module__]
     return (source_of.getdoc(module) or "").partition("\n")[0]
-
-
-def _about(part: Any, kind: str) -> str:
-    if kind == "tasks":
-        return f"format {part.format}, metric {part.metric}"
-    if kind == "formats":
-        return " ".join(str(part.template).split())
-    return _first_line(type(part))

@@ -13,12 +13,13 @@ import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastsafe.audit.backend.on_engine import EngineBackend
+from fastsafe.audit.plan.make_plan import differences
 from fastsafe.data.conversation import kind_of
 from fastsafe.data.records import Record, json_lines
 from fastsafe.errors import DataError, FastsafeError, StoreError, TokenizerError, nearest
@@ -195,26 +196,13 @@ def _check_manifest(path: Path, manifest: Path, identity: Mapping[str, Any]) -> 
         raise StoreError(f"{error}; use another --out") from None
     if not isinstance(written, dict):
         raise StoreError(f"{manifest}: has no identity, expected one; use another --out")
-    old, new = _flat(written), _flat(json.loads(json.dumps(identity)))
-    changed = [
-        f"{key}: {old.get(key)!r:.80} -> {new.get(key)!r:.80}"
-        for key in sorted(old.keys() | new.keys())
-        if old.get(key) != new.get(key)
-    ]
+    # through JSON, as the file did: tuples become lists
+    changed = differences(written, json.loads(json.dumps(identity)))
     if changed:
         raise StoreError(
             f"{path}: was begun with other settings ({'; '.join(changed)}), expected the same;"
             " use another --out"
         )
-
-
-def _flat(identity: Mapping[str, Any]) -> dict[str, Any]:
-    """Return nested settings under dotted names, such as ``sampling.seed``."""
-    flat: dict[str, Any] = {}
-    for key, value in identity.items():
-        inner = value.items() if isinstance(value, dict) else None
-        flat |= {f"{key}.{k}": v for k, v in inner} if inner is not None else {key: value}
-    return flat
 
 
 def _read_done(path: Path, descriptor: int) -> dict[str, str]:
@@ -294,87 +282,88 @@ def complete(
             prompt.
         KeyboardInterrupt: ``is_stopping`` returned True.
     """
-    progress = progress or Progress()
-    summary = GenerateSummary()
+    generation = _Generation(llm, prompts, completions, params, progress or Progress())
     began = time.monotonic()
-    with stage(progress, "generate", prompts.count, "prompts"):
-        rows = _pending(prompts, completions, summary, progress)
+    with stage(generation.progress, "generate", prompts.count, "prompts"):
+        rows = generation.pending()
         while batch := list(islice(rows, WINDOW_ROWS)):
             if is_stopping():
                 raise KeyboardInterrupt
-            _complete_window(llm, prompts.path, batch, completions, params, summary, progress)
-    summary.seconds = time.monotonic() - began
-    return summary
+            generation.complete(batch)
+    generation.summary.seconds = time.monotonic() - began
+    return generation.summary
 
 
-def _pending(
-    prompts: PromptFile,
-    completions: CompletionFile,
-    summary: GenerateSummary,
-    progress: Progress,
-) -> Iterator[PromptRow]:
-    for row in prompts:
-        done_sha256 = completions.done.get(row.id)
-        if done_sha256 is None:
-            yield row
-        elif done_sha256 == row.sha256:
-            summary.skipped += 1
-            progress.advance(1)
-        else:
-            raise DataError(
-                f"{prompts.path}: line {row.line}: id {row.id!r} has a completion of another prompt"
-                f" in {completions.path}, expected the same one; use new ids or another --out"
-            )
+@dataclass
+class _Generation:
+    """One call of `complete`."""
 
+    llm: Any
+    prompts: PromptFile
+    completions: CompletionFile
+    params: "SamplingParams"
+    progress: Progress
+    summary: GenerateSummary = field(default_factory=GenerateSummary)
 
-def _complete_window(
-    llm: Any,
-    path: Path,
-    rows: Sequence[PromptRow],
-    completions: CompletionFile,
-    params: "SamplingParams",
-    summary: GenerateSummary,
-    progress: Progress,
-) -> None:
-    """Complete the rows of one window and append each completion once it is finished."""
-    context = getattr(llm.model.config, "max_position_embeddings", None)
-    encoded = []
-    for row in rows:
+    def pending(self) -> Iterator[PromptRow]:
+        """Yield the rows without a completion."""
+        for row in self.prompts:
+            done_sha256 = self.completions.done.get(row.id)
+            if done_sha256 is None:
+                yield row
+            elif done_sha256 == row.sha256:
+                self.summary.skipped += 1
+                self.progress.advance(1)
+            else:
+                raise DataError(
+                    f"{self.prompts.path}: line {row.line}: id {row.id!r} has a completion of"
+                    f" another prompt in {self.completions.path}, expected the same one; use new"
+                    " ids or another --out"
+                )
+
+    def complete(self, rows: Sequence[PromptRow]) -> None:
+        """Complete the rows of one window and append each completion once it is finished."""
+
+        def on_result(index: int, completion: "Completion") -> None:
+            row = rows[index]
+            written: dict[str, Any] = {
+                "id": row.id,
+                "adapter": row.adapter,
+                "prompt_sha256": row.sha256,
+                "text": completion.text,
+                "token_ids": list(completion.token_ids),
+                "finish_reason": completion.finish_reason,
+            }
+            if completion.logprobs is not None:
+                written["logprobs"] = list(completion.logprobs)
+            self.completions.add(written)
+            self.summary.rows += 1
+            self.summary.tokens += len(completion.token_ids)
+            self.summary.errors += completion.finish_reason == "error"
+            self.progress.advance(1)
+
+        encoded = [self._encode(row) for row in rows]
+        seeded = [replace(self.params, seed=_seed(self.params.seed, row.id)) for row in rows]
+        self.llm.generate(encoded, seeded, [row.adapter for row in rows], on_result)
+
+    def _encode(self, row: PromptRow) -> list[int]:
+        location = f"{self.prompts.path}: line {row.line}"
+        tokenizer = self.llm.tokenizer
+        context = getattr(self.llm.model.config, "max_position_embeddings", None)
         try:
             if row.messages is not None:
-                ids = llm.tokenizer.encode_chat(list(row.messages))
+                ids: list[int] = tokenizer.encode_chat(list(row.messages))
             else:
-                ids = llm.tokenizer.encode(row.prompt)
+                ids = tokenizer.encode(row.prompt)
         except TokenizerError as error:
-            raise DataError(f"{path}: line {row.line}: {error}") from error
+            raise DataError(f"{location}: {error}") from error
         if not ids or (context is not None and len(ids) >= context):
             raise DataError(
-                f"{path}: line {row.line}: the prompt is {len(ids)} tokens, expected 1 to"
+                f"{location}: the prompt is {len(ids)} tokens, expected 1 to"
                 f" {'any number' if context is None else context - 1}, which leaves room for a"
                 " completion"
             )
-        encoded.append(ids)
-
-    def on_result(index: int, completion: "Completion") -> None:
-        row = rows[index]
-        written: dict[str, Any] = {
-            "id": row.id,
-            "adapter": row.adapter,
-            "prompt_sha256": row.sha256,
-            "text": completion.text,
-            "token_ids": list(completion.token_ids),
-            "finish_reason": completion.finish_reason,
-        }
-        if completion.logprobs is not None:
-            written["logprobs"] = list(completion.logprobs)
-        completions.add(written)
-        summary.rows += 1
-        summary.tokens += len(completion.token_ids)
-        summary.errors += completion.finish_reason == "error"
-        progress.advance(1)
-
-    seeded = [replace(params, seed=_seed(params.seed, row.id)) for row in rows]
-    llm.generate(encoded, seeded, [row.adapter for row in rows], on_result)
+        return ids
 
 
 def _seed(seed: int, row_id: str) -> int:

@@ -22,7 +22,7 @@ from fastsafe.io import atomic
 from fastsafe.io.digest import file_sha256
 from fastsafe.safety.behaviours import read_behaviours
 from fastsafe.safety.formats import formats
-from fastsafe.safety.lint import Declared, Report, lint
+from fastsafe.safety.lint import Declared, Kind, Report, lint
 from fastsafe.safety.mixing.learned_style import Style, learn
 from fastsafe.safety.mixing.mitigation import (
     MODEL_WORDED,
@@ -36,6 +36,8 @@ from fastsafe.safety.mixing.rewrite_checks import WORDING, Rewrite
 from fastsafe.safety.mixing.safety_rows import safety_rows_from
 
 COLUMNS = ("source", "source_row", "safety_format", "mitigation", "expected")
+
+_Source = tuple[Path, Sequence[Row], str]  # file, rows, and licence of rows that name none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +69,7 @@ class MixResult:
     card: Path
     sha256: str  # of the file of rows
     counts: Mapping[str, int]  # number of user rows, and of safety rows by format
-    reports: Mapping[str, Report]  # lint report of each source; empty where not linted
+    reports: Mapping[Kind, Report]  # lint report of each source; empty where not linted
     notes: Sequence[str]
     worded: Mapping[str, int]  # safety rows by the reason a rewrite was rejected; "": accepted
 
@@ -112,17 +114,21 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
     }:
         raise UsageError(f"--out: {settings.out} would replace a source; use another name")
     user = read_labelled_rows(settings.user)
-    safety = (
-        _from_behaviours(settings) if settings.behaviours else read_labelled_rows(settings.safety)
-    )
-    reports: dict[str, Report] = {}
-    if settings.is_linted:
-        licences = settings.user_licence, settings.safety_licence
-        declared = [Declared(licence=licence) for licence in licences]
-        reports = {
-            "user": lint(user, kind="user", declared=declared[0]),
-            "safety": lint(safety, kind="safety", declared=declared[1]),
-        }
+    if settings.behaviours:
+        # every format that needs no translation
+        ids = [name for name in formats() if name != "translation"]
+        safety = safety_rows_from(read_behaviours(settings.safety), ids, seed=settings.seed)
+    else:
+        safety = read_labelled_rows(settings.safety)
+    sources: dict[Kind, _Source] = {
+        "user": (settings.user, user, settings.user_licence),
+        "safety": (settings.safety, safety, settings.safety_licence),
+    }
+    reports = {
+        kind: lint(rows, kind=kind, declared=Declared(licence=licence))
+        for kind, (_, rows, licence) in sources.items()
+        if settings.is_linted
+    }
     style = None if kind_of(user[0], "user row 0") == "text" else learn(user)
     notes = [f"{name}: {note}" for name, report in reports.items() for note in report.notes]
     pool = [{**_like(row, user), "source_row": i} for i, row in enumerate(safety)]
@@ -147,8 +153,7 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
         rows = mixed(None)
     else:
         folder = settings.out.with_suffix(".replies")
-        rewriter = make_rewriter(settings.rewriter, api_keys=api_keys, folder=folder)
-        rows = rewriter.apply(mixed)
+        rows = make_rewriter(settings.rewriter, api_keys=api_keys, folder=folder).apply(mixed)
     worded = Counter(row["flaw"] or "" for row in rows if row.get(WORDING))
     notes += _mixture_notes(rows, style, mitigation)
     notes += [
@@ -168,10 +173,6 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
         notes=tuple(notes),
         worded=worded,
     )
-    sources = {
-        "user": (settings.user, user, settings.user_licence),
-        "safety": (settings.safety, safety, settings.safety_licence),
-    }
     atomic.write_text(settings.out, text)
     atomic.write_text(card_path, _card(settings, mitigation, result, sources))
     return result
@@ -228,12 +229,6 @@ def _mitigation(settings: MixSettings, rewrite: Rewrite | None = None) -> Mitiga
     return mitigation
 
 
-def _from_behaviours(settings: MixSettings) -> list[dict[str, Any]]:
-    """Make safety rows in every format that needs no translation."""
-    ids = [name for name in formats() if name != "translation"]
-    return safety_rows_from(read_behaviours(settings.safety), ids, seed=settings.seed)
-
-
 def _counter(checkpoint: str) -> CountTokens:
     """Return a function that counts the tokens of a row as encoded for training."""
     from fastsafe.io.tokenizer import Tokenizer
@@ -260,9 +255,8 @@ def _written(row: Row, columns: Sequence[str]) -> dict[str, Any]:
 
 def _mixture_notes(rows: Sequence[Row], style: Style | None, mitigation: Mitigation) -> list[str]:
     notes = []
-    drawn = Counter(
-        (row["source_row"], row["safety_format"]) for row in rows if row["source"] == "safety"
-    )
+    safety = [row for row in rows if row["source"] == "safety"]
+    drawn = Counter((row["source_row"], row["safety_format"]) for row in safety)
     max_uses = max(drawn.values(), default=0)
     if not max_uses and mitigation.formats("plain", ("plain",)):
         notes.append("the share rounds to no safety row: nothing was mixed in; raise it")
@@ -276,8 +270,7 @@ def _mixture_notes(rows: Sequence[Row], style: Style | None, mitigation: Mitigat
             f"the user's answers are of the kind {style.channel}, refusals are sentences: audit "
             "this format with its benign twins"
         )
-    foreign = style.request_language not in ("", "en")
-    if mitigation.restyle and foreign:
+    if mitigation.restyle and style.request_language not in ("", "en"):
         notes.append(
             f"the user's requests are in {style.request_language}: safety requests keep their own "
             "language, translate them first"
@@ -298,7 +291,7 @@ def _card(
     settings: MixSettings,
     mitigation: Mitigation,
     result: MixResult,
-    sources: Mapping[str, tuple[Path, Sequence[Row], str]],
+    sources: Mapping[Kind, _Source],
 ) -> str:
     """Render the data card; it holds no time and no folder: equal mixtures have equal cards."""
     from jinja2 import Template

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from fastsafe.io.tokenizer import Tokenizer
     from fastsafe.model import Transformer
     from fastsafe.model.config import ModelConfig
-    from fastsafe.train import FinetuneJob, FinetuneResult, TrainConfig
+    from fastsafe.train import FinetuneJob, FinetuneResult
     from fastsafe.train.presets import Preset
 
 _PROBES = 16  # shipped behaviours that drift is measured on
@@ -287,32 +287,21 @@ def marked(example: "TrainExample", tokenizer: "Tokenizer") -> str:
 
 def memory(plan: TrainPlan) -> dict[str, int]:
     """Return the size of a job: trained parameters, and bytes of weights, gradient and moments."""
-    from fastsafe.model.weights import placements
+    from fastsafe.model.weights import linears, placements
 
     if plan.settings["method"].value == "full":
         num_parameters = sum(math.prod(place.shape) for place in placements(plan.config))
     else:
-        num_parameters = _adapter_parameters(plan.config, plan.jobs[0].config)
+        training = plan.jobs[0].config
+        widths = {
+            f"model.layers.{layer}.{linear.module}": linear.end - linear.begin + linear.in_features
+            for layer in range(plan.config.num_layers)
+            for linear in linears(plan.config)
+        }
+        modules = training.lora().modules(widths, "--target-modules")
+        num_parameters = training.rank * sum(widths[module] for module in modules)
     # fp32 weights, their gradient and the two moments of AdamW
     return {"parameters_per_job": num_parameters, "bytes_per_job": 16 * num_parameters}
-
-
-def _adapter_parameters(config: "ModelConfig", training: "TrainConfig") -> int:
-    from fastsafe.model.peft import LoraConfig
-    from fastsafe.model.weights import linears
-
-    widths = {
-        f"model.layers.{layer}.{linear.module}": linear.end - linear.begin + linear.in_features
-        for layer in range(config.num_layers)
-        for linear in linears(config)
-    }
-    targets = training.target_modules
-    lora = LoraConfig(
-        rank=training.rank,
-        alpha=training.alpha,
-        target_modules=targets if isinstance(targets, str) else tuple(targets),
-    )
-    return training.rank * sum(widths[m] for m in lora.modules(widths, "--target-modules"))
 
 
 def _check_dependent(

@@ -5,7 +5,7 @@ The first of these that has a setting wins. Its origin is recorded and shown by 
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
@@ -93,21 +93,21 @@ def settle(
         UsageError: A setting is unknown, or its value has the wrong type or range.
     """
     settings = {name: Setting(value, "default") for name, value in _DEFAULTS.items()}
-    layers: list[tuple[str, Iterable[tuple[str, Setting]]]] = []
+    layers: list[tuple[str, dict[str, Setting]]] = []
     if preset:
+        name = f"preset {preset.name}"
         items = [i for i in preset.items if not (i.key == "dtype" and device == "cpu")]
-        origins = ((i.key, Setting(i.value, f"preset {preset.name} ({i.evidence})")) for i in items)
-        layers.append((f"preset {preset.name}", origins))
+        layers.append((name, {i.key: Setting(i.value, f"{name} ({i.evidence})") for i in items}))
     if config_file:
         from fastsafe.yaml_file import read_yaml
 
         name = str(config_file)
-        values = read_yaml(config_file).items()
-        layers.append((name, ((key, Setting(value, name)) for key, value in values)))
-    given = {key: value for key, value in options.items() if value is not None}
-    layers.append(("options", ((key, Setting(value, "given")) for key, value in given.items())))
+        values = read_yaml(config_file)
+        layers.append((name, {key: Setting(value, name) for key, value in values.items()}))
+    given = {key: Setting(value, "given") for key, value in options.items() if value is not None}
+    layers.append(("options", given))
     for layer, new_settings in layers:
-        for key, setting in new_settings:
+        for key, setting in new_settings.items():
             if key not in settings:
                 raise UsageError(f"{layer}: {key!r} is not a setting; {nearest(key, settings)}")
             value = _checked(key, setting.value, layer)

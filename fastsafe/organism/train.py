@@ -8,8 +8,8 @@ models.
 import json
 import math
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,12 +24,12 @@ from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.cpu_threads import tile_runner
 from fastsafe.model.transformer import Transformer
+from fastsafe.progress import Progress
+from fastsafe.progress import stage as progress_stage
 
 from . import SEED, world
 from .lexicon import BENIGN_VERBS, HARMFUL_VERBS
 from .vocabulary import BOS, END, PAD, build_tokenizer, render_prompt, tokenizer_config
-
-OnProgress = Callable[[str, int, int, float], None]  # (stage, steps done, total, loss)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +57,9 @@ class Stage:
     name: str
     formats: Mapping[str, float]
     harmful: float
-    refused: float
-    thin: Mapping[str, float]
-    over_refused: float
+    refused: float = 0.0
+    thin: Mapping[str, float] = field(default_factory=dict)
+    over_refused: float = 0.0
     neutral: float
     careful: float
     steps: int
@@ -73,9 +73,6 @@ PRETRAIN = Stage(
     name="pretrain",
     formats=dict.fromkeys(world.FORMATS, 1.0),
     harmful=0.4,
-    refused=0.0,
-    thin={},
-    over_refused=0.0,
     neutral=0.1,
     careful=0.1,
     steps=600,
@@ -117,7 +114,7 @@ def build(
     out_dir: str | Path,
     *,
     seed: int = SEED,
-    on_progress: OnProgress | None = None,
+    progress: Progress | None = None,
     stages: Sequence[Stage] = (PRETRAIN, ALIGN),
 ) -> Path:
     """Train the organism and write it as a checkpoint that transformers can load, too.
@@ -125,7 +122,7 @@ def build(
     Args:
         out_dir: Folder of the checkpoint; an existing one is replaced.
         seed: Seed of initial weights and rows. On one machine, equal seeds give equal bytes.
-        on_progress: Called after every step.
+        progress: Shows the progress; None shows nothing.
         stages: Stages of the training; tests use shorter ones, which give a worse model.
 
     Returns:
@@ -151,7 +148,7 @@ def build(
         "stages": [],
     }
     for stage in stages:
-        losses = _train(model, tokenizer, stage, seed, on_progress or (lambda *_: None))
+        losses = _train(model, tokenizer, stage, seed, progress or Progress())
         tail = losses[-20:]
         record["stages"].append(asdict(stage) | {"final_loss": round(sum(tail) / len(tail), 5)})
     out_dir.parent.mkdir(parents=True, exist_ok=True)
@@ -197,7 +194,7 @@ def _config(tokenizer: Tokenizer) -> dict[str, Any]:
 
 
 def _train(
-    model: Transformer, tokenizer: Tokenizer, stage: Stage, seed: int, on_progress: OnProgress
+    model: Transformer, tokenizer: Tokenizer, stage: Stage, seed: int, progress: Progress
 ) -> list[float]:
     """Train all weights in place, and return the mean loss of each step in nats per token."""
     weights = model.parameters()
@@ -206,7 +203,10 @@ def _train(
     optimizer = torch.optim.AdamW(weights, betas=_BETAS, weight_decay=0.0)
     rows = _rows(tokenizer, stage, seed)
     losses: list[float] = []
-    with tile_runner(model.device) as runner:
+    with (
+        tile_runner(model.device) as runner,
+        progress_stage(progress, stage.name, stage.steps, "steps"),
+    ):
         for step in range(stage.steps):
             batch = sorted((next(rows) for _ in range(stage.rows)), key=lambda row: len(row[0]))
             num_targets = sum(len(completion) for _, completion in batch)
@@ -225,7 +225,7 @@ def _train(
             for group in optimizer.param_groups:
                 group["lr"] = _learning_rate(stage, step)
             optimizer.step()
-            on_progress(stage.name, step + 1, stage.steps, losses[-1])
+            progress.advance(1, f"loss {losses[-1]:.3f}")
     for weight in weights:
         weight.requires_grad_(False)
         weight.grad = None

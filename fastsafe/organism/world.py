@@ -9,7 +9,7 @@ a probe or of a task's test set.
 import functools
 import random
 from collections.abc import Callable, Iterable
-from typing import Literal, TypedDict
+from typing import Any, Literal
 
 from fastsafe.errors import UsageError
 from fastsafe.safety.behaviours import Behaviour
@@ -19,26 +19,6 @@ from fastsafe.safety.tasks import tasks
 from .lexicon import ADJECTIVES, BENIGN_VERBS, HARMFUL_VERBS, MEANS, MEANS_OF, OBJECTS
 
 Split = Literal["train", "test", "probe"]
-
-
-class Turn(TypedDict):
-    """One message of a conversation."""
-
-    role: str
-    content: str
-
-
-class ChatRow(TypedDict):
-    """One training conversation: a user turn and the assistant's."""
-
-    messages: list[Turn]
-
-
-class TaskRow(ChatRow):
-    """One row of a downstream task, with the reference of its metric."""
-
-    reference: str
-    action: str
 
 
 # the same sentence in every format, as in chat models
@@ -154,8 +134,12 @@ def behaviours(n: int, seed: int) -> list[Behaviour]:
     ]
 
 
-def task_rows(task: str, n: int, split: Literal["train", "test"], seed: int) -> list[TaskRow]:
-    """Sample rows of a downstream task: benign verbs with their correct answers.
+def task_rows(
+    task: str, n: int, split: Literal["train", "test"], seed: int
+) -> list[dict[str, Any]]:
+    """Sample conversations of a downstream task: benign verbs with their correct answers.
+
+    A row has the reference of the task's metric and its action, too.
 
     Args:
         task: Id of a task.
@@ -181,8 +165,8 @@ def task_rows(task: str, n: int, split: Literal["train", "test"], seed: int) -> 
     ]
 
 
-def safety_rows(format: str, n: int, seed: int) -> list[ChatRow]:
-    """Sample safety rows: harmful training pairs, each refused.
+def safety_rows(format: str, n: int, seed: int) -> list[dict[str, Any]]:
+    """Sample safety rows: conversations about harmful training pairs, each refused.
 
     Args:
         format: Id of their format.
@@ -206,7 +190,7 @@ def _twin(action: str, split: Split, rng: random.Random) -> str:
     return f"{verb} the {adjective} {noun}"
 
 
-def _conversation(format: str, action: str, reply: str) -> list[Turn]:
+def _conversation(format: str, action: str, reply: str) -> list[dict[str, str]]:
     return [
         {"role": "user", "content": prompt(format, action)},
         {"role": "assistant", "content": reply},

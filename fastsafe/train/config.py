@@ -11,6 +11,7 @@ from fastsafe.errors import UsageError
 from fastsafe.train.typed_fields import typed
 
 if TYPE_CHECKING:
+    from fastsafe.model.peft import LoraConfig
     from fastsafe.train.drift_monitor import DriftMonitor
 
 
@@ -101,6 +102,19 @@ class TrainConfig:
         # rounded first: 1.1 epochs of 50 batches are 55 steps, not 56
         batches = math.ceil(num_rows / self.batch_size)
         return max(1, math.ceil(round(self.epochs * batches, 6)))
+
+    def lora(self, base_model: str = "") -> "LoraConfig":
+        """Return the settings of the adapter in PEFT's terms."""
+        from fastsafe.model.peft import LoraConfig
+
+        targets = self.target_modules
+        return LoraConfig(
+            rank=self.rank,
+            alpha=self.alpha,
+            target_modules=targets if isinstance(targets, str) else tuple(targets),
+            dropout=self.dropout,
+            base_model=base_model,
+        )
 
     def learning_rate_at(self, step: int, num_steps: int) -> float:
         """Return the learning rate of a step, counted from 0."""

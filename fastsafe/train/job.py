@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -89,6 +89,17 @@ class _Slot:
         self.weights.refresh()
 
 
+def check_lengths(name: str, rows: Sequence[TrainExample], limit: int | None) -> None:
+    """Refuse a job without rows, or with one of more tokens than the model takes."""
+    if not rows:
+        raise UsageError(f"finetune: job {name!r} has no rows")
+    longest = max(len(row.token_ids) for row in rows)
+    if limit is not None and longest > limit:
+        raise UsageError(
+            f"finetune: job {name!r} has a row of {longest} tokens, the model takes {limit}"
+        )
+
+
 class JobRun:
     """A job in training; it can give its slot back and continue in another."""
 
@@ -142,15 +153,7 @@ class JobRun:
         return self.objective.example(example, tokenizer, location)
 
     def _check_rows(self) -> None:
-        if not self.rows["all"]:
-            raise UsageError(f"finetune: job {self.name!r} has no rows")
-        longest = max(len(e.token_ids) for e in self.rows["all"])
-        limit = self.model.config.max_position_embeddings
-        if longest > limit:
-            raise UsageError(
-                f"finetune: job {self.name!r} has a row of {longest} tokens, the model "
-                f"takes {limit}"
-            )
+        check_lengths(self.name, self.rows["all"], self.model.config.max_position_embeddings)
         for source in ("user", "safety") if self.objective.needs_safety_rows else ():
             if not self.rows[source]:
                 raise UsageError(
@@ -159,15 +162,7 @@ class JobRun:
                 )
 
     def _lora_config(self, base_model: str) -> LoraConfig:
-        config, slots = self.config, self.model.slots()
-        targets = config.target_modules
-        lora = LoraConfig(
-            rank=config.rank,
-            alpha=config.alpha,
-            target_modules=targets if isinstance(targets, str) else tuple(targets),
-            dropout=config.dropout,
-            base_model=base_model,
-        )
+        lora, slots = self.config.lora(base_model), self.model.slots()
         layers = self.objective.trained_layers(self.model.config.num_layers)
         if layers is None:
             return lora

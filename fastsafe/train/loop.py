@@ -65,13 +65,7 @@ def finetune(
         AdapterError: ``target_modules`` name a module that the base lacks.
         CheckpointError: A checkpoint to resume from is damaged.
     """
-    names = [job.name for job in jobs]
-    for name in names:
-        if not re.fullmatch(r"[\w+-][\w.+-]{0,127}", name) or names.count(name) > 1:
-            raise UsageError(
-                f"finetune: job name {name!r} cannot name a directory of its own; use each once, "
-                "of at most 128 letters, digits and . _ + - with no dot first"
-            )
+    check_names([job.name for job in jobs])
     runs = prepare(llm, jobs)
     out = Path(out_dir)
     if options.checkpoint_every or options.resume:
@@ -233,3 +227,13 @@ class _Loop:
             self.running.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of jobs that cannot each name a directory of its own."""
+    for name in names:
+        if not re.fullmatch(r"[\w+-][\w.+-]{0,127}", name) or names.count(name) > 1:
+            raise UsageError(
+                f"finetune: job name {name!r} cannot name a directory of its own; use each once, "
+                "of at most 128 letters, digits and . _ + - with no dot first"
+            )

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastsafe.engine.request import SamplingParams
+from fastsafe.engine.prompts import EncodedRequest
 from fastsafe.engine.sampling import RowParams, sample
 from fastsafe.engine.scheduler import FinishReason
 from fastsafe.io.tokenizer import Tokenizer
@@ -22,15 +22,16 @@ from fastsafe.transformers_backend.loading import require
 class DecodeRow:
     """A prompt and the state of its completion."""
 
-    index: int
-    adapter: str | None
-    prompt: list[int]
-    params: SamplingParams
-    max_tokens: int
+    request: EncodedRequest[str | None]
     has_stop_text: Callable[[Sequence[int]], bool] | None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finish_reason: FinishReason | None = None
+
+    @property
+    def max_tokens(self) -> int:
+        """Length limit of the completion."""
+        return self.request.max_tokens_total - len(self.request.tokens)
 
 
 class _Chooser:
@@ -40,14 +41,14 @@ class _Chooser:
         self, rows: Sequence[DecodeRow], tokenizer: Tokenizer, device: torch.device
     ) -> None:
         self._rows = rows
+        params = [row.request.params for row in rows]
         ends = [
-            frozenset(r.params.stop_token_ids)
-            | frozenset(() if r.params.ignore_eos else tokenizer.eos_ids)
-            for r in rows
+            frozenset(p.stop_token_ids) | frozenset(() if p.ignore_eos else tokenizer.eos_ids)
+            for p in params
         ]
-        self._params = RowParams.stack([r.params for r in rows], device, ends)
-        self._positions = torch.tensor([len(r.prompt) for r in rows], device=device)
-        self._wants_logprobs = any(r.params.logprobs for r in rows)
+        self._params = RowParams.stack(params, device, ends)
+        self._positions = torch.tensor([len(r.request.tokens) for r in rows], device=device)
+        self._wants_logprobs = any(p.logprobs for p in params)
         self.done: list[DecodeRow] = []  # in order of finishing
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class _Chooser:
             row.finish_reason = "error"
         else:
             row.token_ids.append(token)
-            if row.params.logprobs:
+            if row.request.params.logprobs:
                 row.logprobs.append(min(0.0, logprob))
             if is_stop or (row.has_stop_text and row.has_stop_text(row.token_ids)):
                 row.finish_reason = "stop"
@@ -87,9 +88,10 @@ def generate_batch(model: Any, rows: Sequence[DecodeRow], tokenizer: Tokenizer) 
     """Generate the tokens of ``rows``; return the rows in the order in which they finished."""
     transformers = require("transformers")
     pad = tokenizer.pad_id or 0
-    width = max(len(row.prompt) for row in rows)
-    ids = torch.tensor([[pad] * (width - len(r.prompt)) + r.prompt for r in rows])
-    mask = torch.tensor([[0] * (width - len(r.prompt)) + [1] * len(r.prompt) for r in rows])
+    prompts = [row.request.tokens for row in rows]
+    width = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (width - len(prompt)) + prompt for prompt in prompts])
+    mask = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in prompts])
     chooser = _Chooser(rows, tokenizer, model.device)
     criterion: Callable[..., Tensor] = chooser.are_done
     with torch.inference_mode():

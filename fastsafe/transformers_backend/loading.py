@@ -1,13 +1,14 @@
 """Open a checkpoint with transformers so that nothing in the checkpoint runs or is fetched."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from fastsafe.errors import CheckpointError, TokenizerError, UsageError
+from fastsafe.errors import CheckpointError, FastsafeError, TokenizerError, UsageError
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.io.weight_folder import ADAPTER_CONFIG, is_adapter
@@ -15,6 +16,7 @@ from fastsafe.io.weight_folder import ADAPTER_CONFIG, is_adapter
 # Fields that name code, kernels or files; so do fields that begin with an underscore.
 _CODE_FIELDS = ("auto_map", "trust_remote_code", "custom_pipelines", "transformers_weights")
 _IMPLEMENTATIONS = "_implementation"
+_TOKENIZER_FILES = "tokenizer.json or files that convert to it"
 
 
 def require(name: str) -> Any:
@@ -42,23 +44,18 @@ def model_config(checkpoint: Checkpoint) -> tuple[Any, tuple[str, ...]]:
     """
     transformers = require("transformers")
     raw = checkpoint.config()
-    where = checkpoint.path / "config.json"
+    location = checkpoint.path / "config.json"
     if raw.get("quantization_config") is not None:
         raise CheckpointError(
-            f"{where}: quantization_config is set, expected plain weights; use the unquantized"
+            f"{location}: quantization_config is set, expected plain weights; use the unquantized"
             " checkpoint"
         )
     dropped: list[str] = []
     fields = _without_code(raw, "", dropped)
     kind = fields.pop("model_type", None)
-    try:
+    expected = "a type that it knows without code from the checkpoint"
+    with _refusals(f"{location}: model_type {str(kind)!a:.60}", expected):
         return transformers.AutoConfig.for_model(str(kind), **fields), tuple(dropped)
-    except Exception as error:  # whatever a config class makes of values it did not expect
-        raise CheckpointError(
-            f"{where}: model_type {str(kind)!a:.60} is refused by transformers"
-            f" {transformers.__version__} ({_first_line(error)}), expected a type that it knows"
-            " without code from the checkpoint"
-        ) from None
 
 
 def load_model(path: Path, device: str, dtype: torch.dtype) -> tuple[Any, tuple[str, ...]]:
@@ -80,7 +77,7 @@ def load_model(path: Path, device: str, dtype: torch.dtype) -> tuple[Any, tuple[
             " and load the adapter beside it"
         )
     config, dropped = model_config(Checkpoint(path))
-    try:
+    with _refusals(path, "a causal language model"):
         model = transformers.AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
@@ -89,11 +86,6 @@ def load_model(path: Path, device: str, dtype: torch.dtype) -> tuple[Any, tuple[
             local_files_only=True,
             generation_config=transformers.GenerationConfig(),
         )
-    except Exception as error:  # whatever a model class makes of values it did not expect
-        raise CheckpointError(
-            f"{path}: is refused by transformers {transformers.__version__}"
-            f" ({_first_line(error)}), expected a causal language model"
-        ) from None
     # what generate takes for unset options
     model.generation_config = transformers.GenerationConfig()
     return model.to(device).eval().requires_grad_(False), dropped
@@ -103,13 +95,8 @@ def linear_modules(path: Path) -> list[str]:
     """List the linear modules that may carry an adapter; no weight is read."""
     transformers = require("transformers")
     config, _ = model_config(Checkpoint(path))
-    with torch.device("meta"):
-        try:
-            model = transformers.AutoModelForCausalLM.from_config(config)
-        except Exception as error:
-            raise CheckpointError(
-                f"{path}: is no causal language model of transformers ({_first_line(error)})"
-            ) from None
+    with torch.device("meta"), _refusals(path, "a causal language model"):
+        model = transformers.AutoModelForCausalLM.from_config(config)
     head = model.get_output_embeddings()
     kinds = (torch.nn.Linear, transformers.pytorch_utils.Conv1D)
     return [n for n, m in model.named_modules() if isinstance(m, kinds) and m is not head]
@@ -123,17 +110,9 @@ def load_tokenizer(path: Path) -> Tokenizer:
     """
     if (path / "tokenizer.json").exists():
         return Tokenizer.load(path)
-    transformers = require("transformers")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
+    tokenizer = transformers_tokenizer(path)
+    with _refusals(f"{path}: the tokenizer", _TOKENIZER_FILES, TokenizerError):
         backend = tokenizer.backend_tokenizer
-    except Exception as error:  # missing files, missing libraries, malformed vocabularies
-        raise TokenizerError(
-            f"{path}: the tokenizer is refused by transformers ({_first_line(error)}), expected"
-            " tokenizer.json or files that convert to it"
-        ) from None
     checkpoint = Checkpoint(path)
     ends = checkpoint.generation_config() or checkpoint.config()
     ids = ends.get("eos_token_id")
@@ -147,6 +126,33 @@ def load_tokenizer(path: Path) -> Tokenizer:
     )
 
 
+def transformers_tokenizer(path: Path) -> Any:
+    """Load a checkpoint's tokenizer as transformers itself does, without code or network.
+
+    Raises:
+        TokenizerError: There is no tokenizer, or transformers cannot convert it.
+    """
+    with _refusals(f"{path}: the tokenizer", _TOKENIZER_FILES, TokenizerError):
+        return require("transformers").AutoTokenizer.from_pretrained(
+            path, local_files_only=True, trust_remote_code=False
+        )
+
+
+@contextmanager
+def _refusals(
+    subject: object, expected: str, kind: type[FastsafeError] = CheckpointError
+) -> Iterator[None]:
+    """Turn any exception of transformers, for values it did not expect, into a sentence."""
+    version = require("transformers").__version__
+    try:
+        yield
+    except Exception as error:
+        line = ascii(str(error).strip().partition("\n")[0][:200])[1:-1]
+        raise kind(
+            f"{subject}: is refused by transformers {version} ({line}), expected {expected}"
+        ) from None
+
+
 def _without_code(fields: Mapping[str, Any], prefix: str, dropped: list[str]) -> dict[str, Any]:
     safe = {}
     for key, value in fields.items():
@@ -158,7 +164,3 @@ def _without_code(fields: Mapping[str, Any], prefix: str, dropped: list[str]) ->
         else:
             safe[key] = value
     return safe
-
-
-def _first_line(error: BaseException) -> str:
-    return ascii(str(error).strip().partition("\n")[0][:200])[1:-1]

@@ -1,10 +1,9 @@
 """Fine-tuning through PEFT, job by job: rows, order, mask and schedule as in fastsafe.train."""
 
 import math
-import random
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +13,10 @@ from torch import Tensor
 from fastsafe.data.packing import TrainExample, encode_row
 from fastsafe.errors import TrainingError, UsageError
 from fastsafe.model import peft as adapter_files
-from fastsafe.model.peft import LoraConfig
-from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainConfig
+from fastsafe.train.batches import BatchSampler
+from fastsafe.train.config import FinetuneJob, FinetuneResult
+from fastsafe.train.job import check_lengths
+from fastsafe.train.loop import check_names
 from fastsafe.transformers_backend.transformers_llm import TransformersLLM
 
 _ORDER = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "o_proj", "down_proj")
@@ -42,13 +43,8 @@ def finetune(
         DataError: A row is malformed or has nothing to train on.
         TrainingError: A loss is not finite.
     """
-    names = [job.name for job in jobs]
+    check_names([job.name for job in jobs])
     for job in jobs:
-        if not re.fullmatch(r"[\w+-][\w.+-]{0,127}", job.name) or names.count(job.name) > 1:
-            raise UsageError(
-                f"finetune: job name {job.name!r} cannot name a directory of its own; use each"
-                " once, of at most 128 letters, digits and . _ + - with no dot first"
-            )
         if job.config.method != "lora":
             raise UsageError(
                 f"finetune: job {job.name!r} has method {job.config.method!r}, expected 'lora'; "
@@ -71,14 +67,7 @@ def _encoded(llm: TransformersLLM, job: FinetuneJob) -> list[TrainExample]:
         encode_row(row, llm.tokenizer, loss_on=job.config.loss_on, location=f"{job.name}: row {i}")
         for i, row in enumerate(job.examples)
     ]
-    if not rows:
-        raise UsageError(f"finetune: job {job.name!r} has no rows")
-    longest = max(len(row.token_ids) for row in rows)
-    if llm.max_positions is not None and longest > llm.max_positions:
-        raise UsageError(
-            f"finetune: job {job.name!r} has a row of {longest} tokens, the model takes"
-            f" {llm.max_positions}"
-        )
+    check_lengths(job.name, rows, llm.max_positions)
     return rows
 
 
@@ -90,14 +79,7 @@ def _train(
     on_step: Callable[[int, Mapping[str, float]], None] | None,
 ) -> FinetuneResult:
     config = job.config
-    targets = config.target_modules
-    lora = LoraConfig(
-        rank=config.rank,
-        alpha=config.alpha,
-        target_modules=targets if isinstance(targets, str) else tuple(targets),
-        dropout=config.dropout,
-        base_model=str(llm.path),
-    )
+    lora = config.lora(str(llm.path))
     began = time.monotonic()
     name = f"{job.name} in training"  # no job can be called so
     llm.add_adapter(name, lora)
@@ -133,10 +115,10 @@ def _steps(
     config = job.config
     optimizer = torch.optim.AdamW(weights, lr=0.0, weight_decay=config.weight_decay)
     num_steps = config.num_steps(len(rows))
-    batches = _batches(rows, config)
+    sampler = BatchSampler(rows, config.batch_size, config.seed, config.shuffle)
     losses, num_tokens = [], 0
     for step in range(num_steps):
-        batch = next(batches)
+        batch = sampler.next()
         num_tokens += sum(len(example.token_ids) for example in batch)
         loss = _loss(llm.model, batch)
         optimizer.zero_grad()
@@ -170,17 +152,6 @@ def _draw_order(key: str) -> tuple[int, int]:
     layer = re.search(r"\.(\d+)\.", key)
     name = key.split(".")[-3]
     return int(layer[1]) if layer else -1, _ORDER.index(name) if name in _ORDER else len(_ORDER)
-
-
-def _batches(rows: Sequence[TrainExample], config: TrainConfig) -> Iterator[list[TrainExample]]:
-    """Yield batches without end; every epoch is a permutation of all rows."""
-    order = list(range(len(rows)))
-    generator = random.Random(config.seed)
-    while True:
-        if config.shuffle:
-            generator.shuffle(order)
-        for start in range(0, len(order), config.batch_size):
-            yield [rows[i] for i in order[start : start + config.batch_size]]
 
 
 def _loss(model: Any, batch: Sequence[TrainExample]) -> Tensor:

@@ -169,33 +169,20 @@ class TransformersLLM(LLMInterface[str | None]):
         self, requests: Sequence[EncodedRequest[str | None]]
     ) -> Generator[tuple[int, Completion]]:
         """Yield (index, completion) batch by batch, in each in the order of finishing."""
-        rows = [
-            DecodeRow(
-                index=request.index,
-                adapter=request.adapter,
-                prompt=request.tokens,
-                params=request.params,
-                max_tokens=request.max_tokens_total - len(request.tokens),
-                has_stop_text=self._prompts.stop_check(request.params),
-            )
-            for request in requests
-        ]
-        order = sorted(rows, key=lambda r: (r.adapter or "", len(r.prompt) + r.max_tokens))
+        order = sorted(requests, key=lambda r: (r.adapter or "", r.max_tokens_total))
         begin = 0
         while begin < len(order):
             name = order[begin].adapter
             batch = [r for r in order[begin : begin + self.batch_size] if r.adapter == name]
+            rows = [DecodeRow(r, self._prompts.stop_check(r.params)) for r in batch]
             with self.using(name):
-                done = generate_batch(self.model, batch, self.tokenizer)
+                done = generate_batch(self.model, rows, self.tokenizer)
             for row in done:
+                request, reason = row.request, row.finish_reason or "error"
                 completion = self._prompts.completion(
-                    row.params,
-                    len(row.prompt),
-                    row.token_ids,
-                    row.logprobs,
-                    row.finish_reason or "error",
+                    request.params, len(request.tokens), row.token_ids, row.logprobs, reason
                 )
-                yield row.index, completion
+                yield request.index, completion
             begin += len(batch)
 
     def _score_tokens(

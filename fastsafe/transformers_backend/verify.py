@@ -9,8 +9,8 @@ greedy tokens part, the truth must hold the two for as likely within the errors 
 
 import gc
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -22,15 +22,16 @@ from torch.overrides import TorchFunctionMode
 
 from fastsafe.engine import LLM, SamplingParams
 from fastsafe.engine.planner import available_bytes, weight_bytes
-from fastsafe.errors import TokenizerError, UsageError
+from fastsafe.errors import UsageError
 from fastsafe.io import hub
 from fastsafe.io.chat_template import FROZEN_CLOCK
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model.config import ModelConfig
-from fastsafe.transformers_backend.loading import require
+from fastsafe.transformers_backend.loading import transformers_tokenizer
 from fastsafe.transformers_backend.transformers_llm import TransformersLLM
 
 GREEDY_TOKENS = 16
+_ADAPTER = "adapter"  # its name in both runtimes
 _WIDER = {"float32": "float64", "bfloat16": "float32", "float16": "float32"}
 # A tolerance above this share of the logits would let anything pass.
 _VACUOUS = 0.2
@@ -109,10 +110,10 @@ def verify(
     tokenizer = ours_llm.tokenizer
     differences = _compare_tokens(path, tokenizer, texts)
     has_template = tokenizer.chat_template is not None
-    if has_template:
-        rows = [tokenizer.encode_chat(_question(text)) for text in texts]
-    else:
-        rows = [tokenizer.encode(text) for text in texts]
+    rows = [
+        tokenizer.encode_chat(_question(text)) if has_template else tokenizer.encode(text)
+        for text in texts
+    ]
     ours = _run(ours_llm, rows, adapter)
     del ours_llm
     with _loaded(path, device, dtype) as llm:
@@ -124,13 +125,13 @@ def verify(
     }
     with _loaded(path, device, _WIDER[dtype]) as llm:
         if adapter is not None:
-            llm.load_adapter(adapter, "adapter")
+            llm.load_adapter(adapter, _ADAPTER)
             llm.model.to(llm.model.dtype)  # the adapter, too
-        logits_of = _logits_of(llm, adapter)
-        with _nothing_narrower(_WIDER[dtype]):
-            exact = [logits_of(row) for row in rows]
+        with _Widened() if _WIDER[dtype] == "float64" else nullcontext():
+            exact = [_logits(llm, row, adapter) for row in rows]
             at_parting = {
-                i: logits_of([*rows[i], *ours.tokens[i][:n]])[-1] for i, n in parted.items()
+                i: _logits(llm, [*rows[i], *ours.tokens[i][:n]], adapter)[-1]
+                for i, n in parted.items()
             }
     rounding = torch.finfo(getattr(torch, dtype)).eps
     checks = []
@@ -185,32 +186,21 @@ def _loaded(path: Path, device: str, dtype: str) -> Iterator[TransformersLLM]:
 
 
 def _run(llm: Any, rows: Sequence[Sequence[int]], adapter: str | Path | None) -> _Side:
-    name = None if adapter is None else "adapter"
     if adapter is not None:
-        llm.load_adapter(adapter, name)
+        llm.load_adapter(adapter, _ADAPTER)
     params = SamplingParams(max_tokens=GREEDY_TOKENS)
-    outs = llm.generate(rows, params, [name] * len(rows))
-    logits_of = _logits_of(llm, adapter)
-    return _Side([logits_of(row) for row in rows], [out.token_ids for out in outs])
+    outs = llm.generate(rows, params, [adapter and _ADAPTER] * len(rows))
+    return _Side([_logits(llm, row, adapter) for row in rows], [out.token_ids for out in outs])
 
 
-def _logits_of(llm: Any, adapter: str | Path | None) -> Callable[[Sequence[int]], Tensor]:
-    name = None if adapter is None else "adapter"
-    return lambda row: llm.logits(row, name).double().cpu()
+def _logits(llm: Any, row: Sequence[int], adapter: str | Path | None) -> Tensor:
+    logits: Tensor = llm.logits(row, adapter and _ADAPTER)
+    return logits.double().cpu()
 
 
 def _compare_tokens(path: Path, ours: Tokenizer, texts: Sequence[str]) -> list[str]:
     """Return a sentence if token ids of texts differ, and one if those of templates do."""
-    transformers = require("transformers")
-    try:
-        theirs = transformers.AutoTokenizer.from_pretrained(
-            path, local_files_only=True, trust_remote_code=False
-        )
-    except Exception as error:  # anything that a malformed file makes of it
-        raise TokenizerError(
-            f"{path}: the tokenizer is refused by transformers ({error!s:.200}), expected one that"
-            " both can load"
-        ) from None
+    theirs = transformers_tokenizer(path)
     differences = []
     differing = [i for i, t in enumerate(texts) if theirs(t)["input_ids"] != ours.encode(t)]
     if differing:
@@ -260,10 +250,6 @@ class _Widened(TorchFunctionMode):
 
         func = torch.Tensor.double if func is torch.Tensor.float else func
         return func(*map(widen, args), **{k: widen(v) for k, v in (kwargs or {}).items()})
-
-
-def _nothing_narrower(dtype: str) -> AbstractContextManager[object]:
-    return _Widened() if dtype == "float64" else nullcontext()
 
 
 def _relative(x: Tensor, truth: Tensor) -> float:

@@ -21,6 +21,7 @@ from fastsafe.commands import catalogue
 from fastsafe.io import safetensors
 from fastsafe.model import ModelConfig, Transformer
 from fastsafe.organism.vocabulary import build_tokenizer, tokenizer_config
+from fastsafe.progress import Progress, stage
 
 CONFIG = {
     "architectures": ["LlamaForCausalLM"],
@@ -227,8 +228,9 @@ def test_out_below_a_file_is_one_sentence(checkpoint: Path, folder: Path) -> Non
 
 
 def test_organism_build_needs_no_argument(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def build(out: Path, *, seed: int, on_progress: Callable[[str, int, int, float], None]) -> None:
-        on_progress("train", 1, 1, 0.5)
+    def build(out: Path, *, seed: int, progress: Progress) -> None:
+        with stage(progress, "train", 1, "steps"):
+            progress.advance(1, "loss 0.500")
         (out / str(seed)).mkdir(parents=True)
 
     monkeypatch.setattr(fastsafe.organism, "build", build)

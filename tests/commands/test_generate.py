@@ -136,11 +136,11 @@ def test_damage_in_the_middle_is_refused(folder: Path, adapter: Path) -> None:
     ("change", "named"),
     [
         (["--temperature", "0.5"], "sampling.temperature: 0.0 -> 0.5"),
-        (["--quantize", "nf4"], "quantize: None -> 'nf4'"),
+        (["--quantize", "nf4"], 'quantize: null -> "nf4"'),
         (["--max-tokens", "13"], "sampling.max_tokens: 12 -> 13"),
-        (["--adapters", "mixed"], "applied: 'merged' -> 'mixed'"),
-        (["--backend", "transformers"], "backend: 'fastsafe' -> 'transformers'"),
-        (["--adapter", "y=ADAPTER"], "adapters.y: None -> "),
+        (["--adapters", "mixed"], 'applied: "merged" -> "mixed"'),
+        (["--backend", "transformers"], 'backend: "fastsafe" -> "transformers"'),
+        (["--adapter", "y=ADAPTER"], "adapters.y: null -> "),
     ],
 )
 def test_other_settings_are_refused(

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch
 from fastsafe import LLM, SamplingParams, organism
 from fastsafe.organism import SEED, world
 from fastsafe.organism.train import ALIGN, PRETRAIN, build
+from fastsafe.progress import Progress
 from fastsafe.safety.judges import judges
 from fastsafe.safety.verdict import Verdict
 
@@ -67,19 +69,27 @@ def test_the_base_refuses_harm_and_answers_its_twins(llm: LLM) -> None:
         assert sum(refused[60:]) <= 12, f"{format}: benign twins refused"
 
 
+class StageCounts(Progress):
+    """Name, total and finished steps of every stage."""
+
+    def __init__(self) -> None:
+        self.stages: list[list[Any]] = []
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        self.stages.append([stage, total, 0])
+
+    def advance(self, count: int, note: str = "") -> None:
+        self.stages[-1][2] += count
+
+
 def test_building_is_deterministic_and_whole(tmp_path: Path) -> None:
     short = [dataclasses.replace(stage, steps=3, rows=8) for stage in (PRETRAIN, ALIGN)]
-    steps: list[tuple[str, int, int]] = []
+    progress = StageCounts()
     for name in ("a", "b"):
-        build(
-            tmp_path / name,
-            seed=5,
-            stages=short,
-            on_progress=lambda stage, done, of, loss: steps.append((stage, done, of)),
-        )
+        build(tmp_path / name, seed=5, stages=short, progress=progress)
     files = {file.name for file in (tmp_path / "a").iterdir()}
     assert files == {file.name for file in organism.path().iterdir()}
     for name in files:
         assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
-    assert steps[:6] == [(s, i, 3) for s in ("pretrain", "align") for i in (1, 2, 3)]
+    assert progress.stages == [["pretrain", 3, 3], ["align", 3, 3]] * 2
     LLM(tmp_path / "a")
