@@ -34,7 +34,7 @@ def write_manifest(run_dir: Path, plan: Plan, backend: Backend, started_at: str)
         **plan.engine,
         "recipe": plan.recipe.model_dump(mode="json"),
         "conditions": [condition.record() for condition in plan.conditions],
-        "judges": dict(plan.judges),
+        "judges": plan.panel.identities,
         "guards": plan.panel.guard_identities,
         "translator": plan.translator,
         "templates": dict(plan.templates),

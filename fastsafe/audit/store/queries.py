@@ -5,17 +5,14 @@ import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastsafe.audit.backend.drift_watch import DriftRow
 from fastsafe.audit.store.rows import (
     FinishCount,
     Kind,
-    LabelledVerdict,
-    ProbeAnswer,
     ProbeCell,
     ProbeVerdict,
-    ReferencedAnswer,
     ShortenedVerdicts,
     Target,
     UtilityScore,
@@ -32,13 +29,6 @@ GUARDED: Mapping[Target, tuple[str, str]] = {
     "prompt": ("p.prompt", f"{_PROBES} AND (p.condition, p.system_prompt) = {_FIRST}"),
     "answer": ("p.key", f"{_PROBES} AND p.filtered_from IS NULL"),
 }
-
-
-class ConditionDrift(NamedTuple):
-    """A drift reading of one condition."""
-
-    condition: str
-    reading: DriftRow
 
 
 class StoreQueries:
@@ -67,15 +57,15 @@ class StoreQueries:
             losses.setdefault(condition, []).append(loss)
         return losses
 
-    def drift(self) -> list[ConditionDrift]:
-        """Return the drift readings of every trained model, in the order of steps."""
+    def drift(self) -> list[tuple[str, DriftRow]]:
+        """Return (condition, drift reading) of every trained model, in the order of steps."""
         query = (
             "SELECT condition, step, format, n, kl, margin, stopped FROM drift"
             " ORDER BY condition, step, format"
         )
         return [
-            ConditionDrift(condition, DriftRow(step, name, n, kl, margin, bool(stopped)))
-            for condition, step, name, n, kl, margin, stopped in self._all(query)
+            (condition, DriftRow(*reading, bool(stopped)))
+            for condition, *reading, stopped in self._all(query)
         ]
 
     def cells(self) -> list[ProbeCell]:
@@ -99,10 +89,13 @@ class StoreQueries:
         )
         return list(map(ProbeVerdict._make, rows))
 
-    def calibrated(self, identity: str) -> dict[str, LabelledVerdict]:
-        """Return the judge's verdict on every labelled row that it has judged, by key."""
+    def calibrated(self, identity: str) -> dict[str, tuple[str, int | None]]:
+        """Return (verdict, coherent) of every labelled row that the judge has judged, by key.
+
+        ``coherent`` is 0 or 1; None where the judge does not check coherence.
+        """
         return {
-            key: LabelledVerdict(verdict, coherent)
+            key: (verdict, coherent)
             for key, verdict, coherent in self._all(
                 "SELECT key, verdict, coherent FROM judgements"
                 " WHERE identity = ? AND key GLOB 'labelled *'",
@@ -176,21 +169,20 @@ class StoreQueries:
         )
         return list(map(UtilityScore._make, rows))
 
-    def references(self) -> list[ReferencedAnswer]:
-        """Return completion and reference of every answered utility row."""
-        rows = self._all(
+    def references(self) -> list[tuple[str, str, str, str]]:
+        """Return (condition, task, completion, reference) of every answered utility row."""
+        return self._all(
             "SELECT p.condition, p.part, c.text, p.reference FROM planned p"
             " JOIN completions c ON c.key = p.key"
             " WHERE p.kind = 'utility' AND p.reference IS NOT NULL AND c.finish_reason != 'error'"
             " ORDER BY p.position"
         )
-        return list(map(ReferencedAnswer._make, rows))
 
     def answers(
         self, condition: str, kind: Kind, part: str, system_prompt: str
-    ) -> list[ProbeAnswer]:
-        """Return the completions of one cell's answered probes."""
-        rows = self._all(
+    ) -> list[tuple[str, str, str]]:
+        """Return (item, prompt, completion) of one cell's answered probes."""
+        return self._all(
             "SELECT p.item, t.text, c.text FROM planned p JOIN completions c ON c.key = p.key"
             " JOIN prompts t ON t.sha256 = p.prompt"
             " WHERE p.condition = ? AND p.kind = ? AND p.part = ? AND p.system_prompt = ?"
@@ -200,7 +192,6 @@ class StoreQueries:
             part,
             system_prompt,
         )
-        return list(map(ProbeAnswer._make, rows))
 
     def events(self, stage: str) -> list[dict[str, Any]]:
         """Return the details of every event of a stage, oldest first."""

@@ -89,14 +89,6 @@ class PositionStatus(NamedTuple):
     is_done: bool
 
 
-class UntestedCode(NamedTuple):
-    """A completion whose tests have not run."""
-
-    key: str
-    completion: str
-    tests: str
-
-
 class ProbeCell(NamedTuple):
     """Probes of one kind that one condition is asked in one format under one system prompt."""
 
@@ -125,13 +117,6 @@ class ShortenedVerdicts(NamedTuple):
     of_whole: str
 
 
-class LabelledVerdict(NamedTuple):
-    """A judge's verdict on a labelled row."""
-
-    verdict: str
-    coherent: int | None  # 0 or 1; None where the judge does not check coherence
-
-
 class FinishCount(NamedTuple):
     """Number of filtered answers with one finish reason."""
 
@@ -149,20 +134,3 @@ class UtilityScore(NamedTuple):
     item: str
     metric: str | None
     value: float | None
-
-
-class ReferencedAnswer(NamedTuple):
-    """A completion of a test row beside its reference answer."""
-
-    condition: str
-    task: str
-    completion: str
-    reference: str
-
-
-class ProbeAnswer(NamedTuple):
-    """A completion of one probe."""
-
-    item: str
-    prompt: str
-    completion: str

@@ -25,7 +25,6 @@ from fastsafe.audit.store.rows import (
     PlannedRow,
     PositionStatus,
     Target,
-    UntestedCode,
 )
 from fastsafe.errors import StoreError
 
@@ -271,16 +270,15 @@ class Store(StoreQueries):
         """Insert guards' verdicts; a key that is already there keeps its row."""
         self._db.executemany("INSERT OR IGNORE INTO guards VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def untested(self) -> list[UntestedCode]:
-        """Return the answered rows whose tests have not run."""
-        rows = self._all(
+    def untested(self) -> list[tuple[str, str, str]]:
+        """Return (key, completion, tests) of the answered rows whose tests have not run."""
+        return self._all(
             "SELECT DISTINCT p.key, c.text, p.tests FROM planned p"
             " JOIN completions c ON c.key = p.key"
             " WHERE p.tests IS NOT NULL AND c.finish_reason != 'error' AND NOT EXISTS"
             " (SELECT 1 FROM utility u WHERE u.key = p.key AND u.metric = ?) ORDER BY p.position",
             PASS,
         )
-        return list(map(UntestedCode._make, rows))
 
     def add_event(self, at: str, stage: str, detail: Mapping[str, Any]) -> None:
         """Append an event; work lists and statistics never read events."""
