@@ -17,7 +17,7 @@ def open_backend(
     adapters: str | None = None,
     strict: bool = True,
     quantize: str | None = None,
-) -> EngineBackend | TransformersBackend:
+) -> EngineBackend:
     """Check a checkpoint's files and return a backend over it; no weights are loaded.
 
     Args:
@@ -36,21 +36,20 @@ def open_backend(
         CheckpointError: The checkpoint is missing, malformed or refused.
         TokenizerError: Its tokenizer or chat template is.
     """
-    if name == "fastsafe":
-        return EngineBackend(
-            model,
-            device=device,
-            dtype=dtype,
-            batch_size=batch_size,
-            adapters=adapters,
-            strict=strict,
-            quantize=quantize,
-        )
-    if name != "transformers":
+    backends = {kind.name: kind for kind in (EngineBackend, TransformersBackend)}
+    if name not in backends:
         raise UsageError(f"backend: it is {name!r}, expected 'fastsafe' or 'transformers'")
-    if quantize:
+    if quantize and name != "fastsafe":
         raise UsageError(
             f"quantize: it is {quantize!r} with the backend {name}, expected none; use the"
             " backend fastsafe"
         )
-    return TransformersBackend(model, device=device, dtype=dtype, batch_size=batch_size)
+    return backends[name](
+        model,
+        device=device,
+        dtype=dtype,
+        batch_size=batch_size,
+        adapters=adapters,
+        strict=strict,
+        quantize=quantize,
+    )
