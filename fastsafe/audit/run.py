@@ -24,7 +24,7 @@ from fastsafe.audit.plan.make_plan import (
     settings,
 )
 from fastsafe.audit.plan.panel import Panel, make_panel
-from fastsafe.audit.recipe.load import load, revise
+from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.results.make_results import make_results
 from fastsafe.audit.results.schema.run import Results
@@ -174,11 +174,7 @@ def prepare(
     Raises:
         FastsafeError: The recipe, the checkpoint or its tokenizer is not valid.
     """
-    changes = {"model": model, "seed": seed}
-    if isinstance(recipe, Recipe):
-        recipe = revise(recipe, overrides=overrides, changes=changes)
-    else:
-        recipe = load(recipe, overrides=overrides, changes=changes)
+    recipe = load(recipe, overrides=overrides, changes={"model": model, "seed": seed})
     recipe = recipe.limited(limit)
     variants = check_recipe(recipe)
     source = source_of(recipe, partial(CheckpointCompleter, device=device))
@@ -280,8 +276,8 @@ def judge(
     with lock.exclusive(run_dir), explained(run_dir), closing(Store(path)) as store:
         old = Recipe.model_validate(store.meta("recipe"))
         given = load(recipe) if recipe is not None else old
-        new = revise(old, changes={key: getattr(given, key) for key in JUDGE_SETTINGS})
-        new = revise(new, overrides=overrides)
+        new = load(old, changes={key: getattr(given, key) for key in JUDGE_SETTINGS})
+        new = load(new, overrides=overrides)
         if old.model_dump(exclude=JUDGE_SETTINGS) != new.model_dump(exclude=JUDGE_SETTINGS):
             raise RecipeError(
                 f"run {run_dir}: only {', '.join(sorted(JUDGE_SETTINGS))} can be set anew; "

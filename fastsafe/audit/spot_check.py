@@ -17,7 +17,7 @@ from fastsafe.audit.plan.checks import check_recipe
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.plan.make_plan import make_plan
 from fastsafe.audit.plan.panel import make_panel
-from fastsafe.audit.recipe.load import load, revise
+from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.safety.judges import Item, judge_all
@@ -56,8 +56,7 @@ class SpotCheck:
         Raises:
             FastsafeError: The recipe or the base is not valid.
         """
-        whole = recipe if isinstance(recipe, Recipe) else load(recipe)
-        probes = revise(whole, overrides=_PROBES_ONLY, changes={"model": base})
+        probes = load(recipe, overrides=_PROBES_ONLY, changes={"model": base})
         self._recipe = probes.limited(limit)
         variants = check_recipe(self._recipe)
         self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
