@@ -6,7 +6,7 @@ from dataclasses import asdict
 from operator import itemgetter
 from typing import cast
 
-from fastsafe.audit.results.pooled_rates import CellKey, clustered
+from fastsafe.audit.results.pooled_rates import cell_verdicts, clustered
 from fastsafe.audit.results.schema.instruments import (
     CalibrationResult,
     EarlyStopResult,
@@ -165,13 +165,9 @@ def wording_rows(store: StoreQueries) -> list[WordingResult]:
     results: list[WordingResult] = []
     for judge, wordings in (store.meta("wordings") or {}).items():
         for wording, identity in wordings.items():
-            cells: dict[CellKey, list[Verdict]] = {}
-            for condition, kind, part, system_prompt, _, verdict in store.verdicts(identity):
-                if kind == "harmful":
-                    verdicts = cells.setdefault((condition, part, system_prompt), [])
-                    verdicts.append(Verdict(verdict or Verdict.NOT_JUDGED))
-            for (condition, part, system_prompt), verdicts in cells.items():
-                share = rate(verdicts)
+            harmful, _ = cell_verdicts(store, identity)
+            for (condition, part, system_prompt), verdicts in harmful.items():
+                share = rate(verdicts.values())
                 results.append(
                     {
                         "judge": judge,

@@ -64,8 +64,8 @@ class StoreQueries:
             " ORDER BY condition, step, format"
         )
         return [
-            (condition, DriftRow(*reading, bool(stopped)))
-            for condition, *reading, stopped in self._all(query)
+            (condition, DriftRow(step, name, n, kl, margin, bool(stopped)))
+            for condition, step, name, n, kl, margin, stopped in self._all(query)
         ]
 
     def cells(self) -> list[ProbeCell]:
