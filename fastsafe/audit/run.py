@@ -11,8 +11,8 @@ from typing import Any, Literal
 import fastsafe
 from fastsafe.audit import manifest
 from fastsafe.audit.backend.completer import CheckpointCompleter
+from fastsafe.audit.backend.on_engine import EngineBackend
 from fastsafe.audit.backend.open import open_backend
-from fastsafe.audit.backend.protocol import Backend
 from fastsafe.audit.plan.checks import check_recipe
 from fastsafe.audit.plan.foresight import power_summary
 from fastsafe.audit.plan.make_plan import (
@@ -166,7 +166,7 @@ def prepare(
     backend: str = "fastsafe",
     out: str | Path | None = None,
     api_keys: Mapping[str, str] | None = None,
-) -> tuple[Plan, Backend]:
+) -> tuple[Plan, EngineBackend]:
     """Check the recipe and the checkpoint and lay out the run; nothing is written.
 
     Arguments are those of ``audit``.
@@ -194,7 +194,7 @@ def prepare(
 
 def execute(
     plan: Plan,
-    backend: Backend,
+    backend: EngineBackend,
     run_dir: Path,
     *,
     resume: bool = True,

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from fastsafe.audit.backend.completer import CheckpointCompleter
 from fastsafe.audit.backend.on_engine import EngineBackend
-from fastsafe.audit.backend.protocol import Answer, Backend, Request
+from fastsafe.audit.backend.protocol import Answer, Request
 from fastsafe.audit.plan.checks import check_recipe
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.plan.make_plan import make_plan
@@ -100,7 +100,7 @@ class SpotCheck:
         recipe = self._recipe
         return EngineBackend(model, dtype=recipe.dtype, quantize=recipe.quantize, **self._options)
 
-    def _ask(self, backend: Backend, adapters: Mapping[str, Path]) -> Verdicts:
+    def _ask(self, backend: EngineBackend, adapters: Mapping[str, Path]) -> Verdicts:
         name = next(iter(adapters), None)
         prompts = [self._plan.prompts[row.prompt] for row in self._rows]
         requests = [

@@ -172,7 +172,7 @@ class EngineBackend:
         on_step: OnStep,
         watch: Watch | None = None,
     ) -> dict[str, Trained]:
-        """Fine-tune all jobs on the frozen base and return the outcomes by name."""
+        """Fine-tune all jobs on the frozen base, monitor their drift, return outcomes by name."""
         from fastsafe.train import FinetuneJob, TrainConfig, TrainOptions
 
         self.load()
@@ -218,6 +218,7 @@ class EngineBackend:
     ) -> None:
         """Answer every request, all adapters in one batch.
 
+        Each answer goes to ``on_answer`` when it is done, from any thread.
         A folder that holds a whole checkpoint is loaded and answers by itself, one after another;
         the base is unloaded first.
         """
@@ -272,7 +273,7 @@ class EngineBackend:
         apply_posthoc(chosen, adapter, self.path, out_dir, **{**params, **folders})
 
     def release(self) -> None:
-        """Unload the weights; ``load`` loads them again."""
+        """Unload the weights, so that judges have the device's memory; ``load`` loads them again."""
         self.llm = None
         self._loaded_adapters = {}
 

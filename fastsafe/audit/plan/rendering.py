@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastsafe.audit.backend.protocol import ChatTokenizer
@@ -169,10 +170,4 @@ def _prompt_defence(condition: Condition) -> ChangeTurns | None:
     defence = defences()[variant.name]
     if defence.acts_on != "prompt":
         return None
-    arguments = defence.arguments(variant.params)
-
-    def change(turns: Turns) -> Turns:
-        changed: Turns = defence.apply(turns, **arguments)
-        return changed
-
-    return change
+    return partial(defence.apply, **defence.arguments(variant.params))

@@ -2,7 +2,7 @@
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastsafe.audit.report.matrix import BASE, mark
 from fastsafe.audit.results.schema.run import Results
@@ -58,13 +58,13 @@ def quotes(results: Results, store: Store, *, is_shown: bool) -> list[Quote]:
 
 def _prepared(quote: Quote, is_shown: bool) -> Quote:
     text = visible if is_shown else _redacted
-    return Quote(
-        quote.condition,
-        quote.format,
-        quote.behaviour if is_shown else hashlib.sha256(quote.behaviour.encode()).hexdigest()[:8],
-        text(quote.prompt),
-        text(quote.before),
-        text(quote.after),
+    name = quote.behaviour
+    return replace(
+        quote,
+        behaviour=name if is_shown else hashlib.sha256(name.encode()).hexdigest()[:8],
+        prompt=text(quote.prompt),
+        before=text(quote.before),
+        after=text(quote.after),
     )
 
 

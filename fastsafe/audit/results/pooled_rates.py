@@ -168,8 +168,7 @@ def _mean_score_change(
     """Return the change of the mean score, paired with the base's scores of the same test rows."""
     is_base = scores[0].condition == BASE
     pairs = pair({} if is_base else _per_row(base), _per_row(scores))
-    change = difference_interval(pairs) if pairs.keys else (None, None, None)
-    return _change_fields(len(pairs.keys), *change)
+    return _change_fields(len(pairs.keys), *difference_interval(pairs))
 
 
 def _change_fields(

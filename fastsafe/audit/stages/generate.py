@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastsafe.audit.backend.protocol import Answer, Backend, Request
+from fastsafe.audit.backend.on_engine import EngineBackend
+from fastsafe.audit.backend.protocol import Answer, Request
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.plan.make_plan import Plan
 from fastsafe.audit.stages.train import ADAPTERS
@@ -24,7 +25,9 @@ COMMIT_EVERY_S = 1.0
 COMMIT_ROWS = 256
 
 
-def generate(plan: Plan, store: Store, backend: Backend, run_dir: Path, progress: Progress) -> None:
+def generate(
+    plan: Plan, store: Store, backend: EngineBackend, run_dir: Path, progress: Progress
+) -> None:
     """Generate every planned answer that the store does not hold."""
     positions = store.positions()
     done = [status.is_done for status in positions]
