@@ -52,7 +52,18 @@ class EngineBackend:
         strict: bool = True,
         quantize: str | None = None,
     ) -> None:
-        """Check the checkpoint's files; no weights are loaded. Arguments as for `open_backend`."""
+        """Check the checkpoint's files; no weights are loaded.
+
+        Args:
+            model: A path, a hub id, or the name of a source that has a checkpoint.
+            device: ``"cpu"`` or ``"cuda"``.
+            dtype: Type of the weights and activations.
+            batch_size: Most rows computed together.
+            adapters: How the engine applies adapters, ``"merged"`` or ``"mixed"``; None lets it
+                choose.
+            strict: Whether the engine gives a row the same bits in any batch.
+            quantize: ``"nf4"`` makes the engine hold the base in 4 bits, for training and answers.
+        """
         from fastsafe.io.checkpoint import Checkpoint
 
         self.path = checkpoint_of(model)
@@ -63,9 +74,11 @@ class EngineBackend:
         self._dtype = dtype
         self._batch_size = batch_size
         self._quantize = quantize
-        self._engine_options: dict[str, Any] = {"adapters": adapters, "quantize": quantize}
-        if not strict:
-            self._engine_options["strict"] = False
+        self._engine_options: dict[str, Any] = {
+            "adapters": adapters,
+            "quantize": quantize,
+            "strict": strict,
+        }
         self.llm: Any = None  # the loaded engine; None before `load`
         self._loaded_adapters: dict[str, Path] = {}
 
@@ -273,7 +286,7 @@ class EngineBackend:
         apply_posthoc(chosen, adapter, self.path, out_dir, **{**params, **folders})
 
     def release(self) -> None:
-        """Unload the weights, so that judges have the device's memory; ``load`` loads them again."""
+        """Unload the weights, for judges to have the memory; ``load`` loads them again."""
         self.llm = None
         self._loaded_adapters = {}
 

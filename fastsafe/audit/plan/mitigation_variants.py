@@ -48,13 +48,13 @@ class MitigationVariant:
     parent: str | None = None
 
     @property
-    def filters(self) -> bool:
-        """Whether a guard filters its parent's answers instead of generating new ones."""
+    def served_on(self) -> str | None:
+        """What its defence changes when the model is served: "prompt", "answer" or None."""
         if self.stage != "serve":
-            return False
+            return None
         from fastsafe.safety.defences import defences
 
-        return defences()[self.name].acts_on == "answer"
+        return defences()[self.name].acts_on
 
     @property
     def needs_safety_rows(self) -> bool:

@@ -10,7 +10,6 @@ from typing import Any
 from fastsafe.audit.backend.drift_watch import DriftRow
 from fastsafe.audit.store.rows import (
     FinishCount,
-    Kind,
     ProbeCell,
     ProbeVerdict,
     ShortenedVerdicts,
@@ -178,17 +177,14 @@ class StoreQueries:
             " ORDER BY p.position"
         )
 
-    def answers(
-        self, condition: str, kind: Kind, part: str, system_prompt: str
-    ) -> list[tuple[str, str, str]]:
-        """Return (item, prompt, completion) of one cell's answered probes."""
+    def answers(self, condition: str, part: str, system_prompt: str) -> list[tuple[str, str, str]]:
+        """Return (item, prompt, completion) of one cell's answered harmful probes."""
         return self._all(
             "SELECT p.item, t.text, c.text FROM planned p JOIN completions c ON c.key = p.key"
             " JOIN prompts t ON t.sha256 = p.prompt"
-            " WHERE p.condition = ? AND p.kind = ? AND p.part = ? AND p.system_prompt = ?"
+            " WHERE p.condition = ? AND p.kind = 'harmful' AND p.part = ? AND p.system_prompt = ?"
             " AND p.sample = 0 ORDER BY p.position",
             condition,
-            kind,
             part,
             system_prompt,
         )

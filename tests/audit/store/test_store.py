@@ -46,7 +46,7 @@ def test_a_second_insert_changes_nothing(store: Store) -> None:
             store.add_completions([answer("k1", text)])
             store.add_judgements([JudgementRow("k1", "j", "v1", text, "", None)])
             store.add_utility([("k3", "m", 1.0 if text == "first" else 0.0)])
-    assert store.answers("base", "harmful", "code", "none") == [("b1", "steal it", "first")]
+    assert store.answers("base", "code", "none") == [("b1", "steal it", "first")]
     assert store.verdicts("v1")[0].verdict == "first"
     assert [row.value for row in store.utilities()] == [1.0]
 
