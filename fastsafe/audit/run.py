@@ -221,7 +221,8 @@ def execute(
             atomic.remove_leftovers(folder)
         if not resume:
             clear(run_dir)
-        with closing(_open(run_dir, plan)) as store:
+        with closing(Store(run_dir / stores.NAME, create=True)) as store:
+            _record_plan(store, plan)
             started_at = store.meta("started_at")
             manifest.write_manifest(run_dir, plan, backend, started_at)
             progress.event("run_started", out=str(run_dir), answers=len(plan.rows))
@@ -339,31 +340,25 @@ def _report(run_dir: Path, store: Store, show_completions: bool) -> Run:
     return Run(run_dir, results)
 
 
-def _open(run_dir: Path, plan: Plan) -> Store:
-    """Open the run's store; a new one gets the plan, an old one must have the same."""
-    store = Store(run_dir / stores.NAME, create=True)
-    try:
-        if store.meta("identity") is None:
-            prompts = {p.sha256: (p.text, p.token_ids) for p in plan.prompts.values()}
-            with store.transaction():
-                store.add_plan(plan.rows, prompts)
-                store.set_meta(
-                    {
-                        "identity": plan.identity,
-                        "settings": settings(plan),
-                        "conditions": [condition.record() for condition in plan.conditions],
-                        "engine": dict(plan.engine),
-                        "translator": plan.translator,
-                        "templates": dict(plan.templates),
-                        "started_at": stores.now(),
-                    }
-                )
-        _check_same(store, plan)
-        _record_panel(store, plan.recipe, plan.panel)
-    except BaseException:
-        store.close()
-        raise
-    return store
+def _record_plan(store: Store, plan: Plan) -> None:
+    """Record the plan in a new store; an old one must have the same."""
+    if store.meta("identity") is None:
+        prompts = {p.sha256: (p.text, p.token_ids) for p in plan.prompts.values()}
+        with store.transaction():
+            store.add_plan(plan.rows, prompts)
+            store.set_meta(
+                {
+                    "identity": plan.identity,
+                    "settings": settings(plan),
+                    "conditions": [condition.record() for condition in plan.conditions],
+                    "engine": dict(plan.engine),
+                    "translator": plan.translator,
+                    "templates": dict(plan.templates),
+                    "started_at": stores.now(),
+                }
+            )
+    _check_same(store, plan)
+    _record_panel(store, plan.recipe, plan.panel)
 
 
 def _record_panel(store: Store, recipe: Recipe, panel: Panel) -> dict[str, Any]:

@@ -74,11 +74,9 @@ class EngineBackend:
         self._dtype = dtype
         self._batch_size = batch_size
         self._quantize = quantize
-        self._engine_options: dict[str, Any] = {
-            "adapters": adapters,
-            "quantize": quantize,
-            "strict": strict,
-        }
+        self._engine_options: dict[str, Any] = {"adapters": adapters, "quantize": quantize}
+        if not strict:
+            self._engine_options["strict"] = False
         self.llm: Any = None  # the loaded engine; None before `load`
         self._loaded_adapters: dict[str, Path] = {}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastsafe.audit.backend.on_engine import EngineBackend
-from fastsafe.audit.backend.protocol import Answer, Request
+from fastsafe.audit.backend.protocol import Answer
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.plan.make_plan import Plan
 from fastsafe.audit.stages.train import ADAPTERS
@@ -38,16 +38,14 @@ def generate(
         for adapters, begin, end in _chunks(plan, [status.condition for status in positions]):
             if all(done[begin:end]):
                 continue
-            rows = store.requests(positions[begin].position, positions[end - 1].position)
-            missing = {row.key for row, old in zip(rows, done[begin:end], strict=True) if not old}
-            writer = _AnswerWriter(store, progress, [row.key for row in rows], missing)
+            first, last = positions[begin].position, positions[end - 1].position
+            keys, requests = zip(*store.requests(first, last, adapter_of), strict=True)
+            missing = {key for key, old in zip(keys, done[begin:end], strict=True) if not old}
+            writer = _AnswerWriter(store, progress, keys, missing)
             began = time.monotonic()
             try:
                 backend.generate(
-                    [
-                        Request(adapter_of[row.condition], row.token_ids, row.seed, row.max_tokens)
-                        for row in rows
-                    ],
+                    requests,
                     {name: folder / name for name in adapters},
                     plan.recipe.sampling,
                     writer.add,
@@ -56,8 +54,8 @@ def generate(
                 writer.flush()
             with store.transaction():
                 detail = {
-                    "rows": len(rows),
-                    "prompt_tokens": sum(len(row.token_ids) for row in rows),
+                    "rows": len(requests),
+                    "prompt_tokens": sum(len(request.token_ids) for request in requests),
                     "completion_tokens": writer.num_tokens,
                     "duration_s": time.monotonic() - began,
                 }

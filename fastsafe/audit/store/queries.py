@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,10 +10,9 @@ from typing import Any
 
 from fastsafe.audit.backend.drift_watch import DriftRow
 from fastsafe.audit.store.rows import (
-    FinishCount,
+    Kind,
     ProbeCell,
     ProbeVerdict,
-    ShortenedVerdicts,
     Target,
     UtilityScore,
 )
@@ -102,9 +102,9 @@ class StoreQueries:
             )
         }
 
-    def shortened(self, identity: str) -> list[ShortenedVerdicts]:
-        """Return the verdicts on probes that were answered twice, cut short and in full."""
-        rows = self._all(
+    def shortened(self, identity: str) -> list[tuple[str, str, str]]:
+        """Return (item, verdict on the opening, on the whole answer) of probes answered twice."""
+        return self._all(
             "SELECT p.item, a.verdict, b.verdict FROM planned p JOIN planned f"
             " USING (condition, kind, part, system_prompt, item)"
             " JOIN judgements a ON a.key = p.key AND a.identity = ?1"
@@ -112,7 +112,6 @@ class StoreQueries:
             " WHERE p.sample = 0 AND f.sample = 1 ORDER BY p.position",
             identity,
         )
-        return list(map(ShortenedVerdicts._make, rows))
 
     def incoherent(self, identity: str) -> dict[ProbeCell, int]:
         """Count the incoherent answers of every cell that has some."""
@@ -138,15 +137,17 @@ class StoreQueries:
         )
         return list(map(ProbeVerdict._make, rows))
 
-    def screened(self) -> list[FinishCount]:
+    def screened(self) -> dict[tuple[str, Kind], Counter[str]]:
         """Count the finish reasons of answers that a guard filters, by condition and kind."""
-        rows = self._all(
+        reasons: dict[tuple[str, Kind], Counter[str]] = {}
+        for condition, kind, reason, n in self._all(
             "SELECT p.condition, p.kind, c.finish_reason, count(*) FROM planned p"
             " JOIN completions c ON c.key = p.key"
             " WHERE p.filtered_from IS NOT NULL AND p.sample = 0"
             " GROUP BY 1, 2, 3 ORDER BY min(p.position)"
-        )
-        return list(map(FinishCount._make, rows))
+        ):
+            reasons.setdefault((condition, kind), Counter())[reason] = n
+        return reasons
 
     def utilities(self) -> list[UtilityScore]:
         """Return the score of every utility row by its task's own metric."""

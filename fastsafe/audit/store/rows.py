@@ -71,16 +71,6 @@ class AnsweredRow(NamedTuple):
     reference: str | None
 
 
-class PlannedRequest(NamedTuple):
-    """A planned row as the backend needs it."""
-
-    key: str
-    condition: str
-    token_ids: tuple[int, ...]
-    seed: int
-    max_tokens: int
-
-
 class PositionStatus(NamedTuple):
     """Whether a planned row has its completion."""
 
@@ -107,23 +97,6 @@ class ProbeVerdict(NamedTuple):
     system_prompt: str
     item: str
     verdict: str | None
-
-
-class ShortenedVerdicts(NamedTuple):
-    """Verdicts on the opening of an answer and on the whole answer."""
-
-    item: str
-    of_opening: str
-    of_whole: str
-
-
-class FinishCount(NamedTuple):
-    """Number of filtered answers with one finish reason."""
-
-    condition: str
-    kind: Kind
-    finish_reason: str
-    n: int
 
 
 class UtilityScore(NamedTuple):

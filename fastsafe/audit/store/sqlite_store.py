@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.audit.backend.drift_watch import DriftRow
+from fastsafe.audit.backend.protocol import Request
 from fastsafe.audit.store.queries import GUARDED, PASS, StoreQueries, explained
 from fastsafe.audit.store.rows import (
     AnsweredRow,
     CompletionRow,
     GuardRow,
     JudgementRow,
-    PlannedRequest,
     PlannedRow,
     PositionStatus,
     Target,
@@ -186,10 +186,18 @@ class Store(StoreQueries):
             answer="p.filtered_from",
         )
 
-    def requests(self, first: int, last: int) -> list[PlannedRequest]:
-        """Return the requests of the rows at positions ``first`` to ``last``, both included."""
+    def requests(
+        self, first: int, last: int, adapter_of: Mapping[str, str | None]
+    ) -> list[tuple[str, Request]]:
+        """Return (key, request) of the rows at positions ``first`` to ``last``, both included.
+
+        Args:
+            first: Position of the first row.
+            last: Position of the last row.
+            adapter_of: Adapter that answers, by condition; None is the base.
+        """
         return [
-            PlannedRequest(key, condition, _unpacked(ids), seed, max_tokens)
+            (key, Request(adapter_of[condition], _unpacked(ids), seed, max_tokens))
             for key, condition, ids, seed, max_tokens in self._all(
                 "SELECT p.key, p.condition, t.token_ids, p.seed, p.max_tokens FROM planned p"
                 " JOIN prompts t ON t.sha256 = p.prompt"

@@ -33,11 +33,12 @@ def answer(key: str, text: str = "text") -> CompletionRow:
 
 def test_requests_come_back_as_planned(store: Store) -> None:
     assert store.positions() == [(0, "base", False), (1, "tuned", False), (2, "tuned", False)]
-    assert store.requests(0, 1) == [
-        ("k1", "base", (1, 2, 70000), 7, 32),
-        ("k2", "tuned", (1, 2, 70000), 7, 32),
+    adapter_of = {"base": None, "tuned": "tuned"}
+    assert store.requests(0, 1, adapter_of) == [
+        ("k1", (None, (1, 2, 70000), 7, 32)),
+        ("k2", ("tuned", (1, 2, 70000), 7, 32)),
     ]
-    assert store.requests(2, 2)[0].seed == 2**63 - 1
+    assert store.requests(2, 2, adapter_of)[0][1].seed == 2**63 - 1
 
 
 def test_a_second_insert_changes_nothing(store: Store) -> None:
