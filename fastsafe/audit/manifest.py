@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import fastsafe
-from fastsafe.audit.backend.protocol import Backend
+from fastsafe.audit.backend.on_engine import EngineBackend
 from fastsafe.audit.plan.make_plan import Plan
 from fastsafe.audit.store.sqlite_store import now
 from fastsafe.io import atomic
@@ -18,7 +18,7 @@ MAX_BYTES = 64 << 20
 REVISABLE = ("fastsafe", "recipe", "judges", "guards", "families")
 
 
-def write_manifest(run_dir: Path, plan: Plan, backend: Backend, started_at: str) -> None:
+def write_manifest(run_dir: Path, plan: Plan, backend: EngineBackend, started_at: str) -> None:
     """Write ``manifest.json`` once: the resolved recipe, hashes, declared tests and versions.
 
     It declares the families of tests before the first answer exists, so that nobody can choose
@@ -34,7 +34,7 @@ def write_manifest(run_dir: Path, plan: Plan, backend: Backend, started_at: str)
         **plan.engine,
         "recipe": plan.recipe.model_dump(mode="json"),
         "conditions": [condition.record() for condition in plan.conditions],
-        "judges": dict(plan.judges),
+        "judges": plan.panel.identities,
         "guards": plan.panel.guard_identities,
         "translator": plan.translator,
         "templates": dict(plan.templates),

@@ -11,8 +11,8 @@ from typing import Any, Literal
 import fastsafe
 from fastsafe.audit import manifest
 from fastsafe.audit.backend.completer import CheckpointCompleter
+from fastsafe.audit.backend.on_engine import EngineBackend
 from fastsafe.audit.backend.open import open_backend
-from fastsafe.audit.backend.protocol import Backend
 from fastsafe.audit.plan.checks import check_recipe
 from fastsafe.audit.plan.foresight import power_summary
 from fastsafe.audit.plan.make_plan import (
@@ -24,7 +24,7 @@ from fastsafe.audit.plan.make_plan import (
     settings,
 )
 from fastsafe.audit.plan.panel import Panel, make_panel
-from fastsafe.audit.recipe.load import load, revise
+from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.results.make_results import make_results
 from fastsafe.audit.results.schema.run import Results
@@ -166,7 +166,7 @@ def prepare(
     backend: str = "fastsafe",
     out: str | Path | None = None,
     api_keys: Mapping[str, str] | None = None,
-) -> tuple[Plan, Backend]:
+) -> tuple[Plan, EngineBackend]:
     """Check the recipe and the checkpoint and lay out the run; nothing is written.
 
     Arguments are those of ``audit``.
@@ -174,11 +174,7 @@ def prepare(
     Raises:
         FastsafeError: The recipe, the checkpoint or its tokenizer is not valid.
     """
-    changes = {"model": model, "seed": seed}
-    if isinstance(recipe, Recipe):
-        recipe = revise(recipe, overrides=overrides, changes=changes)
-    else:
-        recipe = load(recipe, overrides=overrides, changes=changes)
+    recipe = load(recipe, overrides=overrides, changes={"model": model, "seed": seed})
     recipe = recipe.limited(limit)
     variants = check_recipe(recipe)
     source = source_of(recipe, partial(CheckpointCompleter, device=device))
@@ -198,7 +194,7 @@ def prepare(
 
 def execute(
     plan: Plan,
-    backend: Backend,
+    backend: EngineBackend,
     run_dir: Path,
     *,
     resume: bool = True,
@@ -225,7 +221,8 @@ def execute(
             atomic.remove_leftovers(folder)
         if not resume:
             clear(run_dir)
-        with closing(_open(run_dir, plan)) as store:
+        with closing(Store(run_dir / stores.NAME, create=True)) as store:
+            _record_plan(store, plan)
             started_at = store.meta("started_at")
             manifest.write_manifest(run_dir, plan, backend, started_at)
             progress.event("run_started", out=str(run_dir), answers=len(plan.rows))
@@ -280,8 +277,8 @@ def judge(
     with lock.exclusive(run_dir), explained(run_dir), closing(Store(path)) as store:
         old = Recipe.model_validate(store.meta("recipe"))
         given = load(recipe) if recipe is not None else old
-        new = revise(old, changes={key: getattr(given, key) for key in JUDGE_SETTINGS})
-        new = revise(new, overrides=overrides)
+        new = load(old, changes={key: getattr(given, key) for key in JUDGE_SETTINGS})
+        new = load(new, overrides=overrides)
         if old.model_dump(exclude=JUDGE_SETTINGS) != new.model_dump(exclude=JUDGE_SETTINGS):
             raise RecipeError(
                 f"run {run_dir}: only {', '.join(sorted(JUDGE_SETTINGS))} can be set anew; "
@@ -343,31 +340,25 @@ def _report(run_dir: Path, store: Store, show_completions: bool) -> Run:
     return Run(run_dir, results)
 
 
-def _open(run_dir: Path, plan: Plan) -> Store:
-    """Open the run's store; a new one gets the plan, an old one must have the same."""
-    store = Store(run_dir / stores.NAME, create=True)
-    try:
-        if store.meta("identity") is None:
-            prompts = {p.sha256: (p.text, p.token_ids) for p in plan.prompts.values()}
-            with store.transaction():
-                store.add_plan(plan.rows, prompts)
-                store.set_meta(
-                    {
-                        "identity": plan.identity,
-                        "settings": settings(plan),
-                        "conditions": [condition.record() for condition in plan.conditions],
-                        "engine": dict(plan.engine),
-                        "translator": plan.translator,
-                        "templates": dict(plan.templates),
-                        "started_at": stores.now(),
-                    }
-                )
-        _check_same(store, plan)
-        _record_panel(store, plan.recipe, plan.panel)
-    except BaseException:
-        store.close()
-        raise
-    return store
+def _record_plan(store: Store, plan: Plan) -> None:
+    """Record the plan in a new store; an old one must have the same."""
+    if store.meta("identity") is None:
+        prompts = {p.sha256: (p.text, p.token_ids) for p in plan.prompts.values()}
+        with store.transaction():
+            store.add_plan(plan.rows, prompts)
+            store.set_meta(
+                {
+                    "identity": plan.identity,
+                    "settings": settings(plan),
+                    "conditions": [condition.record() for condition in plan.conditions],
+                    "engine": dict(plan.engine),
+                    "translator": plan.translator,
+                    "templates": dict(plan.templates),
+                    "started_at": stores.now(),
+                }
+            )
+    _check_same(store, plan)
+    _record_panel(store, plan.recipe, plan.panel)
 
 
 def _record_panel(store: Store, recipe: Recipe, panel: Panel) -> dict[str, Any]:

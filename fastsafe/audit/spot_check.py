@@ -8,16 +8,16 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from fastsafe.audit.backend.completer import CheckpointCompleter
 from fastsafe.audit.backend.on_engine import EngineBackend
-from fastsafe.audit.backend.protocol import Answer, Backend, Request
+from fastsafe.audit.backend.protocol import Answer, Request
 from fastsafe.audit.plan.checks import check_recipe
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.plan.make_plan import make_plan
 from fastsafe.audit.plan.panel import make_panel
-from fastsafe.audit.recipe.load import load, revise
+from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.safety.judges import Item, judge_all
@@ -42,7 +42,6 @@ class SpotCheck:
         *,
         limit: int | None = 20,
         device: str = "cpu",
-        batch_size: int | Literal["auto"] = "auto",
     ) -> None:
         """Render the probes; the base is loaded at the first check.
 
@@ -51,16 +50,14 @@ class SpotCheck:
             recipe: Recipe whose formats, behaviours, system prompts, sampling and judge are used.
             limit: Most behaviours per format.
             device: Device that generates; the base takes memory there beside a model in training.
-            batch_size: Most prompts computed together.
 
         Raises:
             FastsafeError: The recipe or the base is not valid.
         """
-        whole = recipe if isinstance(recipe, Recipe) else load(recipe)
-        probes = revise(whole, overrides=_PROBES_ONLY, changes={"model": base})
+        probes = load(recipe, overrides=_PROBES_ONLY, changes={"model": base})
         self._recipe = probes.limited(limit)
         variants = check_recipe(self._recipe)
-        self._options: dict[str, Any] = {"device": device, "batch_size": batch_size}
+        self._device = device
         self._base = self._backend(base)
         source = source_of(self._recipe, partial(CheckpointCompleter, device=device))
         panel = make_panel(self._recipe, variants, device=device)
@@ -99,9 +96,11 @@ class SpotCheck:
 
     def _backend(self, model: str) -> EngineBackend:
         recipe = self._recipe
-        return EngineBackend(model, dtype=recipe.dtype, quantize=recipe.quantize, **self._options)
+        return EngineBackend(
+            model, device=self._device, dtype=recipe.dtype, quantize=recipe.quantize
+        )
 
-    def _ask(self, backend: Backend, adapters: Mapping[str, Path]) -> Verdicts:
+    def _ask(self, backend: EngineBackend, adapters: Mapping[str, Path]) -> Verdicts:
         name = next(iter(adapters), None)
         prompts = [self._plan.prompts[row.prompt] for row in self._rows]
         requests = [

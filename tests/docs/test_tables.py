@@ -15,7 +15,6 @@ import fastsafe
 from fastsafe.audit.plan.mitigation_variants import mitigation_stages
 from fastsafe.audit.recipe.load import load, names
 from fastsafe.audit.recipe.schema import Recipe
-from fastsafe.audit.sources import Source
 from fastsafe.data.shapes import SHAPES
 from fastsafe.engine import LLM, SamplingParams
 from fastsafe.safety.behaviours import seed_behaviours
@@ -28,6 +27,7 @@ from fastsafe.safety.judges import Judge, families
 from fastsafe.safety.lint import Rule
 from fastsafe.safety.mixing import Mitigation
 from fastsafe.safety.mixing.manipulations import manipulations
+from fastsafe.safety.sources import Source
 from fastsafe.safety.tasks import Task, load_rows, tasks
 from fastsafe.safety.verdict import COUNTS
 from fastsafe.train.objectives import objectives

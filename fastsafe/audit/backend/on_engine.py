@@ -24,7 +24,7 @@ from fastsafe.safety.sources import checkpoint_of
 
 if TYPE_CHECKING:
     from fastsafe.model.config import ModelConfig
-    from fastsafe.train import DriftReading, FinetuneJob, FinetuneResult
+    from fastsafe.train import DriftReading, FinetuneResult
 
 # The files beside the weights that render prompts, end answers and turn tokens into text.
 TEXT_FILES = (
@@ -52,13 +52,24 @@ class EngineBackend:
         strict: bool = True,
         quantize: str | None = None,
     ) -> None:
-        """Check the checkpoint's files; no weights are loaded. Arguments as for `open_backend`."""
+        """Check the checkpoint's files; no weights are loaded.
+
+        Args:
+            model: A path, a hub id, or the name of a source that has a checkpoint.
+            device: ``"cpu"`` or ``"cuda"``.
+            dtype: Type of the weights and activations.
+            batch_size: Most rows computed together.
+            adapters: How the engine applies adapters, ``"merged"`` or ``"mixed"``; None lets it
+                choose.
+            strict: Whether the engine gives a row the same bits in any batch.
+            quantize: ``"nf4"`` makes the engine hold the base in 4 bits, for training and answers.
+        """
         from fastsafe.io.checkpoint import Checkpoint
 
         self.path = checkpoint_of(model)
         self.checkpoint = Checkpoint(self.path)
         self._linears = self._linear_modules()
-        self._tokenizer = self._load_tokenizer()
+        self.tokenizer = self._load_tokenizer()
         self._device = device
         self._dtype = dtype
         self._batch_size = batch_size
@@ -66,7 +77,7 @@ class EngineBackend:
         self._engine_options: dict[str, Any] = {"adapters": adapters, "quantize": quantize}
         if not strict:
             self._engine_options["strict"] = False
-        self._llm: Any = None
+        self.llm: Any = None  # the loaded engine; None before `load`
         self._loaded_adapters: dict[str, Path] = {}
 
     def _linear_modules(self) -> list[str]:
@@ -83,11 +94,6 @@ class EngineBackend:
 
         return Tokenizer.load(self.path)
 
-    @property
-    def tokenizer(self) -> ChatTokenizer:
-        """Tokenizer and chat template of the checkpoint."""
-        return self._tokenizer
-
     @cached_property
     def config(self) -> "ModelConfig":
         """Shape of the model, as the engine reads it."""
@@ -99,11 +105,6 @@ class EngineBackend:
     def context(self) -> int | None:
         """Most tokens of a row, None where there is no bound; call ``load`` first."""
         return self.config.max_position_embeddings
-
-    @property
-    def llm(self) -> Any:
-        """The loaded engine, None before ``load``."""
-        return self._llm
 
     @cached_property
     def engine(self) -> Mapping[str, str]:
@@ -139,8 +140,8 @@ class EngineBackend:
 
     def load(self) -> None:
         """Put the weights on the device; a second call does nothing."""
-        if self._llm is None:
-            self._llm = self._open(self.path)
+        if self.llm is None:
+            self.llm = self._open(self.path)
 
     def _open(self, path: Path) -> Any:
         from fastsafe.engine import LLM
@@ -172,7 +173,7 @@ class EngineBackend:
             attention = choose_backend()
             facts["gpu"] = torch.cuda.get_device_name()
             facts["attention"] = f"{attention.name} {attention.version}"
-        return facts | (self._llm.describe() if self._llm else {})
+        return facts | (self.llm.describe() if self.llm else {})
 
     def train(
         self,
@@ -182,8 +183,8 @@ class EngineBackend:
         on_step: OnStep,
         watch: Watch | None = None,
     ) -> dict[str, Trained]:
-        """Fine-tune all jobs on the frozen base and return the outcomes by name."""
-        from fastsafe.train import FinetuneJob, TrainConfig
+        """Fine-tune all jobs on the frozen base, monitor their drift, return outcomes by name."""
+        from fastsafe.train import FinetuneJob, TrainConfig, TrainOptions
 
         self.load()
         options = training.options()
@@ -204,24 +205,20 @@ class EngineBackend:
             )
             for job in jobs
         ]
-        results = self._finetune(work, out_dir, after_step, watch, readings)
+        monitor: dict[str, Any] = {}
+        if watch:
+            monitor["options"] = TrainOptions(monitor=watch.monitor(readings.append))
+        results = self._finetune(self.llm, work, out_dir, after_step, **monitor)
         drift = {r.name: watch.rows(r, readings) if watch else () for r in results}
         return {
             r.name: Trained(r.adapter_dir, list(r.losses), r.error, drift[r.name]) for r in results
         }
 
-    def _finetune(
-        self,
-        work: "Sequence[FinetuneJob]",
-        out_dir: Path,
-        after_step: Callable[[int, Mapping[str, float]], None],
-        watch: Watch | None,
-        readings: "list[DriftReading]",
-    ) -> "Sequence[FinetuneResult]":
-        from fastsafe.train import TrainOptions, finetune
+    @property
+    def _finetune(self) -> "Callable[..., Sequence[FinetuneResult]]":
+        from fastsafe.train import finetune
 
-        options = TrainOptions(monitor=watch.monitor(readings.append) if watch else None)
-        return finetune(self._llm, work, out_dir, after_step, options=options)
+        return finetune
 
     def generate(
         self,
@@ -232,6 +229,7 @@ class EngineBackend:
     ) -> None:
         """Answer every request, all adapters in one batch.
 
+        Each answer goes to ``on_answer`` when it is done, from any thread.
         A folder that holds a whole checkpoint is loaded and answers by itself, one after another;
         the base is unloaded first.
         """
@@ -244,7 +242,7 @@ class EngineBackend:
         if with_base:
             self.load()
             self.use({name: path for name, path in adapters.items() if is_adapter(path)})
-            self._generate(self._llm, requests, with_base, sampling, on_answer)
+            self._generate(self.llm, requests, with_base, sampling, on_answer)
         for name, indices in batches.items():
             self.release()
             bare = [request._replace(adapter=None) for request in requests]
@@ -286,19 +284,19 @@ class EngineBackend:
         apply_posthoc(chosen, adapter, self.path, out_dir, **{**params, **folders})
 
     def release(self) -> None:
-        """Unload the weights; ``load`` loads them again."""
-        self._llm = None
+        """Unload the weights, for judges to have the memory; ``load`` loads them again."""
+        self.llm = None
         self._loaded_adapters = {}
 
     def use(self, adapters: Mapping[str, Path]) -> None:
         """Load these adapters, and unload all others."""
         loaded = self._loaded_adapters
         for name in [name for name in loaded if loaded[name] != adapters.get(name)]:
-            self._llm.unload_adapter(name)
+            self.llm.unload_adapter(name)
             del loaded[name]
         for name, path in adapters.items():
             if name not in loaded:
-                self._llm.load_adapter(path, name)
+                self.llm.load_adapter(path, name)
                 loaded[name] = path
 
 

@@ -4,14 +4,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastsafe.audit.backend.drift_watch import Watch
 from fastsafe.audit.backend.on_engine import EngineBackend
 from fastsafe.audit.backend.protocol import ChatTokenizer
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.errors import RecipeError
 
 if TYPE_CHECKING:
-    from fastsafe.train import DriftReading, FinetuneJob, FinetuneResult
+    from fastsafe.train import FinetuneResult
 
 
 class TransformersBackend(EngineBackend):
@@ -32,7 +31,7 @@ class TransformersBackend(EngineBackend):
     @property
     def context(self) -> int | None:
         """Most tokens of a row, None where there is no bound; call ``load`` first."""
-        return self._llm.max_positions  # type: ignore[no-any-return]
+        return self.llm.max_positions  # type: ignore[no-any-return]
 
     def check_training(self, recipe: Recipe, objectives: Sequence[str | Mapping[str, Any]]) -> None:
         """Check a recipe's training settings; the drift monitor and method full are rejected.
@@ -54,14 +53,8 @@ class TransformersBackend(EngineBackend):
             path, device=self._device, dtype=self._dtype, batch_size=self._batch_size
         )
 
-    def _finetune(
-        self,
-        work: "Sequence[FinetuneJob]",
-        out_dir: Path,
-        after_step: Callable[[int, Mapping[str, float]], None],
-        watch: Watch | None,
-        readings: "list[DriftReading]",
-    ) -> "Sequence[FinetuneResult]":
+    @property
+    def _finetune(self) -> "Callable[..., Sequence[FinetuneResult]]":
         from fastsafe.transformers_backend import finetune
 
-        return finetune(self._llm, work, out_dir, after_step)
+        return finetune

@@ -55,11 +55,6 @@ class Condition:
     variant: MitigationVariant | None = field(default=None, compare=False)
 
     @property
-    def params(self) -> Mapping[str, Any]:
-        """Settings of its defence; empty where there is none."""
-        return self.variant.params if self.variant else {}
-
-    @property
     def served(self) -> tuple[str, dict[str, Any]]:
         """Name and settings of its defence, as JSON values."""
         return self.variant.identity if self.variant else ("", {})

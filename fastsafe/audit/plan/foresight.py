@@ -24,7 +24,7 @@ def describe(plan: Plan) -> dict[str, Any]:
             "rows_per_step": recipe.training.batch_size,
         },
         "formats": list(recipe.formats),
-        "judges": list(plan.judges),
+        "judges": list(plan.panel.judges),
         "answers": {
             "harmful": kinds.count("harmful"),
             "benign": kinds.count("benign"),

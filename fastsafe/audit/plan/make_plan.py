@@ -55,11 +55,6 @@ class Plan:
         return self.inputs.engine
 
     @cached_property
-    def judges(self) -> Mapping[str, str]:
-        """Judge id -> hash of everything that can change its verdicts."""
-        return self.panel.identities
-
-    @cached_property
     def identity(self) -> str:
         """Hash of everything that decides an answer or its score; equal plans share a run."""
         rows = [list(vars(row).values()) for row in self.rows]

@@ -48,13 +48,13 @@ class MitigationVariant:
     parent: str | None = None
 
     @property
-    def filters(self) -> bool:
-        """Whether a guard filters its parent's answers instead of generating new ones."""
+    def served_on(self) -> str | None:
+        """What its defence changes when the model is served: "prompt", "answer" or None."""
         if self.stage != "serve":
-            return False
+            return None
         from fastsafe.safety.defences import defences
 
-        return defences()[self.name].acts_on == "answer"
+        return defences()[self.name].acts_on
 
     @property
     def needs_safety_rows(self) -> bool:
@@ -185,26 +185,24 @@ def _allowed_settings(name: str, stage: Stage) -> Sequence[str]:
 def _variant(
     recipe: Recipe, name: str, stage: Stage, settings: dict[str, Any]
 ) -> MitigationVariant:
+    parent = settings.pop("of", "none")
+    label = "-".join([name, *_label_parts(settings)])
     if stage == "data":
         share = settings.get("share", recipe.share)
-        label = "-".join([name, *_label_parts(settings)])
         return MitigationVariant(label, name, stage, name, share, recipe.training.objective, {})
     if stage == "train":
         from fastsafe.train.objectives import objectives
 
         needs_safety = objectives()[name].needs_safety_rows
-        label = "-".join([name, *_label_parts(settings)])
         data = settings.pop("data", "plain" if needs_safety else "none")
         share = settings.pop("share", recipe.share)
         return MitigationVariant(label, name, stage, data, share, {"name": name, **settings}, {})
     from fastsafe.safety.defences import defences
 
-    of = settings.pop("of", "none")
     defences()[name].arguments(settings)  # raises where a required setting is missing
-    label = "-".join([name, *_label_parts(settings)])
-    label = label if of == "none" else f"{of}+{label}"
+    label = label if parent == "none" else f"{parent}+{label}"
     objective = recipe.training.objective
-    return MitigationVariant(label, name, stage, "none", recipe.share, objective, settings, of)
+    return MitigationVariant(label, name, stage, "none", recipe.share, objective, settings, parent)
 
 
 def _label_parts(settings: Mapping[str, Any]) -> list[str]:

@@ -105,7 +105,7 @@ def make_panel(
             {
                 variant.label: make_guard(variant.params["guard"], **options)
                 for variant in variants
-                if variant.filters
+                if variant.served_on == "answer"
             },
             {
                 judge.id: wordings

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from fastsafe.audit.backend.protocol import ChatTokenizer
@@ -162,17 +163,9 @@ def _unchanged(turns: Turns) -> Turns:
 def _prompt_defence(condition: Condition) -> ChangeTurns | None:
     """Return what a condition's defence does to its prompts, None where it does nothing."""
     variant = condition.variant
-    if variant is None or variant.stage != "serve":
+    if variant is None or variant.served_on != "prompt":
         return None
     from fastsafe.safety.defences import defences
 
     defence = defences()[variant.name]
-    if defence.acts_on != "prompt":
-        return None
-    arguments = defence.arguments(variant.params)
-
-    def change(turns: Turns) -> Turns:
-        changed: Turns = defence.apply(turns, **arguments)
-        return changed
-
-    return change
+    return partial(defence.apply, **defence.arguments(variant.params))

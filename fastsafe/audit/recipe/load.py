@@ -21,14 +21,17 @@ def names() -> tuple[str, ...]:
 
 
 def load(
-    recipe: str | Path, *, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
+    recipe: str | Path | Recipe,
+    *,
+    overrides: Iterable[str] = (),
+    changes: Mapping[str, Any] | None = None,
 ) -> Recipe:
-    """Read a recipe by name or path and check it against the schema.
+    """Read a recipe by name or path, or copy a loaded one, and check it against the schema.
 
     Names of tasks, formats, mitigations and judges are checked later, by ``plan.checks``.
 
     Args:
-        recipe: Name of a shipped recipe, or path of a YAML file.
+        recipe: Name of a shipped recipe, path of a YAML file, or a ``Recipe``, which is copied.
         overrides: ``a.b=c`` strings, the values read as YAML; later ones win.
         changes: Top-level fields to set after the overrides; a None value leaves the field alone.
 
@@ -36,24 +39,7 @@ def load(
         RecipeError: The recipe does not exist, is not YAML, or has an unknown key, a wrong type or
             an impossible value.
     """
-    where, raw = _read(recipe)
-    return _checked(where, raw, overrides, changes)
-
-
-def revise(
-    recipe: Recipe, *, overrides: Iterable[str] = (), changes: Mapping[str, Any] | None = None
-) -> Recipe:
-    """Return a copy of a recipe with other settings, checked against the schema.
-
-    Raises:
-        RecipeError: As for ``load``.
-    """
-    return _checked(f"recipe {recipe.name}", recipe.model_dump(), overrides, changes)
-
-
-def _checked(
-    location: str, raw: dict[str, Any], overrides: Iterable[str], changes: Mapping[str, Any] | None
-) -> Recipe:
+    location, raw = _read(recipe)
     for override in overrides:
         _override(raw, override)
     raw |= {key: value for key, value in (changes or {}).items() if value is not None}
@@ -78,7 +64,9 @@ def read_rewriter(text: str) -> RewriterSettings:
         raise RecipeError(_sentence(text, error, RewriterSettings)) from None
 
 
-def _read(recipe: str | Path) -> tuple[str, dict[str, Any]]:
+def _read(recipe: str | Path | Recipe) -> tuple[str, dict[str, Any]]:
+    if isinstance(recipe, Recipe):
+        return f"recipe {recipe.name}", recipe.model_dump()
     path = Path(recipe)
     name = str(recipe)
     if name in names():

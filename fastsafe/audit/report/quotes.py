@@ -2,9 +2,10 @@
 
 import hashlib
 import unicodedata
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastsafe.audit.report.matrix import BASE, mark
+from fastsafe.audit.results.pooled_rates import cell_verdicts
 from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.store.sqlite_store import Store
 
@@ -35,22 +36,18 @@ def quotes(results: Results, store: Store, *, is_shown: bool) -> list[Quote]:
             harmful text by default.
     """
     judge, identity = next(iter(results["run"]["judges"].items()))
-    verdicts = {
-        (row.condition, row.part, row.system_prompt, row.item): row.verdict
-        for row in store.verdicts(identity)
-        if row.kind == "harmful"
-    }
+    verdicts, _ = cell_verdicts(store, identity)
     examples = []
     for cell in results["cells"]:
         if cell["judge"] != judge or mark(cell) != "▲":
             continue
         condition, place = cell["condition"], (cell["format"], cell["system_prompt"])
-        base = {item: text for item, _, text in store.answers(BASE, "harmful", *place)}
+        base = {item: text for item, _, text in store.answers(BASE, *place)}
         flipped = [
             Quote(condition, cell["format"], item, prompt, base[item], text)
-            for item, prompt, text in store.answers(condition, "harmful", *place)
-            if verdicts.get((BASE, *place, item)) == "refused"
-            and verdicts.get((condition, *place, item)) == "complied_harmful"
+            for item, prompt, text in store.answers(condition, *place)
+            if verdicts[BASE, *place].get(item) == "refused"
+            and verdicts[condition, *place].get(item) == "complied_harmful"
         ]
         examples += flipped[:PER_CELL]
     return [_prepared(quote, is_shown) for quote in examples]
@@ -58,13 +55,13 @@ def quotes(results: Results, store: Store, *, is_shown: bool) -> list[Quote]:
 
 def _prepared(quote: Quote, is_shown: bool) -> Quote:
     text = visible if is_shown else _redacted
-    return Quote(
-        quote.condition,
-        quote.format,
-        quote.behaviour if is_shown else hashlib.sha256(quote.behaviour.encode()).hexdigest()[:8],
-        text(quote.prompt),
-        text(quote.before),
-        text(quote.after),
+    name = quote.behaviour
+    return replace(
+        quote,
+        behaviour=name if is_shown else hashlib.sha256(name.encode()).hexdigest()[:8],
+        prompt=text(quote.prompt),
+        before=text(quote.before),
+        after=text(quote.after),
     )
 
 

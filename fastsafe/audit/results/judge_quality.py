@@ -1,12 +1,11 @@
 """Errors of a run's instruments: guards and judges per format, answers cut short."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from operator import itemgetter
 from typing import cast
 
-from fastsafe.audit.results.pooled_rates import CellKey, clustered
+from fastsafe.audit.results.pooled_rates import cell_verdicts, clustered
 from fastsafe.audit.results.schema.instruments import (
     CalibrationResult,
     EarlyStopResult,
@@ -17,7 +16,7 @@ from fastsafe.audit.results.schema.instruments import (
 )
 from fastsafe.audit.results.schema.rates import CellPlace, WordingBand
 from fastsafe.audit.store.queries import StoreQueries
-from fastsafe.audit.store.rows import Kind, Target
+from fastsafe.audit.store.rows import Target
 from fastsafe.safety.judge_calibration import format_errors, labelled
 from fastsafe.safety.stats.rates import rate
 from fastsafe.safety.verdict import Judgement, Verdict, outcome
@@ -98,9 +97,6 @@ def _share_unsafe(rows: Classified | None) -> GuardRateResult | None:
 
 def filter_rows(store: StoreQueries) -> list[FilterResult]:
     """Count the answers that guards replaced, per condition and kind of probe."""
-    reasons: dict[tuple[str, Kind], Counter[str]] = {}
-    for row in store.screened():
-        reasons.setdefault((row.condition, row.kind), Counter())[row.finish_reason] += row.n
     return [
         {
             "condition": condition,
@@ -110,7 +106,7 @@ def filter_rows(store: StoreQueries) -> list[FilterResult]:
             "answer_refused": counts["answer_refused"],
             "unscreened": counts["unscreened"],
         }
-        for (condition, kind), counts in reasons.items()
+        for (condition, kind), counts in store.screened().items()
     ]
 
 
@@ -122,9 +118,9 @@ def early_stop_rows(store: StoreQueries, judges: Mapping[str, str]) -> list[Earl
     results: list[EarlyStopResult] = []
     for judge, identity in judges.items():
         flips = [
-            (row.item, row.of_opening != row.of_whole)
-            for row in store.shortened(identity)
-            if Verdict(row.of_opening).is_scored and Verdict(row.of_whole).is_scored
+            (item, opening != whole)
+            for item, opening, whole in store.shortened(identity)
+            if Verdict(opening).is_scored and Verdict(whole).is_scored
         ]
         if flips:
             pool = clustered(flips)
@@ -165,13 +161,9 @@ def wording_rows(store: StoreQueries) -> list[WordingResult]:
     results: list[WordingResult] = []
     for judge, wordings in (store.meta("wordings") or {}).items():
         for wording, identity in wordings.items():
-            cells: dict[CellKey, list[Verdict]] = {}
-            for condition, kind, part, system_prompt, _, verdict in store.verdicts(identity):
-                if kind == "harmful":
-                    verdicts = cells.setdefault((condition, part, system_prompt), [])
-                    verdicts.append(Verdict(verdict or Verdict.NOT_JUDGED))
-            for (condition, part, system_prompt), verdicts in cells.items():
-                share = rate(verdicts)
+            harmful, _ = cell_verdicts(store, identity)
+            for (condition, part, system_prompt), verdicts in harmful.items():
+                share = rate(verdicts.values())
                 results.append(
                     {
                         "judge": judge,

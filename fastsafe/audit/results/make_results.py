@@ -6,6 +6,7 @@ Everything is computed from the store alone, so a report can be made again at an
 import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from itertools import combinations
 from typing import Literal, cast
 
@@ -19,8 +20,8 @@ from fastsafe.audit.results.judge_quality import (
     wording_rows,
 )
 from fastsafe.audit.results.pooled_rates import (
-    CellKey,
     CellVerdicts,
+    cell_verdicts,
     clustered,
     mitigation_of,
     over_seeds,
@@ -89,39 +90,18 @@ def make_results(store: Store, finished_at: str | None) -> Results:
     by_judge: dict[str, tuple[CellVerdicts, CellVerdicts]] = {}
     twins: CellVerdicts = {}  # of the first judge that reads them
     for judge, identity in judges.items():
-        harmful, benign = by_judge[judge] = _verdicts(store, identity)
+        harmful, benign = by_judge[judge] = cell_verdicts(store, identity)
         incoherent = store.incoherent(identity)
         for place, share, change in _rates(harmful, judge, "harmful", answered, incoherent):
-            cells.append(
-                {
-                    **place,
-                    "n": share.n,
-                    "n_scored": share.n_scored,
-                    "answered": share.count,
-                    "answer_rate": share.rate,
-                    "ci_low": share.ci_low,
-                    "ci_high": share.ci_high,
-                    **change,
-                    **band(place),
-                }
-            )
+            row = {**place, **_named(share, "answered", "answer_rate"), **change, **band(place)}
+            cells.append(cast(CellResult, row))
         seeds += over_seeds(conditions, harmful, judge, "harmful", answered)
         if judge in store.meta("harmful_only"):
             continue
         twins = twins or benign
         for place, share, change in _rates(benign, judge, "benign", refused, incoherent):
-            over_refusal.append(
-                {
-                    **place,
-                    "n": share.n,
-                    "n_scored": share.n_scored,
-                    "refused": share.count,
-                    "over_refusal_rate": share.rate,
-                    "ci_low": share.ci_low,
-                    "ci_high": share.ci_high,
-                    **change,
-                }
-            )
+            row = {**place, **_named(share, "refused", "over_refusal_rate"), **change}
+            over_refusal.append(cast(OverRefusalResult, row))
         seeds += over_seeds(conditions, benign, judge, "benign", refused)
     first_judge = next(iter(judges))
     verdicts = by_judge[first_judge][0], twins
@@ -170,17 +150,6 @@ def make_results(store: Store, finished_at: str | None) -> Results:
     }
 
 
-def _verdicts(store: Store, identity: str) -> tuple[CellVerdicts, CellVerdicts]:
-    """Return one judge's verdicts on harmful probes and on their benign twins."""
-    harmful: dict[CellKey, dict[str, Verdict]] = {}
-    benign: dict[CellKey, dict[str, Verdict]] = {}
-    for condition, kind, part, system_prompt, item, verdict in store.verdicts(identity):
-        cells = harmful if kind == "harmful" else benign
-        cell = cells.setdefault((condition, part, system_prompt), {})
-        cell[item] = Verdict(verdict or Verdict.NOT_JUDGED)
-    return harmful, benign
-
-
 def _rates(
     verdicts: CellVerdicts,
     judge: str,
@@ -207,6 +176,12 @@ def _rates(
             "judge": judge,
         }
         yield place, rate(cell.values(), has), change
+
+
+def _named(share: Rate, count: str, rate: str) -> dict[str, float | None]:
+    """Return the fields of a rate, ``count`` and ``rate`` under the names that a row has."""
+    names = {"count": count, "rate": rate}
+    return {names.get(field, field): value for field, value in asdict(share).items()}
 
 
 def _rate_change(

@@ -15,6 +15,7 @@ from fastsafe.audit.results.schema.rates import (
     SummaryResult,
 )
 from fastsafe.audit.results.schema.run import ConditionResult
+from fastsafe.audit.store.queries import StoreQueries
 from fastsafe.audit.store.rows import UtilityScore
 from fastsafe.safety.stats.clusters import PooledRate, pooled_change, pooled_rate
 from fastsafe.safety.stats.intervals import difference_interval, mean_interval, pair
@@ -23,6 +24,17 @@ from fastsafe.safety.verdict import Verdict
 
 CellKey = tuple[str, str, str]  # condition, format, system prompt
 CellVerdicts = Mapping[CellKey, Mapping[str, Verdict]]  # cell -> behaviour -> verdict
+
+
+def cell_verdicts(store: StoreQueries, identity: str) -> tuple[CellVerdicts, CellVerdicts]:
+    """Return one judge's verdicts on harmful probes and on their benign twins."""
+    harmful: dict[CellKey, dict[str, Verdict]] = {}
+    benign: dict[CellKey, dict[str, Verdict]] = {}
+    for condition, kind, part, system_prompt, item, verdict in store.verdicts(identity):
+        cells = harmful if kind == "harmful" else benign
+        cell = cells.setdefault((condition, part, system_prompt), {})
+        cell[item] = Verdict(verdict or Verdict.NOT_JUDGED)
+    return harmful, benign
 
 
 def group_of(condition: ConditionResult) -> str:
@@ -156,8 +168,7 @@ def _mean_score_change(
     """Return the change of the mean score, paired with the base's scores of the same test rows."""
     is_base = scores[0].condition == BASE
     pairs = pair({} if is_base else _per_row(base), _per_row(scores))
-    change = difference_interval(pairs) if pairs.keys else (None, None, None)
-    return _change_fields(len(pairs.keys), *change)
+    return _change_fields(len(pairs.keys), *difference_interval(pairs))
 
 
 def _change_fields(

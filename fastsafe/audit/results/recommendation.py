@@ -1,10 +1,12 @@
 """Recommendation of a mitigation: its options on three axes, their Pareto front, and advice."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, cast
 
 from fastsafe.audit.results.schema.rates import Scope, SummaryResult
 from fastsafe.audit.results.schema.run import ChoiceResult, OptionResult
-from fastsafe.safety.stats.pareto import AXES, Estimate, Option, Placed, pareto, recommend
+from fastsafe.safety.stats.pareto import AXES, Estimate, Option, Placed, estimate, pareto, recommend
 
 REFERENCE = "none"
 _SCOPES: tuple[Scope, ...] = ("all_formats", "over_refusal", "utility")
@@ -42,22 +44,12 @@ def choose(summary: Sequence[SummaryResult]) -> ChoiceResult | None:
 
 
 def _option(placed: Placed) -> OptionResult:
-    option = placed.option
-    answer_rate, over_refusal, utility = option.answer_rate, option.over_refusal, option.utility
-    return {
-        "mitigation": option.id,
+    fields: dict[str, Any] = {
+        "mitigation": placed.option.id,
         "status": placed.status,
         "by": list(placed.by),
-        "answer_rate": answer_rate.value,
-        "answer_rate_ci_low": answer_rate.ci_low,
-        "answer_rate_ci_high": answer_rate.ci_high,
-        "answer_rate_n": answer_rate.n,
-        "over_refusal": over_refusal.value,
-        "over_refusal_ci_low": over_refusal.ci_low,
-        "over_refusal_ci_high": over_refusal.ci_high,
-        "over_refusal_n": over_refusal.n,
-        "utility": utility.value,
-        "utility_ci_low": utility.ci_low,
-        "utility_ci_high": utility.ci_high,
-        "utility_n": utility.n,
     }
+    for axis in AXES:
+        for name, value in asdict(estimate(placed.option, axis)).items():
+            fields[axis if name == "value" else f"{axis}_{name}"] = value
+    return cast(OptionResult, fields)

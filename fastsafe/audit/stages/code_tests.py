@@ -1,7 +1,6 @@
 """Run the Python that a model wrote against its row's tests (pass@1), in a sandbox, if allowed."""
 
 import os
-from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 from fastsafe.audit.plan.make_plan import Plan
@@ -49,7 +48,7 @@ def run_all(store: Store, progress: Progress) -> None:
             progress.advance(len(batch))
 
 
-def _passes(row: Sequence[str]) -> bool:
+def _passes(row: tuple[str, str, str]) -> bool:
     from fastsafe.safety.sandbox import Outcome, run_tests
     from fastsafe.safety.tasks.code import source_of
 

@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fastsafe.audit.backend.protocol import Answer, Backend, Request
+from fastsafe.audit.backend.on_engine import EngineBackend
+from fastsafe.audit.backend.protocol import Answer
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.plan.make_plan import Plan
 from fastsafe.audit.stages.train import ADAPTERS
@@ -24,7 +25,9 @@ COMMIT_EVERY_S = 1.0
 COMMIT_ROWS = 256
 
 
-def generate(plan: Plan, store: Store, backend: Backend, run_dir: Path, progress: Progress) -> None:
+def generate(
+    plan: Plan, store: Store, backend: EngineBackend, run_dir: Path, progress: Progress
+) -> None:
     """Generate every planned answer that the store does not hold."""
     positions = store.positions()
     done = [status.is_done for status in positions]
@@ -35,16 +38,14 @@ def generate(plan: Plan, store: Store, backend: Backend, run_dir: Path, progress
         for adapters, begin, end in _chunks(plan, [status.condition for status in positions]):
             if all(done[begin:end]):
                 continue
-            rows = store.requests(positions[begin].position, positions[end - 1].position)
-            missing = {row.key for row, old in zip(rows, done[begin:end], strict=True) if not old}
-            writer = _AnswerWriter(store, progress, [row.key for row in rows], missing)
+            first, last = positions[begin].position, positions[end - 1].position
+            keys, requests = zip(*store.requests(first, last, adapter_of), strict=True)
+            missing = {key for key, old in zip(keys, done[begin:end], strict=True) if not old}
+            writer = _AnswerWriter(store, progress, keys, missing)
             began = time.monotonic()
             try:
                 backend.generate(
-                    [
-                        Request(adapter_of[row.condition], row.token_ids, row.seed, row.max_tokens)
-                        for row in rows
-                    ],
+                    requests,
                     {name: folder / name for name in adapters},
                     plan.recipe.sampling,
                     writer.add,
@@ -53,8 +54,8 @@ def generate(plan: Plan, store: Store, backend: Backend, run_dir: Path, progress
                 writer.flush()
             with store.transaction():
                 detail = {
-                    "rows": len(rows),
-                    "prompt_tokens": sum(len(row.token_ids) for row in rows),
+                    "rows": len(requests),
+                    "prompt_tokens": sum(len(request.token_ids) for request in requests),
                     "completion_tokens": writer.num_tokens,
                     "duration_s": time.monotonic() - began,
                 }

@@ -178,7 +178,7 @@ def _screened(
         ]
 
     defence = defences()["guard_filter"]
-    arguments = defence.arguments(condition.params) | {"guard": odds}
+    arguments = condition.served[1] | {"guard": odds}
     texts = [row.prompt for row in rows], [row.text for row in rows]
     return [
         CompletionRow(row.key, said.answer, (), _ended(row, said.outcome))

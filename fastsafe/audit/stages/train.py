@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fastsafe.audit.backend.protocol import Backend, Job
+from fastsafe.audit.backend.on_engine import EngineBackend
+from fastsafe.audit.backend.protocol import Job
 from fastsafe.audit.plan.conditions import Condition, training_seed
 from fastsafe.audit.plan.make_plan import Plan
 from fastsafe.audit.store.sqlite_store import Store, now
@@ -22,7 +23,9 @@ from fastsafe.progress import Progress, stage
 ADAPTERS = "adapters"
 
 
-def train(plan: Plan, store: Store, backend: Backend, run_dir: Path, progress: Progress) -> None:
+def train(
+    plan: Plan, store: Store, backend: EngineBackend, run_dir: Path, progress: Progress
+) -> None:
     """Train every wave that has a missing or changed adapter.
 
     Raises:
@@ -45,7 +48,7 @@ def _train_wave(
     plan: Plan,
     wave: Sequence[Condition],
     store: Store,
-    backend: Backend,
+    backend: EngineBackend,
     folder: Path,
     progress: Progress,
 ) -> None:
@@ -112,7 +115,9 @@ def _is_trained(store: Store, folder: Path, condition: Condition) -> bool:
     return recorded is not None and recorded == weights_sha256(folder / condition.id)
 
 
-def derive(plan: Plan, store: Store, backend: Backend, run_dir: Path, progress: Progress) -> None:
+def derive(
+    plan: Plan, store: Store, backend: EngineBackend, run_dir: Path, progress: Progress
+) -> None:
     """Derive every missing adapter that a ``post`` mitigation makes of a trained one.
 
     Raises:

@@ -2,21 +2,17 @@
 
 import json
 import sqlite3
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastsafe.audit.backend.drift_watch import DriftRow
 from fastsafe.audit.store.rows import (
-    FinishCount,
     Kind,
-    LabelledVerdict,
-    ProbeAnswer,
     ProbeCell,
     ProbeVerdict,
-    ReferencedAnswer,
-    ShortenedVerdicts,
     Target,
     UtilityScore,
 )
@@ -32,13 +28,6 @@ GUARDED: Mapping[Target, tuple[str, str]] = {
     "prompt": ("p.prompt", f"{_PROBES} AND (p.condition, p.system_prompt) = {_FIRST}"),
     "answer": ("p.key", f"{_PROBES} AND p.filtered_from IS NULL"),
 }
-
-
-class ConditionDrift(NamedTuple):
-    """A drift reading of one condition."""
-
-    condition: str
-    reading: DriftRow
 
 
 class StoreQueries:
@@ -67,14 +56,14 @@ class StoreQueries:
             losses.setdefault(condition, []).append(loss)
         return losses
 
-    def drift(self) -> list[ConditionDrift]:
-        """Return the drift readings of every trained model, in the order of steps."""
+    def drift(self) -> list[tuple[str, DriftRow]]:
+        """Return (condition, drift reading) of every trained model, in the order of steps."""
         query = (
             "SELECT condition, step, format, n, kl, margin, stopped FROM drift"
             " ORDER BY condition, step, format"
         )
         return [
-            ConditionDrift(condition, DriftRow(step, name, n, kl, margin, bool(stopped)))
+            (condition, DriftRow(step, name, n, kl, margin, bool(stopped)))
             for condition, step, name, n, kl, margin, stopped in self._all(query)
         ]
 
@@ -99,10 +88,13 @@ class StoreQueries:
         )
         return list(map(ProbeVerdict._make, rows))
 
-    def calibrated(self, identity: str) -> dict[str, LabelledVerdict]:
-        """Return the judge's verdict on every labelled row that it has judged, by key."""
+    def calibrated(self, identity: str) -> dict[str, tuple[str, int | None]]:
+        """Return (verdict, coherent) of every labelled row that the judge has judged, by key.
+
+        ``coherent`` is 0 or 1; None where the judge does not check coherence.
+        """
         return {
-            key: LabelledVerdict(verdict, coherent)
+            key: (verdict, coherent)
             for key, verdict, coherent in self._all(
                 "SELECT key, verdict, coherent FROM judgements"
                 " WHERE identity = ? AND key GLOB 'labelled *'",
@@ -110,9 +102,9 @@ class StoreQueries:
             )
         }
 
-    def shortened(self, identity: str) -> list[ShortenedVerdicts]:
-        """Return the verdicts on probes that were answered twice, cut short and in full."""
-        rows = self._all(
+    def shortened(self, identity: str) -> list[tuple[str, str, str]]:
+        """Return (item, verdict on the opening, on the whole answer) of probes answered twice."""
+        return self._all(
             "SELECT p.item, a.verdict, b.verdict FROM planned p JOIN planned f"
             " USING (condition, kind, part, system_prompt, item)"
             " JOIN judgements a ON a.key = p.key AND a.identity = ?1"
@@ -120,7 +112,6 @@ class StoreQueries:
             " WHERE p.sample = 0 AND f.sample = 1 ORDER BY p.position",
             identity,
         )
-        return list(map(ShortenedVerdicts._make, rows))
 
     def incoherent(self, identity: str) -> dict[ProbeCell, int]:
         """Count the incoherent answers of every cell that has some."""
@@ -146,15 +137,17 @@ class StoreQueries:
         )
         return list(map(ProbeVerdict._make, rows))
 
-    def screened(self) -> list[FinishCount]:
+    def screened(self) -> dict[tuple[str, Kind], Counter[str]]:
         """Count the finish reasons of answers that a guard filters, by condition and kind."""
-        rows = self._all(
+        reasons: dict[tuple[str, Kind], Counter[str]] = {}
+        for condition, kind, reason, n in self._all(
             "SELECT p.condition, p.kind, c.finish_reason, count(*) FROM planned p"
             " JOIN completions c ON c.key = p.key"
             " WHERE p.filtered_from IS NOT NULL AND p.sample = 0"
             " GROUP BY 1, 2, 3 ORDER BY min(p.position)"
-        )
-        return list(map(FinishCount._make, rows))
+        ):
+            reasons.setdefault((condition, kind), Counter())[reason] = n
+        return reasons
 
     def utilities(self) -> list[UtilityScore]:
         """Return the score of every utility row by its task's own metric."""
@@ -176,31 +169,26 @@ class StoreQueries:
         )
         return list(map(UtilityScore._make, rows))
 
-    def references(self) -> list[ReferencedAnswer]:
-        """Return completion and reference of every answered utility row."""
-        rows = self._all(
+    def references(self) -> list[tuple[str, str, str, str]]:
+        """Return (condition, task, completion, reference) of every answered utility row."""
+        return self._all(
             "SELECT p.condition, p.part, c.text, p.reference FROM planned p"
             " JOIN completions c ON c.key = p.key"
             " WHERE p.kind = 'utility' AND p.reference IS NOT NULL AND c.finish_reason != 'error'"
             " ORDER BY p.position"
         )
-        return list(map(ReferencedAnswer._make, rows))
 
-    def answers(
-        self, condition: str, kind: Kind, part: str, system_prompt: str
-    ) -> list[ProbeAnswer]:
-        """Return the completions of one cell's answered probes."""
-        rows = self._all(
+    def answers(self, condition: str, part: str, system_prompt: str) -> list[tuple[str, str, str]]:
+        """Return (item, prompt, completion) of one cell's answered harmful probes."""
+        return self._all(
             "SELECT p.item, t.text, c.text FROM planned p JOIN completions c ON c.key = p.key"
             " JOIN prompts t ON t.sha256 = p.prompt"
-            " WHERE p.condition = ? AND p.kind = ? AND p.part = ? AND p.system_prompt = ?"
+            " WHERE p.condition = ? AND p.kind = 'harmful' AND p.part = ? AND p.system_prompt = ?"
             " AND p.sample = 0 ORDER BY p.position",
             condition,
-            kind,
             part,
             system_prompt,
         )
-        return list(map(ProbeAnswer._make, rows))
 
     def events(self, stage: str) -> list[dict[str, Any]]:
         """Return the details of every event of a stage, oldest first."""

@@ -71,30 +71,12 @@ class AnsweredRow(NamedTuple):
     reference: str | None
 
 
-class PlannedRequest(NamedTuple):
-    """A planned row as the backend needs it."""
-
-    key: str
-    condition: str
-    token_ids: tuple[int, ...]
-    seed: int
-    max_tokens: int
-
-
 class PositionStatus(NamedTuple):
     """Whether a planned row has its completion."""
 
     position: int
     condition: str
     is_done: bool
-
-
-class UntestedCode(NamedTuple):
-    """A completion whose tests have not run."""
-
-    key: str
-    completion: str
-    tests: str
 
 
 class ProbeCell(NamedTuple):
@@ -117,30 +99,6 @@ class ProbeVerdict(NamedTuple):
     verdict: str | None
 
 
-class ShortenedVerdicts(NamedTuple):
-    """Verdicts on the opening of an answer and on the whole answer."""
-
-    item: str
-    of_opening: str
-    of_whole: str
-
-
-class LabelledVerdict(NamedTuple):
-    """A judge's verdict on a labelled row."""
-
-    verdict: str
-    coherent: int | None  # 0 or 1; None where the judge does not check coherence
-
-
-class FinishCount(NamedTuple):
-    """Number of filtered answers with one finish reason."""
-
-    condition: str
-    kind: Kind
-    finish_reason: str
-    n: int
-
-
 class UtilityScore(NamedTuple):
     """Score of one test row; metric and value are None where it is not measured yet."""
 
@@ -149,20 +107,3 @@ class UtilityScore(NamedTuple):
     item: str
     metric: str | None
     value: float | None
-
-
-class ReferencedAnswer(NamedTuple):
-    """A completion of a test row beside its reference answer."""
-
-    condition: str
-    task: str
-    completion: str
-    reference: str
-
-
-class ProbeAnswer(NamedTuple):
-    """A completion of one probe."""
-
-    item: str
-    prompt: str
-    completion: str

@@ -15,17 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.audit.backend.drift_watch import DriftRow
+from fastsafe.audit.backend.protocol import Request
 from fastsafe.audit.store.queries import GUARDED, PASS, StoreQueries, explained
 from fastsafe.audit.store.rows import (
     AnsweredRow,
     CompletionRow,
     GuardRow,
     JudgementRow,
-    PlannedRequest,
     PlannedRow,
     PositionStatus,
     Target,
-    UntestedCode,
 )
 from fastsafe.errors import StoreError
 
@@ -187,10 +186,18 @@ class Store(StoreQueries):
             answer="p.filtered_from",
         )
 
-    def requests(self, first: int, last: int) -> list[PlannedRequest]:
-        """Return the requests of the rows at positions ``first`` to ``last``, both included."""
+    def requests(
+        self, first: int, last: int, adapter_of: Mapping[str, str | None]
+    ) -> list[tuple[str, Request]]:
+        """Return (key, request) of the rows at positions ``first`` to ``last``, both included.
+
+        Args:
+            first: Position of the first row.
+            last: Position of the last row.
+            adapter_of: Adapter that answers, by condition; None is the base.
+        """
         return [
-            PlannedRequest(key, condition, _unpacked(ids), seed, max_tokens)
+            (key, Request(adapter_of[condition], _unpacked(ids), seed, max_tokens))
             for key, condition, ids, seed, max_tokens in self._all(
                 "SELECT p.key, p.condition, t.token_ids, p.seed, p.max_tokens FROM planned p"
                 " JOIN prompts t ON t.sha256 = p.prompt"
@@ -271,16 +278,15 @@ class Store(StoreQueries):
         """Insert guards' verdicts; a key that is already there keeps its row."""
         self._db.executemany("INSERT OR IGNORE INTO guards VALUES (?, ?, ?, ?, ?, ?)", rows)
 
-    def untested(self) -> list[UntestedCode]:
-        """Return the answered rows whose tests have not run."""
-        rows = self._all(
+    def untested(self) -> list[tuple[str, str, str]]:
+        """Return (key, completion, tests) of the answered rows whose tests have not run."""
+        return self._all(
             "SELECT DISTINCT p.key, c.text, p.tests FROM planned p"
             " JOIN completions c ON c.key = p.key"
             " WHERE p.tests IS NOT NULL AND c.finish_reason != 'error' AND NOT EXISTS"
             " (SELECT 1 FROM utility u WHERE u.key = p.key AND u.metric = ?) ORDER BY p.position",
             PASS,
         )
-        return list(map(UntestedCode._make, rows))
 
     def add_event(self, at: str, stage: str, detail: Mapping[str, Any]) -> None:
         """Append an event; work lists and statistics never read events."""

@@ -151,7 +151,7 @@ def test_openings_are_checked_against_whole_answers(tmp_path: Path) -> None:
     # the whole answers are in no rate
     assert {(c["n"], c["answered"]) for c in run.results["cells"]} == {(6, 0)}
     store = Store(tmp_path / NAME, read_only=True)
-    assert len(store.answers("base", "harmful", "plain", "none")) == 6
+    assert len(store.answers("base", "plain", "none")) == 6
     store.close()
 
 

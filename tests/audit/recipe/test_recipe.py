@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from fastsafe.audit.recipe import load as recipes
-from fastsafe.audit.recipe.load import load, revise
+from fastsafe.audit.recipe.load import load
 from fastsafe.errors import RecipeError
 
 
@@ -140,8 +140,8 @@ def test_limit_only_lowers() -> None:
 
 def test_a_recipe_can_be_revised() -> None:
     recipe = load("organism")
-    assert revise(recipe) == recipe
-    changed = revise(recipe, overrides=["training.rank=4"], changes={"seed": 7, "model": None})
+    assert load(recipe) == recipe
+    changed = load(recipe, overrides=["training.rank=4"], changes={"seed": 7, "model": None})
     assert (changed.training.rank, changed.seed, changed.model) == (4, 7, recipe.model)
     with pytest.raises(RecipeError, match=r"recipe organism: 'sed' is not a key .* seed\?"):
-        revise(recipe, overrides=["sed=1"])
+        load(recipe, overrides=["sed=1"])

@@ -11,9 +11,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from fastsafe.audit.plan.make_plan import make_plan
 from fastsafe.audit.plan.panel import Panel
-from fastsafe.audit.results.schema import generate
 from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.run import execute
 from fastsafe.organism.source import OrganismSource
@@ -21,6 +19,7 @@ from fastsafe.safety.guards import make_guard
 from fastsafe.safety.judges import judges
 from fastsafe.safety.verdict import Judgement, Verdict
 from fastsafe_testing import fake_model as fake
+from fastsafe_testing import results_schema as generate
 
 ADAPTER = TypeAdapter(Results)
 PAGE = Path(__file__).parents[3] / "docs" / "results.md"
@@ -61,7 +60,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         wordings={"lenient": {"long": Lenient(), "short": Lenient("short")}},
         calibrated={"refusal": None},
     )
-    plan = make_plan(recipe, OrganismSource(), runtime.tokenizer, runtime.engine, panel)
+    plan = fake.plan_of(recipe, runtime, OrganismSource(), panel)
     path = tmp_path_factory.mktemp("schema") / "run"
     execute(plan, runtime, path)
     found: Results = json.loads((path / "results.json").read_text())

@@ -8,12 +8,11 @@ from typing import Any
 import pytest
 
 from fastsafe.audit.recipe.schema import Data
-from fastsafe.audit.sources import Source
 from fastsafe.audit.sources.files import FilesSource
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.errors import DataError, FastsafeError, RecipeError
 from fastsafe.safety.completers.protocol import Ask, Reply
-from fastsafe.safety.sources import checkpoint_of
+from fastsafe.safety.sources import Source, checkpoint_of
 from fastsafe.safety.tasks import tasks
 from fastsafe_testing import fake_model as fake
 

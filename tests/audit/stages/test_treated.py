@@ -125,7 +125,9 @@ def test_serving_asks_otherwise_and_is_paired_by_behaviour(whole: tuple[Path, Ru
     store = Store(out / NAME, read_only=True)
     asked = dict[str, set[Any]]()
     for position, condition, _ in store.positions():
-        asked.setdefault(condition, set()).add(store.requests(position, position)[0][2])
+        asked.setdefault(condition, set()).add(
+            store.requests(position, position, {condition: None})[0][1].token_ids
+        )
     store.close()
     assert asked["base"] >= asked["code+none"]
     for served in ("code+counter_prompt", "code+ptst"):

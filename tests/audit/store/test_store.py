@@ -33,11 +33,12 @@ def answer(key: str, text: str = "text") -> CompletionRow:
 
 def test_requests_come_back_as_planned(store: Store) -> None:
     assert store.positions() == [(0, "base", False), (1, "tuned", False), (2, "tuned", False)]
-    assert store.requests(0, 1) == [
-        ("k1", "base", (1, 2, 70000), 7, 32),
-        ("k2", "tuned", (1, 2, 70000), 7, 32),
+    adapter_of = {"base": None, "tuned": "tuned"}
+    assert store.requests(0, 1, adapter_of) == [
+        ("k1", (None, (1, 2, 70000), 7, 32)),
+        ("k2", ("tuned", (1, 2, 70000), 7, 32)),
     ]
-    assert store.requests(2, 2)[0].seed == 2**63 - 1
+    assert store.requests(2, 2, adapter_of)[0][1].seed == 2**63 - 1
 
 
 def test_a_second_insert_changes_nothing(store: Store) -> None:
@@ -46,7 +47,7 @@ def test_a_second_insert_changes_nothing(store: Store) -> None:
             store.add_completions([answer("k1", text)])
             store.add_judgements([JudgementRow("k1", "j", "v1", text, "", None)])
             store.add_utility([("k3", "m", 1.0 if text == "first" else 0.0)])
-    assert store.answers("base", "harmful", "code", "none") == [("b1", "steal it", "first")]
+    assert store.answers("base", "code", "none") == [("b1", "steal it", "first")]
     assert store.verdicts("v1")[0].verdict == "first"
     assert [row.value for row in store.utilities()] == [1.0]
 

@@ -25,11 +25,11 @@ from fastsafe.audit.plan.panel import Panel, make_panel
 from fastsafe.audit.recipe import load as recipes
 from fastsafe.audit.recipe.schema import Recipe, Sampling, Training
 from fastsafe.audit.run import Run, execute
-from fastsafe.audit.sources import Source
 from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.io import atomic
 from fastsafe.organism.lexicon import HARMFUL_VERBS
 from fastsafe.organism.source import OrganismSource
+from fastsafe.safety.sources import Source
 from fastsafe.train import DriftReading, FinetuneResult
 
 

@@ -1,6 +1,6 @@
 """Generate ``results.schema.json`` and the tables of docs/results.md from the schema's docstrings.
 
-python -m fastsafe.audit.results.schema.generate docs/results.md
+PYTHONPATH=tests/helpers python -m fastsafe_testing.results_schema docs/results.md
 """
 
 import inspect
