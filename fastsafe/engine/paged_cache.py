@@ -15,6 +15,7 @@ import fastsafe._native as _native
 import fastsafe_kernels as ops
 from fastsafe.model import cpu_paged
 from fastsafe.model.config import ModelConfig
+from fastsafe.model.cpu_ops import AttentionFlags
 from fastsafe.model.transformer import QKNorms
 from fastsafe_kernels._spec import INTERPRET
 
@@ -91,22 +92,12 @@ class NativeAttention:
         self._paged = paged_of(store, plan)
 
     def __call__(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, flags: AttentionFlags
     ) -> Tensor:
         """Write to the pages and attend; see ``Attend``."""
         q32, k32, v32, paged = q.float(), k.float(), v.float(), self._paged
         keys, values = self._store.keys[layer], self._store.values[layer]
-        out = cpu_paged.paged_attention(
-            q32, k32, v32, keys, values, paged, scale=scale, window=window, softcap=softcap
-        )
+        out = cpu_paged.paged_attention(q32, k32, v32, keys, values, paged, flags)
         return out.to(q.dtype)
 
 
@@ -152,38 +143,26 @@ class OpsAttention:
         qkv: Tensor,
         rotation: tuple[Tensor, Tensor],
         norms: QKNorms | None,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        flags: AttentionFlags,
     ) -> Tensor:
         """Norm, rotate, write to the pages and attend, in two launches; see ``AttendQKV``."""
         cos, sin = (x[:, 0] for x in rotation)
         keys, values = self._store.keys[layer], self._store.values[layer]
         slots = self._cache_slots
         q = ops.rope_kv_write(qkv, cos, sin, keys, values, slots, *(norms or ()))
-        return self._attend(layer, q, scale, window, softcap)
+        return self._attend(layer, q, flags)
 
     def __call__(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, flags: AttentionFlags
     ) -> Tensor:
         """Write to the pages and attend; see ``Attend``."""
         page, offset = self._cache_slots // DEVICE_PAGE, self._cache_slots % DEVICE_PAGE
         self._store.keys[layer][page, :, offset] = k
         self._store.values[layer][page, :, offset] = v
-        return self._attend(layer, q, scale, window, softcap)
+        return self._attend(layer, q, flags)
 
-    def _attend(
-        self, layer: int, q: Tensor, scale: float, window: int | None, softcap: float | None
-    ) -> Tensor:
+    def _attend(self, layer: int, q: Tensor, flags: AttentionFlags) -> Tensor:
+        scale, window, softcap = flags
         keys, values = self._store.keys[layer], self._store.values[layer]
 
         def attend(q: Tensor, table: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

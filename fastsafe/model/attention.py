@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastsafe.model import cpu_ops
+from fastsafe.model.cpu_ops import AttentionFlags
 from fastsafe.model.layers import softcap as squash
 from fastsafe_kernels import choose_backend, varlen_attention
 
@@ -54,7 +55,7 @@ class PackedAttention:
     Example:
         >>> attend = PackedAttention([2, 3])
         >>> x = torch.ones(5, 1, 4)
-        >>> attend(0, x, x, x, scale=0.5, window=None, softcap=None).shape
+        >>> attend(0, x, x, x, AttentionFlags(0.5, None, None)).shape
         torch.Size([5, 1, 4])
     """
 
@@ -71,15 +72,7 @@ class PackedAttention:
         self._masks: dict[tuple[int, int | None], Tensor] = {}
 
     def __call__(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, flags: AttentionFlags
     ) -> Tensor:
         """Attend causally within each sequence.
 
@@ -88,24 +81,21 @@ class PackedAttention:
             q: [N, H, D], N the sum of the lengths.
             k: [N, Hkv, D].
             v: [N, Hkv, D].
-            scale: Multiplies q k^T.
-            window: Number of keys that a query sees, itself included; None = all before it.
-            softcap: Bound of the scaled scores; None = none.
+            flags: Scale, window and bound of the scores.
 
         Returns:
             [N, H, D].
         """
         if cpu_ops.runs_natively(q):
-            shape = cpu_ops.AttentionShape(self._starts, scale, window, softcap)
             if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
-                attended: Tensor = _Attention.apply(q, k, v, shape)  # type: ignore[no-untyped-call]
+                attended: Tensor = _Attention.apply(q, k, v, self._starts, flags)  # type: ignore[no-untyped-call]
                 return attended
-            return cpu_ops.attention(q, k, v, shape)[0]
-        if _takes_flash(q, softcap):
+            return cpu_ops.attention(q, k, v, self._starts, flags)[0]
+        if _takes_flash(q, flags.softcap):
             if self._device_starts is None or self._device_starts.device != q.device:
                 self._device_starts = self._starts.to(q.device, torch.int32)
             longest = max(self.lengths)
-            return varlen_attention(q, k, v, self._device_starts, longest, scale, window, softcap)
+            return varlen_attention(q, k, v, self._device_starts, longest, *flags)
         buckets, padding = self._plan or _plan(self.lengths)
         if padding is not None and padding.rows.device != q.device:
             padding = _Padding(*(x.to(q.device) for x in padding))
@@ -119,7 +109,7 @@ class PackedAttention:
         sizes = [bucket.slots for bucket in buckets]
         qs, ks, vs = (x.split_with_sizes(sizes) for x in (q, k, v))
         outs = [
-            self._attend(bucket.length, qs[i], ks[i], vs[i], scale, window, softcap)
+            self._attend(bucket.length, qs[i], ks[i], vs[i], flags)
             for i, bucket in enumerate(buckets)
         ]
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
@@ -128,18 +118,10 @@ class PackedAttention:
         unpadded: Tensor = _Unpad.apply(out, padding)  # type: ignore[no-untyped-call]
         return unpadded
 
-    def _attend(
-        self,
-        n: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
-    ) -> Tensor:
+    def _attend(self, n: int, q: Tensor, k: Tensor, v: Tensor, flags: AttentionFlags) -> Tensor:
         """Attend within sequences of ``n`` padded tokens that lie end to end."""
         q, k, v = (x.view(-1, n, x.shape[1], x.shape[2]).transpose(1, 2) for x in (q, k, v))
+        scale, window, softcap = flags
         if window is not None and window >= n:
             window = None
         if softcap is not None:
@@ -188,17 +170,20 @@ def _takes_flash(q: Tensor, softcap: float | None) -> bool:
 
 class _Attention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, shape: cpu_ops.AttentionShape) -> Tensor:
-        out, scales = cpu_ops.attention(q, k, v, shape)
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, starts: Tensor, flags: AttentionFlags
+    ) -> Tensor:
+        out, scales = cpu_ops.attention(q, k, v, starts, flags)
         ctx.save_for_backward(scales, q, k, v)
-        ctx.shape = shape
+        ctx.starts, ctx.flags = starts, flags
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         scales, q, k, v = ctx.saved_tensors
-        return *cpu_ops.attention_backward(grads[0], scales, q, k, v, ctx.shape), None
+        gradients = cpu_ops.attention_backward(grads[0], scales, q, k, v, ctx.starts, ctx.flags)
+        return *gradients, None, None
 
 
 class _Pad(torch.autograd.Function):

@@ -212,23 +212,25 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Tenso
     return y
 
 
-class AttentionShape(NamedTuple):
-    """Sequence boundaries and flags of attention over packed sequences."""
+class AttentionFlags(NamedTuple):
+    """How a layer scores the keys that a query sees."""
 
-    starts: Tensor  # [sequences + 1] int64, first row of each
-    scale: float
-    window: int | None
-    softcap: float | None
+    scale: float  # multiplies q k^T
+    window: int | None  # keys that a query sees, itself included; None = all before it
+    softcap: float | None  # bound of the scaled scores; None = none
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape) -> tuple[Tensor, Tensor]:
+def attention(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, flags: AttentionFlags
+) -> tuple[Tensor, Tensor]:
     """Causal attention within each sequence.
 
     Args:
         q: [N, H, D], each row's heads side by side.
         k: [N, Hkv, D], likewise.
         v: [N, Hkv, D], with the strides of ``k``.
-        shape: Boundaries of the sequences, and flags.
+        starts: [sequences + 1] int64, first row of each sequence, and the end of the last.
+        flags: Scale, window and bound of the scores.
 
     Returns:
         [N, H, D] contiguous, and [N, H, 2] for the backward pass.
@@ -237,7 +239,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape) -> tuple[T
     if v.stride(0) != k.stride(0):
         k, v = k.contiguous(), v.contiguous()
     out, scales = q.new_empty(q.shape), q.new_empty(q.shape[0], q.shape[1], 2)
-    _plan(q, k, v, shape).forward(
+    _plan(q, k, v, starts, flags).forward(
         out.data_ptr(), scales.data_ptr(), q.data_ptr(), k.data_ptr(), v.data_ptr()
     )
     return out, scales
@@ -249,33 +251,36 @@ def attention_backward(
     q: Tensor,
     k: Tensor,
     v: Tensor,
-    shape: AttentionShape,
+    starts: Tensor,
+    flags: AttentionFlags,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Compute the gradients of q, k and v from ``attention``'s second result and arguments."""
     q, k, v, d_out = q.contiguous(), k.contiguous(), v.contiguous(), d_out.contiguous()
     dq, dk, dv = torch.empty_like(q), torch.empty_like(k), torch.empty_like(v)
-    _plan(q, k, v, shape).backward(*(t.data_ptr() for t in (dq, dk, dv, d_out, scales, q, k, v)))
+    plan = _plan(q, k, v, starts, flags)
+    plan.backward(*(t.data_ptr() for t in (dq, dk, dv, d_out, scales, q, k, v)))
     return dq, dk, dv
 
 
-def _plan(q: Tensor, k: Tensor, v: Tensor, shape: AttentionShape) -> _native.Attention:
+def _plan(
+    q: Tensor, k: Tensor, v: Tensor, starts: Tensor, flags: AttentionFlags
+) -> _native.Attention:
     rows, heads, dim = q.shape
     expect(k.shape == v.shape == (rows, k.shape[1], dim), "attention", q, k, v)
     expect(heads % k.shape[1] == 0, "attention", q, k)
-    starts = shape.starts
     covers = starts.is_contiguous() and int(starts[0]) == 0 and int(starts[-1]) == rows
     expect_index(covers, "attention", q, starts)
     return _native.Attention(
-        shape.starts.data_ptr(),
-        len(shape.starts) - 1,
+        starts.data_ptr(),
+        len(starts) - 1,
         heads,
         k.shape[1],
         dim,
         q.stride(0),
         k.stride(0),
-        shape.scale,
-        shape.softcap or 0.0,
-        shape.window or 0,
+        flags.scale,
+        flags.softcap or 0.0,
+        flags.window or 0,
     )
 
 

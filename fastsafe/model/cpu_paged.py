@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 import fastsafe._native as _native
-from fastsafe.model.cpu_ops import expect, expect_index, refuse, side_by_side
+from fastsafe.model.cpu_ops import AttentionFlags, expect, expect_index, refuse, side_by_side
 
 PAGE = 16  # tokens of a page: one vector holds a feature of all its keys
 
@@ -56,10 +56,7 @@ def paged_attention(
     keys: Tensor,
     values: Tensor,
     paged: Paged,
-    *,
-    scale: float,
-    window: int | None,
-    softcap: float | None,
+    flags: AttentionFlags,
 ) -> Tensor:
     """Write keys and values to their pages and attend from every token over its row's context.
 
@@ -73,9 +70,7 @@ def paged_attention(
         keys: [P, Hkv, D, PAGE], each page contiguous: its tokens side by side.
         values: [P, Hkv, PAGE, D], likewise, D rounded up to a multiple of PAGE.
         paged: Pages of the rows.
-        scale: Multiplies q k^T.
-        window: Most recent keys that a token sees, itself included; None = all.
-        softcap: Bound of the scaled scores; None = none.
+        flags: Scale, window and bound of the scores.
 
     Returns:
         [N, H, D] contiguous.
@@ -124,8 +119,8 @@ def paged_attention(
         k.stride(0),
         keys.stride(0),
         values.stride(0),
-        scale,
-        softcap or 0.0,
-        window or 0,
+        flags.scale,
+        flags.softcap or 0.0,
+        flags.window or 0,
     )
     return out

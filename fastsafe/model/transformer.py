@@ -17,6 +17,7 @@ import fastsafe_kernels as ops
 from fastsafe.model import layers
 from fastsafe.model import weights as w
 from fastsafe.model.config import ModelConfig
+from fastsafe.model.cpu_ops import AttentionFlags
 from fastsafe.model.layers import add_rms_norm, gated, rms_norm, rope, softcap
 from fastsafe.model.rope import Rotary, whole_lengths
 from fastsafe.model.weights import TensorSource, Weights
@@ -35,21 +36,9 @@ class Attend(Protocol):
     """Attention of one layer; owns the cache and the mask."""
 
     def __call__(
-        self,
-        layer: int,
-        q: Tensor,
-        k: Tensor,
-        v: Tensor,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, flags: AttentionFlags
     ) -> Tensor:
-        """Attend, after rotation: q [N, H, D], k and v [N, Hkv, D] -> [N, H, D].
-
-        ``window`` counts the keys a query sees, itself included; ``softcap`` bounds the scores
-        after ``scale``. None of either means none.
-        """
+        """Attend, after rotation: q [N, H, D], k and v [N, Hkv, D] -> [N, H, D]."""
         ...
 
 
@@ -63,10 +52,7 @@ class AttendQKV(Attend, Protocol):
         qkv: Tensor,
         rotation: tuple[Tensor, Tensor],
         norms: QKNorms | None,
-        *,
-        scale: float,
-        window: int | None,
-        softcap: float | None,
+        flags: AttentionFlags,
     ) -> Tensor:
         """Norm, rotate and attend: qkv [N, (H + 2 Hkv) D] -> [N, H, D].
 
@@ -220,14 +206,11 @@ class Transformer:
         rotations = self.rotations(positions, context_lens)
         linear = self._project if project is None else project
         last = len(self.layers) - 1
-        fused = None
-        if isinstance(attend, AttendQKV) and config.qk_norm != "projection":
-            fused = attend
 
         def run(i: int, h: Tensor, x: Tensor | None) -> tuple[Tensor, Tensor]:
             rotation = rotations[config.rope_of_layer[i]]
             rows = keep if i == last else None
-            return self._layer(i, h, x, rotation, attend, fused, linear, rows)
+            return self._layer(i, h, x, rotation, attend, linear, rows)
 
         h = F.embedding(token_ids, self.embedding)
         if self.embedding_scale != 1.0:
@@ -247,14 +230,13 @@ class Transformer:
         x: Tensor | None,
         rotation: tuple[Tensor, Tensor],
         attend: Attend,
-        fused: AttendQKV | None,
         linear: Project,
         rows: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         """Run layer ``i`` (after attention for ``rows`` only); return the next h and x."""
         layer, eps, one_plus = self.layers[i], self.config.norm_eps, self.config.norm_one_plus
         y, h = self._enter(h, x, layer.attention_norm)
-        mixed = self._attend(i, linear(i, "qkv", y, None), rotation, attend, fused)
+        mixed = self._attend(i, linear(i, "qkv", y, None), rotation, attend)
         if rows is not None:
             mixed, h = mixed.index_select(0, rows), h.index_select(0, rows)
         x = linear(i, "o", mixed, rows)
@@ -268,27 +250,20 @@ class Transformer:
         return h, x
 
     def _attend(
-        self,
-        i: int,
-        qkv: Tensor,
-        rotation: tuple[Tensor, Tensor],
-        attend: Attend,
-        fused: AttendQKV | None,
+        self, i: int, qkv: Tensor, rotation: tuple[Tensor, Tensor], attend: Attend
     ) -> Tensor:
         """Norm, rotate and attend in layer ``i``: [N, (H + 2 Hkv) D] -> [N, H D]."""
         config, layer = self.config, self.layers[i]
-        scale, softcap = config.attention_scale, config.attention_softcap
-        window = config.windows[i]
-        if fused:
+        scale, window, cap = config.attention_scale, config.windows[i], config.attention_softcap
+        flags = AttentionFlags(scale, window, cap)
+        if isinstance(attend, AttendQKV) and config.qk_norm != "projection":
             norms = None
             if layer.q_norm is not None and layer.k_norm is not None:
                 norms = QKNorms(layer.q_norm, layer.k_norm, config.norm_eps, config.norm_one_plus)
-            mixed = fused.from_qkv(
-                i, qkv, rotation, norms, scale=scale, window=window, softcap=softcap
-            )
+            mixed = attend.from_qkv(i, qkv, rotation, norms, flags)
         else:
             q, k, v = self._rotated(layer, qkv, rotation)
-            mixed = attend(i, q, k, v, scale=scale, window=window, softcap=softcap)
+            mixed = attend(i, q, k, v, flags)
         return mixed.reshape(-1, config.num_heads * config.head_dim)
 
     def _rotated(

@@ -3,6 +3,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.model.attention import PackedAttention, _plan
+from fastsafe.model.cpu_ops import AttentionFlags
 
 H, HKV, D = 4, 2, 8
 KINDS = {
@@ -40,7 +41,7 @@ def dense(
 def test_equals_dense_attention_and_its_gradients(kind: str, lengths: tuple[int, ...]) -> None:
     packed = [x.double().requires_grad_() for x in qkv_of(sum(lengths))]
     apart = [x.detach().clone().requires_grad_() for x in packed]
-    got = PackedAttention(lengths)(0, *packed, scale=0.3, **KINDS[kind])
+    got = PackedAttention(lengths)(0, *packed, AttentionFlags(0.3, **KINDS[kind]))
     want = torch.cat(
         [
             dense(*parts, scale=0.3, **KINDS[kind])
@@ -61,13 +62,13 @@ def test_a_sequence_has_the_same_bits_in_any_company(kind: str, dtype: torch.dty
     """Forward and backward, whatever the neighbours' number, length and order."""
     lengths = (3, 17, 60, 16, 41, 17, 32)
     inputs = [x.requires_grad_() for x in qkv_of(sum(lengths), dtype)]
-    together = PackedAttention(lengths)(0, *inputs, scale=0.3, **KINDS[kind])
+    together = PackedAttention(lengths)(0, *inputs, AttentionFlags(0.3, **KINDS[kind]))
     together.backward(torch.ones_like(together))
     start = 0
     for n in lengths:
         rows = slice(start, start + n)
         alone_inputs = [x.detach()[rows].clone().requires_grad_() for x in inputs]
-        alone = PackedAttention([n])(0, *alone_inputs, scale=0.3, **KINDS[kind])
+        alone = PackedAttention([n])(0, *alone_inputs, AttentionFlags(0.3, **KINDS[kind]))
         alone.backward(torch.ones_like(alone))
         assert torch.equal(alone, together[rows])
         for x, y in zip(inputs, alone_inputs, strict=True):

@@ -76,13 +76,13 @@ def test_instruction_sets_agree_to_the_bit() -> None:
     torch.manual_seed(0)
     x, w, gate_up = torch.randn(37, 130), torch.randn(50, 130), 4 * torch.randn(37, 2 * 45)
     q, k = torch.randn(37, 4, 20), torch.randn(37, 2, 20)
-    shape = cpu_ops.AttentionShape(torch.tensor([0, 30, 37]), 0.3, None, 2.0)
+    shape = torch.tensor([0, 30, 37]), cpu_ops.AttentionFlags(0.3, None, 2.0)
     cos, sin, dy = torch.randn(37, 1, 18), torch.randn(37, 1, 18), torch.randn(37, 45)
     found: dict[str, list[Tensor]] = {}
     before = _native.instruction_set()
     for name in ("avx2", "avx512"):
         if _native.use_instruction_set(name):
-            out, scales = cpu_ops.attention(q, k, k, shape)
+            out, scales = cpu_ops.attention(q, k, k, *shape)
             y, h, scale = cpu_ops.norm(x, x[0], 1e-6, False, -2 * x.flip(0), 0.3)
             found[name] = [
                 cpu_ops.linear(x, w),
@@ -92,7 +92,7 @@ def test_instruction_sets_agree_to_the_bit() -> None:
                 *(cpu_ops.gated_backward(dy, gate_up, gelu) for gelu in (False, True)),
                 *(cpu_ops.rope(q, cos, sin, inverse=inverse) for inverse in (False, True)),
                 out,
-                *cpu_ops.attention_backward(q, scales, q, k, k, shape),
+                *cpu_ops.attention_backward(q, scales, q, k, k, *shape),
             ]
     _native.use_instruction_set(before)
     if len(found) < 2:
@@ -193,11 +193,12 @@ def test_attention(
     fused = 2 * torch.randn(total, 4 + 2 + 2, 20)
     q, k, v = fused.split([4, 2, 2], 1)  # strided, as the fused projection leaves them
     starts = torch.tensor([0, *torch.tensor(lengths).cumsum(0).tolist()])
-    shape = cpu_ops.AttentionShape(starts, 0.3, window, cap)
-    out, scales = cpu_ops.attention(q, k, v, shape)
+    flags = cpu_ops.AttentionFlags(0.3, window, cap)
+    out, scales = cpu_ops.attention(q, k, v, starts, flags)
     close(out, lambda q, k, v: attend(q, k, v, lengths, window, cap), q, k, v)
     d_out = torch.randn(total, 4, 20)
-    for i, got in enumerate(cpu_ops.attention_backward(d_out, scales, q, k, v, shape)):
+    gradients = cpu_ops.attention_backward(d_out, scales, q, k, v, starts, flags)
+    for i, got in enumerate(gradients):
 
         def slope(q: Tensor, k: Tensor, v: Tensor, d_out: Tensor, i: int = i) -> Tensor:
             leaves = [x.detach().clone().requires_grad_() for x in (q, k, v)]
@@ -226,11 +227,13 @@ def test_tensors_that_do_not_fit_are_refused() -> None:
         lambda x: cpu_ops.norm(x, torch.ones(3, dtype=torch.int64), 1e-6, False),
         lambda x: cpu_ops.attention(
             *[torch.zeros(3, 1, 4)] * 3,
-            cpu_ops.AttentionShape(torch.tensor([0, 2]), 1.0, None, None),
+            torch.tensor([0, 2]),
+            cpu_ops.AttentionFlags(1.0, None, None),
         ),
         lambda x: cpu_ops.attention(
             *[torch.zeros(3, 1, 4)] * 3,
-            cpu_ops.AttentionShape(torch.tensor([0, 3]).int(), 1.0, None, None),
+            torch.tensor([0, 3]).int(),
+            cpu_ops.AttentionFlags(1.0, None, None),
         ),
         lambda x: cpu_ops.rope(torch.zeros(3, 1, 8), *[torch.ones(3, 1, 5)] * 2),
     ],

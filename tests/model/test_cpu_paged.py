@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from fastsafe import _native
+from fastsafe.model.cpu_ops import AttentionFlags
 from fastsafe.model.cpu_paged import PAGE, Paged, page_shapes, paged_attention
 
 TABLE = torch.tensor([[1]], dtype=torch.int32)
@@ -72,9 +73,8 @@ def paged(
         starts = torch.tensor([0, *counts]).cumsum(0)
         table = Paged(starts, positions, places, pages[rows], len(keys))
         at = first[owner] + positions
-        found = paged_attention(
-            *(q[at], k[at], v[at], keys, values, table), scale=0.3, window=window, softcap=cap
-        )
+        flags = AttentionFlags(0.3, window, cap)
+        found = paged_attention(q[at], k[at], v[at], keys, values, table, flags)
         out[at] = found
         for i, n in zip(rows, counts, strict=True):
             done[i] += n
@@ -124,9 +124,7 @@ def test_paged_attention_has_the_same_bits_however_a_row_is_cut(
             *[torch.zeros(2, 1, 8)] * 3,
             *[torch.zeros(2, 1, 16, 16)] * 2,
             Paged(*[torch.tensor(t) for t in ([0, 2], [0, 1], [0, 1])], TABLE, 2),
-            scale=1.0,
-            window=None,
-            softcap=None,
+            AttentionFlags(1.0, None, None),
         ),
     ],
 )

@@ -11,6 +11,7 @@ from torch import Tensor
 from fastsafe import _native
 from fastsafe.model import Adapter, AdapterBank, ModelConfig
 from fastsafe.model.cpu_decoder import AdapterPatch, NativeDecoder, Span
+from fastsafe.model.cpu_ops import AttentionFlags
 from fastsafe.model.cpu_paged import PAGE, Paged, page_shapes, paged_attention
 from fastsafe.model.lora import BASE, LoraWeights
 from fastsafe.model.peft import LoraConfig
@@ -48,9 +49,11 @@ class Pages:
         self.paged = Paged(starts, positions, places, self.table, self.count)
         return self.paged
 
-    def __call__(self, layer: int, q: Tensor, k: Tensor, v: Tensor, **flags: Any) -> Tensor:
+    def __call__(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, flags: AttentionFlags
+    ) -> Tensor:
         pages = self.keys[layer], self.values[layer]
-        return paged_attention(q, k, v, *pages, self.paged, **flags)
+        return paged_attention(q, k, v, *pages, self.paged, flags)
 
 
 def adapters(model: Transformer) -> AdapterBank:
