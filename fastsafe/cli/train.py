@@ -93,7 +93,7 @@ def train(
         list[str] | None,
         typer.Option(
             "--map",
-            metavar="WHAT=KEY",
+            metavar="ROLE=KEY",
             help="Roles of the columns: user and assistant (and system), prompt and completion, "
             "messages, or text.",
         ),

@@ -51,12 +51,12 @@ def verify(
     else:
         template = "with its chat template" if result.has_template else "without a chat template"
         typer.echo(f"prompts         {result.num_prompts}, {template}")
-        typer.echo(f"logits          {result.logits_difference:.2g} of the largest apart")
+        typer.echo(f"logits          differ by {result.logits_difference:.2g} of the largest logit")
         typer.echo(
             f"error           {result.error:.2g}, transformers' own {result.reference_error:.2g},"
             f" tolerance {result.tolerance:.2g}"
         )
-        typer.echo(f"greedy tokens   {result.parted_rows} prompts part")
+        typer.echo(f"greedy tokens   {result.parted_rows} prompts differ")
         for difference in result.differences:
             typer.echo(difference)
         typer.echo("verdict         " + ("equal" if result.is_equal else "different"))

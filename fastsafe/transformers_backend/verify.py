@@ -230,7 +230,7 @@ def _check_room(config: ModelConfig, device: str, dtype: str) -> None:
     free = available_bytes(device)
     if need > free:
         raise UsageError(
-            f"verify: the weights in {dtype}, which stand for the truth, take {need / 2**30:.1f}"
+            f"verify: the weights in {dtype}, used as reference, take {need / 2**30:.1f}"
             f" GiB, expected at most the {free / 2**30:.1f} GiB that are free on {device}; use a"
             " smaller dtype or a larger machine"
         )

@@ -188,7 +188,7 @@ def sample(
         top_p: [N] fp32 in (0, 1]; 1 keeps all.
         min_p: [N] fp32 in [0, 1); 0 keeps all.
         seeds: [N] int64, any value.
-        positions: [N] int64, index of the drawn token in its sequence.
+        positions: [N] int64, index of the sampled token in its sequence.
         stop_ids: [N, K] int64, tokens that end each row; -1 fills a shorter list. None = none.
         with_logprobs: False spares a CPU one pass; the log-probabilities may then be NaN.
 

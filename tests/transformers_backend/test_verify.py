@@ -95,7 +95,7 @@ def test_no_room_for_the_truth_is_one_sentence(
     checkpoint: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "available_bytes", lambda device: 1000)
-    with pytest.raises(UsageError, match="weights in float64, which stand for the truth"):
+    with pytest.raises(UsageError, match="weights in float64, used as reference"):
         verify(checkpoint)
 
 

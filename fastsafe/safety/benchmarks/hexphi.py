@@ -24,7 +24,7 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     for file in paths:
         match = re.fullmatch(r"category_([0-9]+)_(.+)\.csv", file.name)
         if match is None:
-            raise DataError(f"{file}: is the file's name, expected category_<number>_<name>.csv")
+            raise DataError(f"{file}: unexpected file name, expected category_<number>_<name>.csv")
         named.append((int(match[1]), match[2], file))
     for category_number, category, file in sorted(named):
         for number, record in enumerate(table(file), start=1):

@@ -31,7 +31,7 @@ def classifier(options: Mapping[str, Any]) -> Classifier:
         if item.completion is None:
             return Reading(unsafe=request)
         if refused is None or response is None:
-            raise Unreadable("a response was given, and the reply says n/a of it")
+            raise Unreadable("a response was given, and the reply rates it n/a")
         return Reading(unsafe=response, refused=refused)
 
     return in_words("wildguard", VERSION, options, read, reads_prompts=True, max_tokens=64)

@@ -88,17 +88,17 @@ def check_sandbox(allow_code_exec: bool) -> None:
     if not allow_code_exec:
         raise UsageError(
             "sandbox: allow_code_exec is off, expected --allow-code-exec where a model's code is "
-            "to be run; it runs shut in by bubblewrap"
+            "to be run; it runs in a bubblewrap sandbox"
         )
     if shutil.which("bwrap") is None:
         raise UsageError(
-            "sandbox: bwrap is missing, expected bubblewrap 0.8 or later; install it, no code is "
-            "run without"
+            "sandbox: bwrap is missing, expected bubblewrap 0.8 or later; install it, "
+            "without it no code is run"
         )
     if reason := _probe():
         raise UsageError(
             f"sandbox: bwrap cannot make a sandbox here ({reason}), expected user namespaces; "
-            "no code is run without"
+            "without them no code is run"
         )
 
 
