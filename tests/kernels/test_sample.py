@@ -289,7 +289,7 @@ def test_filters_keep_what_sorting_keeps(device: str, dtype: torch.dtype) -> Non
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_only_kept_tokens_are_drawn(device: str) -> None:
+def test_only_kept_tokens_are_sampled(device: str) -> None:
     logits = torch.tensor([0.1, 0.4, 0.2, 0.3], device=device).log().expand(30, -1)
     assert set(draw(logits[:9], top_k=2)[0].tolist()) == {1, 3}
     assert set(draw(0 * logits[:9], top_k=2)[0].tolist()) == {0, 1}
