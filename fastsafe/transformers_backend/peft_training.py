@@ -45,16 +45,13 @@ def finetune(
     """
     check_names([job.name for job in jobs])
     for job in jobs:
-        if job.config.method != "lora":
-            raise UsageError(
-                f"finetune: job {job.name!r} has method {job.config.method!r}, expected 'lora'; "
-                "the backend fastsafe trains whole models"
-            )
-        if job.config.objective != "sft":
-            raise UsageError(
-                f"finetune: job {job.name!r} has objective {job.config.objective!r}, expected"
-                " 'sft'; the backend fastsafe trains the others"
-            )
+        for key, expected in (("method", "lora"), ("objective", "sft")):
+            value = getattr(job.config, key)
+            if value != expected:
+                raise UsageError(
+                    f"finetune: job {job.name!r} has {key} {value!r}, expected {expected!r}; "
+                    "the backend fastsafe trains the others"
+                )
     examples = [_encoded(llm, job) for job in jobs]
     return [
         _train(llm, job, rows, Path(out_dir), on_step)
