@@ -13,10 +13,8 @@ from torch import Tensor
 from fastsafe.data.packing import TrainExample, encode_row
 from fastsafe.errors import TrainingError, UsageError
 from fastsafe.model import peft as adapter_files
-from fastsafe.train.batches import BatchSampler
-from fastsafe.train.config import FinetuneJob, FinetuneResult
-from fastsafe.train.job import check_lengths
-from fastsafe.train.loop import check_names
+from fastsafe.train.batches import BatchSampler, check_lengths
+from fastsafe.train.config import FinetuneJob, FinetuneResult, check_names
 from fastsafe.transformers_backend.transformers_llm import TransformersLLM
 
 _ORDER = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "o_proj", "down_proj")
