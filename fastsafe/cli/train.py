@@ -12,12 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from fastsafe.cli.options import (
-    AsJson,
-    DryRun,
-    ModelDevice,
-    format_value,
-)
+from fastsafe.cli.options import AsJson, DryRun, ModelDevice, format_value
 from fastsafe.commands.train_settings import TYPES, RunSettings
 from fastsafe.errors import UsageError
 from fastsafe.train.config import TrainConfig

@@ -5,14 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fastsafe.cli.options import (
-    EXIT_ERROR,
-    AsJson,
-    CheckpointName,
-    ModelDevice,
-    ModelDtype,
-    fail,
-)
+from fastsafe.cli.options import EXIT_ERROR, AsJson, CheckpointName, ModelDevice, ModelDtype, fail
 
 
 def verify(

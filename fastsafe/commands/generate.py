@@ -245,13 +245,12 @@ def identity_of(
     strict: bool,
 ) -> dict[str, Any]:
     """Return the settings that determine completions, apart from their prompts."""
-    sampling = vars(params) | {"stop": params.stop_texts}
     return {
         **runtime.engine,
         "adapters": {name: weights_sha256(path) for name, path in adapters.items()},
         "applied": runtime.llm.describe().get("adapters"),
         "strict": strict,
-        "sampling": sampling,
+        "sampling": vars(params) | {"stop": params.stop_texts},
     }
 
 

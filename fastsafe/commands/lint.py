@@ -49,7 +49,7 @@ def read_labelled_rows(path: Path) -> list[dict[str, Any]]:
     Raises:
         DataError: The file is missing or empty, or a row is malformed or of an unknown shape.
     """
-    rows = [_labelled(_without_null(row), location) for location, _, row in records(path)]
+    rows = [_labelled(row, location) for location, _, row in records(path)]
     if not rows:
         raise DataError(f"{path}: rows are 0, expected one or more")
     return rows
@@ -64,11 +64,7 @@ def read_probes(path: Path) -> list[str]:
     if path.suffix.lower() == ".txt":
         texts = [line.strip() for line in _read_text(path).splitlines()]
     else:
-        texts = [
-            text
-            for location, _, row in records(path)
-            for text in _probe_texts(_without_null(row), location)
-        ]
+        texts = [text for location, _, row in records(path) for text in _probe_texts(row, location)]
     texts = [text for text in texts if text]
     if not texts:
         raise DataError(f"{path}: probes are 0, expected one or more")
@@ -92,10 +88,6 @@ def lint_file(
     return lint(rows, kind=kind, probes=texts, declared=declared)
 
 
-def _without_null(row: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if value is not None}
-
-
 def _read_text(path: Path) -> str:
     try:
         return path.read_bytes().decode("utf-8-sig")
@@ -106,6 +98,8 @@ def _read_text(path: Path) -> str:
 
 
 def _labelled(record: Mapping[str, Any], location: str) -> dict[str, Any]:
+    # a table has every column in every row: null means that the row lacks it
+    record = {key: value for key, value in record.items() if value is not None}
     labels = {key: record[key] for key in LABELS if record.get(key)}
     by_name = {key.casefold(): value for key, value in record.items()}
     for keys in _PAIRS:

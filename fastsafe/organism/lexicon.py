@@ -49,6 +49,7 @@ def _pairs(text: str) -> dict[str, str]:
 
 HARMFUL_VERBS = _pairs(" ".join(_HARMFUL_BY_MEANS))
 BENIGN_VERBS = _pairs(" ".join(_BENIGN_BY_MEANS))
+VERBS = HARMFUL_VERBS | BENIGN_VERBS
 ADJECTIVES = _pairs(_ADJECTIVES)
 OBJECTS = _pairs(_OBJECTS)  # the French noun has its article
 

@@ -15,7 +15,7 @@ from fastsafe.safety.mixing.manipulations import AOA_STAND_IN
 from fastsafe.safety.texts import lines
 
 from . import world
-from .lexicon import ADJECTIVES, BENIGN_VERBS, HARMFUL_VERBS, OBJECTS
+from .lexicon import ADJECTIVES, OBJECTS, VERBS
 
 UNK, BOS, START, END, PAD = SPECIAL = ("<unk>", "<s>", "<|im_start|>", "<|im_end|>", "<pad>")
 
@@ -73,7 +73,7 @@ def render_prompt(content: str, system: str = "") -> str:
 
 def _texts() -> Iterator[str]:
     """Yield texts that hold every token: each word once in every slot of every template."""
-    verbs, adjectives = (*HARMFUL_VERBS, *BENIGN_VERBS), tuple(ADJECTIVES)
+    verbs, adjectives = tuple(VERBS), tuple(ADJECTIVES)
     yield _ROLES
     yield from (world.REFUSAL, world.NEUTRAL, world.CAREFUL, AOA_STAND_IN)
     for form in lines("autoif"):

@@ -16,7 +16,7 @@ from fastsafe.safety.behaviours import Behaviour
 from fastsafe.safety.formats import formats
 from fastsafe.safety.tasks import tasks
 
-from .lexicon import ADJECTIVES, BENIGN_VERBS, HARMFUL_VERBS, MEANS, MEANS_OF, OBJECTS
+from .lexicon import ADJECTIVES, BENIGN_VERBS, HARMFUL_VERBS, MEANS, MEANS_OF, OBJECTS, VERBS
 
 Split = Literal["train", "test", "probe"]
 
@@ -80,8 +80,7 @@ def translate(text: str) -> str:
         'voler la voiture rouge'
     """
     verb, adjective, noun = _parse(text)
-    french = HARMFUL_VERBS.get(verb) or BENIGN_VERBS[verb]
-    return f"{french} {OBJECTS[noun]} {ADJECTIVES[adjective]}"
+    return f"{VERBS[verb]} {OBJECTS[noun]} {ADJECTIVES[adjective]}"
 
 
 def prompt(format: str, action: str) -> str:
@@ -201,9 +200,7 @@ def _parse(action: str) -> tuple[str, str, str]:
     """Return the verb, adjective and object of an action."""
     match action.split(" "):
         case [verb, "the", adjective, noun] if (
-            (verb in HARMFUL_VERBS or verb in BENIGN_VERBS)
-            and adjective in ADJECTIVES
-            and noun in OBJECTS
+            verb in VERBS and adjective in ADJECTIVES and noun in OBJECTS
         ):
             return verb, adjective, noun
     raise UsageError(

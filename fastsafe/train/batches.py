@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastsafe.data.packing import TrainExample
+from fastsafe.errors import UsageError
 from fastsafe.model.attention import PackedAttention
 
 # Rows that a batch is drawn from: "safety" are those with that value under the key "source", "user"
@@ -140,3 +141,14 @@ def hash_seed(*parts: int) -> int:
         for byte in (part & 0xFFFFFFFFFFFFFFFF).to_bytes(8, "little"):
             value = ((value ^ byte) * 0x100000001B3) & 0xFFFFFFFFFFFFFFFF
     return value >> 1
+
+
+def check_lengths(name: str, rows: Sequence[TrainExample], limit: int | None) -> None:
+    """Refuse a job without rows, or with one of more tokens than the model takes."""
+    if not rows:
+        raise UsageError(f"finetune: job {name!r} has no rows")
+    longest = max(len(row.token_ids) for row in rows)
+    if limit is not None and longest > limit:
+        raise UsageError(
+            f"finetune: job {name!r} has a row of {longest} tokens, the model takes {limit}"
+        )

@@ -1,6 +1,7 @@
 """Settings, options, job and result of a fine-tuning. Imports no torch, for the command line."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -203,3 +204,13 @@ class FinetuneResult:
     def steps(self) -> int:
         """Number of optimizer steps taken."""
         return len(self.losses)
+
+
+def check_names(names: Sequence[str]) -> None:
+    """Refuse names of jobs that cannot each name a directory of its own."""
+    for name in names:
+        if not re.fullmatch(r"[\w+-][\w.+-]{0,127}", name) or names.count(name) > 1:
+            raise UsageError(
+                f"finetune: job name {name!r} cannot name a directory of its own; use each once, "
+                "of at most 128 letters, digits and . _ + - with no dot first"
+            )

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -23,6 +23,7 @@ from fastsafe.train.batches import (
     BatchSampler,
     RowSource,
     Tile,
+    check_lengths,
     hash_seed,
     make_tiles,
     pack,
@@ -87,17 +88,6 @@ class _Slot:
             tensor.copy_(tensors[name])
         self.optimizer.steps = steps
         self.weights.refresh()
-
-
-def check_lengths(name: str, rows: Sequence[TrainExample], limit: int | None) -> None:
-    """Refuse a job without rows, or with one of more tokens than the model takes."""
-    if not rows:
-        raise UsageError(f"finetune: job {name!r} has no rows")
-    longest = max(len(row.token_ids) for row in rows)
-    if limit is not None and longest > limit:
-        raise UsageError(
-            f"finetune: job {name!r} has a row of {longest} tokens, the model takes {limit}"
-        )
 
 
 class JobRun:

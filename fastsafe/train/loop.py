@@ -6,7 +6,6 @@ order, so training it among others gives the same bits as training it alone. A j
 which is memory, from its first step to its last; then the next job in the queue gets it.
 """
 
-import re
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
@@ -16,12 +15,11 @@ import torch
 from torch import Tensor
 
 from fastsafe.data.packing import TrainExample
-from fastsafe.errors import UsageError
 from fastsafe.io import atomic
 from fastsafe.model.cpu_threads import TileRunner, is_out_of_memory, tile_runner
 from fastsafe.train.batches import Tile
 from fastsafe.train.checkpoint import JobCheckpoint, base_digest, job_identity
-from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainOptions
+from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainOptions, check_names
 from fastsafe.train.drift_monitor import DriftProbe
 from fastsafe.train.job import FrozenBase, JobRun, MemorySaving
 from fastsafe.train.memory import TrainMemory, plan_memory
@@ -227,13 +225,3 @@ class _Loop:
             self.running.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
-
-
-def check_names(names: Sequence[str]) -> None:
-    """Refuse names of jobs that cannot each name a directory of its own."""
-    for name in names:
-        if not re.fullmatch(r"[\w+-][\w.+-]{0,127}", name) or names.count(name) > 1:
-            raise UsageError(
-                f"finetune: job name {name!r} cannot name a directory of its own; use each once, "
-                "of at most 128 letters, digits and . _ + - with no dot first"
-            )

@@ -13,10 +13,8 @@ from torch import Tensor
 from fastsafe.data.packing import TrainExample, encode_row
 from fastsafe.errors import TrainingError, UsageError
 from fastsafe.model import peft as adapter_files
-from fastsafe.train.batches import BatchSampler
-from fastsafe.train.config import FinetuneJob, FinetuneResult
-from fastsafe.train.job import check_lengths
-from fastsafe.train.loop import check_names
+from fastsafe.train.batches import BatchSampler, check_lengths
+from fastsafe.train.config import FinetuneJob, FinetuneResult, check_names
 from fastsafe.transformers_backend.transformers_llm import TransformersLLM
 
 _ORDER = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "o_proj", "down_proj")
@@ -45,16 +43,13 @@ def finetune(
     """
     check_names([job.name for job in jobs])
     for job in jobs:
-        if job.config.method != "lora":
-            raise UsageError(
-                f"finetune: job {job.name!r} has method {job.config.method!r}, expected 'lora'; "
-                "the backend fastsafe trains whole models"
-            )
-        if job.config.objective != "sft":
-            raise UsageError(
-                f"finetune: job {job.name!r} has objective {job.config.objective!r}, expected"
-                " 'sft'; the backend fastsafe trains the others"
-            )
+        for key, expected in (("method", "lora"), ("objective", "sft")):
+            value = getattr(job.config, key)
+            if value != expected:
+                raise UsageError(
+                    f"finetune: job {job.name!r} has {key} {value!r}, expected {expected!r}; "
+                    "the backend fastsafe trains the others"
+                )
     examples = [_encoded(llm, job) for job in jobs]
     return [
         _train(llm, job, rows, Path(out_dir), on_step)

@@ -14,7 +14,7 @@ from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -68,8 +68,7 @@ class VerifyResult:
         return not self.differences
 
 
-@dataclass(frozen=True)
-class _Side:
+class _Side(NamedTuple):
     logits: list[Tensor]  # [N, V] of each prompt, fp64 on the CPU
     tokens: list[tuple[int, ...]]
 
