@@ -357,7 +357,14 @@ def _record_plan(store: Store, plan: Plan) -> None:
                     "started_at": stores.now(),
                 }
             )
-    _check_same(store, plan)
+    elif store.meta("identity") != plan.identity:
+        # through JSON, as the store did: tuples become lists
+        changed = differences(store.meta("settings"), json.loads(json.dumps(settings(plan))))
+        what = "; ".join(changed) or "this version of fastsafe plans other rows for the same recipe"
+        raise StoreError(
+            f"run {store.path.parent}: was made with other settings ({what}); "
+            "use the same ones, another --out, or --no-resume to start over"
+        )
     _record_panel(store, plan.recipe, plan.panel)
 
 
@@ -376,15 +383,3 @@ def _record_panel(store: Store, recipe: Recipe, panel: Panel) -> dict[str, Any]:
         with store.transaction():
             store.set_meta(values)
     return values
-
-
-def _check_same(store: Store, plan: Plan) -> None:
-    if store.meta("identity") == plan.identity:
-        return
-    # through JSON, as the store did: tuples become lists
-    changed = differences(store.meta("settings"), json.loads(json.dumps(settings(plan))))
-    what = "; ".join(changed) or "this version of fastsafe plans other rows for the same recipe"
-    raise StoreError(
-        f"run {store.path.parent}: was made with other settings ({what}); "
-        "use the same ones, another --out, or --no-resume to start over"
-    )

@@ -216,6 +216,7 @@ class EngineBackend:
 
     @property
     def _finetune(self) -> "Callable[..., Sequence[FinetuneResult]]":
+        """The function that trains jobs; it takes the monitor as an option."""
         from fastsafe.train import finetune
 
         return finetune

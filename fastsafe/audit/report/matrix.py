@@ -2,9 +2,8 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypedDict, TypeVar, cast
+from typing import Literal, TypeVar, cast
 
-from fastsafe.audit.results.schema.instruments import RateResult
 from fastsafe.audit.results.schema.rates import (
     CellChange,
     CellPlace,
@@ -16,6 +15,7 @@ from fastsafe.audit.results.schema.rates import (
 )
 from fastsafe.audit.results.schema.run import ConditionResult, Results
 from fastsafe.safety.stats.intervals import rule_of_three, wilson
+from fastsafe.safety.stats.rates import Rate
 
 AnyCell = CellResult | OverRefusalResult
 C = TypeVar("C", bound=CellPlace)
@@ -27,13 +27,6 @@ SEED_TABLES: dict[ProbeKind, str] = {
     "benign": "Benign twins refused",
 }
 MUTE = 0.1  # share of empty answers above which a low rate does not mean safety
-
-
-class Bounds(TypedDict):
-    """Interval of a rate, in any row that has one."""
-
-    ci_low: float
-    ci_high: float
 
 
 @dataclass(frozen=True)
@@ -55,7 +48,8 @@ class Matrix:
 
     def half_width(self) -> float:
         """Return the largest distance between a rate and a bound of its interval."""
-        return half_width((rate_of(row), row) for row in self.rates.values())
+        cells = self.rates.values()
+        return half_width((rate_of(cell), cell["ci_low"], cell["ci_high"]) for cell in cells)
 
     def behaviours_text(self) -> str:
         """Return the number of behaviours per cell in words, and of scored ones where fewer."""
@@ -69,10 +63,10 @@ class Matrix:
     def test_rows_text(self) -> str:
         """Return the number of test rows per task in words, and the reach of the intervals."""
         rows = list(self.utility.values())
-        reach = half_width((row["value"], row) for row in rows)
+        reach = half_width((row["value"], row["ci_low"], row["ci_high"]) for row in rows)
         return f"n = {spread(row['n_scored'] for row in rows)}, to within {100 * reach:.0f} points"
 
-    def pooled_over_refusal(self, condition: str) -> RateResult:
+    def pooled_over_refusal(self, condition: str) -> Rate:
         """Return the over-refusal rate of a condition, pooled over all formats.
 
         The formats of one behaviour may all have the same outcome, so the interval is no narrower
@@ -84,21 +78,16 @@ class Matrix:
         refused = sum(refused for refused, _ in counts)
         rate = refused / n if n else None
         low, high = wilson((rate or 0.0) * most, most)
-        return {
-            "n": sum(row["n"] for row in rows if row),
-            "n_scored": n,
-            "count": refused,
-            "rate": rate,
-            "ci_low": low,
-            "ci_high": high,
-        }
+        return Rate(sum(row["n"] for row in rows if row), n, refused, rate, low, high)
 
 
-def half_width(rates: Iterable[tuple[float | None, Bounds]]) -> float:
-    """Return the largest distance between a rate and a bound of its interval, 1 without a rate."""
-    widths = [
-        max(row["ci_high"] - rate, rate - row["ci_low"]) for rate, row in rates if rate is not None
-    ]
+def half_width(rates: Iterable[tuple[float | None, float, float]]) -> float:
+    """Return the largest distance between a rate and a bound of its interval, 1 without a rate.
+
+    Args:
+        rates: (rate, low, high) of every interval.
+    """
+    widths = [max(high - rate, rate - low) for rate, low, high in rates if rate is not None]
     return float(max(widths, default=1.0))
 
 

@@ -172,7 +172,7 @@ def _rate(row: AnyCell | None) -> "Text":
 
 
 def _over_refusal(matrix: Matrix, condition: str) -> str:
-    rate = matrix.pooled_over_refusal(condition)["rate"]
+    rate = matrix.pooled_over_refusal(condition).rate
     rows = [matrix.over_refusal.get((condition, name)) for name in matrix.formats]
     marks = {mark(row) for row in rows if row}
     return f"{percent(rate)} {'▲' if '▲' in marks else ' '}"
@@ -200,10 +200,11 @@ def _legend(matrix: Matrix) -> str:
         )
     if matrix.over_refusal:
         pooled = [matrix.pooled_over_refusal(c["id"]) for c in matrix.conditions]
+        reach = half_width((rate.rate, rate.ci_low, rate.ci_high) for rate in pooled)
         lines.append(
             f"over-refusal: benign twins refused, % over all formats "
-            f"(n = {spread(row['n_scored'] for row in pooled)}, to within "
-            f"{100 * half_width((row['rate'], row) for row in pooled):.0f} points); "
+            f"(n = {spread(rate.n_scored for rate in pooled)}, to within "
+            f"{100 * reach:.0f} points); "
             "▲: significantly above the untouched model in a format."
         )
     if matrix.utility:

@@ -22,6 +22,7 @@ from fastsafe.audit.results.judge_quality import (
 from fastsafe.audit.results.pooled_rates import (
     CellVerdicts,
     cell_verdicts,
+    change_fields,
     clustered,
     mitigation_of,
     over_seeds,
@@ -194,14 +195,10 @@ def _rate_change(
     # a run that is not finished has rows in one arm alone
     change = paired_change(base, tuned, has)
     counts = Counter(tuned.values())
-    has_pairs = change.n_pairs > 0
     return {
         "verdicts": {verdict.value: counts[verdict] for verdict in sorted(counts)},
-        "n_pairs": change.n_pairs,
-        "delta": change.delta if has_pairs else None,
-        "delta_ci_low": change.ci_low if has_pairs else None,
-        "delta_ci_high": change.ci_high if has_pairs else None,
-        "p_mcnemar": change.p_mcnemar if has_pairs else None,
+        **change_fields(change.n_pairs, change.delta, change.ci_low, change.ci_high),
+        "p_mcnemar": change.p_mcnemar if change.n_pairs else None,
         "p_holm": None,
         "incoherent": incoherent,
     }

@@ -146,20 +146,15 @@ def _pooled_rate_change(
         base = tuned = {}
     # a run that is not finished has rows in one arm alone
     change = pooled_change(base, tuned, lambda key: key[-1])
-    return _change_fields(change.n_pairs, change.delta, change.ci_low, change.ci_high)
+    return change_fields(change.n_pairs, change.delta, change.ci_low, change.ci_high)
 
 
 def _mean_score(scores: Sequence[UtilityScore]) -> PooledRateResult:
     """Return the mean over test rows; several models that answer one row count as one."""
     values = list(_per_row(scores).values())
-    ci_low, ci_high = mean_interval(values)
-    return {
-        "n": sum(score.value is not None for score in scores),
-        "clusters": len(values),
-        "rate": fmean(values) if values else None,
-        "ci_low": ci_low,
-        "ci_high": ci_high,
-    }
+    n = sum(score.value is not None for score in scores)
+    mean = fmean(values) if values else None
+    return rate_fields(PooledRate(n, len(values), mean, *mean_interval(values)))
 
 
 def _mean_score_change(
@@ -168,12 +163,13 @@ def _mean_score_change(
     """Return the change of the mean score, paired with the base's scores of the same test rows."""
     is_base = scores[0].condition == BASE
     pairs = pair({} if is_base else _per_row(base), _per_row(scores))
-    return _change_fields(len(pairs.keys), *difference_interval(pairs))
+    return change_fields(len(pairs.keys), *difference_interval(pairs))
 
 
-def _change_fields(
+def change_fields(
     n_pairs: int, delta: float | None, ci_low: float | None, ci_high: float | None
 ) -> PooledChangeResult:
+    """Return a paired change as results hold it: null without a pair."""
     if not n_pairs:
         delta = ci_low = ci_high = None
     return {

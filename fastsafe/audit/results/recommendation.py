@@ -35,12 +35,8 @@ def choose(summary: Sequence[SummaryResult]) -> ChoiceResult | None:
     if len(options) < 2 or REFERENCE not in [option.id for option in options]:
         return None
     front = pareto(options)
-    advice = recommend(front, REFERENCE)
-    return {
-        "options": list(map(_option, front)),
-        "choice": advice.choice,
-        "text": advice.text,
-    }
+    advice = asdict(recommend(front, REFERENCE))
+    return cast(ChoiceResult, {"options": list(map(_option, front)), **advice})
 
 
 def _option(placed: Placed) -> OptionResult:

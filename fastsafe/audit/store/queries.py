@@ -151,20 +151,18 @@ class StoreQueries:
 
     def utilities(self) -> list[UtilityScore]:
         """Return the score of every utility row by its task's own metric."""
-        rows = self._all(
-            "SELECT p.condition, p.part, p.item, u.metric, u.value FROM planned p"
-            " LEFT JOIN utility u ON u.key = p.key AND u.metric != ?"
-            " WHERE p.kind = 'utility' ORDER BY p.position",
-            PASS,
-        )
-        return list(map(UtilityScore._make, rows))
+        return self._scores("u.metric != ?", "p.kind = 'utility'")
 
     def passed(self) -> list[UtilityScore]:
         """Return whether its tests passed (1 or 0), for every utility row that carries tests."""
+        return self._scores("u.metric = ?", "p.kind = 'utility' AND p.tests IS NOT NULL")
+
+    def _scores(self, metric: str, condition: str) -> list[UtilityScore]:
+        """Return the rows that an SQL condition selects, with the value of the metrics chosen."""
         rows = self._all(
             "SELECT p.condition, p.part, p.item, u.metric, u.value FROM planned p"
-            " LEFT JOIN utility u ON u.key = p.key AND u.metric = ?"
-            " WHERE p.kind = 'utility' AND p.tests IS NOT NULL ORDER BY p.position",
+            f" LEFT JOIN utility u ON u.key = p.key AND {metric}"
+            f" WHERE {condition} ORDER BY p.position",
             PASS,
         )
         return list(map(UtilityScore._make, rows))
