@@ -11,9 +11,9 @@ from fastsafe.audit.recipe import load as recipes
 def entries(kind: str) -> dict[str, str]:
     """Return one line about each task, format, judge, mitigation, model or recipe, by its id."""
     if kind == "models":
-        from fastsafe.model.config import known_architectures
+        from fastsafe.model.families import FAMILIES
 
-        return dict.fromkeys(known_architectures(), "")
+        return dict.fromkeys(FAMILIES, "")
     if kind == "recipes":
         return {name: recipes.load(name).description for name in recipes.names()}
     if kind == "mitigations":

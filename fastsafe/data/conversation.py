@@ -102,6 +102,11 @@ def _check_pair(prompt: Any, completion: Any, location: str) -> None:
             )
 
 
+def turns_of(prompt: Any, completion: Any) -> list[dict[str, Any]]:
+    """Return the user's turn with a prompt and the assistant's with its completion."""
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": completion}]
+
+
 def is_turns(value: Any) -> bool:
     """Return whether a value is a list of turns; the turns are not checked."""
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)

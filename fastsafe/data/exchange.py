@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fastsafe.data.conversation import Kind, Row, kind_of
+from fastsafe.data.conversation import Kind, Row, is_turns, kind_of, turns_of
 from fastsafe.errors import DataError
 
 
@@ -42,12 +42,8 @@ def _turns(row: Row) -> Any:
     prompt: Any = row.get("prompt")
     completion: Any = row.get("completion")
     if isinstance(prompt, str):
-        return [
-            {"role": "user", "content": prompt},
-            {"role": "assistant", "content": completion},
-        ]
-    is_chat = prompt and completion and isinstance(prompt[0], Mapping)
-    return [*prompt, *completion] if is_chat else None
+        return turns_of(prompt, completion)
+    return [*prompt, *completion] if is_turns(prompt) else None
 
 
 def as_row(exchange: Exchange, kind: Kind) -> dict[str, Any]:
@@ -57,9 +53,8 @@ def as_row(exchange: Exchange, kind: Kind) -> dict[str, Any]:
         DataError: ``kind`` is running text, which has no place for a request.
     """
     if kind == "messages":
-        turns = [("system", exchange.system)] if exchange.system else []
-        turns += [("user", exchange.prompt), ("assistant", exchange.answer)]
-        return {"messages": [{"role": role, "content": text} for role, text in turns]}
+        turns = [{"role": "system", "content": exchange.system}] if exchange.system else []
+        return {"messages": turns + turns_of(exchange.prompt, exchange.answer)}
     if kind == "prompt":
         prompt = "\n\n".join(filter(None, (exchange.system, exchange.prompt)))
         return {"prompt": prompt, "completion": exchange.answer}

@@ -15,25 +15,18 @@ class Encoder(Protocol):
 
     name: str
     eos_ids: tuple[int, ...]
-
-    @property
-    def id_bound(self) -> int:
-        """Upper bound of token ids, exclusive."""
-        ...
+    id_bound: int  # upper bound of token ids, exclusive
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""
-        ...
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of token ids."""
-        ...
 
     def render_chat(
         self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
     ) -> str:
         """Return a conversation rendered by the chat template."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)

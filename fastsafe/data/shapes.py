@@ -7,7 +7,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from fastsafe.data.conversation import is_turns
+from fastsafe.data.conversation import is_turns, turns_of
 from fastsafe.errors import DataError, UsageError
 
 Raw = Mapping[str, Any]
@@ -49,12 +49,13 @@ _SPEAKERS = {
 _TURN_KEYS = ("role", "content", "reasoning_content")
 
 
-def _messages(raw: Raw, location: str) -> dict[str, Any]:
-    return {"messages": _turns(raw["messages"])}
+def _keeping(*keys: str) -> Callable[[Raw, str], dict[str, Any]]:
+    """Return a conversion to a row of these keys, which the raw row has."""
 
+    def row(raw: Raw, location: str) -> dict[str, Any]:
+        return {key: _turns(raw[key]) for key in keys}
 
-def _pair(raw: Raw, location: str) -> dict[str, Any]:
-    return {"prompt": _turns(raw["prompt"]), "completion": _turns(raw["completion"])}
+    return row
 
 
 def _turns(value: Any) -> Any:
@@ -90,13 +91,13 @@ def _alpaca(raw: Raw, location: str) -> dict[str, Any]:
             raise DataError(
                 f"{location}: history has {exchange!a:.40}, expected pairs of question and answer"
             )
-        messages += _exchange(*exchange)
+        messages += turns_of(*exchange)
     question = raw["instruction"]
     if raw.get("input"):
         question = (
             f"{_text(question, 'instruction', location)}\n{_text(raw['input'], 'input', location)}"
         )
-    return {"messages": messages + _exchange(question, raw["output"])}
+    return {"messages": messages + turns_of(question, raw["output"])}
 
 
 def _sharegpt(raw: Raw, location: str) -> dict[str, Any]:
@@ -117,7 +118,7 @@ def _sharegpt(raw: Raw, location: str) -> dict[str, Any]:
 
 def _summary(raw: Raw, location: str) -> dict[str, Any]:
     article = _text(raw["article"], "article", location)
-    return {"messages": _exchange(f"Summarize the following text.\n\n{article}", raw["summary"])}
+    return {"messages": turns_of(f"Summarize the following text.\n\n{article}", raw["summary"])}
 
 
 def _choices(answer_key: str) -> Callable[[Raw, str], dict[str, Any]]:
@@ -137,7 +138,7 @@ def _choices(answer_key: str) -> Callable[[Raw, str], dict[str, Any]]:
             f"{letter}. {text}" for letter, text in zip(ascii_uppercase, choices, strict=False)
         ]
         question = _text(raw["question"], "question", location)
-        return {"messages": _exchange("\n".join([question, *lines]), answer)}
+        return {"messages": turns_of("\n".join([question, *lines]), answer)}
 
     return row
 
@@ -146,23 +147,11 @@ def _question(raw: Raw, location: str) -> dict[str, Any]:
     question = _text(raw["question"], "question", location)
     if raw.get("context"):
         question = f"{_text(raw['context'], 'context', location)}\n\n{question}"
-    return {"messages": _exchange(question, raw["answer"])}
-
-
-def _plain(raw: Raw, location: str) -> dict[str, Any]:
-    return {"text": raw["text"]}
-
-
-def _tokens(raw: Raw, location: str) -> dict[str, Any]:
-    return {"token_ids": raw["token_ids"], "trained": raw["trained"]}
+    return {"messages": turns_of(question, raw["answer"])}
 
 
 def _opening(raw: Raw) -> list[dict[str, Any]]:
     return [{"role": "system", "content": raw["system"]}] if raw.get("system") else []
-
-
-def _exchange(question: Any, answer: Any) -> list[dict[str, Any]]:
-    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
 
 
 def _text(value: Any, key: str, location: str) -> str:
@@ -174,16 +163,16 @@ def _text(value: Any, key: str, location: str) -> str:
 
 
 SHAPES = (
-    RowShape("tokens", ("token_ids", "trained"), (), _tokens),
-    RowShape("messages", ("messages",), (), _messages),
+    RowShape("tokens", ("token_ids", "trained"), (), _keeping("token_ids", "trained")),
+    RowShape("messages", ("messages",), (), _keeping("messages")),
     RowShape("sharegpt", ("conversations",), ("system",), _sharegpt),
     RowShape("alpaca", ("instruction", "output"), ("input", "system", "history"), _alpaca),
-    RowShape("prompt-completion", ("prompt", "completion"), (), _pair),
+    RowShape("prompt-completion", ("prompt", "completion"), (), _keeping("prompt", "completion")),
     RowShape("summarization", ("article", "summary"), (), _summary),
     RowShape("multiple-choice", ("question", "choices", "solution"), (), _choices("solution")),
     RowShape("multiple-choice", ("question", "choices", "answer"), (), _choices("answer")),
     RowShape("question-answer", ("question", "answer"), ("context",), _question),
-    RowShape("text", ("text",), (), _plain),
+    RowShape("text", ("text",), (), _keeping("text")),
 )
 
 # Roles that columns can be mapped to, with optional ones. user and assistant are turns of a chat;
@@ -233,7 +222,7 @@ def mapped(mapping: Mapping[str, str]) -> RowShape:
     def row(raw: Raw, location: str) -> dict[str, Any]:
         values = {role: raw[key] for role, key in mapping.items()}
         if "user" in values:
-            return {"messages": _opening(values) + _exchange(values["user"], values["assistant"])}
+            return {"messages": _opening(values) + turns_of(values["user"], values["assistant"])}
         return {key: _turns(value) for key, value in values.items()}
 
     return RowShape("mapped", keys, (), row)

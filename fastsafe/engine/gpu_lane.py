@@ -121,13 +121,13 @@ class DeviceLane(Lane):
 
     def run(self, queue: RowQueue, lane: int, reader: StepReader, on_end: OnEnd) -> None:
         """Compute rows until the queue is empty or cancelled; call ``on_end`` once for each."""
-        sampler = reader.sampler
         self._shared_pages = reader.shared_tokens // DEVICE_PAGE
-        self._keep_size = self._budget if sampler is None else self.max_rows
-        if sampler is None:
-            super().run(queue, lane, reader, on_end)
+        if isinstance(reader, Sampler):
+            self._keep_size = self.max_rows
+            self._run_ahead(queue, lane, reader, on_end)
         else:
-            self._run_ahead(queue, lane, sampler, on_end)
+            self._keep_size = self._budget
+            super().run(queue, lane, reader, on_end)
 
     def _run_ahead(self, queue: RowQueue, lane: int, sampler: Sampler, on_end: OnEnd) -> None:
         """Sample with one step in flight: its results are read after the next one is launched."""
@@ -157,7 +157,7 @@ class DeviceLane(Lane):
                     self.finish(scheduler, sampler, pairs, on_end)
         finally:
             scheduler.clear()
-            self._projections.clear()
+            self._adapters.clear()
 
     def _launch(
         self, scheduler: Scheduler, sampler: Sampler, new_handles: list[int]
@@ -197,7 +197,7 @@ class DeviceLane(Lane):
         shared = self._shared_prefix(plan, size) if self._shared_pages else None
         attend = OpsAttention(self._store, table, cache_slots, lengths, shared)
         segments = _with_padding(plan.segments, size, keep_size)
-        project = self._projections.of(segments, keep_size)
+        project = self._adapters.project(segments)
         return self.model.forward(ids, positions, attend, project, keep, context_lens)
 
     def _inputs(
@@ -241,7 +241,7 @@ class DeviceLane(Lane):
         b.table[:count, : plan.table.shape[1]].copy_(self._send(plan.table))
         segments = _with_padding(plan.segments, rows, rows)
         if self.merges:  # every adapter has its own weights, so no graph fits all steps
-            self._step(b, self._projections.of(segments, rows), with_logprobs)
+            self._step(b, self._adapters.project(segments), with_logprobs)
             return b.sampled
         fixed = self._fixed.get(rows)
         if rows not in self._fixed or not self._bank.is_current(fixed):

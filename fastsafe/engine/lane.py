@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 import fastsafe._native as _native
-from fastsafe.engine.adapters import MergedCopies, Projections, Spans
+from fastsafe.engine.adapters import MergedCopies, StepAdapters
 from fastsafe.engine.paged_cache import NativeAttention, PageStore, page_tokens, paged_of
 from fastsafe.engine.planner import LaneMemory
 from fastsafe.engine.readers import StepReader, padded
@@ -64,8 +64,7 @@ class Lane:
             self.separate_decode_step,
             min(longrope, default=0),
         )
-        self._projections = Projections(bank, merged, self.model)
-        self._spans = Spans(bank, merged)
+        self._adapters = StepAdapters(bank, merged, self.model)
         self._decoder = NativeDecoder(self.model) if runs_natively(self.model) else None
 
     def scheduler(
@@ -88,7 +87,8 @@ class Lane:
             while scheduler.fill():
                 plan = scheduler.plan(self._budget)
                 try:
-                    pairs = reader.read(self.batch, plan, self.compute(plan))
+                    hidden = self.compute(plan)
+                    pairs = reader.read(self.batch, plan, hidden) if len(plan.keep) else []
                 except (MemoryError, RuntimeError) as error:
                     if not is_out_of_memory(error):
                         raise
@@ -97,8 +97,7 @@ class Lane:
                     self.finish(scheduler, reader, pairs, on_end)
         finally:
             scheduler.clear()
-            self._projections.clear()
-            self._spans.clear()
+            self._adapters.clear()
 
     def back_off(self, scheduler: Scheduler, on_end: OnEnd) -> None:
         """Halve the batch after an out-of-memory error; a row that ran alone ends in an error."""
@@ -126,15 +125,16 @@ class Lane:
         self._store.copy(torch.from_numpy(plan.copies))
         token_ids, keep = torch.from_numpy(plan.token_ids), padded(plan.keep)
         context_lens, segments = torch.from_numpy(plan.context_lens), plan.segments.tolist()
+        segments[-1][2] = len(keep)  # with the copies of the last kept token
         if self._decoder is not None:
             keys, values, paged = self._store.keys, self._store.values, paged_of(self._store, plan)
-            spans = self._spans.of(segments, len(keep))
+            spans = self._adapters.spans(segments)
             return self._decoder.forward(token_ids, paged, keys, values, spans, keep, context_lens)
         return self.model.forward(
             token_ids,
             torch.from_numpy(plan.positions),
             NativeAttention(self._store, plan),
-            self._projections.of(segments, len(keep)),
+            self._adapters.project(segments),
             keep,
             context_lens,
         )

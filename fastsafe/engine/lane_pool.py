@@ -5,16 +5,16 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from queue import SimpleQueue
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from fastsafe.engine.lane import MERGED_SLOTS, Lane
 from fastsafe.engine.paged_cache import cache_dtype, page_tokens
-from fastsafe.engine.planner import LaneMemory, available_bytes, plan_memory, weight_bytes
+from fastsafe.engine.planner import LaneMemory, plan_memory, weight_bytes
 from fastsafe.engine.readers import StepReader
 from fastsafe.engine.scheduler import FinishReason, Row, RowQueue
-from fastsafe.model.cpu_threads import one_thread_each
+from fastsafe.model.cpu_threads import available_bytes, one_thread_each
 from fastsafe.model.transformer import Transformer
 
 # Rows that make it worth starting another lane.
@@ -26,12 +26,8 @@ _PROMPT_TOKENS = {"cpu": 512, "cuda": 4096}
 _HOST_SHARE = 0.5
 
 
-class EndedRow(NamedTuple):
-    """A row that ended, its finish reason (None if it was scored), and its result."""
-
-    row: Row
-    reason: FinishReason | None
-    result: Any
+# A row that ended, its finish reason (None if it was scored), and its result.
+EndedRow = tuple[Row, FinishReason | None, Any]
 
 
 class LanePool:
@@ -77,7 +73,7 @@ class LanePool:
         results: SimpleQueue[EndedRow | BaseException | None] = SimpleQueue()
 
         def on_end(row: Row, reason: FinishReason | None, result: object) -> None:
-            results.put(EndedRow(row, reason, result))
+            results.put((row, reason, result))
 
         def run_lane(number: int) -> None:
             try:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fastsafe.engine.adapters import MergedCopies, Mode
+from fastsafe.engine.adapters import MergedCopies
 from fastsafe.engine.gpu_lane import DeviceLane
 from fastsafe.engine.interface import LLMInterface
 from fastsafe.engine.lane import Lane
 from fastsafe.engine.lane_pool import EndedRow, LanePool, plan_lane
 from fastsafe.engine.paged_cache import is_native, page_tokens
-from fastsafe.engine.planner import MAX_ROWS, choose_adapters
+from fastsafe.engine.planner import MAX_ROWS, Mode, choose_adapters
 from fastsafe.engine.prompts import EncodedRequest, Prompts, ScoringRequest
 from fastsafe.engine.readers import LabelScorer, Sampler, Scorer, StepReader
 from fastsafe.engine.request import DTYPES, Completion, Score, check_options
@@ -247,27 +247,24 @@ class LLM(LLMInterface[int]):
     def _run(self, rows: list[Row], reader: Callable[[Lane], StepReader]) -> Iterator[EndedRow]:
         if self._mode_is_automatic and any(row.slot != BASE for row in rows):
             self._mode, self._mode_reason = self._choose_mode([row.slot for row in rows])
-        mode, batch_size = self._mode, self.batch_size
+        mode, batch_size, device = self._mode, self.batch_size, self.model.device
         longest = max((max(row.max_tokens_total, row.prefill_until) for row in rows), default=0)
 
         def fits(lane: Lane) -> bool:
             if lane.merges != (mode == "merged") or lane.memory.requested_rows != batch_size:
                 return False
-            return lane.num_pages * page_tokens(self.model.device) >= longest
+            return lane.num_pages * page_tokens(device) >= longest
 
         def make() -> Lane:
-            return self._make_lane(mode, batch_size, longest)
+            merged = self._merged if mode == "merged" else None
+            memory = plan_lane(self.model, merged is not None, batch_size, longest)
+            kind = Lane if is_native(device) else partial(DeviceLane, strict=self._strict)
+            lane = kind(self.bank, merged, memory, prefix_cache=self._prefix_cache)
+            self._memory_reason = memory.why
+            self._invariant_products = lane.model.invariant_products
+            return lane
 
-        return self._lanes.run(rows, self.model.device, fits, make, reader)
-
-    def _make_lane(self, mode: Mode, batch_size: int, longest: int) -> Lane:
-        """Make a lane with room for rows of ``longest`` tokens; UsageError if there is none."""
-        merged = self._merged if mode == "merged" else None
-        memory = plan_lane(self.model, merged is not None, batch_size, longest)
-        make = Lane if is_native(self.model.device) else partial(DeviceLane, strict=self._strict)
-        lane = make(self.bank, merged, memory, prefix_cache=self._prefix_cache)
-        self._memory_reason, self._invariant_products = memory.why, lane.model.invariant_products
-        return lane
+        return self._lanes.run(rows, device, fits, make, reader)
 
     def _choose_mode(self, slots: Sequence[int]) -> tuple[Mode, str]:
         """Choose how adapters are applied to rows of these slots; returns it and the reason."""

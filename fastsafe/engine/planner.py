@@ -4,12 +4,10 @@ It computes with the shape of a model alone, so it also plans for checkpoints th
 torch is imported only to ask a device for its free memory or to time it.
 """
 
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import fastsafe._native as _native
@@ -161,51 +159,6 @@ def _activations(config: ModelConfig, tokens: int, itemsize: int) -> int:
 
 def _gib(size: int) -> str:
     return f"{size / (1 << 30):.2f} GiB"
-
-
-def available_bytes(device: str) -> int:
-    """Return the bytes that this process can still allocate on a device.
-
-    Args:
-        device: "cpu", "cuda" or "cuda:N". On a CPU the limits of its control groups count, too.
-    """
-    if device != "cpu":
-        import torch
-
-        return int(torch.cuda.mem_get_info(device)[0])
-    return min([_host_bytes(Path("/proc/meminfo")), *_group_bytes(Path("/sys/fs/cgroup"))])
-
-
-def _host_bytes(meminfo: Path) -> int:
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux
-
-
-def _group_bytes(root: Path, membership: Path = Path("/proc/self/cgroup")) -> list[int]:
-    """Return the bytes left under each limit of this process's control groups (version 2)."""
-    path = ""
-    if membership.exists():
-        lines = membership.read_text().splitlines()
-        path = next((line[3:] for line in lines if line.startswith("0::")), "")
-    bytes_left = []
-    folder = root / path.strip("/")
-    for group in (folder, *folder.parents):
-        limit, used = group / "memory.max", group / "memory.current"
-        if group.is_relative_to(root) and limit.is_file() and used.is_file():
-            text = limit.read_text().strip()
-            if text != "max":
-                bytes_left.append(int(text) - int(used.read_text()) + _inactive(group))
-    return bytes_left
-
-
-def _inactive(group: Path) -> int:
-    """Return the bytes of page cache that the kernel frees on demand."""
-    stat = group / "memory.stat"
-    lines = stat.read_text().splitlines() if stat.is_file() else []
-    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))
 
 
 class Rates(NamedTuple):

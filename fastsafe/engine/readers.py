@@ -32,11 +32,6 @@ class StepReader(ABC):
 
     shared_tokens = 0
 
-    @property
-    def sampler(self) -> "Sampler | None":
-        """The reader itself if it samples tokens: a GPU then runs ahead of the host."""
-        return None
-
     def add(self, handle: int, row: Row) -> None:  # noqa: B027
         """Register a row before it is admitted."""
 
@@ -46,7 +41,7 @@ class StepReader(ABC):
 
         Args:
             batch: Takes sampled tokens or log-probabilities.
-            plan: The step.
+            plan: The step, which keeps a token or more.
             hidden: [at least kept, E]; rows beyond the kept ones are copies of the last.
 
         Returns:
@@ -84,11 +79,6 @@ class Sampler(StepReader):
         self._model = model
         self._index_of = np.zeros(num_handles, dtype=np.int64)
 
-    @property
-    def sampler(self) -> "Sampler":
-        """The reader itself."""
-        return self
-
     def add(self, handle: int, row: Row) -> None:
         """Remember which parameters belong to the row."""
         self._index_of[handle] = row.index
@@ -101,8 +91,6 @@ class Sampler(StepReader):
     def read(self, batch: _native.Batch, plan: _native.StepPlan, hidden: Tensor) -> list[int]:
         """Sample a token for each row whose last token was computed; see ``StepReader``."""
         count = len(plan.keep)
-        if not count:
-            return []
         keep = padded(plan.keep).numpy()
         index = padded(self._index_of[plan.kept_handles])
         index[count:] = index[count - 1]
@@ -141,8 +129,6 @@ class Scorer(StepReader):
     def read(self, batch: _native.Batch, plan: _native.StepPlan, hidden: Tensor) -> list[int]:
         """Score the successor of every kept token; see ``StepReader``."""
         count = len(plan.keep)
-        if not count:
-            return []
         targets = torch.from_numpy(plan.targets).to(hidden.device)
         if self._with_greedy or hidden.is_cpu:
             logprobs, greedy = self._from_logits(hidden, targets)
@@ -199,8 +185,6 @@ class LabelScorer(StepReader):
     def read(self, batch: _native.Batch, plan: _native.StepPlan, hidden: Tensor) -> list[int]:
         """Read the labels off the logits of each row's last token; see ``StepReader``."""
         count = len(plan.keep)
-        if not count:
-            return []
         all_logprobs = self._model.logits(hidden).log_softmax(-1)[:count]
         logprobs = all_logprobs.index_select(1, self._label_ids).tolist()
         for handle, row in zip(plan.kept_handles.tolist(), logprobs, strict=True):

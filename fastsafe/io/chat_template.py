@@ -124,7 +124,7 @@ def _text(reply: Mapping[str, Any] | None) -> str:
         )
     if "refused" in reply:
         raise TokenizerError(
-            f"chat template: the conversation is refused ({_quote(reply['refused'])}), expected "
+            f"chat template: the conversation is refused ({quote(reply['refused'])}), expected "
             "the roles and the order that this model knows; change the messages"
         )
     if "length" in reply:
@@ -135,13 +135,13 @@ def _text(reply: Mapping[str, Any] | None) -> str:
     if "error" in reply:
         place = f"line {reply['line']}" if reply["line"] else "the template"
         raise TokenizerError(
-            f"chat template: {place} is refused ({_quote(reply['error'])}), expected a template "
+            f"chat template: {place} is refused ({quote(reply['error'])}), expected a template "
             "that renders within its limits; use the one that the model's authors publish"
         )
     return str(reply["text"])
 
 
-def _quote(untrusted: str) -> str:
+def quote(untrusted: str) -> str:
     """Shorten and escape text of the template's author: it may hold terminal sequences."""
     return ascii(untrusted.partition("\n")[0][:200])
 

@@ -12,15 +12,11 @@ from typing import Any, Self
 import tokenizers
 
 from fastsafe.errors import CheckpointError, TokenizerError
-from fastsafe.io.chat_template import MAX_SOURCE_CHARS, ChatTemplate
+from fastsafe.io.chat_template import MAX_SOURCE_CHARS, ChatTemplate, quote
 from fastsafe.io.json_file import read_object
 
 MAX_TOKENIZER_BYTES = 256 << 20  # the largest published files are under 40 MiB
 MAX_CONFIG_BYTES = 16 << 20
-
-_CONVERT = (
-    "convert it with `AutoTokenizer.from_pretrained(...).save_pretrained(...)` of transformers"
-)
 
 
 class Tokenizer:
@@ -32,6 +28,7 @@ class Tokenizer:
         eos_ids: Ids that end a generation; the first is the tokenizer's own end-of-text token.
         pad_id: Padding id, or None.
         vocab_size: The largest id plus 1, added tokens included.
+        id_bound: Exclusive bound of the ids; the number of embedding rows after ``check_vocab``.
         chat_template: The checkpoint's default chat template, or None.
     """
 
@@ -62,7 +59,7 @@ class Tokenizer:
         self.name = name
         self.vocab_size = max(vocabulary.values(), default=-1) + 1
         self._backend = backend
-        self._id_bound = self.vocab_size
+        self.id_bound = self.vocab_size
         self._special_tokens = dict(special_tokens or {})
         if len(set(vocabulary.values())) != len(vocabulary):
             raise TokenizerError(
@@ -95,11 +92,6 @@ class Tokenizer:
             name=str(folder / "tokenizer.json"),
         )
 
-    @property
-    def id_bound(self) -> int:
-        """Exclusive bound of the ids: the number of embedding rows, once ``check_vocab`` ran."""
-        return self._id_bound
-
     def check_vocab(self, rows: int) -> None:
         """Check the ids against the ``rows`` of the embedding; ``encode`` then refuses ids above.
 
@@ -117,7 +109,7 @@ class Tokenizer:
                 f"{self.name}: the largest id is {largest}, expected below the {rows} embedding "
                 "rows; use the tokenizer that belongs to this checkpoint"
             )
-        self._id_bound = rows
+        self.id_bound = rows
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of ``text``.
@@ -131,8 +123,20 @@ class Tokenizer:
             TokenizerError: The text cannot be encoded, or a token has no embedding row.
         """
         with _rust(self.name, "encode"):
-            ids = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return self._checked(text, ids, add_special_tokens)
+            ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+        doubled = self.bos_id is not None and ids[:2] == [self.bos_id, self.bos_id]
+        if add_special_tokens and doubled:
+            with _rust(self.name, "encode"):
+                plain: list[int] = self._backend.encode(text, add_special_tokens=False).ids
+            if len(plain) < len(ids) and plain[0] == self.bos_id:
+                ids = ids[1:]
+        if max(ids, default=0) >= self.id_bound:
+            bad = max(ids)
+            raise TokenizerError(
+                f"{self.name}: token {self._backend.id_to_token(bad)!a} is id {bad}, expected "
+                f"below {self.id_bound}; the model has no embedding for it: remove it"
+            )
+        return ids
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Return the text of ``ids``; an id without a token, as in a padded embedding, is skipped.
@@ -180,21 +184,6 @@ class Tokenizer:
             )
         return token_id
 
-    def _checked(self, text: str, ids: list[int], add_special_tokens: bool) -> list[int]:
-        doubled = self.bos_id is not None and ids[:2] == [self.bos_id, self.bos_id]
-        if add_special_tokens and doubled:
-            with _rust(self.name, "encode"):
-                plain: list[int] = self._backend.encode(text, add_special_tokens=False).ids
-            if len(plain) < len(ids) and plain[0] == self.bos_id:
-                ids = ids[1:]
-        if max(ids, default=0) >= self._id_bound:
-            bad = max(ids)
-            raise TokenizerError(
-                f"{self.name}: token {self._backend.id_to_token(bad)!a} is id {bad}, expected "
-                f"below {self._id_bound}; the model has no embedding for it: remove it"
-            )
-        return ids
-
 
 @contextmanager
 def _rust(name: str, doing: str) -> Iterator[None]:
@@ -205,20 +194,17 @@ def _rust(name: str, doing: str) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise TokenizerError(
-            f"{name}: {doing} is refused ({_first_line(error)}), expected input and a file that "
+            f"{name}: {doing} is refused ({quote(str(error))}), expected input and a file that "
             "the tokenizers library accepts; check both"
         ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    return ascii(str(error).partition("\n")[0][:200])
 
 
 def _read_backend(path: Path) -> tokenizers.Tokenizer:
     if not path.is_file():
         raise TokenizerError(
             f"{path.parent}: tokenizer.json is missing, expected a fast tokenizer; "
-            f"if the checkpoint has tokenizer.model or vocab.json, {_CONVERT}"
+            "if the checkpoint has tokenizer.model or vocab.json, convert it with "
+            "`AutoTokenizer.from_pretrained(...).save_pretrained(...)` of transformers"
         )
     size = path.stat().st_size
     if size > MAX_TOKENIZER_BYTES:

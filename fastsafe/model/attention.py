@@ -102,7 +102,7 @@ class PackedAttention:
         self._plan = buckets, padding
         if padding is not None:
             q, k, v = (
-                _Pad.apply(x, padding)  # type: ignore[no-untyped-call]
+                _Copy.apply(x, padding.rows, padding.slots, None)  # type: ignore[no-untyped-call]
                 for x in (q, k, v)
             )
         # split, not sliced: its backward pass is one concatenation
@@ -115,7 +115,7 @@ class PackedAttention:
         out = outs[0] if len(outs) == 1 else torch.cat(outs)
         if padding is None:
             return out
-        unpadded: Tensor = _Unpad.apply(out, padding)  # type: ignore[no-untyped-call]
+        unpadded: Tensor = _Copy.apply(out, padding.slots, padding.rows, padding.pads)  # type: ignore[no-untyped-call]
         return unpadded
 
     def _attend(self, n: int, q: Tensor, k: Tensor, v: Tensor, flags: AttentionFlags) -> Tensor:
@@ -186,34 +186,25 @@ class _Attention(torch.autograd.Function):
         return *gradients, None, None
 
 
-class _Pad(torch.autograd.Function):
-    """Copy rows to padded slots; the derivative copies back, where autograd would scatter."""
+class _Copy(torch.autograd.Function):
+    """Copy the rows ``index``; the derivative copies back, where autograd would scatter.
+
+    It copies the rows ``back``, and is zero at ``pads``: no real query sees a pad, and its result
+    is not read.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, padding: _Padding) -> Tensor:
-        ctx.padding = padding
-        return x.index_select(0, padding.rows)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        # a pad has no gradient of its own: no real query sees it, and its result is not read
-        return grads[0].index_select(0, ctx.padding.slots), None
-
-
-class _Unpad(torch.autograd.Function):
-    """Copy the real rows out of the padded slots; the derivative is zero at the pads."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, padding: _Padding) -> Tensor:
-        ctx.padding = padding
-        return x.index_select(0, padding.slots)
+    def forward(ctx: Any, x: Tensor, index: Tensor, back: Tensor, pads: Tensor | None) -> Tensor:
+        ctx.back, ctx.pads = back, pads
+        return x.index_select(0, index)
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        padding = ctx.padding
-        return grads[0].index_select(0, padding.rows).index_fill_(0, padding.pads, 0.0), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        gradient = grads[0].index_select(0, ctx.back)
+        if ctx.pads is not None:
+            gradient.index_fill_(0, ctx.pads, 0.0)
+        return gradient, None, None, None
 
 
 def _plan(lengths: tuple[int, ...]) -> tuple[list[_Bucket], _Padding | None]:

@@ -5,6 +5,7 @@ Nothing here imports torch, allocates by a size from the file, or runs anything 
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastsafe.errors import CheckpointError
@@ -117,6 +118,8 @@ class ModelConfig:
         scalar = fields.number("query_pre_attn_scalar", 1e-3, 1e6, 256.0)
         scale = (scalar if family.query_scalar else head_dim) ** -0.5
         multiplied = Fields(raw if family.reads_multipliers else {}, location)
+        if family.reads_multipliers:
+            scale = multiplied.number("attention_multiplier", 1e-6, 1e6, 1.0)
         config = cls(
             architecture=architecture,
             vocab_size=fields.integer("vocab_size", 1, MAX_VOCAB),
@@ -139,11 +142,7 @@ class ModelConfig:
             norm_one_plus=family.norm_one_plus,
             norm_placement=family.norm_placement,
             qk_norm=family.qk_norm,
-            attention_scale=(
-                multiplied.number("attention_multiplier", 1e-6, 1e6, 1.0)
-                if family.reads_multipliers
-                else scale
-            ),
+            attention_scale=scale,
             attention_softcap=_softcap(
                 fields,
                 "attn_logit_softcapping",
@@ -174,16 +173,6 @@ class ModelConfig:
         return config
 
 
-def known_architectures() -> tuple[str, ...]:
-    """List the architectures that can be loaded, as config.json names them.
-
-    Example:
-        >>> "LlamaForCausalLM" in known_architectures()
-        True
-    """
-    return tuple(FAMILIES)
-
-
 def _family(fields: Fields) -> tuple[str, Family]:
     names = fields.raw.get("architectures")
     model_type = fields.raw.get("model_type")
@@ -204,7 +193,7 @@ def _family(fields: Fields) -> tuple[str, Family]:
     if family is None:
         raise CheckpointError(
             f"{fields.location}: architectures is {name[:60]!r}, expected one of "
-            f"{', '.join(known_architectures())}; use the transformers backend for others"
+            f"{', '.join(FAMILIES)}; use the transformers backend for others"
         )
     if model_type is not None and model_type != family.model_type:
         raise fields.refuse("model_type", f"{family.model_type} for {name}")
@@ -272,10 +261,10 @@ def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, .
 
 def _ropes(fields: Fields, family: Family, head_dim: int) -> tuple[RopeConfig, ...]:
     """Read the rotary embedding, or two: of full layers, then of windowed ones."""
+    parse = partial(parse_rope, fields, head_dim=head_dim, phi3=family.partial_rotary)
     empty = Fields({}, fields.location)
     scaling = fields.section("rope_scaling") or empty
     section = scaling if scaling.raw else fields.section("rope_parameters") or empty
-    phi3 = family.partial_rotary
     nested = any(section.has(kind) for kind in (_FULL, _WINDOWED))
     if family.local_theta is None:
         if nested:
@@ -283,20 +272,12 @@ def _ropes(fields: Fields, family: Family, head_dim: int) -> tuple[RopeConfig, .
                 f"{section.location} holds layer types, expected one rotary embedding for all "
                 "layers of this architecture"
             )
-        theta = family.default_theta
-        return (parse_rope(fields, section, head_dim=head_dim, phi3=phi3, default_theta=theta),)
+        return (parse(section, default_theta=family.default_theta),)
     full = (section.section(_FULL) or empty) if nested else section
     local = (section.section(_WINDOWED) or empty) if nested else empty
     return (
-        parse_rope(fields, full, head_dim=head_dim, phi3=phi3, default_theta=family.default_theta),
-        parse_rope(
-            fields,
-            local,
-            head_dim=head_dim,
-            phi3=phi3,
-            default_theta=family.local_theta,
-            theta_name="rope_local_base_freq",
-        ),
+        parse(full, default_theta=family.default_theta),
+        parse(local, default_theta=family.local_theta, theta_name="rope_local_base_freq"),
     )
 
 

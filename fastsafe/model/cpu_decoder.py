@@ -15,12 +15,10 @@ from fastsafe.model import cpu_ops
 from fastsafe.model.cpu_paged import Paged, page_shapes
 from fastsafe.model.lora import FusedLora
 from fastsafe.model.nf4 import NF4Transformer
-from fastsafe.model.transformer import Transformer
+from fastsafe.model.transformer import Key, Transformer
 
 _NAMES = ("qkv", "o", "gate_up", "down")
 _NORMS = ("attention_norm", "attention_out_norm", "mlp_norm", "mlp_out_norm", "q_norm", "k_norm")
-
-Key = tuple[int, str]  # layer and name of a fused linear
 
 
 class AdapterPatch:

@@ -184,16 +184,10 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Tenso
     rows, heads, dim = x.shape
     if x.stride(2) != 1 or x.stride(1) != dim:
         x = x.contiguous()
-    expect(
-        cos.shape == sin.shape == (rows, 1, cos.shape[2])
-        and cos.stride() == sin.stride()
-        and cos.stride(2) == 1
-        and cos.shape[2] % 2 == 0
-        and cos.shape[2] <= dim,
-        "rope",
-        cos,
-        sin,
-    )
+    rotated = cos.shape[2]
+    fits = cos.shape == sin.shape == (rows, 1, rotated) and rotated % 2 == 0 and rotated <= dim
+    fits = fits and cos.stride() == sin.stride() and cos.stride(2) == 1
+    expect(fits, "rope", cos, sin)
     y = x.new_empty(rows, heads, dim)
     _native.rope(
         y.data_ptr(),
@@ -206,7 +200,7 @@ def rope(x: Tensor, cos: Tensor, sin: Tensor, *, inverse: bool = False) -> Tenso
         rows,
         heads,
         dim,
-        cos.shape[2],
+        rotated,
         inverse,
     )
     return y

@@ -81,22 +81,10 @@ def paged_attention(
     tokens, heads, dim = q.shape
     kv_heads = k.shape[1]
     shapes = page_shapes(paged.num_pages, kv_heads, dim)
-    expect(
-        k.shape == v.shape == (tokens, kv_heads, dim) and heads % kv_heads == 0,
-        "paged_attention",
-        q,
-        k,
-        v,
-    )
-    expect(
-        (keys.shape, values.shape) == shapes
-        and paged.num_pages > 0
-        and keys[0].is_contiguous()
-        and values[0].is_contiguous(),
-        "paged_attention",
-        keys,
-        values,
-    )
+    fits = k.shape == v.shape == (tokens, kv_heads, dim) and heads % kv_heads == 0
+    fits = fits and (keys.shape, values.shape) == shapes and paged.num_pages > 0
+    fits = fits and keys[0].is_contiguous() and values[0].is_contiguous()
+    expect(fits, "paged_attention", q, k, v, keys, values)
     expect_index(len(paged.positions) == tokens, "paged_attention", q, paged.positions)
     out = q.new_empty(q.shape)
     _native.paged_attention(

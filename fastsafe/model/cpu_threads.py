@@ -1,4 +1,4 @@
-"""Run independent tiles of work on all CPU cores, one thread per tile; detect lack of memory.
+"""Run independent tiles of work on all CPU cores, one thread per tile; ask for free memory.
 
 A tile is a set of whole sequences, of one adapter where adapters are merged or trained. Small
 matrices gain little when one product is split over cores, independent tiles do; and because a
@@ -6,10 +6,12 @@ tile is always computed by one thread, its bits do not depend on how many cores 
 what runs beside it.
 """
 
+import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -99,3 +101,46 @@ def tile_runner(device: torch.device) -> Iterator[TileRunner]:
         else:
             with ThreadPoolExecutor(threads, thread_name_prefix="tile") as pool:
                 yield TileRunner(pool)
+
+
+def available_bytes(device: str) -> int:
+    """Return the bytes that this process can still allocate on a device.
+
+    Args:
+        device: "cpu", "cuda" or "cuda:N". On a CPU the limits of its control groups count, too.
+    """
+    if device != "cpu":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return min([_host_bytes(Path("/proc/meminfo")), *_group_bytes(Path("/sys/fs/cgroup"))])
+
+
+def _host_bytes(meminfo: Path) -> int:
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # not Linux
+
+
+def _group_bytes(root: Path, membership: Path = Path("/proc/self/cgroup")) -> list[int]:
+    """Return the bytes left under each limit of this process's control groups (version 2)."""
+    path = ""
+    if membership.exists():
+        lines = membership.read_text().splitlines()
+        path = next((line[3:] for line in lines if line.startswith("0::")), "")
+    bytes_left = []
+    folder = root / path.strip("/")
+    for group in (folder, *folder.parents):
+        limit, used = group / "memory.max", group / "memory.current"
+        if group.is_relative_to(root) and limit.is_file() and used.is_file():
+            text = limit.read_text().strip()
+            if text != "max":
+                bytes_left.append(int(text) - int(used.read_text()) + _inactive(group))
+    return bytes_left
+
+
+def _inactive(group: Path) -> int:
+    """Return the bytes of page cache that the kernel frees on demand."""
+    stat = group / "memory.stat"
+    lines = stat.read_text().splitlines() if stat.is_file() else []
+    return sum(int(line.split()[1]) for line in lines if line.startswith("inactive_file "))

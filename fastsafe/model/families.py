@@ -1,6 +1,6 @@
 """The known architectures, as flags of one decoder."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,31 @@ class Family:
     norm_eps: float = 1e-6  # default
 
 
+_GEMMA = Family(
+    model_type="gemma",
+    norm_one_plus=True,
+    qkv_bias=None,
+    o_bias=None,
+    activation="gelu_pytorch_tanh",
+    scales_embedding=True,
+    tied=True,
+    head_dim=256,
+    kv_heads_required=True,
+)
+_GEMMA2 = replace(
+    _GEMMA,
+    model_type="gemma2",
+    norm_placement="both",
+    activation_field="hidden_activation",
+    query_scalar=True,
+    softcaps=True,
+    attention_softcap=50.0,
+    logits_softcap=30.0,
+    window="layer_types",
+    window_default=4096,
+    window_pattern=2,
+)
+
 FAMILIES = {
     "LlamaForCausalLM": Family(model_type="llama", qkv_bias=None, o_bias=None, reads_mlp_bias=True),
     "MistralForCausalLM": Family(
@@ -60,54 +85,14 @@ FAMILIES = {
         window_default=4096,
         window_opt_in=True,
     ),
-    "GemmaForCausalLM": Family(
-        model_type="gemma",
-        norm_one_plus=True,
-        qkv_bias=None,
-        o_bias=None,
-        activation="gelu_pytorch_tanh",
-        scales_embedding=True,
-        tied=True,
-        head_dim=256,
-        kv_heads_required=True,
-    ),
-    "Gemma2ForCausalLM": Family(
-        model_type="gemma2",
-        norm_placement="both",
-        norm_one_plus=True,
-        qkv_bias=None,
-        o_bias=None,
-        activation_field="hidden_activation",
-        activation="gelu_pytorch_tanh",
-        scales_embedding=True,
-        query_scalar=True,
-        softcaps=True,
-        attention_softcap=50.0,
-        logits_softcap=30.0,
-        tied=True,
-        head_dim=256,
-        kv_heads_required=True,
-        window="layer_types",
-        window_default=4096,
-        window_pattern=2,
-    ),
-    "Gemma3ForCausalLM": Family(
+    "GemmaForCausalLM": _GEMMA,
+    "Gemma2ForCausalLM": _GEMMA2,
+    "Gemma3ForCausalLM": replace(
+        _GEMMA2,
         model_type="gemma3_text",
-        norm_placement="both",
-        norm_one_plus=True,
         qk_norm="head",
-        qkv_bias=None,
-        o_bias=None,
-        activation_field="hidden_activation",
-        activation="gelu_pytorch_tanh",
-        scales_embedding=True,
-        query_scalar=True,
-        softcaps=True,
-        tied=True,
-        head_dim=256,
-        kv_heads_required=True,
-        window="layer_types",
-        window_default=4096,
+        attention_softcap=None,
+        logits_softcap=None,
         window_pattern=6,
         local_theta=10_000.0,
         default_theta=1_000_000.0,

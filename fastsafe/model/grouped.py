@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import fastsafe_kernels as ops
-from fastsafe.model.transformer import Transformer
+from fastsafe.model.transformer import Key, Transformer
 from fastsafe_kernels import Segments
 from fastsafe_kernels._segments import BASE, worst_case
 
@@ -15,7 +15,8 @@ from fastsafe_kernels._segments import BASE, worst_case
 _DECODE_TILE, _PREFILL_TILE = 16, 64
 _DECODE_ROWS = 2048
 
-Key = tuple[int, str]  # layer and name of a fused linear
+# Segments of the adapters' rows, and the order that sorts the rows by slot; None where they are.
+_Rows = tuple[Segments, Tensor | None]
 
 
 class ModuleUpdate(NamedTuple):
@@ -51,17 +52,6 @@ class AdapterStacks:
         self.num_slots = len(adapters)
         keys = dict.fromkeys(key for adapter in adapters for key in adapter)
         self.stacks = {key: _stack(model, key, [a.get(key, ()) for a in adapters]) for key in keys}
-
-    def project(self, adapter_ids: Sequence[int], model: Transformer) -> "Grouped":
-        """Projection by ``model`` for packed rows with these slots; -1 is the base.
-
-        The rows of a slot need not lie together, but it takes less copying when they do.
-        """
-        return Grouped(self, list(adapter_ids), model)
-
-    def fixed(self, num_rows: int, model: Transformer) -> "FixedRows":
-        """Projection by ``model`` for steps of ``num_rows`` rows sorted by slot, for a graph."""
-        return FixedRows(self, num_rows, model)
 
     def add_updates(
         self,
@@ -110,7 +100,7 @@ class Grouped:
         self._all = self._rows(ids)
         self._cached: tuple[Tensor, _Rows] | None = None  # the last ``rows`` and their table
 
-    def _rows(self, ids: list[int]) -> "_Rows":
+    def _rows(self, ids: list[int]) -> _Rows:
         device = self._stacks.model.device
         order = sorted(range(len(ids)), key=lambda i: ids[i])
         tile = _DECODE_TILE if len(ids) <= _DECODE_ROWS else _PREFILL_TILE
@@ -118,9 +108,9 @@ class Grouped:
             [ids[i] for i in order], self._stacks.num_slots, tile, device=device
         )
         is_sorted = order == list(range(len(ids)))
-        return _Rows(segments, None if is_sorted else torch.tensor(order, device=device))
+        return segments, None if is_sorted else torch.tensor(order, device=device)
 
-    def _of(self, rows: Tensor | None) -> "_Rows":
+    def _of(self, rows: Tensor | None) -> _Rows:
         if rows is None:
             return self._all
         if self._cached is None or self._cached[0] is not rows:
@@ -159,10 +149,3 @@ class FixedRows:
         """Multiply by the base's weight and add each row's own update; see ``Project``."""
         y = self._model.linear(layer, name, x)
         return self.stacks.add_updates(y, layer, name, x, self._segments, None)
-
-
-class _Rows(NamedTuple):
-    """Where the adapters' rows are."""
-
-    segments: Segments
-    order: Tensor | None  # sorts the rows by slot; None where they are

@@ -20,10 +20,10 @@ from torch import Tensor
 from fastsafe.errors import AdapterError
 from fastsafe.io.weight_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from fastsafe.model import cpu_ops, peft
-from fastsafe.model.grouped import AdapterStacks, FixedRows, Key, ModuleUpdate
+from fastsafe.model.grouped import AdapterStacks, FixedRows, Grouped, ModuleUpdate
 from fastsafe.model.layers import linear
 from fastsafe.model.peft import LoraConfig
-from fastsafe.model.transformer import LinearSlot, Project, Transformer
+from fastsafe.model.transformer import Key, LinearSlot, Project, Transformer
 from fastsafe_kernels._spec import INTERPRET
 
 BASE = -1  # slot of a row without an adapter
@@ -293,7 +293,7 @@ class AdapterBank:
         if self.model.device.type != "cpu" or INTERPRET:
             for slot in present:
                 self.updates(slot)  # an empty slot is an error
-            return self._all_stacks().project(adapter_ids.tolist(), model)
+            return Grouped(self._all_stacks(), adapter_ids.tolist(), model)
         return _Mixed(model, adapter_ids, {i: self.updates(i) for i in present})
 
     def fixed(self, num_rows: int, model: Transformer) -> FixedRows | None:
@@ -301,7 +301,7 @@ class AdapterBank:
 
         None without adapters. It is invalid once an adapter is added or removed.
         """
-        return self._all_stacks().fixed(num_rows, model) if self.names else None
+        return FixedRows(self._all_stacks(), num_rows, model) if self.names else None
 
     def is_current(self, rows: FixedRows | None) -> bool:
         """Return whether ``rows``, of ``fixed``, holds the present adapters."""

@@ -5,6 +5,7 @@ of the file is cut into blocks of 64 in row order, as bitsandbytes cuts it, whet
 whole blocks.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,17 +18,10 @@ from fastsafe.errors import CheckpointError
 from fastsafe.model import layers
 from fastsafe.model import weights as w
 from fastsafe.model.config import ModelConfig
-from fastsafe.model.transformer import Transformer
-from fastsafe_kernels.nf4_dequantize import (
-    BLOCK,
-    QuantizedAbsmax,
-    dequantize_absmax,
-    quantize_absmax,
-)
+from fastsafe.model.transformer import Key, Transformer
+from fastsafe_kernels.nf4_dequantize import BLOCK
 
 MATRICES = ("qkv", "o", "gate_up", "down")
-
-Key = tuple[int, str]  # layer and name of a fused linear
 
 
 @dataclass(frozen=True)
@@ -36,36 +30,26 @@ class NF4Weight:
 
     Attributes:
         codes: [O I / 64, 32] uint8, two weights per byte.
-        absmax: [O I / 64, 1] fp32, or in 8 bits.
+        absmax: [O I / 64, 1] fp32.
         shape: (O, I).
         dtype: Dtype of the dequantized weights.
     """
 
     codes: Tensor
-    absmax: Tensor | QuantizedAbsmax
+    absmax: Tensor
     shape: tuple[int, int]
     dtype: torch.dtype
 
     @classmethod
-    def of(cls, weight: Tensor, *, double_quantize: bool = False) -> "NF4Weight":
+    def of(cls, weight: Tensor) -> "NF4Weight":
         """Quantize [O, I] fp32, bf16 or fp16; O I is a multiple of 64."""
         codes, absmax = ops.nf4_quantize(weight.reshape(-1, BLOCK).contiguous())
         rows, columns = weight.shape
-        scales = quantize_absmax(absmax) if double_quantize else absmax
-        return cls(codes, scales, (rows, columns), weight.dtype)
+        return cls(codes, absmax, (rows, columns), weight.dtype)
 
     def dequantize(self) -> Tensor:
         """Return the weight [O, I] in a new tensor."""
-        absmax = self.absmax
-        if isinstance(absmax, QuantizedAbsmax):
-            absmax = dequantize_absmax(absmax)
-        return ops.nf4_dequantize(self.codes, absmax, self.dtype).view(self.shape)
-
-    @property
-    def num_bytes(self) -> int:
-        """Memory of codes and absmax."""
-        absmax = self.absmax if isinstance(self.absmax, QuantizedAbsmax) else (self.absmax,)
-        return sum(t.numel() * t.element_size() for t in (self.codes, *absmax))
+        return ops.nf4_dequantize(self.codes, self.absmax, self.dtype).view(self.shape)
 
 
 class NF4Transformer(Transformer):
@@ -97,26 +81,18 @@ class NF4Transformer(Transformer):
 
     def tensors(self) -> dict[str, Tensor]:
         """List all weights as ``Transformer.tensors`` does; the matrices are dequantized copies."""
-        whole: dict[Key, Tensor] = {}
-        outside = w.Weights(self.embedding, self.head, self.final_norm, self.layers)
-        named = {}
+        named = super().tensors()
         for place in w.placements(self.config):
-            key = place.layer, place.field
-            if key in self.quantized:
-                if key not in whole:
-                    whole = {key: self.quantized[key].dequantize()}
-                named[place.name] = whole[key][place.begin : place.end]
-            else:
-                named[place.name] = w.view(outside, place)
+            if (place.layer, place.field) in self.quantized:
+                weight = self.weight(place.layer, place.field)
+                named[place.name] = weight[place.begin : place.end]
         return named
 
     def parameters(self) -> list[Tensor]:
         """List the tensors in memory: codes and absmax, and what is not quantized."""
         tensors = [t for t in super().parameters() if t.numel()]
         for weight in self.quantized.values():
-            absmax = weight.absmax
-            scales = absmax if isinstance(absmax, QuantizedAbsmax) else (absmax,)
-            tensors += [weight.codes, *scales]
+            tensors += [weight.codes, weight.absmax]
         return tensors
 
 
@@ -140,7 +116,6 @@ def load(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype = torch.float32,
-    double_quantize: bool = False,
 ) -> NF4Transformer:
     """Read a checkpoint and quantize it, one layer in full precision at a time.
 
@@ -149,7 +124,6 @@ def load(
         device: Where the weights go.
         dtype: Of what is not quantized and of the dequantized weights; the codes are those of the
             weights in this dtype.
-        double_quantize: Whether absmax is kept in 8 bits.
 
     Raises:
         CheckpointError: As ``Transformer.load``, or a weight is no multiple of 64 elements.
@@ -159,9 +133,10 @@ def load(
     device = torch.device(device)
     places = list(w.placements(config))
     for place in places:
-        if place.field in MATRICES and len(place.shape) == 2 and _size(place) % BLOCK:
+        size = math.prod(place.shape)
+        if place.field in MATRICES and size % BLOCK:
             raise CheckpointError(
-                f"{source.path}: tensor {place.name} has {_size(place)} elements, expected a "
+                f"{source.path}: tensor {place.name} has {size} elements, expected a "
                 f"multiple of {BLOCK} for NF4; load the model without quantization"
             )
     quantized: dict[Key, NF4Weight] = {}
@@ -176,8 +151,7 @@ def load(
         fused = {name: torch.cat(parts) for name, parts in blocks.items()}
         for name in MATRICES:
             if name in fused:
-                key = layer, name
-                quantized[key] = NF4Weight.of(fused[name], double_quantize=double_quantize)
+                quantized[layer, name] = NF4Weight.of(fused[name])
                 fused[name] = empty
         return fused
 
@@ -188,7 +162,3 @@ def load(
     head = outside.get("head", embedding)
     weights = w.Weights(embedding, head, outside["final_norm"], held)
     return NF4Transformer(config, weights, quantized)
-
-
-def _size(place: w.Placement) -> int:
-    return place.shape[0] * place.shape[1]

@@ -43,7 +43,6 @@ _USED = {
     "alpha_pattern",
     "bias",
     "exclude_modules",
-    "fan_in_fan_out",
     "init_lora_weights",
     "layers_pattern",
     "layers_to_transform",
@@ -178,7 +177,7 @@ def parse_config(raw: Any, location: str) -> LoraConfig:
         raise AdapterError(
             f"{location}: layers_pattern is {raw['layers_pattern']!r}, expected null or 'layers'"
         )
-    for key in sorted(raw.keys() - _INERT - _USED | {"fan_in_fan_out"} & raw.keys()):
+    for key in sorted(raw.keys() - _INERT - _USED):
         if raw[key] not in (None, False, [], {}, "", 0):
             raise AdapterError(
                 f"{location}: {key} is {raw[key]!r}, which is not supported; "

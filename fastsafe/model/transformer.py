@@ -22,6 +22,8 @@ from fastsafe.model.layers import add_rms_norm, gated, rms_norm, rope, softcap
 from fastsafe.model.rope import Rotary, whole_lengths
 from fastsafe.model.weights import TensorSource, Weights
 
+Key = tuple[int, str]  # layer and name of a fused linear
+
 
 class QKNorms(NamedTuple):
     """Norms of the heads of queries and keys, before they are rotated."""
@@ -39,7 +41,6 @@ class Attend(Protocol):
         self, layer: int, q: Tensor, k: Tensor, v: Tensor, flags: AttentionFlags
     ) -> Tensor:
         """Attend, after rotation: q [N, H, D], k and v [N, Hkv, D] -> [N, H, D]."""
-        ...
 
 
 @runtime_checkable
@@ -58,7 +59,6 @@ class AttendQKV(Attend, Protocol):
 
         ``rotation`` is cos and sin, each [N, 1, R], of ``fastsafe.model.rope``.
         """
-        ...
 
 
 class Project(Protocol):
@@ -69,7 +69,6 @@ class Project(Protocol):
 
         ``rows`` are the indices [M] of the packed rows that x holds; None = all.
         """
-        ...
 
 
 class LinearSlot(NamedTuple):

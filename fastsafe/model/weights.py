@@ -18,6 +18,7 @@ EMBEDDING = "model.embed_tokens.weight"
 HEAD = "lm_head.weight"
 FINAL_NORM = "model.norm.weight"
 OUTSIDE = -1  # layer of a tensor that belongs to none
+_BUFFER = ".rotary_emb.inv_freq"
 _MAX_NAMED = 8  # tensors that one message lists per kind of fault
 _FLOATS = ("F32", "BF16", "F16", "F64")  # as safetensors spells them
 
@@ -28,30 +29,24 @@ class TensorSource(Protocol):
     @property
     def path(self) -> Path:
         """Folder of the checkpoint."""
-        ...
 
     @property
     def names(self) -> tuple[str, ...]:
         """Names of all tensors."""
-        ...
 
     @property
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Shape of every tensor, by name."""
-        ...
 
     @property
     def dtypes(self) -> Mapping[str, str]:
         """Dtype of every tensor, by name, as safetensors spells it."""
-        ...
 
     def read(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
         """Read tensors by name."""
-        ...
 
     def config(self) -> dict[str, Any]:
         """Read config.json."""
-        ...
 
 
 class Placement(NamedTuple):
@@ -172,7 +167,8 @@ def check(source: TensorSource, config: ModelConfig) -> None:
     missing = [name for name in expected if name not in source.shapes]
     # a tied head may be in the file all the same
     expected.setdefault(HEAD, (config.vocab_size, config.hidden_size))
-    unexpected = [n for n in source.names if n not in expected and not _is_ignorable(n)]
+    # old versions of transformers saved a buffer
+    unexpected = [n for n in source.names if n not in expected and not n.endswith(_BUFFER)]
     present = [name for name in expected if name in source.shapes]
     misshaped = [
         f"{name} is {list(source.shapes[name])}, expected {list(expected[name])}"
@@ -201,11 +197,6 @@ def check(source: TensorSource, config: ModelConfig) -> None:
             f"{source.path}: tensors do not fit config.json ({config.architecture}); "
             + "; ".join(faults)
         )
-
-
-def _is_ignorable(name: str) -> bool:
-    """Return whether a tensor is a buffer that old versions of transformers saved."""
-    return name.endswith(".rotary_emb.inv_freq")
 
 
 def _some(names: list[str]) -> str:

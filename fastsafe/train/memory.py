@@ -5,13 +5,12 @@ products read them. A tile takes, per token, the activations of the backward pas
 the inputs of norms and linear layers, queries, keys and values, and the gates.
 """
 
-import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 
+from fastsafe.model.cpu_threads import available_bytes
 from fastsafe.model.transformer import Transformer
 from fastsafe.train.batches import TILE_TOKENS
 from fastsafe.train.config import TrainOptions
@@ -97,12 +96,13 @@ class TrainMemory:
         token = max(
             job.recompute_token_bytes if self.recompute else job.token_bytes for job in self.jobs
         )
+        kind = f"adapter of rank {largest.rank}" if largest.rank else "whole model"
         at_once = self.first_wave
         first = {job.name for job in self.jobs[:at_once]}
         lines = [
             f"{len(self.jobs)} jobs, {at_once} at once: {_readable(self.bytes_of(first))} of "
             f"{_readable(self.free_bytes)} that are free",
-            f"{_readable(largest.adapter_bytes)} per {_kind(largest)}, "
+            f"{_readable(largest.adapter_bytes)} per {kind}, "
             f"{_readable(token)} per token of a tile of {largest.tile_tokens}, "
             f"{self.tiles_at_once} tiles at a time",
         ]
@@ -115,10 +115,6 @@ class TrainMemory:
                 f"{', '.join(map(str, _VLLM_RANKS))} as its max_lora_rank; set the next one there"
             )
         return lines
-
-
-def _kind(job: JobMemory) -> str:
-    return f"adapter of rank {job.rank}" if job.rank else "whole model"
 
 
 def plan_memory(model: Transformer, runs: Sequence[JobRun], options: TrainOptions) -> TrainMemory:
@@ -208,16 +204,11 @@ def _token_bytes(
 
 
 def _free_bytes(device: torch.device) -> int:
-    """Return the free memory of the device, or of the host for a CPU."""
+    """Return the free memory of the device, with what torch holds of it and does not use."""
+    unused = 0
     if device.type == "cuda":
         unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + unused
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return available_bytes(str(device)) + unused
 
 
 def _readable(count: float) -> str:

@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from fastsafe.engine import LLM, SamplingParams
-from fastsafe.engine.planner import available_bytes, weight_bytes
+from fastsafe.engine.planner import weight_bytes
 from fastsafe.errors import UsageError
 from fastsafe.io import hub
 from fastsafe.io.chat_template import FROZEN_CLOCK
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model.config import ModelConfig
+from fastsafe.model.cpu_threads import available_bytes
 from fastsafe.transformers_backend.loading import transformers_tokenizer
 from fastsafe.transformers_backend.transformers_llm import TransformersLLM
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 import fastsafe
 from fastsafe import _native
 from fastsafe.engine import lane_pool, planner
-from fastsafe.engine.planner import Rates, available_bytes, choose_adapters, plan_memory
+from fastsafe.engine.planner import Rates, choose_adapters, plan_memory
 from fastsafe.errors import UsageError
 from fastsafe.io.checkpoint import Checkpoint
-from fastsafe.model import ModelConfig, weights
+from fastsafe.model import ModelConfig, cpu_threads, weights
 from fastsafe.model.transformer import Transformer
 
 GIB = 1 << 30
@@ -190,10 +190,10 @@ def test_a_step_of_a_cpu_holds_prompts_and_sampled_tokens() -> None:
 
 
 def test_host_memory_is_what_the_kernel_says(tmp_path: Path) -> None:
-    assert 0 < available_bytes("cpu") < 1 << 50
+    assert 0 < cpu_threads.available_bytes("cpu") < 1 << 50
     (tmp_path / "meminfo").write_text("MemTotal: 9 kB\nMemAvailable:   5 kB\n")
-    assert planner._host_bytes(tmp_path / "meminfo") == 5 * 1024
-    assert planner._host_bytes(tmp_path / "absent") > 1 << 20
+    assert cpu_threads._host_bytes(tmp_path / "meminfo") == 5 * 1024
+    assert cpu_threads._host_bytes(tmp_path / "absent") > 1 << 20
 
 
 def test_every_control_group_above_counts(tmp_path: Path) -> None:
@@ -204,8 +204,8 @@ def test_every_control_group_above_counts(tmp_path: Path) -> None:
         (group / "memory.max").write_text(f"{limit}\n")
         (group / "memory.current").write_text(f"{used}\n")
     (own.parent / "memory.stat").write_text("anon 7\ninactive_file 300\nactive_file 9\n")
-    assert planner._group_bytes(root, tmp_path / "membership") == [400, 4000]
-    assert planner._group_bytes(tmp_path / "none", tmp_path / "membership") == []
+    assert cpu_threads._group_bytes(root, tmp_path / "membership") == [400, 4000]
+    assert cpu_threads._group_bytes(tmp_path / "none", tmp_path / "membership") == []
 
 
 @pytest.mark.parametrize(

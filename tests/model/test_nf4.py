@@ -41,9 +41,8 @@ def replaced(checkpoint: Path, quantized: nf4.NF4Transformer) -> Transformer:
     return plain
 
 
-@pytest.mark.parametrize("double", [False, True])
-def test_it_equals_the_model_of_dequantized_weights(checkpoint: Path, double: bool) -> None:
-    model = nf4.load(Checkpoint(checkpoint), double_quantize=double)
+def test_it_equals_the_model_of_dequantized_weights(checkpoint: Path) -> None:
+    model = nf4.load(Checkpoint(checkpoint))
     plain = replaced(checkpoint, model)
     for trained in (False, True):
         got, gradient = forward(model, trained=trained)
@@ -85,12 +84,11 @@ def test_codes_are_those_of_each_tensor_of_the_file(checkpoint: Path) -> None:
     assert torch.allclose(fused.dequantize().flatten()[:64], table[nearest] * absmax)
 
 
-@pytest.mark.parametrize(("double", "bits"), [(False, 4.5), (True, 4 + 8 / 64 + 32 / 256 / 64)])
-def test_memory_is_a_few_bits_per_weight(checkpoint: Path, double: bool, bits: float) -> None:
-    model = nf4.load(Checkpoint(checkpoint), double_quantize=double)
+def test_memory_is_a_few_bits_per_weight(checkpoint: Path) -> None:
+    model = nf4.load(Checkpoint(checkpoint))
     elements = sum(w.shape[0] * w.shape[1] for w in model.quantized.values())
-    held = sum(weight.num_bytes for weight in model.quantized.values())
-    assert held * 8 / elements == pytest.approx(bits, rel=0.01)
+    held = sum(w.codes.nbytes + w.absmax.nbytes for w in model.quantized.values())
+    assert held * 8 / elements == pytest.approx(4.5, rel=0.01)
     rest = sum(t.numel() * t.element_size() for t in Transformer.parameters(model))
     assert sum(t.numel() * t.element_size() for t in model.parameters()) == rest + held
     assert all(t.numel() == 0 for layer in model.layers for t in (layer.qkv, layer.o, layer.down))
