@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -32,7 +33,7 @@ from fastsafe.train.checkpoint import JobCheckpoint, TrainProgress
 from fastsafe.train.config import FinetuneJob, FinetuneResult
 from fastsafe.train.drift_monitor import DriftProbe
 from fastsafe.train.objectives import make_objective
-from fastsafe.train.objectives.objective import Batch, RowGradients, State
+from fastsafe.train.objectives.objective import Batch, State
 from fastsafe.train.optim import AdamW
 from fastsafe.train.trained_full import TrainedFull
 from fastsafe.train.trained_lora import Rows, TrainedLora
@@ -194,7 +195,7 @@ class JobRun:
         elif self.losses and self.checkpoint:
             slot.restore(self.checkpoint.read(), len(self.losses))
         else:
-            gradients = self._row_gradients(slot)
+            gradients = partial(self._row_gradients, slot)
             slot.state = self.objective.initial_state(slot.weights.flat, gradients)
         self._slot, self._parked = slot, None
 
@@ -220,15 +221,11 @@ class JobRun:
             for source in self.objective.sources(step):
                 self._samplers[source].next()
 
-    def _row_gradients(self, slot: _Slot) -> RowGradients:
-        """Return a function that yields the gradients of the first ``count`` safety rows."""
-
-        def gradients(count: int) -> Iterator[Tensor]:
-            for example in islice(self.rows["safety"], count):
-                (tile,) = make_tiles([example], "safety", len(example.token_ids), self.config.seed)
-                yield self._gradient(slot, tile, MemorySaving())[1]
-
-        return gradients
+    def _row_gradients(self, slot: _Slot, count: int) -> Iterator[Tensor]:
+        """Yield the gradients of the first ``count`` safety rows."""
+        for example in islice(self.rows["safety"], count):
+            (tile,) = make_tiles([example], "safety", len(example.token_ids), self.config.seed)
+            yield self._gradient(slot, tile, MemorySaving())[1]
 
     def tiles(self) -> list[Tile]:
         """Return the tiles of the next step; the same ones until ``update``."""
@@ -260,19 +257,8 @@ class JobRun:
             hidden = project.model.forward(
                 ids, positions, attention, project, packed.keep, recompute=saving.recompute
             )
-            loss = self.objective.loss(
-                Batch(
-                    source=tile.source,
-                    model=project.model,
-                    base_model=self.model,
-                    hidden=hidden,
-                    base=base,
-                    targets=packed.targets,
-                    answer_index=packed.answer_index,
-                    num_trained=tile.num_trained,
-                    num_rows=tile.num_rows,
-                )
-            )
+            batch = Batch(tile, packed, project.model, self.model, hidden, base)
+            loss = self.objective.loss(batch)
             loss.sum().backward()  # type: ignore[no-untyped-call]
             terms += loss.tolist()
             gradient = project.gradient

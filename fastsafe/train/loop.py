@@ -8,6 +8,7 @@ which is memory, from its first step to its last; then the next job in the queue
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
@@ -77,7 +78,8 @@ def finetune(
             run.resume()
     plan = plan_memory(llm.model, runs, options)
     with tile_runner(llm.model.device) as runner:
-        _Loop(llm, runs, out, on_step, options, plan, runner).run()
+        waiting = deque(run for run in runs if run.adapter_dir is None)
+        _Loop(llm, waiting, out, on_step, options, plan, runner).run()
     return [run.result() for run in runs]
 
 
@@ -100,29 +102,23 @@ def plan_training(
     return plan_memory(llm.model, prepare(llm, jobs), options)
 
 
+@dataclass
 class _Loop:
-    def __init__(
-        self,
-        llm: FrozenBase,
-        runs: Sequence[JobRun],
-        out_dir: Path,
-        on_step: OnStep | None,
-        options: TrainOptions,
-        plan: TrainMemory,
-        runner: TileRunner,
-    ) -> None:
-        self.waiting = deque(run for run in runs if run.adapter_dir is None)
+    llm: FrozenBase
+    waiting: deque[JobRun]
+    out_dir: Path
+    on_step: OnStep | None
+    options: TrainOptions
+    plan: TrainMemory
+    runner: TileRunner
+
+    def __post_init__(self) -> None:
         self.running: list[JobRun] = []
-        self.out_dir = out_dir
-        self.on_step = on_step
-        self.options = options
-        self.plan = plan
-        self.runner = runner
-        self.limit = plan.max_jobs
-        self.saving = MemorySaving(recompute=plan.recompute)
+        self.limit = self.plan.max_jobs
+        self.saving = MemorySaving(recompute=self.plan.recompute)
         self.probe: DriftProbe | None = None
-        if options.monitor and self.waiting:
-            self.probe = DriftProbe(options.monitor, llm.model, llm.tokenizer)
+        if self.options.monitor and self.waiting:
+            self.probe = DriftProbe(self.options.monitor, self.llm.model, self.llm.tokenizer)
 
     def run(self) -> None:
         """Step until no job is left."""

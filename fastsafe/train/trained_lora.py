@@ -2,8 +2,8 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,14 +17,12 @@ from fastsafe.model import cpu_ops
 from fastsafe.model.lora import Adapter, LoraWeights
 from fastsafe.model.nf4 import NF4Transformer
 from fastsafe.model.peft import LoraConfig
-from fastsafe.model.transformer import LinearSlot, Transformer
+from fastsafe.model.transformer import Key, LinearSlot, Transformer
 from fastsafe.train.batches import hash_seed
 from fastsafe_kernels import Segments
 
 # Rows of a tile of the products on a GPU, and of the sums over rows in their gradients.
 _TILE, _SUMS = 64, 1024
-
-Key = tuple[int, str]  # layer and name of a fused linear
 
 
 class _FusedModule(NamedTuple):
@@ -294,6 +292,7 @@ class TrainedLora:
         self.adapter(folder.name).save(folder)
 
 
+@dataclass(eq=False)
 class Projection:
     """``Project`` of one tile.
 
@@ -302,58 +301,51 @@ class Projection:
         model: To run the tile through.
     """
 
-    def __init__(
-        self,
-        model: Transformer,
-        gradient: Tensor,
-        whole: dict[Key, _Update],
-        parts: dict[Key, list[tuple[_FusedModule, _Update]]],
-        dropout: float,
-        seed: int,
-        rows: Rows | None,
-    ) -> None:
-        self.gradient = gradient
-        self.model = model
-        self._whole = whole
-        self._parts = parts
-        self._dropout = dropout
-        self._seed = seed
-        self._first = rows.first if rows else 0
-        all_rows = (slice(None),)
-        self._rows = (_slices(rows.rows), _slices(rows.kept)) if rows else (all_rows, all_rows)
+    model: Transformer
+    gradient: Tensor
+    whole: dict[Key, _Update]
+    modules: dict[Key, list[tuple[_FusedModule, _Update]]]  # only with dropout
+    dropout: float
+    seed: int
+    rows: Rows | None
+
+    def __post_init__(self) -> None:
         self._anchor = torch.zeros((), requires_grad=True)  # makes autograd record the first layer
 
     def __call__(self, layer: int, name: str, x: Tensor, rows: Tensor | None) -> Tensor:
         """Multiply by a fused linear and its update; see ``Project``."""
-        update = self._whole.get((layer, name))
+        update = self.whole.get((layer, name))
         if update is None:
             return self.model.linear(layer, name, x)
-        if self._dropout:
-            return self._with_dropout(layer, name, x, self._rows[rows is not None])
+        if self.dropout:
+            return self._with_dropout(layer, name, x, is_kept=rows is not None)
         if isinstance(self.model, NF4Transformer):  # do not keep the dequantized weight
             return self.model.linear(layer, name, x) + self._apply(x, None, None, update)
         weight, bias = self.model.weight(layer, name), self.model.bias(layer, name)
         return self._apply(x, weight, bias, update)
 
-    def _with_dropout(self, layer: int, name: str, x: Tensor, parts: Sequence[slice]) -> Tensor:
+    def _with_dropout(self, layer: int, name: str, x: Tensor, *, is_kept: bool) -> Tensor:
         """Apply each module to its own masked input, as PEFT does."""
         y = self.model.linear(layer, name, x)
+        sizes: Sequence[int] = [len(x)]
+        first = 0
+        if self.rows:
+            sizes, first = self.rows.kept if is_kept else self.rows.rows, self.rows.first
+        tile_parts = list(enumerate(x.split_with_sizes(sizes), first))
         pieces, end = [], 0
-        for module, (part, update) in enumerate(self._parts[layer, name]):
-            keep = torch.cat(
-                [self._mask(x[rows], i, layer, name, module) for i, rows in enumerate(parts)]
-            )
+        for module, (part, update) in enumerate(self.modules[layer, name]):
+            keep = torch.cat([self._mask(rows, i, layer, name, module) for i, rows in tile_parts])
             pieces.append(y.new_zeros(len(y), part.begin - end))
-            dropped = x * keep / (1 - self._dropout)
+            dropped = x * keep / (1 - self.dropout)
             pieces.append(self._apply(dropped, None, None, update))
             end = part.end
         return y + torch.cat([*pieces, y.new_zeros(len(y), y.shape[1] - end)], 1)
 
     def _mask(self, x: Tensor, part: int, layer: int, name: str, module: int) -> Tensor:
         """Draw the keep-mask of one part's rows, whatever is computed beside or before it."""
-        seed = hash_seed(self._seed, self._first + part, layer, *name.encode(), module)
+        seed = hash_seed(self.seed, part, layer, *name.encode(), module)
         generator = torch.Generator(device=x.device).manual_seed(seed)
-        return torch.rand(x.shape, generator=generator, device=x.device) >= self._dropout
+        return torch.rand(x.shape, generator=generator, device=x.device) >= self.dropout
 
     def _apply(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, update: _Update
@@ -361,11 +353,6 @@ class Projection:
         function = _Lora if cpu_ops.runs_natively(x) else _LoraOnOps
         y: Tensor = function.apply(self._anchor, x, weight, bias, update)  # type: ignore[no-untyped-call]
         return y
-
-
-def _slices(sizes: Sequence[int]) -> tuple[slice, ...]:
-    ends = list(accumulate(sizes))
-    return tuple(slice(end - n, end) for n, end in zip(sizes, ends, strict=True))
 
 
 def _module_update(

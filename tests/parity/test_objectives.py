@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -215,7 +216,7 @@ def test_fisher_information(build: Callable[..., Any], tmp_path: Path) -> None:
     run, oracle = start(build, tmp_path, objective, "llama2")
     assert run._slot
     slot = run._slot
-    state = run.objective.initial_state(slot.weights.flat, run._row_gradients(slot))
+    state = run.objective.initial_state(slot.weights.flat, partial(run._row_gradients, slot))
     rows = [decoded(e) for e in run.rows["safety"][:2]]
     squares = [oracle.gradient(cross_entropy(oracle, [row])) for row in rows]
     fisher = {k: (squares[0][k] ** 2 + squares[1][k] ** 2) / 2 for k in squares[0]}

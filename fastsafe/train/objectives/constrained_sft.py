@@ -45,11 +45,12 @@ class ConstrainedSft(Objective):
     def loss(self, batch: Batch) -> Tensor:
         """Compute the weighted cross-entropy."""
         assert batch.base is not None
-        betas = torch.full(batch.answer_index.shape, self.later, device=batch.answer_index.device)
-        betas[batch.answer_index < 5] = self.next
-        betas[batch.answer_index == 0] = self.first
-        tuned = target_logprobs(batch.hidden, batch.targets, batch.model)
-        base = target_logprobs(batch.base, batch.targets, batch.base_model)
+        index, targets = batch.packed.answer_index, batch.packed.targets
+        betas = torch.full(index.shape, self.later, device=index.device)
+        betas[index < 5] = self.next
+        betas[index == 0] = self.first
+        tuned = target_logprobs(batch.hidden, targets, batch.model)
+        base = target_logprobs(batch.base, targets, batch.base_model)
         weights = 2 * torch.sigmoid(-self.strength * betas * (tuned - base))
         weights = weights.clamp_min(_LEAST_WEIGHT)
-        return token_loss(batch.hidden, batch.targets, batch.model, weights) / batch.num_trained
+        return token_loss(batch.hidden, targets, batch.model, weights) / batch.tile.num_trained

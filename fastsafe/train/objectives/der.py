@@ -45,14 +45,14 @@ class Der(Objective):
 
     def loss(self, batch: Batch) -> Tensor:
         """Compute CE on the user's rows, distance and CE on safety rows."""
-        if batch.source == "user":
+        if batch.tile.source == "user":
             return super().loss(batch)
-        base = batch.base
+        base, targets = batch.base, batch.packed.targets
         assert base is not None
 
         def losses(logits: Tensor, rows: slice) -> Tensor:
             distance = (logits - batch.base_model.logits(base[rows])).square().mean(-1)
-            return self.alpha * distance - self.beta * token_logprobs(logits, batch.targets[rows])
+            return self.alpha * distance - self.beta * token_logprobs(logits, targets[rows])
 
         terms = through_head(batch.hidden, batch.model, losses)
-        return terms * (self.strength / batch.num_trained)
+        return terms * (self.strength / batch.tile.num_trained)

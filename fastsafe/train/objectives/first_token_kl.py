@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastsafe.train.batches import RowSource
 from fastsafe.train.loss import divergence
-from fastsafe.train.objectives.objective import Batch, Objective, leading_tokens
+from fastsafe.train.objectives.objective import Batch, Objective
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,6 @@ class FirstTokenKl(Objective):
     def loss(self, batch: Batch) -> Tensor:
         """Compute CE of all tokens, and the divergence of the first ones."""
         assert batch.base is not None
-        rows = leading_tokens(batch, self.tokens)
+        rows = torch.nonzero(batch.packed.answer_index < self.tokens)[:, 0]
         kl = divergence(batch.hidden[rows], batch.base[rows], batch.model, batch.base_model)
-        return torch.cat((super().loss(batch), kl * (self.strength / batch.num_rows)))
+        return torch.cat((super().loss(batch), kl * (self.strength / batch.tile.num_rows)))

@@ -34,4 +34,4 @@ class Lwf(Objective):
         """Compute CE and the distance of the states."""
         assert batch.base is not None
         distance = (batch.hidden.float() - batch.base.float()).square().sum(-1)
-        return torch.cat((super().loss(batch), distance * (self.strength / batch.num_trained)))
+        return torch.cat((super().loss(batch), distance * (self.strength / batch.tile.num_trained)))

@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from fastsafe.data.packing import Encoder, TrainExample
 from fastsafe.errors import UsageError
 from fastsafe.model.transformer import Transformer
-from fastsafe.train.batches import RowSource
+from fastsafe.train.batches import Packed, RowSource, Tile
 from fastsafe.train.loss import token_loss
 
 # Tensors [P] of an objective between steps, by name; checkpoints save them.
@@ -22,15 +21,12 @@ RowGradients = Callable[[int], Iterator[Tensor]]
 class Batch(NamedTuple):
     """Trained tokens of a tile after the forward pass, and the counts of their whole batch."""
 
-    source: RowSource
+    tile: Tile
+    packed: Packed
     model: Transformer
     base_model: Transformer
     hidden: Tensor  # [M, E] final states; differentiable
     base: Tensor | None  # [M, E] final states of the base, where ``needs_base`` asks for them
-    targets: Tensor  # [M] int64
-    answer_index: Tensor  # [M] int64, index of the target in its answer, from 0
-    num_trained: int  # trained tokens of the whole batch
-    num_rows: int  # rows of the whole batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +77,7 @@ class Objective:
 
     def loss(self, batch: Batch) -> Tensor:
         """Compute the share of a tile in the loss of its batch: fp32 terms [n], to be added."""
-        return token_loss(batch.hidden, batch.targets, batch.model) / batch.num_trained
+        return token_loss(batch.hidden, batch.packed.targets, batch.model) / batch.tile.num_trained
 
     def combine(self, gradients: Mapping[RowSource, Tensor]) -> Tensor:
         """Combine the gradients of the sources of a step, which may be modified, to one [P]."""
@@ -106,8 +102,3 @@ class Objective:
         if not is_valid:
             value = getattr(self, name)
             raise UsageError(f"objective {self.id!r}: {name} is {value!r}, expected {expected}")
-
-
-def leading_tokens(batch: Batch, count: int) -> Tensor:
-    """Return the indices of the trained tokens among the first ``count`` of their answer."""
-    return torch.nonzero(batch.answer_index < count)[:, 0]
