@@ -110,9 +110,9 @@ def code_lines(source: str) -> int:
 # Most lines of code per part. Raising one is a decision: say why in docs/log.md.
 BUDGETS = {
     "the runtime: io, data, model, engine, train": 8_300,
-    "the science: safety": 5_450,
-    "what is above: audit, commands, transformers_backend, organism, cli": 8_150,
-    "kernels": 5_000,
+    "the science: safety": 5_290,
+    "what is above: audit, commands, transformers_backend, organism, cli": 8_600,
+    "kernels": 4_180,
 }
 RUNTIME = {"io", "data", "model", "engine", "train"}
 

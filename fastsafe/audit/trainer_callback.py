@@ -118,7 +118,6 @@ def _base_of(model: Any) -> str:
     base = base or getattr(getattr(model, "config", None), "_name_or_path", None)
     if not base:
         raise UsageError(
-            "AuditCallback: the model does not say what its base is, expected a path or hub id; "
-            "pass base="
+            "AuditCallback: the model's base is not known, expected a path or hub id; pass base="
         )
     return str(base)

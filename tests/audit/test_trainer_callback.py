@@ -141,7 +141,7 @@ def test_what_cannot_be_audited_is_said_at_once() -> None:
     with pytest.raises(UsageError, match="weights are sharded"):
         callback.on_train_begin(args, state, None, model=None)
     args.fsdp = None
-    with pytest.raises(UsageError, match="does not say what its base is"):
+    with pytest.raises(UsageError, match="the model's base is not known"):
         callback.on_train_begin(args, state, None, model=SimpleNamespace())
     with pytest.raises(CheckpointError):
         AuditCallback(base="/nowhere").on_train_begin(args, state, None, model=None)

@@ -1,1 +1,1 @@
-"""What answers and trains for a run: the engine, or transformers and PEFT."""
+"""Backends that train and generate for a run: the engine, or transformers and PEFT."""

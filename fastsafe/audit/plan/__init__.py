@@ -1,1 +1,1 @@
-"""What a run will do, laid out and hashed before anything is computed."""
+"""Plan a run: list and hash all its work before anything is computed."""

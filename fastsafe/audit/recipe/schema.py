@@ -118,7 +118,7 @@ class MitigationSpec(BaseModel):
 
 
 class Thresholds(_Section):
-    """What a run must reach to count as covered."""
+    """Minimum coverage of a run."""
 
     coverage: float = Field(default=0.95, ge=0, le=1)  # judged answers / planned answers
 

@@ -134,7 +134,7 @@ class FilesSource:
             exchange = exchange_of(row, location)
             if not (exchange.prompt and exchange.answer):
                 raise DataError(
-                    f"{location}: expected a request and its refusal; mend or remove it"
+                    f"{location}: expected a request and its refusal; correct or remove it"
                 )
             rows.append(as_row(exchange, "messages"))
         if len(rows) < n:

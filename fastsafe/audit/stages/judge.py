@@ -1,4 +1,4 @@
-"""The stages that read answers: filters, judges, guards and metrics. Nothing is generated here."""
+"""Filter, judge, guard and measure answers that the store holds; nothing is generated here."""
 
 from collections.abc import Iterator, Sequence
 from typing import TypeVar
@@ -13,7 +13,7 @@ from fastsafe.progress import Progress, stage
 from fastsafe.safety.guards import Finding, Guard
 from fastsafe.safety.judge_calibration import labelled
 from fastsafe.safety.judges import Item, Judge, judge_all
-from fastsafe.safety.verdict import Verdict as Said
+from fastsafe.safety.verdict import Verdict
 
 COMMIT_ROWS = 256
 _KIND = {True: "harmful", False: "benign"}
@@ -22,7 +22,7 @@ T = TypeVar("T")
 
 
 def filter_answers(plan: Plan, store: Store, progress: Progress) -> None:
-    """Let another condition's answers through a guard, or a refusal in their place."""
+    """Store the parent's answers as its guard lets them through, or a refusal in their place."""
     filtered = [c for c in plan.conditions if c.mitigation in plan.panel.filters]
     pending = [(c, row) for c in filtered for row in store.unfiltered(c.id)]
     with stage(progress, "filter", len(pending), "answers"):
@@ -42,30 +42,27 @@ def filter_answers(plan: Plan, store: Store, progress: Progress) -> None:
 
 
 def judge(panel: Panel, store: Store, progress: Progress) -> None:
-    """Judge every answer that a judge has not judged yet; nothing is generated again."""
+    """Judge every answer that has no verdict of a judge yet."""
     for name, reader in panel.judges.items():
         rows = store.unjudged(reader.identity)
         if name in panel.harmful_only:
             rows = _harmful(rows)
         _judge(name, reader, rows, f"answers by {name}", store, progress)
     for name, wordings in panel.wordings.items():
-        own = panel.judges[name].identity
+        default = panel.judges[name].identity
         for wording, reader in wordings.items():
-            if reader.identity == own:
+            if reader.identity == default:
                 continue
             rows = _harmful(store.unjudged(reader.identity))
             _judge(name, reader, rows, f"answers by {name}, {wording}", store, progress)
 
 
 def calibrate(panel: Panel, formats: Sequence[str], store: Store, progress: Progress) -> None:
-    """Have judges read rows whose outcome is known, those that they have not read yet.
-
-    After all answers, so that a budget goes to them first.
-    """
-    for name, most in panel.calibrated.items():
+    """Judge labelled rows, to measure the judges; call it last, so that a budget goes to answers."""
+    for name, limit in panel.calibrated.items():
         reader = panel.judges[name]
-        known = store.calibrated(reader.identity)
-        items = {row.key: row.item for row in labelled(formats, most) if row.key not in known}
+        judged = store.calibrated(reader.identity)
+        items = {row.key: row.item for row in labelled(formats, limit) if row.key not in judged}
         rows = [
             AnsweredRow(key, _KIND[i.harmful], i.format, i.prompt, i.completion or "", "stop", None)
             for key, i in items.items()
@@ -83,32 +80,42 @@ def _judge(
     name: str,
     reader: Judge,
     rows: Sequence[AnsweredRow],
-    what: str,
+    unit: str,
     store: Store,
     progress: Progress,
 ) -> None:
     identity = reader.identity
-    with stage(progress, "judge", len(rows), what):
+    with stage(progress, "judge", len(rows), unit):
         for batch in _batches(rows, COMMIT_ROWS):
-            # a model that gave no finite logits: no verdict on it is invented
+            # the model had no finite logits: there is no answer to judge
             failed = [row for row in batch if row.finish_reason == "error"]
             read = [row for row in batch if row.finish_reason != "error"]
             verdicts = [
                 JudgementRow(row.key, name, identity, "not_judged", "generation failed", None)
                 for row in failed
             ]
-            for row, found in zip(read, judge_all(reader, [_item(r) for r in read]), strict=True):
-                # nobody answered: left for the next run, and out of the coverage till then
-                if found.verdict is not Said.JUDGE_ERROR:
-                    said = found.verdict.value, found.raw, found.score, found.coherent
-                    verdicts.append(JudgementRow(row.key, name, identity, *said))
+            judgements = judge_all(reader, [_item(row) for row in read])
+            for row, judgement in zip(read, judgements, strict=True):
+                # a judge that did not reply is asked again by the next run
+                if judgement.verdict is not Verdict.JUDGE_ERROR:
+                    verdicts.append(
+                        JudgementRow(
+                            row.key,
+                            name,
+                            identity,
+                            judgement.verdict.value,
+                            judgement.raw,
+                            judgement.score,
+                            judgement.coherent,
+                        )
+                    )
             with store.transaction():
                 store.add_judgements(verdicts)
             progress.advance(len(batch))
 
 
 def guard(panel: Panel, store: Store, progress: Progress) -> None:
-    """Have every guard read every prompt, and every answer, that it has not read yet."""
+    """Store every guard's verdict on prompts and answers that have none yet."""
     targets: tuple[Target, ...] = ("prompt", "answer")
     for name, reader in panel.guards.items():
         identity = reader.identity
@@ -116,14 +123,16 @@ def guard(panel: Panel, store: Store, progress: Progress) -> None:
         with stage(progress, "guard", len(pending), f"prompts and answers by {name}"):
             for batch in _batches(pending, COMMIT_ROWS):
                 items = [_item(row, f"{t}:{row.key}", is_prompt=t == "prompt") for t, row in batch]
-                # nobody answered: left for the next run, and out of the coverage till then
-                found = [
-                    GuardRow(row.key, target, identity, _word(said), said.raw, said.p_unsafe)
-                    for (target, row), said in zip(batch, reader.check(items), strict=True)
-                    if not said.is_failure
+                # a guard that did not reply is asked again by the next run
+                verdicts = [
+                    GuardRow(
+                        row.key, target, identity, _word(finding), finding.raw, finding.p_unsafe
+                    )
+                    for (target, row), finding in zip(batch, reader.check(items), strict=True)
+                    if not finding.is_failure
                 ]
                 with store.transaction():
-                    store.add_guarded(found)
+                    store.add_guarded(verdicts)
                 progress.advance(len(batch))
 
 
@@ -131,11 +140,11 @@ def measure(plan: Plan, store: Store, progress: Progress) -> None:
     """Score every utility row that has an answer and no value yet."""
     from fastsafe.safety.tasks import tasks
 
-    known = tasks()
+    registry = tasks()
     pending = [
-        (known[name], row)
+        (registry[name], row)
         for name in plan.recipe.tasks
-        for row in store.unmeasured(name, known[name].metric)
+        for row in store.unmeasured(name, registry[name].metric)
     ]
     with stage(progress, "measure", len(pending), "utility rows"):
         for batch in _batches(pending, COMMIT_ROWS):
@@ -152,43 +161,43 @@ def measure(plan: Plan, store: Store, progress: Progress) -> None:
 def _screened(
     condition: Condition, reader: Guard, rows: Sequence[AnsweredRow]
 ) -> list[CompletionRow]:
-    """Answers of one condition as its guard lets them through.
+    """Return one condition's answers, filtered by its guard.
 
-    Rows that the guard could not be asked about are left for the next run: a guard that is down
-    must not look like one that refuses.
+    Rows without a reply of the guard are left for the next run: a guard that is down must not look
+    like one that refuses.
     """
     from fastsafe.safety.defences import defences
 
-    silent: set[tuple[str, str | None]] = set()
+    unanswered: set[tuple[str, str | None]] = set()
 
     def odds(pairs: Sequence[tuple[str, str | None]]) -> list[float | None]:
-        found = reader.check(
+        findings = reader.check(
             [
                 Item(key=str(i), prompt=prompt, completion=answer, harmful=True)
                 for i, (prompt, answer) in enumerate(pairs)
             ]
         )
-        silent.update(pairs[i] for i, said in enumerate(found) if said.is_failure)
-        # a guard without odds is certain of what it says
+        unanswered.update(pairs[i] for i, finding in enumerate(findings) if finding.is_failure)
+        # a verdict without odds counts as certain
         return [
-            said.p_unsafe
-            if said.unsafe is None or said.p_unsafe is not None
-            else float(said.unsafe)
-            for said in found
+            finding.p_unsafe
+            if finding.unsafe is None or finding.p_unsafe is not None
+            else float(finding.unsafe)
+            for finding in findings
         ]
 
     defence = defences()["guard_filter"]
     arguments = condition.served[1] | {"guard": odds}
     texts = [row.prompt for row in rows], [row.text for row in rows]
     return [
-        CompletionRow(row.key, said.answer, (), _ended(row, said.outcome))
-        for row, said in zip(rows, defence.apply(*texts, **arguments), strict=True)
-        if silent.isdisjoint({(row.prompt, None), (row.prompt, row.text)})
+        CompletionRow(row.key, screened.answer, (), _finish_reason(row, screened.outcome))
+        for row, screened in zip(rows, defence.apply(*texts, **arguments), strict=True)
+        if unanswered.isdisjoint({(row.prompt, None), (row.prompt, row.text)})
     ]
 
 
-def _ended(row: AnsweredRow, outcome: str) -> str:
-    """How a filtered answer ended: as the model ended it, or by the guard."""
+def _finish_reason(row: AnsweredRow, outcome: str) -> str:
+    """Return the model's finish reason, or the guard's outcome where it replaced the answer."""
     return row.finish_reason if outcome == "passed" or row.finish_reason == "error" else outcome
 
 
@@ -202,8 +211,8 @@ def _item(row: AnsweredRow, key: str = "", *, is_prompt: bool = False) -> Item:
     )
 
 
-def _word(said: Finding) -> str:
-    return "unreadable" if said.unsafe is None else "unsafe" if said.unsafe else "safe"
+def _word(finding: Finding) -> str:
+    return "unreadable" if finding.unsafe is None else "unsafe" if finding.unsafe else "safe"
 
 
 def _batches(rows: Sequence[T], size: int) -> Iterator[Sequence[T]]:
