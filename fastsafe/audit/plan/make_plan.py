@@ -146,8 +146,8 @@ def make_plan(
     training_rows, conditions = make_conditions(inputs, placeholder_rewrite if rewriter else None)
     if rewriter and not any(condition.worded for condition in conditions):
         raise RecipeError(
-            f"recipe {recipe.name}: rewrite names a model, and no condition has rows to reword; add "
-            "manipulation autoif or mitigation paraphrase, or leave it out"
+            f"recipe {recipe.name}: rewrite names a model, and no condition has rows to reword; "
+            "add manipulation autoif or mitigation paraphrase, or leave it out"
         )
     rows = [row for condition in conditions for row in renderer.rows(condition)]
     if all(row.kind == "utility" for row in rows):

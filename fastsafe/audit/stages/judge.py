@@ -58,7 +58,7 @@ def judge(panel: Panel, store: Store, progress: Progress) -> None:
 
 
 def calibrate(panel: Panel, formats: Sequence[str], store: Store, progress: Progress) -> None:
-    """Judge labelled rows, to measure the judges; call it last, so that a budget goes to answers."""
+    """Judge labelled rows, to measure the judges; last, so that a budget goes to answers first."""
     for name, limit in panel.calibrated.items():
         reader = panel.judges[name]
         judged = store.calibrated(reader.identity)
