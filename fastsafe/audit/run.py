@@ -102,10 +102,10 @@ def audit(
             continued, a finished one is reported again.
         model: Checkpoint folder, hub id or ``"organism"``, instead of the recipe's.
         overrides: ``a.b=c`` settings that replace the recipe's.
-        limit: Most behaviours per cell and utility rows per task.
+        limit: Maximum number of behaviours per cell and utility rows per task.
         seed: Seed of training, mixing and sampling, instead of the recipe's.
         device: ``"cpu"`` or ``"cuda"``.
-        batch_size: Most rows computed together.
+        batch_size: Maximum number of rows computed together.
         backend: ``"fastsafe"`` or ``"transformers"``.
         api_keys: Keys of judges' endpoints, by the name that the recipe gives them.
         resume: False deletes the run in the directory and starts over.

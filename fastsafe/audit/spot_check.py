@@ -48,7 +48,7 @@ class SpotCheck:
         Args:
             base: Checkpoint folder, hub id, or the name of a source that has a checkpoint.
             recipe: Recipe whose formats, behaviours, system prompts, sampling and judge are used.
-            limit: Most behaviours per format.
+            limit: Maximum number of behaviours per format.
             device: Device that generates; the base takes memory there beside a model in training.
 
         Raises:

@@ -43,7 +43,7 @@ class AuditCallback:
         Args:
             every: Steps between two audits; one more follows the last step.
             recipe: Recipe whose probes and judge are used.
-            limit: Most behaviours per format.
+            limit: Maximum number of behaviours per format.
             base: Checkpoint that is tuned; None takes a PEFT model's ``base_model_name_or_path``,
                 or the path that the model was loaded from.
             device: Device that generates; None takes the trainer's. The base is loaded there a

@@ -121,7 +121,7 @@ def plan_lane(model: Transformer, merged: bool, batch_size: int, longest: int) -
     Args:
         model: The base, whose weights are in memory already.
         merged: Whether the lane holds merged copies of them.
-        batch_size: Most rows of a step.
+        batch_size: Maximum number of rows of a step.
         longest: Tokens of the longest row.
 
     Raises:

@@ -42,7 +42,8 @@ class LLM(LLMInterface[int]):
         model: The frozen base.
         tokenizer: Its tokenizer and chat template.
         bank: The loaded adapters.
-        batch_size: Most rows computed together by one lane: a core of a CPU, or the GPU.
+        batch_size: Maximum number of rows computed together by one lane: a core of a CPU, or the
+            GPU.
     """
 
     def __init__(
@@ -66,8 +67,8 @@ class LLM(LLMInterface[int]):
             adapters: How adapters are applied; None takes "merged" on a CPU for models under
                 1 GiB and "mixed" otherwise, or, with ``strict`` False, the faster one by estimate
                 for the rows of each call. ``describe()`` gives the choice and the reason.
-            batch_size: Most rows computed together by one lane; "auto" is 256 on a CPU, 1024 on a
-                GPU.
+            batch_size: Maximum number of rows computed together by one lane; "auto" is 256 on a
+                CPU, 1024 on a GPU.
             strict: Whether a row has the same bits in any batch on a GPU, too, by steps of fixed
                 shapes; False shrinks steps to the rows that run. A CPU always keeps the promise.
             prefix_cache: Whether rows with equal prefixes share their pages.

@@ -39,8 +39,8 @@ class LaneMemory:
     """Memory plan of one lane.
 
     Attributes:
-        requested_rows: Most rows that were asked for.
-        batch_size: Most rows of a step that fit, each with room for its whole context.
+        requested_rows: Maximum number of rows that were asked for.
+        batch_size: Maximum number of rows of a step that fit, each with room for its whole context.
         num_pages: Pages of the KV cache.
         prefill_tokens: Most prompt tokens of a step.
         bytes: Bytes of weights, adapters, kv, activations and logits; their sum is within the
@@ -85,7 +85,7 @@ def plan_memory(
         budget_bytes: Bytes to divide; includes the weights, even if they are loaded already.
         device_kind: "cpu" or "cuda".
         adapter_bytes: Bytes of all adapters and of merged copies of the weights.
-        batch_size: Most rows of a step; "auto": ``MAX_ROWS``, or as many as fit.
+        batch_size: Maximum number of rows of a step; "auto": ``MAX_ROWS``, or as many as fit.
         context: Tokens of the longest row, its completion included.
 
     Raises:
@@ -222,7 +222,7 @@ def choose_adapters(
         device_kind: "cpu" or "cuda".
         strict: Whether bits must not depend on the workload. The two ways differ in bits, and
             measured rates differ from run to run, so the choice then depends on shape alone.
-        batch_size: Most rows of a step.
+        batch_size: Maximum number of rows of a step.
         rates: Rates of the device; measured when None.
 
     Returns:

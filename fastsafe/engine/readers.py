@@ -67,7 +67,7 @@ class Sampler(StepReader):
     Args:
         model: Provides the head.
         params: Parameters of all rows of the call, by index.
-        num_handles: Most rows at once.
+        num_handles: Maximum number of rows at once.
         with_logprobs: Whether any row asks for log-probabilities.
     """
 

@@ -40,7 +40,7 @@ class SamplingParams:
     """Sampling parameters of one completion.
 
     Attributes:
-        max_tokens: Most tokens to generate, at least 1.
+        max_tokens: Maximum number of tokens to generate, at least 1.
         temperature: 0 takes the most likely token; otherwise logits are divided by it.
         top_k: Keep the k most likely tokens; 0 keeps all.
         top_p: Keep the smallest set of tokens with at least this probability, in (0, 1].

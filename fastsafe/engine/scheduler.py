@@ -77,7 +77,7 @@ class RowQueue:
         Args:
             lane: Number of the lane.
             slots: Adapters of the rows that the lane runs.
-            max_slots: Most adapters that it may run at once.
+            max_slots: Maximum number of adapters that it may run at once.
 
         Returns:
             None when no row is left, or none that the lane may run now.
@@ -113,7 +113,7 @@ class Scheduler:
         queue: Source of rows.
         lane: Number of this lane.
         max_rows: Most running rows; at most the number of handles of ``batch``.
-        max_slots: Most adapters at once.
+        max_slots: Maximum number of adapters at once.
         on_add: Called with the handle and the row before a new row is admitted.
     """
 
@@ -177,7 +177,7 @@ class Scheduler:
         """Plan the next step; preempted rows wait in front of all others.
 
         Args:
-            budget: Most tokens of prefill.
+            budget: Maximum number of tokens of prefill.
             prefill: Whether the step computes prompts and preempted rows.
             decode: Whether it computes the last sampled tokens.
         """

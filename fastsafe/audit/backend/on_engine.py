@@ -58,7 +58,7 @@ class EngineBackend:
             model: A path, a hub id, or the name of a source that has a checkpoint.
             device: ``"cpu"`` or ``"cuda"``.
             dtype: Type of the weights and activations.
-            batch_size: Most rows computed together.
+            batch_size: Maximum number of rows computed together.
             adapters: How the engine applies adapters, ``"merged"`` or ``"mixed"``; None lets it
                 choose.
             strict: Whether the engine gives a row the same bits in any batch.
@@ -103,7 +103,7 @@ class EngineBackend:
 
     @property
     def context(self) -> int | None:
-        """Most tokens of a row, None where there is no bound; call ``load`` first."""
+        """Maximum number of tokens of a row, None where there is no limit; call ``load`` first."""
         return self.config.max_position_embeddings
 
     @cached_property

@@ -30,7 +30,7 @@ class TransformersBackend(EngineBackend):
 
     @property
     def context(self) -> int | None:
-        """Most tokens of a row, None where there is no bound; call ``load`` first."""
+        """Maximum number of tokens of a row, None where there is no limit; call ``load`` first."""
         return self.llm.max_positions  # type: ignore[no-any-return]
 
     def check_training(self, recipe: Recipe, objectives: Sequence[str | Mapping[str, Any]]) -> None:
