@@ -9,6 +9,7 @@ from torch import Tensor
 
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.model.attention import PackedAttention
+from fastsafe.model.cpu_ops import AttentionFlags
 from fastsafe.model.transformer import Transformer
 from fastsafe.model.weights import Layer, Weights, placements, view
 
@@ -45,9 +46,9 @@ class Cache:
         self.values = [torch.empty(0)] * layers
 
     def __call__(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, *,
-        scale: float, window: int | None, softcap: float | None,
-    ) -> Tensor:  # fmt: skip
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, flags: AttentionFlags
+    ) -> Tensor:
+        scale, window, softcap = flags
         if len(self.keys[layer]):
             k = torch.cat((self.keys[layer], k))
             v = torch.cat((self.values[layer], v))
