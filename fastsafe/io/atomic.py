@@ -1,11 +1,14 @@
 """Atomic writes: temporary name, fsync, rename, fsync of the folder.
 
-A process that dies half-way leaves at most an entry named ``.tmp-*`` beside the target.
+A process that dies half-way leaves at most an entry named ``.tmp-*`` beside the target. A rename
+replaces whatever has the name, a device too, so only a regular file is replaced by a file.
 """
 
+import errno
 import os
 import secrets
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,9 +36,11 @@ def replace_file(path: Path | str) -> Iterator[Path]:
     """Yield a temporary path; the file that the caller writes there becomes ``path`` on success.
 
     Raises:
-        OSError: The file cannot be synced or renamed. On any error ``path`` is unchanged.
+        OSError: ``path`` is a link, device, FIFO, socket or directory, or the file cannot be
+            synced or renamed. On any error ``path`` is unchanged.
     """
     path = Path(path)
+    _check_target(path)
     temporary = _temporary(path)
     try:
         yield temporary
@@ -88,6 +93,23 @@ def remove_leftovers(folder: Path | str) -> None:
     """Remove the leftovers of interrupted writes in ``folder``, to which nobody may be writing."""
     for entry in Path(folder).glob(f"{PREFIX}*"):
         _remove(entry)
+
+
+def _check_target(path: Path) -> None:
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISREG(mode):
+        kinds = {
+            stat.S_IFDIR: "a directory",
+            stat.S_IFLNK: "a symbolic link",
+            stat.S_IFIFO: "a FIFO",
+            stat.S_IFSOCK: "a socket",
+        }
+        kind = kinds.get(stat.S_IFMT(mode), "a device")
+        reason = f"is {kind}, expected a regular file or nothing there; use another path"
+        raise OSError(errno.EINVAL, reason, str(path))
 
 
 def _temporary(path: Path) -> Path:

@@ -30,6 +30,24 @@ def test_errors_name_the_file_that_was_meant(tmp_path: Path, name: str) -> None:
     assert names(tmp_path) == ["folder"]
 
 
+def test_only_a_regular_file_is_replaced(tmp_path: Path) -> None:
+    """As root a rename would put a file in the place of /dev/null."""
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "target").write_text("old")
+    (tmp_path / "link").symlink_to("target")
+    os.mkfifo(tmp_path / "fifo")
+    kinds = {"folder": "a directory", "link": "a symbolic link", "fifo": "a FIFO"}
+    for name, kind in kinds.items():
+        before = os.lstat(tmp_path / name)
+        with pytest.raises(OSError, match=f"is {kind}, expected a regular file") as caught:
+            atomic.write_text(tmp_path / name, "new")
+        assert caught.value.filename == str(tmp_path / name)
+        after = os.lstat(tmp_path / name)
+        assert (after.st_mode, after.st_ino) == (before.st_mode, before.st_ino)
+    assert (tmp_path / "target").read_text() == "old"
+    assert names(tmp_path) == ["fifo", "folder", "link", "target"]
+
+
 def test_mode_follows_the_umask(tmp_path: Path) -> None:
     (tmp_path / "plain").write_bytes(b"")
     atomic.write_bytes(tmp_path / "atomic", b"")
