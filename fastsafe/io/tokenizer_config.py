@@ -86,10 +86,7 @@ def read_config(
     added = [numbered[index] for index in sorted(numbered)]
     known = {token.content for token in (*present.values(), *added)}
     extras = (_token(value, path, "extra_special_tokens") for value in extra)
-    for token in (*special.values(), *extras):
-        if token.content not in known:
-            known.add(token.content)
-            added.append(token)
+    added += [token for token in (*special.values(), *extras) if token.content not in known]
     named_texts = {token.content for token in special.values()}
     for token in added:
         token.special = token.special or token.content in named_texts
