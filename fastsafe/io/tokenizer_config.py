@@ -68,25 +68,29 @@ def read_config(
         TokenizerError: A file or a token in it is malformed.
     """
     path = folder / "tokenizer_config.json"
+    mapped: Mapping[str, Any] = {}
     named, extra = _named_and_extra(fields)
     if "added_tokens_decoder" in fields:
         numbered = _decoder(fields["added_tokens_decoder"], path)
     else:  # the older files, which transformers ignores otherwise
-        path = folder / "special_tokens_map.json"
-        _merge_map(read_object(path), named, extra)
-        texts = [_text(token) for token in (*named.values(), *extra)]
-        path_of_added = folder / "added_tokens.json"
-        numbered = {**_added_file(read_object(path_of_added), texts, path_of_added), **present}
-    tokens = {
-        name: None if value is None else _token(value, path, name)
-        for name, value in {**defaults, **named}.items()
-    }
-    names = dict.fromkeys((*(f"{name}_token" for name in _NAMED), *tokens))
-    special = {name: token for name in names if (token := tokens.get(name)) is not None}
+        mapped = read_object(folder / "special_tokens_map.json")
+        _merge_map(mapped, named, extra)
+        numbered = {**_added_file(folder / "added_tokens.json", named, extra), **present}
+    values = {**dict.fromkeys(f"{name}_token" for name in _NAMED), **defaults, **named}
+    special: dict[str, tokenizers.AddedToken] = {}
     added = [numbered[index] for index in sorted(numbered)]
     known = {token.content for token in (*present.values(), *added)}
-    extras = (_token(value, path, "extra_special_tokens") for value in extra)
-    added += [token for token in (*special.values(), *extras) if token.content not in known]
+    texts: set[str] = set()  # a text counts once, an object with flags each time
+    for name, value in (*values.items(), *(("extra_special_tokens", each) for each in extra)):
+        if value is None:
+            continue
+        token = _token(value, folder / "special_tokens_map.json" if name in mapped else path, name)
+        if name in values:
+            special[name] = token
+        if token.content not in known and not (isinstance(value, str) and value in texts):
+            added.append(token)
+        if isinstance(value, str):
+            texts.add(value)
     named_texts = {token.content for token in special.values()}
     for token in added:
         token.special = token.special or token.content in named_texts
@@ -167,11 +171,15 @@ def _decoder(value: Any, path: Path) -> dict[int, tokenizers.AddedToken]:
 
 
 def _added_file(
-    ids: Mapping[str, Any], special: Iterable[str], path: Path
+    path: Path, named: Mapping[str, Any], extra: Iterable[Any]
 ) -> dict[int, tokenizers.AddedToken]:
     """Read added_tokens.json: an object of ids by token."""
+    ids = read_object(path)
     if not all(type(index) is int for index in ids.values()):
         raise TokenizerError(f"{path}: an id is no integer, expected ids by token; {_OURS}")
+    standard = [named.get(f"{name}_token") for name in _NAMED]
+    values = (value for value in (*standard, *extra) if "__type" not in (value or ()))
+    special = [_text(value) for value in values]
     return {
         index: tokenizers.AddedToken(text, normalized=text not in special, special=text in special)
         for text, index in ids.items()

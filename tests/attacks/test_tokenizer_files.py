@@ -2,11 +2,12 @@
 
 import copy
 import json
+import os
 
 import pytest
 
 from fastsafe.errors import TokenizerError
-from fastsafe.io import chat_template, tokenizer_config
+from fastsafe.io import chat_template, tokenizer, tokenizer_config
 from fastsafe.io.tokenizer import Tokenizer
 
 GOOD = {
@@ -114,9 +115,9 @@ def test_refused_at_load(name, tmp_path):
 
 @pytest.mark.parametrize("name", ENCODE)
 def test_refused_at_encode(name, tmp_path):
-    tokenizer = Tokenizer.load(write(tmp_path, ENCODE[name]))
+    loaded = Tokenizer.load(write(tmp_path, ENCODE[name]))
     with pytest.raises(TokenizerError) as caught:
-        tokenizer.encode("a" * 60 + "b c")
+        loaded.encode("a" * 60 + "b c")
     sentence(caught)
 
 
@@ -152,9 +153,9 @@ def test_huge_file_is_refused_unread(tmp_path):
 
 def test_ids_above_the_embedding(tmp_path):
     vocabulary = {"a": 0, "b": 2**32 - 1, "[UNK]": 2}
-    tokenizer = Tokenizer.load(write(tmp_path, {"model": {**GOOD["model"], "vocab": vocabulary}}))
+    loaded = Tokenizer.load(write(tmp_path, {"model": {**GOOD["model"], "vocab": vocabulary}}))
     with pytest.raises(TokenizerError, match="largest id is 4294967295, expected below the 128"):
-        tokenizer.check_vocab(128)
+        loaded.check_vocab(128)
 
 
 @pytest.mark.parametrize(
@@ -182,3 +183,116 @@ def test_malformed_neighbour(file, content, tmp_path):
     with pytest.raises(TokenizerError) as caught:
         Tokenizer.load(tmp_path)
     assert "\x1b" not in str(caught.value)
+
+
+def replace(content, pattern="a"):
+    return {"type": "Replace", "pattern": {"String": pattern}, "content": content}
+
+
+def regex(pattern):
+    pattern = {"Regex": pattern}
+    return {"type": "Split", "pattern": pattern, "behavior": "Isolated", "invert": False}
+
+
+def steps(kind, *parts):
+    return {"type": "Sequence", kind: list(parts)}
+
+
+COPIES = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}] * 2,
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
+NORMALIZED = [
+    {"id": 3, "content": "aaaa", "normalized": True, "special": False, "lstrip": False}
+    | {"rstrip": False, "single_word": False}
+]
+
+BOMBS = {
+    "normalizers": {"normalizer": steps("normalizers", *[replace("a" * 100)] * 6)},
+    "normalizers and a token that they read at load": {
+        "normalizer": steps("normalizers", *[replace("a" * 100)] * 6),
+        "added_tokens": NORMALIZED,
+    },
+    "one long replacement": {"normalizer": replace("b" * 9999)},
+    "replacement of nothing": {
+        "normalizer": steps("normalizers", *[replace("aaa", "")] * 9),
+    },
+    "ligatures taken apart again": {
+        "normalizer": steps("normalizers", *[replace("\ufdfa" * 9), {"type": "NFKD"}] * 3),
+    },
+    "long prefix": {"normalizer": {"type": "Prepend", "prepend": "a" * 9999}},
+    "decoders": {"decoder": steps("decoders", *[replace("a" * 100)] * 6)},
+    "nested decoders": {"decoder": steps("decoders", steps("decoders", *[replace("aa")] * 40))},
+    "many steps": {"pre_tokenizer": steps("pretokenizers", *[{"type": "Whitespace"}] * 999)},
+    "copies of the text": {"post_processor": steps("processors", *[COPIES] * 30)},
+    "counts of counts": {"pre_tokenizer": regex("((a{999}){999}){999}")},
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_at_load(name, tmp_path):
+    with pytest.raises(TokenizerError, match=r"tokenizer\.json: ") as caught:
+        Tokenizer.load(write(tmp_path, BOMBS[name]))
+    sentence(caught)
+
+
+@pytest.mark.parametrize("key", ["normalizer", "norm\\u0061lizer"])
+@pytest.mark.parametrize("space", ["", " " * 99])
+def test_a_bomb_behind_the_model_is_found(key, space, tmp_path):
+    text = json.dumps(GOOD)
+    bomb = json.dumps(BOMBS["normalizers"]["normalizer"])
+    path = tmp_path / "tokenizer.json"
+    path.write_text(f'{text[:-1]}, "{key}"{space}:{space}{bomb}}}')
+    with pytest.raises(TokenizerError, match="expected"):
+        Tokenizer.load(tmp_path)
+
+
+def test_normalizers_of_published_files_are_in_bounds(tmp_path):
+    quotes = [replace('"', "``"), replace('"', "''")]
+    albert = [*quotes, {"type": "NFKD"}, {"type": "StripAccents"}, {"type": "Lowercase"}]
+    llama = [{"type": "Prepend", "prepend": "\u2581"}, replace("\u2581", " ")]
+    for parts in (albert, llama):
+        folder = write(tmp_path, {"normalizer": steps("normalizers", *parts)})
+        assert Tokenizer.load(folder).encode("b") in ([1], [2, 1])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        LOAD["merge of unknown tokens (panic)"],
+        LOAD["broken character map (panic)"],
+        ENCODE["exponential regular expression (panic)"],
+    ],
+)
+def test_panics_print_nothing(changes, tmp_path, capfd):
+    with pytest.raises(TokenizerError):
+        Tokenizer.load(write(tmp_path, changes)).encode("a" * 60 + "b c")
+    assert capfd.readouterr().err == ""
+
+
+def test_what_others_print_meanwhile_is_kept(capfd):
+    with tokenizer._held_stderr():
+        os.write(2, b"progress")
+    assert capfd.readouterr().err == "progress"
+
+
+@pytest.mark.parametrize(
+    "name", ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "config.json"]
+)
+@pytest.mark.parametrize("kind", ["fifo", "folder", "dangling link", "device"])
+def test_a_file_that_cannot_be_read_is_not_taken_as_absent(name, kind, tmp_path):
+    path = write(tmp_path, {}) / name
+    path.unlink(missing_ok=True)
+    match kind:
+        case "fifo":
+            os.mkfifo(path)
+        case "folder":
+            path.mkdir()
+        case "device":
+            path.symlink_to("/dev/zero")
+        case _:
+            path.symlink_to("gone")
+    with pytest.raises(TokenizerError, match=name):
+        Tokenizer.load(tmp_path)

