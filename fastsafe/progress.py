@@ -67,14 +67,18 @@ class _Stream(Progress):
 
 
 class Lines(_Stream):
-    """Plain lines for logs and pipes, at the begin and end of a stage and every few seconds."""
+    """Plain lines for logs and pipes, at the begin and end of a stage and every few seconds.
+
+    A stage without work has none.
+    """
 
     every_s = 5.0
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Write the name and size of the stage."""
         super().begin(stage, total, unit)
-        self._write(f"{stage}: {total} {unit}")
+        if total:
+            self._write(f"{stage}: {total} {unit}")
 
     def advance(self, count: int, note: str = "") -> None:
         """Write a line if the last one is old enough."""
@@ -90,7 +94,8 @@ class Lines(_Stream):
     def end(self) -> None:
         """Write the duration of the stage."""
         took = duration(time.monotonic() - self._began)
-        self._write(f"{self._stage}: {self._done}/{self._total} {self._unit} in {took}")
+        if self._total:
+            self._write(f"{self._stage}: {self._done}/{self._total} {self._unit} in {took}")
 
     def say(self, text: str) -> None:
         """Write one line."""
@@ -136,7 +141,7 @@ class Bars(Progress):
         self._console = Console(file=stream)
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Show a bar below those of finished stages."""
+        """Show a bar below those of finished stages, none for a stage without work."""
         from rich import progress as rich
 
         self._bar = rich.Progress(
@@ -151,7 +156,8 @@ class Bars(Progress):
             console=self._console,
         )
         self._task = self._bar.add_task(stage, total=total, note="")
-        self._bar.start()
+        if total:
+            self._bar.start()
 
     def advance(self, count: int, note: str = "") -> None:
         """Move the bar."""

@@ -41,6 +41,15 @@ def test_lines() -> None:
     assert last == "train: 4/4 steps in 0 s"
 
 
+@pytest.mark.parametrize("kind", [Lines, Bars])
+def test_a_stage_without_work_is_not_shown(kind: type[Progress]) -> None:
+    stream = io.StringIO()
+    progress = kind(stream)  # type: ignore[call-arg]
+    with stage(progress, "derive", 0, "adapters"):
+        progress.advance(0)
+    assert stream.getvalue().strip() == ""
+
+
 def test_events_are_json_lines() -> None:
     stream = io.StringIO()
     show(EveryEvent(stream))

@@ -1,6 +1,7 @@
 """``fastsafe audit``, ``judge`` and ``report``: run, judge again, report again."""
 
 import os
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,6 +23,8 @@ from fastsafe.cli.options import (
 if TYPE_CHECKING:
     from fastsafe.audit.run import Run
 
+
+_FILE_WIDTH = 120  # columns of a table that is printed into a file or a pipe
 
 RunDirectory = Annotated[Path, typer.Argument(metavar="RUN", help="Run directory.")]
 Overrides = Annotated[
@@ -158,7 +161,9 @@ def _finish(
 
         from fastsafe.audit.report import tables
 
-        console = Console(highlight=False)
+        # a file or pipe has no width of its own
+        has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
+        console = Console(highlight=False, width=None if has_width else _FILE_WIDTH)
         for part in tables(run.results, console.width):
             console.print(part)
         console.print(f"\nreport: {run.path / 'report.html'}", soft_wrap=True, markup=False)

@@ -138,7 +138,7 @@ def test_an_audit_from_the_first_word_to_the_report(checkpoint: Path, folder: Pa
     first = run(*words, "--out", "a")
     assert first.exit_code == 0, first.stderr
     assert "Harmful prompts answered" in first.stdout
-    assert "train: 4/4 adapter steps" in first.stderr
+    assert "train: 4/4 steps of 2 adapters" in first.stderr
     names = {path.name for path in (folder / "a").iterdir()}
     files = {"manifest.json", "store.sqlite", "results.json", "report.html"}
     assert names == files | {"adapters", "exports"}
