@@ -6,13 +6,12 @@ lone surrogates, and only regular files.
 
 import json
 import math
-import os
 import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-import fastsafe._native as _native
 from fastsafe.errors import CheckpointError
+from fastsafe.io.checkpoint_file import open_file, read_file
 
 MAX_DEPTH = 64  # nesting of lists and objects
 
@@ -34,21 +33,28 @@ def read_json(path: Path | str, max_bytes: int) -> Any:
     Raises:
         CheckpointError: The file is missing, not regular, too large, too deep or malformed.
     """
+    content = read_file(path, max_bytes)
+    if content is None:
+        raise CheckpointError(f"{path}: file is missing, expected JSON; check the path")
     try:
-        file = _native.File(os.fsencode(path))
-        if file.size > max_bytes:
-            raise ValueError(f"file has {file.size} bytes, expected at most {max_bytes}")
-        text = file.read_bytes(0, file.size).decode()
-        if _is_too_deep(text):
-            raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}, expected at most that")
-        value = json.loads(
-            text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite
-        )
-        if "\\u" in text:
-            json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8
-        return value
-    except ValueError as error:  # _native.Error, JSON and Unicode errors all are
+        return parse_json(content)
+    except ValueError as error:  # JSON and Unicode errors are, too
         raise CheckpointError(f"{path}: {error}") from None
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse JSON in UTF-8.
+
+    Raises:
+        ValueError: The JSON is too deep or malformed; the message does not name a file.
+    """
+    text = content.decode()
+    if _is_too_deep(text):
+        raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}, expected at most that")
+    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+    if "\\u" in text:
+        json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8
+    return value
 
 
 def read_object(path: Path | str, max_bytes: int) -> dict[str, Any]:
@@ -57,6 +63,11 @@ def read_object(path: Path | str, max_bytes: int) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path}: JSON is a {type(value).__name__}, expected an object")
     return value
+
+
+def read_optional_object(path: Path | str, max_bytes: int) -> dict[str, Any] | None:
+    """Parse as ``read_object``; None if the folder has no entry of that name."""
+    return None if open_file(path) is None else read_object(path, max_bytes)
 
 
 def _is_too_deep(text: str) -> bool:

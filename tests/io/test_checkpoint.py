@@ -80,7 +80,7 @@ def test_config_and_generation_config(folder: Path) -> None:
         with pytest.raises(CheckpointError, match=r"config\.json: "):
             checkpoint.config()
     (folder / "config.json").unlink()
-    with pytest.raises(CheckpointError, match=r"config\.json: file cannot be opened"):
+    with pytest.raises(CheckpointError, match=r"config\.json: file is missing"):
         checkpoint.config()
 
 
