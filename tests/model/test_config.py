@@ -97,11 +97,11 @@ BOMBS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "layer types differ": (
         {"layer_types": ["full_attention", "sliding_attention"]},
-        "layer_types is a list of 2 items, expected one kind",
+        "layer_types is .*sliding_attention.*, expected one kind",
     ),
     "layer types of another length": (
         {"layer_types": ["full_attention"] * 3},
-        "layer_types is a list of 3 items, expected a list of 2 of",
+        "layer_types is .*, expected a list of 2 of",
     ),
     "softcap of another family": (
         {"final_logit_softcapping": 30.0},
@@ -113,14 +113,14 @@ BOMBS: dict[str, tuple[dict[str, Any], str]] = {
         {"quantization_config": {"quant_method": "gptq", "bits": 4}},
         "quantization_config asks for 'gptq' weights",
     ),
-    "quantized by a list": ({"quantization_config": [1]}, "quantization_config is a list of 1"),
+    "quantized by a list": ({"quantization_config": [1]}, "quantization_config is .1., expected"),
     "unknown architecture": (
         {"architectures": ["EvilForCausalLM"]},
         "architectures is 'EvilForCausalLM', expected one of LlamaForCausalLM, Mistral",
     ),
     "two architectures": (
         {"architectures": ["LlamaForCausalLM", "MistralForCausalLM"]},
-        "architectures is a list of 2 items, expected a list of one name",
+        "architectures is .*Llama.*, expected a list of one name",
     ),
     "architecture is text": ({"architectures": "LlamaForCausalLM"}, "expected a list of one name"),
     "images": (
