@@ -51,7 +51,9 @@ def parse_json(content: bytes) -> Any:
     text = content.decode()
     if _is_too_deep(text):
         raise ValueError(f"JSON is nested deeper than {MAX_DEPTH}, expected at most that")
-    value = json.loads(text, object_pairs_hook=_unique, parse_constant=_refuse, parse_float=_finite)
+    value = json.loads(
+        text, object_pairs_hook=unique_keys, parse_constant=_refuse, parse_float=_finite
+    )
     if "\\u" in text:
         json.dumps(value, ensure_ascii=False).encode()  # a lone surrogate has no UTF-8
     return value
@@ -84,7 +86,8 @@ def _is_too_deep(text: str) -> bool:
     return False
 
 
-def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Make an object of JSON; raise a ValueError if it has a key twice."""
     unique: dict[str, Any] = {}
     for key, value in pairs:
         if key in unique:

@@ -4,19 +4,38 @@ Reads ``tokenizer.json`` with the ``tokenizers`` library; special tokens, end-of
 chat template come from the JSON files beside it. Code of the checkpoint never runs.
 """
 
+import os
+import sys
+import tempfile
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, Self
+from typing import IO, Any, Self
 
 import tokenizers
 
 from fastsafe.errors import CheckpointError, TokenizerError
-from fastsafe.io.chat_template import MAX_SOURCE_CHARS, ChatTemplate, quote
-from fastsafe.io.json_file import read_object
+from fastsafe.io import tokenizer_parts
+from fastsafe.io.chat_template import ChatTemplate, quote
+from fastsafe.io.checkpoint_file import read_file
+from fastsafe.io.tokenizer_class import apply_class
+from fastsafe.io.tokenizer_config import read_config, read_eos_ids, read_object
 
 MAX_TOKENIZER_BYTES = 256 << 20  # the largest published files are under 40 MiB
-MAX_CONFIG_BYTES = 16 << 20
+
+_CLEAN_UP = (  # transformers' clean_up_tokenization, in its order
+    (" .", "."),
+    (" ?", "?"),
+    (" !", "!"),
+    (" ,", ","),
+    (" ' ", "'"),
+    (" n't", "n't"),
+    (" 'm", "'m"),
+    (" 's", "'s"),
+    (" 've", "'ve"),
+    (" 're", "'re"),
+)
 
 
 class Tokenizer:
@@ -38,8 +57,10 @@ class Tokenizer:
         *,
         special_tokens: Mapping[str, str] | None = None,
         eos_ids: Sequence[int] = (),
-        chat_template: str | None = None,
+        chat_template: str | Mapping[str, str] | None = None,
         name: str = "tokenizer",
+        cleans_up_spaces: bool = False,
+        may_panic: bool = False,
     ) -> None:
         """Wrap a tokenizer of the ``tokenizers`` library.
 
@@ -47,8 +68,11 @@ class Tokenizer:
             backend: Its truncation and padding, which some files carry, are switched off.
             special_tokens: "bos_token", "eos_token", ... -> text, as in tokenizer_config.json.
             eos_ids: Further ids that end a generation.
-            chat_template: Jinja source.
+            chat_template: Jinja source, or several by name, of which "default" is used and
+                "tool_use" where there are tools.
             name: For messages.
+            cleans_up_spaces: Whether ``decode`` drops spaces before punctuation.
+            may_panic: Whether a text may make the library panic, which it prints to stderr.
 
         Raises:
             TokenizerError: Two tokens have one id, or bos or eos is not a token.
@@ -70,9 +94,14 @@ class Tokenizer:
         self.pad_id = vocabulary.get(self._special_tokens.get("pad_token", ""))
         eos_id = self._special_id("eos_token")
         self.eos_ids = tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *eos_ids]))
-        self.chat_template = (
-            None if chat_template is None else ChatTemplate(chat_template, self._special_tokens)
-        )
+        self._cleans_up_spaces = cleans_up_spaces
+        self._may_panic = may_panic
+        sources = {"default": chat_template} if isinstance(chat_template, str) else chat_template
+        self._templates = {
+            template: ChatTemplate(source, self._special_tokens)
+            for template, source in (sources or {}).items()
+        }
+        self.chat_template = self._templates.get("default")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -83,13 +112,26 @@ class Tokenizer:
                 configuration files is.
         """
         folder = Path(path)
-        special_tokens, chat_template = _read_config(folder)
+        file = folder / "tokenizer.json"
+        backend, may_panic = _read_backend(file)
+        fields = read_object(folder / "tokenizer_config.json")
+        family = read_object(folder / "config.json").get("model_type", "")
+        defaults = apply_class(backend, fields, family if isinstance(family, str) else "")
+        config = read_config(folder, fields, defaults, backend.get_added_tokens_decoder())
+        with _rust(str(file), "a token of the files beside it", silent=True):
+            backend.add_tokens(list(config.added_tokens))
+        backend.encode_special_tokens = fields.get("split_special_tokens") is True
+        forced = "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output"
+        is_bpe = isinstance(backend.model, tokenizers.models.BPE)
         return cls(
-            _read_backend(folder / "tokenizer.json"),
-            special_tokens=special_tokens,
-            eos_ids=_read_eos_ids(folder),
-            chat_template=chat_template,
-            name=str(folder / "tokenizer.json"),
+            backend,
+            special_tokens=config.special_tokens,
+            eos_ids=read_eos_ids(folder),
+            chat_template=config.templates,
+            name=str(file),
+            cleans_up_spaces=fields.get("clean_up_tokenization_spaces") is True
+            and (not is_bpe or fields.get(forced) is True),
+            may_panic=may_panic,
         )
 
     def check_vocab(self, rows: int) -> None:
@@ -122,11 +164,11 @@ class Tokenizer:
         Raises:
             TokenizerError: The text cannot be encoded, or a token has no embedding row.
         """
-        with _rust(self.name, "encode"):
+        with _rust(self.name, "encode", silent=self._may_panic):
             ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
         doubled = self.bos_id is not None and ids[:2] == [self.bos_id, self.bos_id]
         if add_special_tokens and doubled:
-            with _rust(self.name, "encode"):
+            with _rust(self.name, "encode", silent=self._may_panic):
                 plain: list[int] = self._backend.encode(text, add_special_tokens=False).ids
             if len(plain) < len(ids) and plain[0] == self.bos_id:
                 ids = ids[1:]
@@ -144,8 +186,11 @@ class Tokenizer:
         Raises:
             TokenizerError: An id is negative or not an integer.
         """
-        with _rust(self.name, "decode"):
+        with _rust(self.name, "decode", silent=self._may_panic):
             text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        if self._cleans_up_spaces:
+            for spaced, tight in _CLEAN_UP:
+                text = text.replace(spaced, tight)
         return text
 
     def render_chat(
@@ -159,14 +204,21 @@ class Tokenizer:
         Raises:
             TokenizerError: There is no chat template, or it does not render.
         """
-        if self.chat_template is None:
+        template = self.chat_template
+        if variables.get("tools") is not None:
+            template = self._templates.get("tool_use", template)
+        if template is None and self._templates:
+            names = ", ".join(ascii(name)[:40] for name in list(self._templates)[:8])
+            raise TokenizerError(
+                f"{self.name}: chat templates are named {names}, expected one named 'default'; "
+                "save the one to use as chat_template.jinja beside it"
+            )
+        if template is None:
             raise TokenizerError(
                 f"{self.name}: chat template is missing, expected one in tokenizer_config.json or "
                 "chat_template.jinja; use an instruction-tuned checkpoint or plain prompts"
             )
-        return self.chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, **variables
-        )
+        return template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the token ids of a prompt; its template prints all special tokens there are."""
@@ -174,7 +226,7 @@ class Tokenizer:
 
     def _special_id(self, kind: str) -> int | None:
         token = self._special_tokens.get(kind)
-        if token is None:
+        if not token:
             return None
         token_id: int | None = self._backend.token_to_id(token)
         if token_id is None:
@@ -186,10 +238,15 @@ class Tokenizer:
 
 
 @contextmanager
-def _rust(name: str, doing: str) -> Iterator[None]:
-    """Turn the Rust library's errors into a TokenizerError; its panics are no Exception."""
+def _rust(name: str, doing: str, *, silent: bool = False) -> Iterator[None]:
+    """Turn the Rust library's errors into a TokenizerError; its panics are no Exception.
+
+    Args:
+        silent: Whether to keep the lines that a panic prints from stderr.
+    """
     try:
-        yield
+        with _held_stderr() if silent else nullcontext():
+            yield
     except BaseException as error:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
@@ -199,95 +256,77 @@ def _rust(name: str, doing: str) -> Iterator[None]:
         ) from error
 
 
-def _read_backend(path: Path) -> tokenizers.Tokenizer:
-    if not path.is_file():
+@contextmanager
+def _held_stderr() -> Iterator[None]:
+    """Hold back what the process writes to stderr; it is written at the end, or dropped on error.
+
+    Rust prints a panic there, where no Python code can catch it.
+    """
+    with _STDERR_LOCK:
+        try:
+            stderr = os.dup(2)
+        except OSError:  # closed
+            yield
+            return
+        try:
+            with _memory_file() as held:
+                os.dup2(held.fileno(), 2)
+                try:
+                    yield
+                finally:
+                    os.dup2(stderr, 2)
+                held.seek(0)
+                if written := held.read():
+                    os.write(stderr, written)
+        finally:
+            os.close(stderr)
+
+
+_STDERR_LOCK = threading.RLock()
+
+
+def _memory_file() -> IO[bytes]:
+    if sys.platform == "linux":  # works where there is no folder for temporary files
+        return os.fdopen(os.memfd_create("stderr"), "w+b")
+    return tempfile.TemporaryFile()
+
+
+def _read_backend(path: Path) -> tuple[tokenizers.Tokenizer, bool]:
+    """Read tokenizer.json; return it and whether one of its regular expressions may panic."""
+    try:
+        data = read_file(path, MAX_TOKENIZER_BYTES)
+    except CheckpointError as error:
+        raise TokenizerError(str(error)) from error
+    if data is None:
         raise TokenizerError(
             f"{path.parent}: tokenizer.json is missing, expected a fast tokenizer; "
             "if the checkpoint has tokenizer.model or vocab.json, convert it with "
             "`AutoTokenizer.from_pretrained(...).save_pretrained(...)` of transformers"
         )
-    size = path.stat().st_size
-    if size > MAX_TOKENIZER_BYTES:
-        raise TokenizerError(
-            f"{path}: size is {size} bytes, expected at most {MAX_TOKENIZER_BYTES}; "
-            "use the file that the model's authors publish"
-        )
-    with _rust(str(path), "load"):
-        return tokenizers.Tokenizer.from_buffer(path.read_bytes())
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    """Read the JSON object in ``path``, or an empty one if there is no such file."""
-    if not path.is_file():
-        return {}
     try:
-        return read_object(path, MAX_CONFIG_BYTES)
-    except CheckpointError as error:
-        raise TokenizerError(str(error)) from error
-
-
-def _read_config(folder: Path) -> tuple[dict[str, str], str | None]:
-    """Read the special tokens by name, and the source of the default chat template."""
-    path = folder / "tokenizer_config.json"
-    config = _read_object(path)
-    special = _special_tokens(config)
-    if "added_tokens_decoder" not in config:  # transformers ignores the older file otherwise
-        special |= _special_tokens(_read_object(folder / "special_tokens_map.json"))
-    template = folder / "chat_template.jinja"
-    if template.is_file():
-        return special, _read_template(template)
-    return special, _default_template(config.get("chat_template"), path)
-
-
-def _special_tokens(config: Mapping[str, Any]) -> dict[str, str]:
-    extra = config.get("extra_special_tokens")
-    named = {**config, **(extra if isinstance(extra, dict) else {})}
-    texts = {
-        name: value.get("content") if isinstance(value, dict) else value
-        for name, value in named.items()
-        if name.endswith("_token")
-    }
-    return {name: text for name, text in texts.items() if isinstance(text, str)}
-
-
-def _read_template(path: Path) -> str:
-    with path.open("rb") as file:
-        data = file.read(4 * MAX_SOURCE_CHARS + 1)
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
+        parts = tokenizer_parts.read_parts(data)
+        tokenizer_parts.check_parts(parts)
+    except ValueError as error:
         raise TokenizerError(
-            f"{path}: content is not UTF-8 or too large, expected at most {MAX_SOURCE_CHARS} "
-            "characters; use the file that the model's authors publish"
-        ) from None
+            f"{path}: {quote(str(error))[1:-1]}; use the file that the model's authors publish"
+        ) from error
+    with _rust(str(path), "load", silent=True):
+        backend = tokenizers.Tokenizer.from_buffer(data)
+    _check_model(backend.model, path)
+    return backend, tokenizer_parts.can_panic(parts)
 
 
-def _default_template(value: Any, path: Path) -> str | None:
-    if value is None or isinstance(value, str):
-        return value
-    if isinstance(value, list) and all(
-        isinstance(entry, dict)
-        and isinstance(entry.get("name"), str)
-        and isinstance(entry.get("template"), str)
-        for entry in value
-    ):
-        return {entry["name"]: entry["template"] for entry in value}.get("default")
-    raise TokenizerError(
-        f"{path}: chat_template is {type(value).__name__}, expected a string or a list of "
-        "{name, template}; use the file that the model's authors publish"
-    )
-
-
-def _read_eos_ids(folder: Path) -> list[int]:
-    """Read the end-of-turn ids of generation_config.json, or else of config.json."""
-    path = folder / "generation_config.json"
-    if not path.is_file():
-        path = folder / "config.json"
-    value = _read_object(path).get("eos_token_id")
-    ids = value if isinstance(value, list) else [] if value is None else [value]
-    if not all(type(each) is int and each >= 0 for each in ids):
+def _check_model(model: Any, path: Path) -> None:
+    """Refuse a model that splits texts at random or whose work per character is out of bounds."""
+    if getattr(model, "dropout", None):
         raise TokenizerError(
-            f"{path}: eos_token_id is {ascii(value)[:80]}, expected an id or a list of ids; "
-            "use the file that the model's authors publish"
+            f"{path}: dropout is {model.dropout:g}, expected none: it makes token ids random; "
+            "remove it from the file"
         )
-    return ids
+    for name in ("continuing_subword_prefix", "end_of_word_suffix"):
+        length = len(getattr(model, name, None) or "")
+        if length > tokenizer_parts.MAX_ADDED_CHARS:
+            raise TokenizerError(
+                f"{path}: {name} has {length} characters, expected at most "
+                f"{tokenizer_parts.MAX_ADDED_CHARS}; use the file that the model's authors publish"
+            )

@@ -116,12 +116,11 @@ def load_tokenizer(path: Path) -> Tokenizer:
     checkpoint = Checkpoint(path)
     ends = checkpoint.generation_config() or checkpoint.config()
     ids = ends.get("eos_token_id")
-    template = tokenizer.chat_template
     return Tokenizer(
         backend,
         special_tokens=tokenizer.special_tokens_map,
         eos_ids=ids if isinstance(ids, list) else [] if ids is None else [ids],
-        chat_template=template.get("default") if isinstance(template, dict) else template,
+        chat_template=tokenizer.chat_template,
         name=str(path),
     )
 

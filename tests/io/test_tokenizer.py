@@ -90,10 +90,18 @@ def test_eos_ids_of_a_wrong_type(tmp_path, value):
         Tokenizer.load(tmp_path)
 
 
-def test_a_special_token_outside_the_vocabulary(tmp_path):
-    save(tmp_path, tokenizer_config={"eos_token": "<eos>"})
+def test_a_special_token_outside_the_vocabulary_is_added_as_in_transformers(tmp_path):
+    tokenizer = Tokenizer.load(save(tmp_path, tokenizer_config={"eos_token": "<eos>"}))
+    assert tokenizer.eos_ids == (len(WORDS),)
+    assert tokenizer.encode("car<eos>", add_special_tokens=False) == [7, len(WORDS)]
+    tokenizer.check_vocab(len(WORDS) + 1)  # an embedding may have more rows than tokens
+    with pytest.raises(TokenizerError, match="largest id is 11, expected below the 11"):
+        tokenizer.check_vocab(len(WORDS))
+
+
+def test_a_special_token_that_the_backend_lacks():
     with pytest.raises(TokenizerError, match="eos_token is '<eos>', expected a token"):
-        Tokenizer.load(tmp_path)
+        Tokenizer(backend(), special_tokens={"eos_token": "<eos>"})
 
 
 def test_encode_and_decode(tmp_path):
@@ -157,9 +165,31 @@ def test_where_the_template_is(tmp_path, value, text):
     assert Tokenizer.load(tmp_path).render_chat(ASK) == "file ½"
 
 
-def test_a_list_of_templates_without_default(tmp_path):
-    save(tmp_path, tokenizer_config={"chat_template": [{"name": "rag", "template": "x"}]})
+NAMED = [{"name": "rag", "template": "x"}, {"name": "tool_use", "template": "y"}]
+
+
+@pytest.mark.parametrize("value", [NAMED, {each["name"]: each["template"] for each in NAMED}])
+def test_templates_none_of_which_is_default(tmp_path, value):
+    save(tmp_path, tokenizer_config={"chat_template": value})
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.chat_template is None
+    assert tokenizer.render_chat(ASK, tools=[{}]) == "y"
+    with pytest.raises(TokenizerError, match="are named 'rag', 'tool_use', expected one named 'de"):
+        tokenizer.render_chat(ASK)
+
+
+def test_templates_in_files_replace_those_of_the_config(tmp_path):
+    save(
+        tmp_path, tokenizer_config={"chat_template": [*NAMED, {"name": "default", "template": "z"}]}
+    )
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools")
     assert Tokenizer.load(tmp_path).chat_template is None
+    (tmp_path / "chat_template.jinja").write_text("file")
+    tokenizer = Tokenizer.load(tmp_path)
+    assert tokenizer.render_chat(ASK) == "file"
+    assert tokenizer.render_chat(ASK, tools=[{}]) == "tools"
+    assert tokenizer.render_chat(ASK, tools=None) == "file"
 
 
 def test_template_variables(tmp_path):
