@@ -80,8 +80,9 @@ def old_spelling(raw: dict[str, Any]) -> dict[str, Any]:
     old["rope_theta"] = rope["rope_theta"]
     if "partial_rotary_factor" in rope:
         old["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    scaling["type"] = scaling.pop("rope_type")
-    old["rope_scaling"] = None if scaling["type"] == "default" else scaling
+    kind = scaling.pop("rope_type")
+    scaling["rope_type" if "rope_local_base_freq" in old else "type"] = kind
+    old["rope_scaling"] = None if kind == "default" else scaling
     return old | {"torch_dtype": "float32"}
 
 
