@@ -14,7 +14,6 @@ from fastsafe.errors import CheckpointError
 from fastsafe.io import safetensors
 from fastsafe.io.json_file import read_object, read_optional_object
 from fastsafe.io.safetensors import TensorInfo
-from fastsafe.io.weight_folder import ADAPTER_WEIGHTS
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -149,7 +148,7 @@ def _hint(others: list[str]) -> str:
     """Say what to do with a folder of other safetensors files."""
     if not others:
         return ""
-    if others == [ADAPTER_WEIGHTS]:
+    if others == ["adapter_model.safetensors"]:
         return "; the folder is an adapter: give its base model, and the adapter beside it"
     if num_shards(others[0]):
         return f"; {INDEX} names the shards, download it too"

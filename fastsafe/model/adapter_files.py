@@ -49,12 +49,12 @@ class AdapterFiles(NamedTuple):
     saved: dict[str, Tensor]
 
 
-def read_dir(path: Path) -> AdapterFiles:
-    """Read the config and tensors of an adapter directory; names lose PEFT's prefix.
+def read_config(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
+    """Read the config of an adapter directory, checked and as it is.
 
     Raises:
-        AdapterError: A file is missing, is a pickle, or holds something else than LoRA weights.
-        CheckpointError: A file cannot be read or is malformed.
+        AdapterError: A file is missing, or the config asks for more than plain LoRA.
+        CheckpointError: The file cannot be read or is malformed.
     """
     if not path.is_dir():
         found = "is a file" if path.exists() else "no such directory"
@@ -63,15 +63,25 @@ def read_dir(path: Path) -> AdapterFiles:
         raise AdapterError(
             f"adapter {path}: {ADAPTER_CONFIG} is missing; give the folder PEFT wrote"
         )
-    location = path / ADAPTER_WEIGHTS
-    if not os.path.lexists(location):
+    if not os.path.lexists(path / ADAPTER_WEIGHTS):
         pickles = sorted(p.name for p in path.glob("adapter_model.*"))
         found = f"found only {', '.join(pickles)}, which is refused" if pickles else "none found"
         raise AdapterError(
             f"adapter {path}: {ADAPTER_WEIGHTS} expected, {found}; save it with safe_serialization"
         )
     raw = read_json(path / ADAPTER_CONFIG, max_bytes=_MAX_CONFIG_BYTES)
-    config = parse_config(raw, str(path / ADAPTER_CONFIG))
+    return parse_config(raw, str(path / ADAPTER_CONFIG)), raw
+
+
+def read_dir(path: Path) -> AdapterFiles:
+    """Read the config and tensors of an adapter directory; names lose PEFT's prefix.
+
+    Raises:
+        AdapterError: A file is missing, is a pickle, or holds something else than LoRA weights.
+        CheckpointError: A file cannot be read or is malformed.
+    """
+    config, raw = read_config(path)
+    location = path / ADAPTER_WEIGHTS
     lora: dict[str, Tensor] = {}
     saved: dict[str, Tensor] = {}
     adapters: set[str | None] = set()

@@ -58,18 +58,16 @@ VALUES: dict[str, list[Any]] = {
     "use_cache": [False],
     "use_sliding_window": [True, False],
 }
-FAMILIES = ["llama2", "mistral", "qwen2-window", "gemma2", "gemma3", "phi3-longrope", "granite"]
+FAMILIES = ["llama2", "mistral", "qwen2-window", "gemma3", "phi3-longrope"]
 
 
 @torch.no_grad()
-def theirs(path: Path) -> Tensor | None:
+def theirs(path: Path, weights: dict[str, Tensor]) -> Tensor | None:
     """Return the logits; None where transformers refuses the config or lacks a tensor."""
     try:
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
-            path, dtype=torch.float32, output_loading_info=True
-        )
-        if any(found.values()):
-            return None
+        config = transformers.AutoConfig.from_pretrained(path)
+        model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model.load_state_dict(weights)
         logits: Tensor = model.eval()(IDS[None]).logits[0]
     except Exception:  # its own errors of validation, and torch's of shapes
         return None
@@ -89,7 +87,8 @@ def ours(path: Path) -> Tensor | None:
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_field_changes_the_logits_silently(family: str, build: Callable[..., Any]) -> None:
-    path = build(family).path
+    pair = build(family)
+    path, weights = pair.path, pair.reference.state_dict()
     raw = json.loads((path / "config.json").read_text())
     changes = [{field: value} for field, values in VALUES.items() for value in values]
     # the spelling of transformers 4 has no rope_parameters
@@ -100,7 +99,7 @@ def test_no_field_changes_the_logits_silently(family: str, build: Callable[..., 
     for change in changes:
         (path / "config.json").write_text(json.dumps(raw | change))
         got = ours(path)
-        want = None if got is None else theirs(path)
+        want = None if got is None else theirs(path, weights)
         if got is not None and want is not None:
             compared += 1
             if not (got - want).norm() < 1e-4 * want.norm():
