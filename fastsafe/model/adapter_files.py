@@ -205,5 +205,5 @@ def _check_replaced(modules: Any, saved: Iterable[str], location: str) -> None:
     ):
         raise AdapterError(
             f"{location}: modules_to_save is {shortened(modules)}, expected null or modules whose "
-            "tensors are in the adapter's file; save the adapter again"
+            "tensors are in the adapter's file; take what was not trained out of the list"
         )

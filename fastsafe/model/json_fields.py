@@ -113,7 +113,8 @@ def shortened(value: Any) -> str:
     if isinstance(value, list) and len(value) <= 4 and not nests:
         return "[" + ", ".join(map(shortened, value)) + "]"
     if isinstance(value, list | Mapping):
-        return f"a {'list' if isinstance(value, list) else 'object'} of {len(value)} items"
+        kind = "a list" if isinstance(value, list) else "an object"
+        return f"{kind} of {len(value)} items"
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
     text = ascii(value) if isinstance(value, str) else repr(value)

@@ -56,6 +56,8 @@ _USED = {
     "target_parameters",
     "use_rslora",
 }
+# Variants of LoRA that an empty object switches on, with their default settings.
+_VARIANTS = ("arrow_config", "kasa_config", "monteclora_config", "use_bdlora")
 # Initialisations that leave the base weights alone; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
 # subtract the adapter from them when PEFT loads it.
 _INITS = ("gaussian", "eva", "orthogonal", "mica")
@@ -249,7 +251,7 @@ def parse_config(raw: Any, location: str) -> LoraConfig:
             "plain LoRA with PEFT first"
         )
     for key in sorted(raw.keys() - _INERT - _USED):
-        if raw[key] not in (None, False, [], {}, "", 0):
+        if raw[key] not in (None, False, [], {}, "", 0) or (raw[key] == {} and key in _VARIANTS):
             raise AdapterError(
                 f"{location}: {ascii(key)[1:-1][:60]} is {shortened(raw[key])}, which is not"
                 " supported; only plain linear LoRA is (no DoRA, no trained tokens)"
