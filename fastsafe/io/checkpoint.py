@@ -125,7 +125,7 @@ def _locate(path: Path) -> tuple[Path, list[str], dict[str, Any] | None]:
             index = read_object(path / INDEX, MAX_INDEX_BYTES)
             return path, _shards(path, index, present), index
         others = sorted(name for name in present if name.endswith(".safetensors"))
-        if len(others) == 1 and num_shards(others[0]) == 1:
+        if len(others) == 1 and _num_shards(others[0]) == 1:
             return path, others, None
         if not others:
             _refuse_pickle(path, present)
@@ -138,7 +138,7 @@ def _locate(path: Path) -> tuple[Path, list[str], dict[str, Any] | None]:
     return path.parent, [path.name], None
 
 
-def num_shards(name: str) -> int:
+def _num_shards(name: str) -> int:
     """Return the number of shards that the name of a shard tells; 0 for other names."""
     match = _NUMBERED_SHARD.fullmatch(name)
     return int(match["count"]) if match else 0
@@ -150,7 +150,7 @@ def _hint(others: list[str]) -> str:
         return ""
     if others == ["adapter_model.safetensors"]:
         return "; the folder is an adapter: give its base model, and the adapter beside it"
-    if num_shards(others[0]):
+    if _num_shards(others[0]):
         return f"; {INDEX} names the shards, download it too"
     return f"; rename {others[0]} to {WEIGHTS} if these are the model's weights"
 

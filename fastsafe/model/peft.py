@@ -185,18 +185,16 @@ class LoraConfig:
         )
 
     def _targets(self, module: str, matcher: NameMatcher) -> bool:
-        targets, excluded, layers = (
-            self.target_modules,
-            self.exclude_modules,
-            self.layers_to_transform,
-        )
+        excluded, layers = self.exclude_modules, self.layers_to_transform
         if excluded is not None and _matches(excluded, module, matcher):
             return False
-        if isinstance(targets, tuple) and module in targets:
+        if isinstance(self.target_modules, tuple) and module in self.target_modules:
             return True  # a whole name counts in every layer
         if layers is not None and _layer_of(module) not in layers:
             return False
-        return targets == EVERY_LINEAR or _matches(targets, module, matcher)
+        if self.target_modules == EVERY_LINEAR:
+            return True
+        return _matches(self.target_modules, module, matcher)
 
     def to_json(self) -> dict[str, Any]:
         """Return the adapter_config.json that PEFT and vLLM read."""
