@@ -257,6 +257,10 @@ class Parser {
   }
 
   void metadata(std::vector<std::pair<std::string, std::string>>& entries) {
+    if (std::string_view(at_, static_cast<std::size_t>(end_ - at_)).substr(0, 4) == "null") {
+      at_ += 4;  // as good as absent
+      return;
+    }
     std::size_t budget = kMaxMetadataBytes;
     for (bool more = opens('{', '}'); more; more = continues('}')) {
       auto& [key, value] = entries.emplace_back();

@@ -31,7 +31,7 @@ def inspect(
     checkpoint: CheckpointName,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a checkpoint holds, without running anything of it."""
+    """Show what a checkpoint or an adapter holds, without running anything of it."""
     from fastsafe.commands import catalogue
 
     show(catalogue.inspect(checkpoint), as_json)

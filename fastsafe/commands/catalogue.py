@@ -3,6 +3,9 @@
 import inspect as source_of
 import sys
 from collections import Counter
+from collections.abc import Iterable
+from math import prod
+from pathlib import Path
 from typing import Any
 
 from fastsafe.audit.recipe import load as recipes
@@ -43,20 +46,22 @@ def entries(kind: str) -> dict[str, str]:
 
 
 def inspect(checkpoint: str) -> dict[str, Any]:
-    """Return facts about a checkpoint, read from its headers and configuration alone.
+    """Return facts about a checkpoint or an adapter, read from headers and configuration alone.
 
     Raises:
-        CheckpointError: The checkpoint is missing, malformed or refused.
+        CheckpointError: The checkpoint or a file of the adapter is missing, malformed or refused.
+        AdapterError: The adapter is no plain LoRA.
     """
-    from math import prod
-
     from fastsafe.audit.backend.on_engine import EngineBackend
+    from fastsafe.io.weight_folder import is_adapter
+    from fastsafe.safety.sources import checkpoint_of
 
+    folder = checkpoint_of(checkpoint)
+    if is_adapter(folder):
+        return _inspect_adapter(folder)
     runtime = EngineBackend(checkpoint)
     checkpoint_files = runtime.checkpoint
-    sizes: Counter[str] = Counter()
-    for name, shape in checkpoint_files.shapes.items():
-        sizes[checkpoint_files.dtypes[name]] += prod(shape)
+    sizes = _sizes((checkpoint_files.dtypes[n], s) for n, s in checkpoint_files.shapes.items())
     config = runtime.config
     return {
         "path": str(runtime.path),
@@ -73,6 +78,37 @@ def inspect(checkpoint: str) -> dict[str, Any]:
         "ignored_code_fields": list(config.ignored),
         "sha256": checkpoint_files.sha256(),
     }
+
+
+def _inspect_adapter(folder: Path) -> dict[str, Any]:
+    from fastsafe.io import safetensors
+    from fastsafe.io.weight_folder import ADAPTER_WEIGHTS, weights_sha256
+    from fastsafe.model.adapter_files import read_config
+
+    config, _ = read_config(folder)
+    tensors = safetensors.read_header(folder / ADAPTER_WEIGHTS).tensors
+    sizes = _sizes((info.dtype, info.shape) for info in tensors.values())
+    targets = config.target_modules
+    return {
+        "path": str(folder),
+        "adapter": "LoRA",
+        "base_model": config.base_model,
+        "rank": config.rank,
+        "alpha": config.alpha,
+        "target_modules": targets if isinstance(targets, str) else list(targets),
+        "parameters": sum(sizes.values()),
+        "parameters_by_dtype": sizes,
+        "tensors": len(tensors),
+        "sha256": weights_sha256(folder),
+    }
+
+
+def _sizes(tensors: Iterable[tuple[str, tuple[int, ...]]]) -> Counter[str]:
+    """Count the elements of tensors by dtype."""
+    sizes: Counter[str] = Counter()
+    for dtype, shape in tensors:
+        sizes[dtype] += prod(shape)
+    return sizes
 
 
 def _first_line(part: Any) -> str:

@@ -13,23 +13,32 @@ ALLOWED = ("*.safetensors", "*.json", "*.jinja")
 IGNORED = ("*/*", "consolidated*")
 DATA_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".json")  # the first there is wins
 
+_WEIGHT_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)", re.ASCII)
 _SUBJECTS = {"model": "checkpoint", "data set": "data"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def resolve(model: str | Path) -> Path:
-    """Return the path of a checkpoint; a hub id is downloaded unless it is in the cache.
+    """Return the folder of a checkpoint; a hub id is downloaded unless it is in the cache.
 
     Args:
-        model: An existing path, or a hub id.
+        model: An existing folder, a weight file in it, or a hub id.
 
     Raises:
-        CheckpointError: There is no such path or hub id, or the hub cannot be reached.
+        CheckpointError: There is no such path or hub id, it is another file, or the hub cannot be
+            reached.
     """
     path = Path(model).expanduser()
     if str(model) and _exists(path):
-        return path
+        if path.suffix != ".safetensors" or not path.is_file():
+            return path
+        if path.name == "model.safetensors" or _WEIGHT_SHARD.fullmatch(path.name):
+            return path.parent  # which has the config and the tokenizer, too
+        raise CheckpointError(
+            f"checkpoint: {path} is a file of another name than model.safetensors, expected a "
+            "folder with config.json, tokenizer and weights; give the folder"
+        )
     if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
         raise CheckpointError(
             f"checkpoint: {str(model)!a} does not exist, expected a folder or a hub id "

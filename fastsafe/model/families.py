@@ -34,6 +34,7 @@ class Family:
     local_theta: float | None = None  # windowed layers have a rotary base of their own
     default_theta: float = 10_000.0
     norm_eps: float = 1e-6  # default
+    max_positions: int = 2048  # default
 
 
 _GEMMA = Family(
@@ -46,6 +47,7 @@ _GEMMA = Family(
     tied=True,
     head_dim=256,
     kv_heads_required=True,
+    max_positions=8192,
 )
 _GEMMA2 = replace(
     _GEMMA,
@@ -64,7 +66,11 @@ _GEMMA2 = replace(
 FAMILIES = {
     "LlamaForCausalLM": Family(model_type="llama", qkv_bias=None, o_bias=None, reads_mlp_bias=True),
     "MistralForCausalLM": Family(
-        model_type="mistral", kv_heads_required=True, window="all", window_default=4096
+        model_type="mistral",
+        kv_heads_required=True,
+        window="all",
+        window_default=4096,
+        max_positions=131_072,
     ),
     "Qwen2ForCausalLM": Family(
         model_type="qwen2",
@@ -73,6 +79,7 @@ FAMILIES = {
         window="layer_types",
         window_default=4096,
         window_opt_in=True,
+        max_positions=32_768,
     ),
     "Qwen3ForCausalLM": Family(
         model_type="qwen3",
@@ -84,6 +91,7 @@ FAMILIES = {
         window="layer_types",
         window_default=4096,
         window_opt_in=True,
+        max_positions=32_768,
     ),
     "GemmaForCausalLM": _GEMMA,
     "Gemma2ForCausalLM": _GEMMA2,
@@ -96,6 +104,7 @@ FAMILIES = {
         window_pattern=6,
         local_theta=10_000.0,
         default_theta=1_000_000.0,
+        max_positions=131_072,
     ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",
@@ -103,6 +112,7 @@ FAMILIES = {
         partial_rotary=True,
         window="all",
         norm_eps=1e-5,
+        max_positions=4096,
     ),
     "GraniteForCausalLM": Family(
         model_type="granite",

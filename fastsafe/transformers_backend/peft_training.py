@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastsafe.data.packing import TrainExample, encode_row
 from fastsafe.errors import TrainingError, UsageError
-from fastsafe.model import peft as adapter_files
+from fastsafe.model import adapter_files
 from fastsafe.train.batches import BatchSampler, check_lengths
 from fastsafe.train.config import FinetuneJob, FinetuneResult, check_names
 from fastsafe.transformers_backend.transformers_llm import TransformersLLM

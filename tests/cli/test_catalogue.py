@@ -1,12 +1,16 @@
-"""``fastsafe list``: everything that a recipe can name."""
+"""``fastsafe list``: everything that a recipe can name; ``fastsafe inspect`` of an adapter."""
 
 import json
+from pathlib import Path
 
 import pytest
+import torch
 from typer.testing import CliRunner, Result
 
 from fastsafe.cli import app
 from fastsafe.commands import catalogue
+from fastsafe.io import safetensors
+from fastsafe.io.weight_folder import weights_sha256
 
 
 def run(*words: str) -> Result:
@@ -29,3 +33,19 @@ def test_lists_name_the_vocabulary() -> None:
     judges = catalogue.entries("judges")
     assert {"refusal", "harmbench", "llama_guard", "rubric_paper1"} <= judges.keys()
     assert judges["harmbench"].startswith("asks a model: ")
+
+
+def test_inspect_describes_an_adapter(tmp_path: Path) -> None:
+    key = "base_model.model.model.layers.0.self_attn.q_proj.lora_"
+    tensors = {f"{key}A.weight": torch.ones(2, 16), f"{key}B.weight": torch.ones(8, 2)}
+    safetensors.write(tmp_path / "adapter_model.safetensors", tensors)
+    config = {"peft_type": "LORA", "r": 2, "target_modules": ["q_proj"], "use_dora": False}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config))
+    facts = json.loads(run("inspect", str(tmp_path), "--json").stdout)
+    assert (facts["adapter"], facts["rank"], facts["parameters"]) == ("LoRA", 2, 48)
+    assert facts["target_modules"] == ["q_proj"]
+    assert facts["sha256"] == weights_sha256(tmp_path)
+    (tmp_path / "adapter_config.json").write_text(json.dumps(config | {"use_dora": True}))
+    refused = run("inspect", str(tmp_path))
+    assert refused.exit_code == 1
+    assert "use_dora is True, which is not supported" in refused.stderr

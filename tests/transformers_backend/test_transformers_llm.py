@@ -227,7 +227,7 @@ def test_adapters_that_do_not_fit_leave_nothing_behind(
             theirs.load_adapter(path)
     config = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["nowhere"]}))
-    with pytest.raises(AdapterError, match="does not fit"):
+    with pytest.raises(AdapterError, match="match no module"):
         theirs.load_adapter(path)
     assert torch.equal(theirs.logits([1, 2, 3]), before)
     (path / "adapter_model.safetensors").rename(path / "adapter_model.bin")
