@@ -153,6 +153,9 @@ def judge(
 def _finish(
     run: "Run", as_json: bool, how_to_finish: str = "run the same command to finish"
 ) -> None:
+    from fastsafe.audit.report.quotes import visible
+    from fastsafe.audit.unanswered import sentence
+
     if not as_json:
         from rich.console import Console
 
@@ -162,10 +165,19 @@ def _finish(
         for part in tables(run.results, console.width):
             console.print(part)
         console.print(f"\nreport: {run.path / 'report.html'}", soft_wrap=True, markup=False)
+    silent = [visible(sentence(row)) for row in run.results.get("unanswered", ())]
     if not run.is_covered:
         covered, required = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))
+        what_to_do = f"{how_to_finish}, or lower thresholds.coverage"
+        if silent:
+            what_to_do = (
+                f"{'; '.join(silent)}; start it, or check its address, key and budget, then "
+                f"{how_to_finish}, or fastsafe judge {run.path}"
+            )
         fail(
             f"error: run {run.path}: coverage is {covered:.3f} in the least covered cell, "
-            f"expected {required:.3f}; {how_to_finish}, or lower thresholds.coverage",
+            f"expected {required:.3f}; {what_to_do}",
             EXIT_COVERAGE,
         )
+    for line in silent:
+        typer.echo(f"warning: {line}", err=True)

@@ -12,6 +12,7 @@ from fastsafe.audit.report.quotes import Quote, visible
 from fastsafe.audit.report.words import mitigation_name, sentences
 from fastsafe.audit.results.schema.rates import SummaryResult
 from fastsafe.audit.results.schema.run import Results
+from fastsafe.audit.unanswered import sentence
 
 _SHADES = 20
 
@@ -57,6 +58,7 @@ def report_html(
         style_hash=style_hash,
         image=image,
         sentences=sentences(results),
+        unanswered=[sentence(row) for row in results.get("unanswered", ())],
         seed_tables=[
             (title, view, rows)
             for kind, title in views.SEED_TABLES.items()

@@ -280,8 +280,10 @@ class HttpCompleter:
         if choice is None:
             if openai_reply.is_filtered(data):
                 return self._filtered(data, ask)
+            is_error = isinstance(answer, dict) and answer.get("error")
+            what = "an error" if is_error else "no completion"
             raise _TransientError(
-                f"endpoint: reply is not a completion in JSON{self._quoted(data)}"
+                f"endpoint: status {response.status_code} with {what}{self._quoted(data)}"
             )
         if used := openai_reply.usage(answer):
             self.ledger.settle(self._account, booked, self._cost(*used))
@@ -312,7 +314,7 @@ class HttpCompleter:
                         raise _FailedError(f"endpoint: reply has over {MAX_REPLY_BYTES} bytes")
         except TimeoutError as error:
             # not retried: it waited long already
-            raise _FailedError(f"endpoint: reply took over {longest:.0f} s") from error
+            raise _FailedError(f"endpoint: reply took over {longest:g} s") from error
         except httpx2.HTTPError as error:
             raise _TransientError(f"endpoint: {type(error).__name__}") from error
         return response, bytes(data)
