@@ -168,18 +168,17 @@ def read(choice: Mapping[str, Any], ask: Ask) -> Reply:
 def _text(content: Any) -> str:
     """Return the text of a content, whose parts of another kind are no answer."""
     if isinstance(content, list):
-        content = _joined(content, _TEXT_PARTS, "text")
+        parts = [{"text": part} if isinstance(part, str) else part for part in content]
+        content = _joined(parts, _TEXT_PARTS, "text")
     if not isinstance(content, str):
         return ""
     return re.sub("[\ud800-\udfff]", "\ufffd", content)  # halves of a pair are no text
 
 
 def _joined(parts: list[Any], kinds: tuple[str | None, ...], name: str) -> str:
-    texts = [
-        part.get(name) if isinstance(part, dict) and part.get("type") in kinds else part
-        for part in parts
-    ]
-    return "".join(text for text in texts if isinstance(text, str))
+    """Return the texts under ``name`` of the parts whose type is one of ``kinds``."""
+    found = [part for part in parts if isinstance(part, dict) and part.get("type") in kinds]
+    return "".join(part[name] for part in found if isinstance(part.get(name), str))
 
 
 def _first_logprobs(logprobs: Any) -> dict[str, float]:
