@@ -1,4 +1,4 @@
-"""Judges and guards that did not answer: what a stage notes, and the sentence that says it.
+"""Judges and guards that gave no verdict: what a stage notes, and the sentences that say it.
 
 A row without a reply has no verdict and is asked about again. Without a note, a judge that is down
 would look like one that has nothing to do.
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from fastsafe.audit.results.schema.instruments import ReadBy, UnansweredResult
+from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.store.sqlite_store import Store
 
 MAX_CAUSE = 300  # characters
@@ -51,6 +52,19 @@ def sentence(row: UnansweredResult) -> str:
     address = f" at {row['address']}" if row["address"] else ""
     reader = _READERS[row["read_by"]].format(row["name"])
     return f"{reader}{address} gave no reply on {row['failed']} of {row['n']} rows: {row['cause']}"
+
+
+def unscored(results: Results) -> list[str]:
+    """Return a sentence per judge whose replies give no verdict; asking again gives the same."""
+    counts: dict[str, Counter[str]] = {}
+    for cell in (*results["cells"], *results["over_refusal"]):
+        counts.setdefault(cell["judge"], Counter()).update(cell["verdicts"])
+    return [
+        f"judge {judge} gave {count['judge_unparseable']} replies outside its grammar and "
+        f"{count['judge_refused']} refusals to judge"
+        for judge, count in counts.items()
+        if count["judge_unparseable"] or count["judge_refused"]
+    ]
 
 
 def keep(store: Store, read_by: ReadBy, rows: Sequence[UnansweredResult]) -> None:

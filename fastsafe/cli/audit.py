@@ -154,7 +154,7 @@ def _finish(
     run: "Run", as_json: bool, how_to_finish: str = "run the same command to finish"
 ) -> None:
     from fastsafe.audit.report.quotes import visible
-    from fastsafe.audit.unanswered import sentence
+    from fastsafe.audit.unanswered import sentence, unscored
 
     if not as_json:
         from rich.console import Console
@@ -172,7 +172,12 @@ def _finish(
         if silent:
             what_to_do = (
                 f"{'; '.join(silent)}; start it, or check its address, key and budget, then "
-                f"{how_to_finish}, or fastsafe judge {run.path}"
+                f"{how_to_finish}, or run fastsafe judge {run.path}"
+            )
+        elif unread := unscored(run.results):
+            what_to_do = (
+                f"{'; '.join(unread)}; raise its reply_tokens where store.sqlite has replies that "
+                "are cut off, take another judge, or lower thresholds.coverage"
             )
         fail(
             f"error: run {run.path}: coverage is {covered:.3f} in the least covered cell, "
