@@ -1,7 +1,6 @@
 """The settings of an OpenAI-compatible endpoint: address, limits, budget, and what a call holds."""
 
 from collections.abc import Mapping
-from dataclasses import field
 from typing import Annotated, Literal
 from urllib.parse import urlsplit
 
@@ -71,13 +70,13 @@ class Endpoint:
     price_out: Amount = 0.0
     temperature: Amount | None = 0.0
     max_tokens_name: Literal["max_tokens", "max_completion_tokens"] | None = "max_tokens"
-    chat_template_kwargs: JsonObject = field(default_factory=dict)
-    extra_body: JsonObject = field(default_factory=dict)
+    chat_template_kwargs: JsonObject | None = None
+    extra_body: JsonObject | None = None
 
     def __post_init__(self) -> None:
         if self.max_cost and not (self.price_in or self.price_out):
             raise ValueError("max_cost is set, expected price_in and price_out with it")
-        if taken := sorted(OWN_KEYS & self.extra_body.keys()):
+        if taken := sorted(OWN_KEYS & (self.extra_body or {}).keys()):
             raise ValueError(
                 f"extra_body sets {', '.join(taken)}, expected keys that fastsafe does not set"
             )

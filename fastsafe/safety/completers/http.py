@@ -120,7 +120,7 @@ class HttpCompleter:
         """Return the sha256 of address, model and decoding, without keys, limits and prices."""
         target = self.target
         parts: list[Any] = ["http", target.url, target.model, target.temperature]
-        more = dict(target.extra_body)
+        more = dict(target.extra_body or {})
         if target.chat_template_kwargs:
             more["chat_template_kwargs"] = dict(target.chat_template_kwargs)
         if target.max_tokens_name is None:
@@ -192,7 +192,7 @@ class HttpCompleter:
 
     def _body(self, ask: Ask) -> dict[str, Any]:
         target = self.target
-        body: dict[str, Any] = {"model": target.model, **target.extra_body}
+        body: dict[str, Any] = {"model": target.model, **(target.extra_body or {})}
         if target.temperature is not None:
             body["temperature"] = target.temperature
         if target.max_tokens_name is not None:
@@ -207,7 +207,7 @@ class HttpCompleter:
             body |= {"add_generation_prompt": False, "continue_final_message": True}
         if ask.labels:
             body |= {"logprobs": True, "top_logprobs": TOP_LOGPROBS}
-        variables = {**target.chat_template_kwargs, **ask.variables}
+        variables = {**(target.chat_template_kwargs or {}), **ask.variables}
         return body | ({"chat_template_kwargs": variables} if variables else {})
 
     def _kept(self, key: str) -> Reply | None:
