@@ -48,10 +48,11 @@ def of(
 
 
 def sentence(row: UnansweredResult) -> str:
-    """Return a note in words; the cause may hold characters that a terminal obeys."""
+    """Return a note in words, without characters that a terminal would obey."""
     address = f" at {row['address']}" if row["address"] else ""
     reader = _READERS[row["read_by"]].format(row["name"])
-    return f"{reader}{address} gave no reply on {row['failed']} of {row['n']} rows: {row['cause']}"
+    text = f"{reader}{address} gave no reply on {row['failed']} of {row['n']} rows: {row['cause']}"
+    return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 
 def unscored(results: Results) -> list[str]:

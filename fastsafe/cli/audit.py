@@ -153,7 +153,6 @@ def judge(
 def _finish(
     run: "Run", as_json: bool, how_to_finish: str = "run the same command to finish"
 ) -> None:
-    from fastsafe.audit.report.quotes import visible
     from fastsafe.audit.unanswered import sentence, unscored
 
     if not as_json:
@@ -165,7 +164,7 @@ def _finish(
         for part in tables(run.results, console.width):
             console.print(part)
         console.print(f"\nreport: {run.path / 'report.html'}", soft_wrap=True, markup=False)
-    silent = [visible(sentence(row)) for row in run.results.get("unanswered", ())]
+    silent = [sentence(row) for row in run.results.get("unanswered", ())]
     if not run.is_covered:
         covered, required = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))
         what_to_do = f"{how_to_finish}, or lower thresholds.coverage"

@@ -104,6 +104,7 @@ class HttpCompleter:
         self._account = f"{target.url} {target.model}"
         self._down = ""  # reason why no further call is sent
         self._failures = 0  # consecutive
+        self._has_answered = False
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -230,7 +231,7 @@ class HttpCompleter:
         except JudgeError as error:
             self._down = str(error)
             raise
-        self._failures = 0
+        self._failures, self._has_answered = 0, True
         odds_json = json.dumps([p if p > -inf else None for p in reply.logprobs])
         self.ledger.keep(key, reply.text, odds_json, reply.finish)
         return reply
@@ -359,7 +360,7 @@ class HttpCompleter:
         if not is_transient:
             advice, is_for_all = openai_reply.remedy(data)
             cause += f"; {advice}" if advice else ""
-            if is_for_all:
+            if is_for_all and not self._has_answered:
                 self._down = cause
                 raise _FailedError(cause)
             raise _RowError(cause)

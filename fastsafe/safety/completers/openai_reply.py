@@ -30,7 +30,7 @@ _MARKS = ("code", "type", "status")  # keys of an error that may name a filter
 _OBJECTION = re.compile(
     r"(content|prompt|input|request).{0,80}"
     r"(filter|moderat|flagged|violat|inappropriate|management policy|exists risk|high risk|safety)"
-    r"|content ?policy",
+    r"|content ?policy|try again with a different prompt",
     re.IGNORECASE | re.DOTALL,
 )
 _UNSUPPORTED_CODES = ("unsupported_parameter", "unsupported_value")

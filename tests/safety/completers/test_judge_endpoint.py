@@ -109,6 +109,7 @@ FILTERS: list[tuple[int, Any]] = [
     (403, {"error": FLAGGED}),
     (403, {"code": "no permission", "error": "Content violates usage guidelines."}),
     (422, {"detail": "Input was flagged by the guardrail"}),
+    (400, {"error": {"message": "An error in the prompt. Try again with a different prompt."}}),
     (200, {"error": AZURE}),
 ]
 

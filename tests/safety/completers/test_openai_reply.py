@@ -192,6 +192,15 @@ def test_variables_of_the_family_and_of_the_endpoint_are_sent_together(
     assert "chat_template_kwargs" not in raw
 
 
+def test_a_key_that_was_taken_once_is_no_fault_of_the_settings(fake: Any, make: Make) -> None:
+    """Behind a router, one provider of several may not know it."""
+    said = {"error": {"code": "unsupported_value", "message": "temperature must be 1"}}
+    fake.script = lambda n, body: error(400, said) if n == 1 else {"choices": [{"text": "Sure."}]}
+    completer = make(concurrency=1)
+    replies = completer.complete([ask(str(i), attempt=i) for i in range(3)])
+    assert [reply.finish for reply in replies] == ["stop", "error", "stop"]
+
+
 def test_settings_that_change_a_reply_are_in_the_identity() -> None:
     def identity(**options: Any) -> str:
         return HttpCompleter(Endpoint(url="http://x/v1", model="m", **options)).identity
