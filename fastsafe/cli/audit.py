@@ -156,6 +156,8 @@ def judge(
 def _finish(
     run: "Run", as_json: bool, how_to_finish: str = "run the same command to finish"
 ) -> None:
+    from fastsafe.audit.unanswered import sentence, unscored
+
     if not as_json:
         from rich.console import Console
 
@@ -167,10 +169,24 @@ def _finish(
         for part in tables(run.results, console.width):
             console.print(part)
         console.print(f"\nreport: {run.path / 'report.html'}", soft_wrap=True, markup=False)
+    silent = [sentence(row) for row in run.results.get("unanswered", ())]
     if not run.is_covered:
         covered, required = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))
+        what_to_do = f"{how_to_finish}, or lower thresholds.coverage"
+        if silent:
+            what_to_do = (
+                f"{'; '.join(silent)}; start it, or check its address, key and budget, then "
+                f"{how_to_finish}, or run fastsafe judge {run.path}"
+            )
+        elif unread := unscored(run.results):
+            what_to_do = (
+                f"{'; '.join(unread)}; raise its reply_tokens where store.sqlite has replies that "
+                "are cut off, take another judge, or lower thresholds.coverage"
+            )
         fail(
             f"error: run {run.path}: coverage is {covered:.3f} in the least covered cell, "
-            f"expected {required:.3f}; {how_to_finish}, or lower thresholds.coverage",
+            f"expected {required:.3f}; {what_to_do}",
             EXIT_COVERAGE,
         )
+    for line in silent:
+        typer.echo(f"warning: {line}", err=True)

@@ -74,6 +74,11 @@ class ModelGuard:
         return self.name or self.classifier.id
 
     @property
+    def address(self) -> str:
+        """Address of the endpoint that is asked, "" for a model in this process."""
+        return getattr(self.completer, "address", "")
+
+    @property
     def identity(self) -> str:
         """sha256 over family, wording, parser and model."""
         return identity_of(self.classifier, self.completer)

@@ -11,6 +11,7 @@ from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
 from fastsafe.audit.report.words import mitigations, sentences
 from fastsafe.audit.results.schema.run import Results
+from fastsafe.audit.unanswered import sentence
 
 _SHADES = 20
 
@@ -56,6 +57,7 @@ def report_html(
         style_hash=style_hash,
         image=image,
         sentences=sentences(results),
+        unanswered=[sentence(row) for row in results.get("unanswered", ())],
         seed_tables=[
             (title, view, rows)
             for kind, title in views.SEED_TABLES.items()

@@ -40,6 +40,7 @@ class _JudgeSettings(BaseModel):
     id: str = ""
     checkpoint: Any = None
     endpoint: Any = None
+    reply_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -81,7 +82,8 @@ def make_judge(
         spec: Name of a judge without settings, or a mapping: ``kind``, a family; ``id``, another
             name in reports; one of ``checkpoint`` (a path or hub id, or a mapping of ``path``,
             ``dtype`` and ``backend``) and ``endpoint`` (the keys of
-            `safety.completers.endpoint.Endpoint`); the family's options; and, for runs,
+            `safety.completers.endpoint.Endpoint`); ``reply_tokens``, the longest reply, which a
+            model that thinks needs room in; the family's options; and, for runs,
             ``wordings`` (`make_rewordings`) and ``calibrate`` (`rows_to_calibrate`).
         open_checkpoint: Returns the completer of a checkpoint, which is loaded at its first ask.
         api_keys: Environment variable -> key, for the ``api_key_env`` of endpoints; the caller
@@ -180,6 +182,8 @@ def configured(
     if family.classifier is None:
         return family, None, None
     classifier = family.classifier(settings.model_dump(include=set(family.options)))
+    if settings.reply_tokens is not None:
+        classifier = classifier.with_reply_tokens(settings.reply_tokens)
     if (settings.checkpoint is None) == (settings.endpoint is None):
         raise UsageError(
             f"{location}: expected one of checkpoint and endpoint, which name its model"

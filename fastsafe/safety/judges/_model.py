@@ -28,6 +28,7 @@ FENCED: Mapping[str, Any] = {**WORDED, "seed": 0}
 PROMPTED: Mapping[str, Any] = {"prompt_template": "", "prompt_template_sha256": ""}
 
 _ASKED_AGAIN = "\n--- asked again ---\n"
+CUT_OFF = "\n--- cut off after {} tokens; raise reply_tokens of this judge ---"
 
 
 def settings(version: str, options: Mapping[str, Any], *templates: Template) -> dict[str, Any]:
@@ -48,7 +49,7 @@ def ask_in_words(
 ) -> Ask:
     """Return the ask of a template, with the judged texts as data.
 
-    In a chat the judged texts stand between fences of a nonce, which depends on the row and the
+    In a chat the judged texts stand between fences of a nonce, which depends on them and the
     attempt. In a raw prompt, whose bytes a classifier was trained on, a line of them that begins
     like a part of the prompt is escaped.
     """
@@ -64,7 +65,7 @@ def ask_in_words(
             max_tokens=max_tokens,
             attempt=attempt,
         )
-    fence = nonce(options["seed"], item.key, attempt)
+    fence = nonce(options["seed"], f"{prompt}\0{answer}", attempt)  # neither text holds a NUL
     values = {
         "prompt": fenced("QUESTION", prompt, fence),
         "answer": fenced("RESPONSE", answer, fence),
@@ -173,12 +174,14 @@ def ask_judge(
         replies = _by_key(completer.complete(asks) if asks else [])
         retried = []
         for item, ask in zip(pending, asks, strict=True):
-            answer = _read(classifier, item, ask, replies.get(item.key))
+            reply = replies.get(item.key)
+            answer = _read(classifier, item, ask, reply)
             if attempt:
                 answer = replace(answer, raw=f"{answers[item.key].raw}{_ASKED_AGAIN}{answer.raw}")
             answers[item.key] = answer
-            # the log-probabilities of labels would be the same
-            if not ask.labels and answer.failure in _RETRIED:
+            # the log-probabilities of labels would be the same, and so would a filter's reply
+            is_final = bool(ask.labels) or reply is None or reply.finish == "filtered"
+            if answer.failure in _RETRIED and not is_final:
                 retried.append(item)
         pending = retried
     return answers
@@ -205,9 +208,10 @@ def _read(classifier: Classifier, item: Item, ask: Ask, reply: Reply | None) -> 
         raw = raw or " ".join(f"{label} {logprob:.4f}" for label, logprob in odds)
     if reply.finish == "error":
         return JudgeReply(None, Verdict.JUDGE_ERROR, raw)
-    if reply.finish == "refused":
+    if reply.finish in ("refused", "filtered"):
         return JudgeReply(None, Verdict.JUDGE_REFUSED, raw)
     if reply.finish == "length" and not ask.labels:
+        raw += CUT_OFF.format(ask.max_tokens)
         return JudgeReply(None, Verdict.JUDGE_UNPARSEABLE, raw)
     try:
         return JudgeReply(classifier.read(item, reply), None, raw)
@@ -229,6 +233,11 @@ class ModelJudge:
     def id(self) -> str:
         """The name in the recipe, or the family's."""
         return self.name or self.classifier.id
+
+    @property
+    def address(self) -> str:
+        """Address of the endpoint that is asked, "" for a model in this process."""
+        return getattr(self.completer, "address", "")
 
     @property
     def harmful_only(self) -> bool:

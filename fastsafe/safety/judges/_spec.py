@@ -1,7 +1,7 @@
 """Interfaces of judges: items, judges, and the declaration of a judge family."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
 from fastsafe.safety.completers.protocol import Ask, Reply
@@ -94,6 +94,14 @@ class Classifier:
     read: Callable[[Item, Reply], Reading]
     harmful_only: bool = False
     reads_prompts: bool = False
+
+    def with_reply_tokens(self, count: int) -> "Classifier":
+        """Return the classifier with another maximum length of the reply, in tokens."""
+
+        def ask(item: Item, attempt: int) -> Ask:
+            return replace(self.ask(item, attempt), max_tokens=count)
+
+        return replace(self, ask=ask, settings={**self.settings, "reply_tokens": count})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from fastsafe.audit.results.schema.instruments import (
     EarlyStopResult,
     FilterResult,
     GuardResult,
+    UnansweredResult,
     WordingResult,
 )
 from fastsafe.audit.results.schema.rates import (
@@ -269,6 +270,7 @@ class Results(TypedDict):
             not among them.
         drift: Drift readings during training.
         throughput: Work done and its duration.
+        unanswered: Judges and guards that gave no reply on some rows; absent where there are none.
     """
 
     schema: Literal["fastsafe.results/1"]
@@ -289,3 +291,4 @@ class Results(TypedDict):
     choice: ChoiceResult | None
     drift: list[DriftResult]
     throughput: ThroughputResult
+    unanswered: NotRequired[list[UnansweredResult]]
