@@ -63,9 +63,7 @@ def audit(
     ] = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", "-o", metavar="FOLDER", help="Run directory [default: runs/RECIPE]."
-        ),
+        typer.Option("--out", "-o", metavar="FOLDER", help="Run directory [default: runs/RECIPE]."),
     ] = None,
     overrides: Overrides = None,
     limit: Annotated[

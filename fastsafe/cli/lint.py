@@ -17,7 +17,9 @@ SetKind = Literal["auto", "safety", "user"]
 
 
 def lint(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows: .jsonl, .json, .csv, .tsv or .parquet.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Rows: .jsonl, .json, .csv, .tsv or .parquet.")
+    ],
     kind: Annotated[
         SetKind,
         typer.Option(
