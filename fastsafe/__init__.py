@@ -1,6 +1,6 @@
 """fastsafe: measure, per task format, what fine-tuning does to a model's safety, and repair it.
 
-Run and answer: ``audit``, ``judge``, ``report``, ``Run``; ``LLM``, ``SamplingParams``, ``Completion``,
+Run: ``audit``, ``judge``, ``report``, ``Run``. Answer: ``LLM``, ``SamplingParams``, ``Completion``,
 ``Message``, ``Adapter``. Fine-tune: ``finetune``, ``FinetuneJob``, ``TrainConfig``,
 ``FinetuneResult``. Data and checks: ``lint``, ``mix``, ``MixSettings``, ``verify``.
 ``fastsafe.organism.path()`` is the folder of the checkpoint that ships.

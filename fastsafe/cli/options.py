@@ -161,9 +161,9 @@ def adapter_paths(words: list[str] | None) -> dict[str, Path]:
     """Parse the values of --adapter: ``NAME=PATH``, or a path, whose folder gives the name."""
     adapters: dict[str, Path] = {}
     for word in words or ():
-        name, equals, path = word.strip().partition("=")
+        name, _, path = word.strip().partition("=")
         # a path may hold '=', a name no '/'
-        if not equals or "/" in name:
+        if "/" in name or Path(word).is_dir():
             path = word.strip()
             name = Path(path).resolve().name
         if not (name and path):

@@ -93,6 +93,11 @@ class PromptSet(ABC):
             if get_close_matches(key.lower(), ["adapter"], cutoff=0.8):
                 raise DataError(f"{location}: key {key!r:.60} is unknown; did you mean adapter?")
         prompt, messages = row.get("prompt"), row.get("messages")
+        if prompt is None and messages is None:
+            for key in row:
+                if close := get_close_matches(key, ["prompt", "messages"], n=1):
+                    hint = f"did you mean {close[0]}?"
+                    raise DataError(f"{location}: key {key!r:.60} is unknown; {hint}")
         if (prompt is None) == (messages is None):
             raise DataError(f"{location}: has both or neither of prompt and messages, expected one")
         if is_turns(prompt):
