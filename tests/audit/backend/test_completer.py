@@ -109,9 +109,9 @@ def test_what_is_missing_is_said(checkpoint: Path, tmp_path: Path) -> None:
 def test_a_judge_whose_labels_are_unknown_is_refused(judge_path: Path) -> None:
     """Its labels would all be the one token for unknown text, each as likely as the others."""
     rows = [Item(key="1", prompt="w3", completion="w4", harmful=True)]
-    spec = {"kind": "llama_guard", "checkpoint": str(judge_path)}
+    spec = {"kind": "granite_guardian", "checkpoint": str(judge_path)}
     judge = make_judge(spec, open_checkpoint=CheckpointCompleter)
-    with pytest.raises(UsageError, match="'safe' is not one token .* the tokenizer knows"):
+    with pytest.raises(UsageError, match=r"'Yes' is not one token .* the tokenizer knows"):
         judge_all(judge, rows)
 
 
