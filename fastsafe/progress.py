@@ -1,9 +1,10 @@
 """Progress of a run: bars on a terminal, lines in a log, JSON events for a machine."""
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
@@ -165,6 +166,44 @@ class Bars(Progress):
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         self._console.print(text, markup=False, highlight=False)
+
+
+class LogLines(Lines):
+    """The lines of ``Lines`` as records of the logger ``fastsafe``, level INFO."""
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("fastsafe")
+
+    def _write(self, text: str) -> None:
+        self._logger.info(text)
+
+
+class Calls(Events):
+    """Passes each event of ``Events`` to a function, as a mapping."""
+
+    def __init__(self, function: Callable[[dict[str, Any]], object]) -> None:
+        self._function = function
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Call the function."""
+        self._function({"event": name, **fields})
+
+
+# what callers from Python pass as ``progress``
+Reporting = Progress | Callable[[dict[str, Any]], object] | None
+
+
+def reporter(progress: Reporting) -> Progress:
+    """Return what shows the progress that a caller asked for.
+
+    Args:
+        progress: None logs lines; a function is called with each event, a mapping such as
+            ``{"event": "progress", "stage": "train", "done": 3, "total": 16}``; a ``Progress`` is
+            returned.
+    """
+    if progress is None:
+        return LogLines()
+    return progress if isinstance(progress, Progress) else Calls(progress)
 
 
 def for_terminal(*, as_json: bool = False) -> Progress:

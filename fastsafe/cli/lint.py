@@ -5,18 +5,19 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson
+from fastsafe.cli.options import AsJson
 
 if TYPE_CHECKING:
     from fastsafe.safety.lint import Report
 
+EXIT_FINDINGS = 1
 MAX_SHOWN = 20  # printed findings per rule; --json prints all
 
 SetKind = Literal["auto", "safety", "user"]
 
 
 def lint(
-    file: Annotated[Path, typer.Argument(help="Rows: .jsonl, .json, .csv, .tsv or .parquet.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="Rows: .jsonl, .json, .csv, .tsv or .parquet.")],
     kind: Annotated[
         SetKind,
         typer.Option(
@@ -28,7 +29,8 @@ def lint(
     probes: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line."
+            metavar="FILE",
+            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line.",
         ),
     ] = None,
     task_format: Annotated[
@@ -39,13 +41,16 @@ def lint(
     ] = "",
     licence: Annotated[str, typer.Option("--licence", help="Licence of rows that name none.")] = "",
     is_text_shown: Annotated[
-        bool, typer.Option("--show-text", help="Quote the text that each finding is about.")
+        bool,
+        typer.Option(
+            "--show-completions", "--show-text", help="Quote the text that each finding is about."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Look for flaws in fine-tuning or safety data.
 
-    Exit codes: 0 no findings, 1 findings or an error, 2 usage.
+    Exit codes: 0 no findings, 1 findings, 2 any error.
     """
     from fastsafe.commands import lint
     from fastsafe.safety.lint import Declared
@@ -63,7 +68,7 @@ def lint(
     else:
         _print(report, is_text_shown)
     if report.findings:
-        raise typer.Exit(EXIT_ERROR)
+        raise typer.Exit(EXIT_FINDINGS)
 
 
 def _print(report: "Report", is_text_shown: bool) -> None:

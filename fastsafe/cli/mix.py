@@ -13,10 +13,24 @@ ShareUnit = Literal["rows", "tokens"]
 
 def mix(
     user: Annotated[
-        Path, typer.Argument(help="The user's rows: .jsonl, .json, .csv, .tsv or .parquet.")
+        Path,
+        typer.Argument(
+            metavar="USER", help="The user's rows: .jsonl, .json, .csv, .tsv or .parquet."
+        ),
     ],
-    safety: Annotated[Path, typer.Argument(help="Safety rows, or behaviours with --behaviours.")],
-    out: Annotated[Path, typer.Option(help="JSONL to write; the data card is written beside it.")],
+    safety: Annotated[
+        Path,
+        typer.Argument(metavar="SAFETY", help="Safety rows, or behaviours with --behaviours."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help=".jsonl file to write; the data card is written beside it.",
+        ),
+    ],
     mitigation: Annotated[
         str,
         typer.Option(

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 import fastsafe
+from fastsafe.cli.options import display
 from fastsafe.errors import UsageError
 
 
@@ -15,15 +16,16 @@ def organism_path() -> None:
 
 
 def organism_build(
-    out: Annotated[Path, typer.Option(help="New folder for the checkpoint.")] = Path("organism"),
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FOLDER", help="New folder for the checkpoint."),
+    ] = Path("organism"),
     seed: Annotated[
         int, typer.Option(min=0, help="Seed of weights and rows.")
     ] = fastsafe.organism.SEED,
 ) -> None:
     """Train the organism from scratch, which takes minutes on two cores."""
-    from fastsafe import progress
-
     if out.exists():
         raise UsageError(f"organism build: {out} exists, expected a new folder; use another --out")
-    fastsafe.organism.build(out, seed=seed, progress=progress.for_terminal())
+    fastsafe.organism.build(out, seed=seed, progress=display())
     typer.echo(str(out))

@@ -1,6 +1,5 @@
 """Requests and results: options of a model, sampling parameters, completions and scores."""
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -10,29 +9,31 @@ from typing import Any, Literal
 import torch
 
 from fastsafe.errors import UsageError
+from fastsafe.model.device import check_device, choose_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def check_options(
     device: Any, dtype: Any, batch_size: Any, dtypes: Collection[str] = DTYPES
-) -> None:
+) -> str:
     """Check the options that the engine and the transformers backend share.
+
+    Returns:
+        The device, "auto" replaced by the one that is there.
 
     Raises:
         UsageError: The device is absent, or an option has an unknown value.
     """
     if dtype not in dtypes:
         raise UsageError(f"LLM: dtype is {dtype!r}, expected one of {', '.join(dtypes)}")
-    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UsageError(f"LLM: device is {device!r}, expected 'cpu', 'cuda' or 'cuda:N'")
-    count = torch.cuda.device_count()
-    if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
-        raise UsageError(f"LLM: device is {device!r}, but torch finds {count} of them; use 'cpu'")
+    device = choose_device(device)
+    check_device(device)
     if batch_size != "auto" and not (type(batch_size) is int and batch_size >= 1):
         raise UsageError(
             f"LLM: batch_size is {batch_size!r}, expected a whole number from 1 or 'auto'"
         )
+    return device
 
 
 @dataclass(frozen=True, kw_only=True)
