@@ -4,12 +4,21 @@ A message is one sentence: the thing, its value, what was expected, what to do.
 """
 
 import difflib
+import errno
 import reprlib
 import unicodedata
 from collections.abc import Collection
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (direction), surrogate, line separators
 _KEPT = "\n\t\u200c\u200d"  # the joiners are part of words and emoji
+_REMEDIES = {
+    errno.ENOSPC: "free space there and run the same command again",
+    errno.EDQUOT: "free space there and run the same command again",
+    errno.EFBIG: "raise the limit on the size of files and run the same command again",
+    errno.EROFS: "use a folder that can be written",
+    errno.EACCES: "change the permissions there, or use another path",
+    errno.EPERM: "change the permissions there, or use another path",
+}
 
 
 class _ShortRepr(reprlib.Repr):
@@ -52,6 +61,13 @@ def printable(text: str) -> str:
         else character
         for character in text
     )
+
+
+def os_sentence(error: OSError) -> str:
+    """Return an error of the operating system in one sentence: path, reason, and what to do."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    place = f"{error.filename}: " if error.filename else "output: " if remedy else ""
+    return f"{place}{error.strerror or error}{f'; {remedy}' if remedy else ''}"
 
 
 def nearest(word: str, known: Collection[str]) -> str:

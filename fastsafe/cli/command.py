@@ -25,7 +25,7 @@ from fastsafe.cli.options import (
     remark,
     reporting,
 )
-from fastsafe.errors import FastsafeError
+from fastsafe.errors import FastsafeError, os_sentence
 
 PREFIX = "FASTSAFE_"
 # Words whose options mean different things in different commands: their variables are
@@ -118,9 +118,7 @@ def _split_values(ctx: Any, param: Any, values: Any) -> Any:
     return [kind(part) for part in re.split(r"[\n;]", os.environ[param.envvar]) if part.strip()]
 
 
-def explained(
-    command: Callable[..., None], *, error_code: int = EXIT_ERROR
-) -> Callable[..., None]:
+def explained(command: Callable[..., None], *, error_code: int = EXIT_ERROR) -> Callable[..., None]:
     """Return a command that reports errors in one sentence on stderr and by its exit code.
 
     It has three more options: ``--quiet``, ``--verbose``, and ``--debug`` for the traceback.
@@ -168,8 +166,8 @@ def _sentence(error: Exception) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, FastsafeError):
         return message
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os_sentence(error)
     return f"{type(error).__name__}: {message}; run again with --debug for the traceback"
 
 

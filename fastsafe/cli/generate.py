@@ -19,6 +19,7 @@ from fastsafe.cli.options import (
     ModelDtype,
     Quantize,
     batch_size_of,
+    echo,
 )
 from fastsafe.errors import UsageError
 
@@ -119,7 +120,7 @@ def generate(
             raise KeyboardInterrupt
     display.event("generated", **vars(done))
     if not as_json:
-        typer.echo(f"{prompt_file.count} completions in {out}")
+        echo(f"{prompt_file.count} completions in {out}")
 
 
 class _Drain:
@@ -138,7 +139,7 @@ class _Drain:
             os._exit(EXIT_INTERRUPTED)
         self.is_asked = True
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
-        typer.echo(f"stopping within {GRACE_S:.0f} seconds; again to stop at once", err=True)
+        echo(f"stopping within {GRACE_S:.0f} seconds; again to stop at once", err=True)
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from fastsafe.cli.options import AsJson, DryRun, ModelDevice, format_value
+from fastsafe.cli.options import AsJson, DryRun, ModelDevice, echo, format_value
 from fastsafe.commands.train_settings import TYPES, RunSettings
 from fastsafe.errors import UsageError
 from fastsafe.train.config import TrainConfig
@@ -138,22 +138,22 @@ def train(
     )
     if show_example:
         first = plan.data[0]
-        typer.echo(train.marked(first.encoded.examples[0], plan.tokenizer))
+        echo(train.marked(first.encoded.examples[0], plan.tokenizer))
         return
     if dry_run and as_json:
         typer.echo(json.dumps(plan.describe()))
         return
     if not as_json:
         for line in lines(plan):
-            typer.echo(line)
+            echo(line)
     if dry_run:
         return
     display = progress.for_terminal(as_json=as_json)
-    announce = (lambda line: None) if as_json else typer.echo
+    announce = (lambda line: None) if as_json else echo
     for result in train.execute(plan, out, display, resume=resume, announce=announce):
         if not as_json:
             facts = train.summary(result)
-            typer.echo(
+            echo(
                 f"{facts['path']}: {facts['steps']} steps, {facts['tokens']:,} tokens, "
                 f"loss {facts['first_loss']:.3f} to {facts['last_loss']:.3f}"
                 + (", stopped early as it drifted too far" if facts["stopped_early"] else "")
