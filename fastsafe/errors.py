@@ -3,11 +3,14 @@
 A message is one sentence: the thing, its value, what was expected, what to do.
 """
 
+import dataclasses
 import difflib
 import errno
+import functools
 import reprlib
 import unicodedata
 from collections.abc import Collection
+from typing import Any, TypeVar
 
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (direction), surrogate, line separators
 _KEPT = "\n\t\u200c\u200d"  # the joiners are part of words and emoji
@@ -80,6 +83,32 @@ def closest(word: object, known: Collection[str]) -> str:
     """Return ``; did you mean X?`` if a known word is close, else nothing."""
     close = difflib.get_close_matches(word[:100], list(known), n=1) if isinstance(word, str) else []
     return f"; did you mean {close[0]}?" if close else ""
+
+
+Settings = TypeVar("Settings", bound=type)
+
+
+def names_its_fields(cls: Settings) -> Settings:
+    """Decorate a dataclass so that an unknown argument is a TypeError that says what was meant.
+
+    Raises:
+        TypeError: When the class is called with an argument that is no field, such as ``lr`` for
+            ``learning_rate``.
+    """
+    fields = [field.name for field in dataclasses.fields(cls)]
+    short = {"".join(word[0] for word in name.split("_")): name for name in fields}
+    init = cls.__init__  # type: ignore[misc]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        for name in options:
+            if name not in fields:
+                hint = f"did you mean {short[name]}?" if name in short else nearest(name, fields)
+                raise TypeError(f"{cls.__name__} has no {name!r}; {hint}")
+        init(self, *args, **options)
+
+    cls.__init__ = checked  # type: ignore[misc]
+    return cls
 
 
 class FastsafeError(Exception):

@@ -56,14 +56,15 @@ class Command(TyperCommand):
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """Parse the words of the command line; refuse a second value that would replace a first."""
         if not ctx.resilient_parsing:
-            _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+            given: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
             for option in given:
-                is_single = isinstance(option, TyperOption) and not option.multiple
-                if is_single and not option.is_flag and given.count(option) > 1:
+                is_repeatable = not isinstance(option, TyperOption) or option.multiple
+                if not is_repeatable and not option.is_flag and given.count(option) > 1:
                     ctx.fail(f"{option.opts[0]} is given twice, expected it once.")
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
+            error.message = error.message.removeprefix("Value error, ")  # pydantic's word
             if choice := re.fullmatch(r"'(.*)' is not one of (.*)\.", error.message, re.DOTALL):
                 known = re.findall(r"'([^']*)'", choice[2])
                 if close := get_close_matches(choice[1], known, n=1):

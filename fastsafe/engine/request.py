@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import torch
 
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, names_its_fields
 from fastsafe.model.device import check_device, choose_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -27,15 +27,16 @@ def check_options(
     """
     if dtype not in dtypes:
         raise UsageError(f"LLM: dtype is {dtype!r}, expected one of {', '.join(dtypes)}")
-    device = choose_device(device)
-    check_device(device)
+    chosen = choose_device(device)
+    check_device(chosen)
     if batch_size != "auto" and not (type(batch_size) is int and batch_size >= 1):
         raise UsageError(
             f"LLM: batch_size is {batch_size!r}, expected a whole number from 1 or 'auto'"
         )
-    return device
+    return chosen
 
 
+@names_its_fields
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """Sampling parameters of one completion.
@@ -122,6 +123,10 @@ class Completion:
     logprobs: tuple[float, ...] | None
     finish_reason: Literal["stop", "length", "error"]
     num_prompt_tokens: int
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
+        return f"Completion({text!r}, {len(self.token_ids)} tokens, {self.finish_reason!r})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from fastsafe.errors import CheckpointError
@@ -22,19 +23,29 @@ def resolve(model: str | Path) -> Path:
     """Return the path of a checkpoint; a hub id is downloaded unless it is in the cache.
 
     Args:
-        model: An existing path, or a hub id.
+        model: An existing path, a hub id, or the name of a shipped checkpoint such as "organism".
 
     Raises:
-        CheckpointError: There is no such path or hub id, or the hub cannot be reached.
+        CheckpointError: There is no such path or hub id, a name is that of a folder, too, or the
+            hub cannot be reached.
     """
     path = Path(model).expanduser()
+    shipped = _shipped(model) if isinstance(model, str) else None
     if str(model) and _exists(path):
+        if shipped:
+            raise CheckpointError(
+                f"checkpoint: {model!a} is a folder here and the name of a shipped checkpoint, "
+                f"expected one of them; write './{model}' for the folder or {str(shipped)!a} for "
+                "the other"
+            )
         return path
+    if shipped:
+        return shipped
     if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
         raise CheckpointError(
             f"checkpoint: {str(model)!a} does not exist, expected a folder or a hub id "
             "owner/name; check the path"
-        )
+        ) from FileNotFoundError(str(model))
     return _download(model)
 
 
@@ -92,6 +103,14 @@ def _data_files(name: str, file: str, present: Sequence[str]) -> list[str]:
     return chosen
 
 
+def _shipped(name: str) -> Path | None:
+    """Return the checkpoint of the installed source of this name, if there is one."""
+    for point in entry_points(group="fastsafe.sources", name=name):
+        checkpoint: Path | None = point.load().checkpoint()
+        return checkpoint
+    return None
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -118,8 +137,9 @@ def _explained(name: str, path: str, thing: str) -> Iterator[None]:
         from huggingface_hub import errors
     except ImportError:
         raise CheckpointError(
-            f"{failed} needs huggingface_hub; check the path or run `pip install fastsafe[hub]`"
-        ) from None
+            f"{failed} needs huggingface_hub; check the path or run `pip install '.[hub]'` in the "
+            "clone of fastsafe"
+        ) from FileNotFoundError(name)
     try:
         yield
     except CheckpointError:

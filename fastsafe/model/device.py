@@ -36,9 +36,7 @@ def check_device(device: str) -> None:
     Raises:
         UsageError: The GPU is absent.
     """
-    count = torch.cuda.device_count()
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
-        raise UsageError(
-            f"device is {device!r}, but torch finds {count} CUDA devices; use 'cpu', or a build of "
-            "torch and a driver that find the GPU"
-        )
+        found = f"{count} of them" if count else "no CUDA device"
+        raise UsageError(f"device is {device!r}, but torch finds {found}; use cpu")

@@ -220,7 +220,8 @@ def read_dir(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
     """
     location = str(path / ADAPTER_CONFIG)
     if not path.is_dir():
-        raise AdapterError(f"adapter {path}: no such directory; give the folder PEFT wrote")
+        missing = f"adapter {path}: no such directory; give the folder PEFT wrote"
+        raise AdapterError(missing) from FileNotFoundError(str(path))
     if not (path / ADAPTER_CONFIG).is_file():
         raise AdapterError(
             f"adapter {path}: {ADAPTER_CONFIG} is missing; give the folder PEFT wrote"

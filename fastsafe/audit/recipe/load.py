@@ -23,7 +23,7 @@ def names() -> tuple[str, ...]:
 def load(
     recipe: str | Path | Recipe,
     *,
-    overrides: Iterable[str] = (),
+    overrides: Mapping[str, Any] | Iterable[str] = (),
     changes: Mapping[str, Any] | None = None,
 ) -> Recipe:
     """Read a recipe by name or path, or copy a loaded one, and check it against the schema.
@@ -32,7 +32,8 @@ def load(
 
     Args:
         recipe: Name of a shipped recipe, path of a YAML file, or a ``Recipe``, which is copied.
-        overrides: ``a.b=c`` strings, the values read as YAML; later ones win.
+        overrides: ``a.b=c`` strings, the values read as YAML, of which later ones win; or a
+            mapping of values, nested or with dotted keys.
         changes: Top-level fields to set after the overrides; a None value leaves the field alone.
 
     Raises:
@@ -40,8 +41,13 @@ def load(
             an impossible value.
     """
     location, raw = _read(recipe)
-    for override in overrides:
-        _override(raw, override)
+    if isinstance(overrides, str):
+        raise RecipeError(f"overrides is {overrides!r:.60}, expected a mapping or a list of texts")
+    if isinstance(overrides, Mapping):
+        _merge(raw, overrides)
+    else:
+        for override in overrides:
+            _override(raw, override)
     raw |= {key: value for key, value in (changes or {}).items() if value is not None}
     try:
         return Recipe.model_validate(raw)
@@ -78,6 +84,22 @@ def _read(recipe: str | Path | Recipe) -> tuple[str, dict[str, Any]]:
             f"{nearest(name, names())}"
         )
     return f"recipe {path}", read_yaml(path, f"recipe {path}")
+
+
+def _merge(raw: dict[str, Any], values: Mapping[str, Any], parent: str = "") -> None:
+    """Set values in a recipe; a mapping goes into the section of its key and keeps the others."""
+    for path, value in values.items():
+        *parents, last = str(path).split(".")
+        section = raw
+        for key in parents:
+            section = section.setdefault(key, {})
+            if not isinstance(section, dict):
+                name = f"{parent}{path}"
+                raise RecipeError(f"overrides: {name} goes into {key!r}, which is not a section")
+        if isinstance(value, Mapping) and isinstance(section.get(last), dict):
+            _merge(section[last], value, f"{parent}{path}.")
+        else:
+            section[last] = str(value) if isinstance(value, Path) else value
 
 
 def _override(raw: dict[str, Any], override: str) -> None:
