@@ -24,12 +24,9 @@ from fastsafe.cli.options import (
     adapter_paths,
     announce_loading,
     batch_size_of,
-<<<<<<< HEAD
-    echo,
-=======
     display,
+    echo,
     resumable,
->>>>>>> w-cli
 )
 from fastsafe.errors import UsageError
 
@@ -155,14 +152,6 @@ def generate(
             if path
             else nullcontext(_on_stream(out, prompt_set, as_json=as_json))
         )
-<<<<<<< HEAD
-        if drain.is_asked:
-            # even if the last row finished in time: a script that is stopped must not go on
-            raise KeyboardInterrupt
-    display.event("generated", **vars(done))
-    if not as_json:
-        echo(f"{prompt_file.count} completions in {out}")
-=======
         # texts on a terminal show themselves how far the command is
         shown = display(as_json=as_json and path is not None) if out or as_json else Progress()
         with opened as completions, _draining() as drain:
@@ -206,7 +195,6 @@ def _on_stream(out: str | None, prompts: "PromptSet", *, as_json: bool) -> "Comp
         return generate.CompletionStream("stdout", partial(typer.echo, nl=False))
     assert descriptor is not None, "a path is opened as a file"
     return generate.CompletionStream(str(out), partial(atomic.write_through, descriptor))
->>>>>>> w-cli
 
 
 class _Drain:
