@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from fastsafe.errors import printable
+
 
 class Progress:
     """Receives the progress of one run and shows nothing; subclasses show it.
@@ -63,7 +65,7 @@ class _Stream(Progress):
         return is_due
 
     def _write(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{printable(text)}\n")
         self._stream.flush()
 
 
@@ -125,7 +127,7 @@ class Events(_Stream):
 
     def event(self, name: str, **fields: Any) -> None:
         """Write one event."""
-        self._write(json.dumps({"event": name, **fields}, ensure_ascii=False))
+        self._write(json.dumps({"event": name, **fields}))
 
 
 class Bars(Progress):
@@ -144,14 +146,14 @@ class Bars(Progress):
             rich.TextColumn("{task.description:<9}"),
             rich.BarColumn(bar_width=32),
             rich.MofNCompleteColumn(),
-            rich.TextColumn(unit),
+            rich.TextColumn("{task.fields[unit]}", markup=False),
             rich.TimeElapsedColumn(),
             rich.TextColumn("left"),
             rich.TimeRemainingColumn(),
             rich.TextColumn("{task.fields[note]}"),
             console=self._console,
         )
-        self._task = self._bar.add_task(stage, total=total, note="")
+        self._task = self._bar.add_task(stage, total=total, unit=printable(unit), note="")
         self._bar.start()
 
     def advance(self, count: int, note: str = "") -> None:
@@ -165,7 +167,7 @@ class Bars(Progress):
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(printable(text), markup=False, highlight=False)
 
 
 class LogLines(Lines):

@@ -5,9 +5,11 @@ A command is a function in a file of this package and a line of ``COMMANDS``.
 
 import codecs
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Annotated, NoReturn
 
 import typer
@@ -15,7 +17,8 @@ import typer
 import fastsafe
 from fastsafe.cli import audit, catalogue, generate, lint, mix, organism, train, verify
 from fastsafe.cli.command import Command, explained
-from fastsafe.cli.options import EXIT_ERROR, EXIT_USAGE
+from fastsafe.cli.options import EXIT_ERROR, EXIT_USAGE, echo
+from fastsafe.errors import os_sentence
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit.audit,
@@ -61,7 +64,17 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             # a character that the terminal cannot show must not end a run
             stream.reconfigure(errors="legible")
-    app()
+    try:
+        try:
+            app()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except OSError as error:  # of the help, which is printed outside of any command
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        echo(f"error: {os_sentence(error)}", err=True)
+        raise SystemExit(EXIT_ERROR) from None
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
@@ -78,7 +91,7 @@ def _legible(error: UnicodeError) -> tuple[str, int]:
 
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"fastsafe {fastsafe.__version__}")
+        echo(f"fastsafe {fastsafe.__version__}")
         raise typer.Exit
 
 

@@ -1,5 +1,6 @@
 """``fastsafe audit``, ``judge`` and ``report``: run, judge again, report again."""
 
+import json
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -143,11 +144,11 @@ def report(
 
     Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged.
     """
-    from fastsafe.audit import manifest, run
+    from fastsafe.audit import run
 
     done = run.report(run_dir, show_completions=show_completions)
     if as_json:
-        typer.echo(manifest.to_json(done.results), nl=False)
+        typer.echo(json.dumps(done.results, indent=1))
     _finish(done, as_json, how_to_finish="finish it with fastsafe audit")
 
 

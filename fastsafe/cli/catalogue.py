@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import AsJson, CheckpointName, show
+from fastsafe.cli.options import AsJson, CheckpointName, echo, show
 
 Listed = Literal["tasks", "formats", "judges", "mitigations", "models", "recipes"]
 
@@ -24,7 +24,7 @@ def list_parts(
         return
     width = max(map(len, entries))
     for name, about in entries.items():
-        typer.echo(f"{name:<{width}}  {about}".rstrip())
+        echo(f"{name:<{width}}  {about}".rstrip())
 
 
 def inspect(

@@ -25,7 +25,7 @@ from fastsafe.cli.options import (
     remark,
     reporting,
 )
-from fastsafe.errors import FastsafeError
+from fastsafe.errors import FastsafeError, os_sentence
 
 PREFIX = "FASTSAFE_"
 # Words whose options mean different things in different commands: their variables are
@@ -167,8 +167,8 @@ def _sentence(error: Exception) -> str:
     message = " ".join(str(error).split())
     if isinstance(error, FastsafeError):
         return message
-    if isinstance(error, OSError) and error.filename is not None:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os_sentence(error)
     return f"{type(error).__name__}: {message}; run again with --debug for the traceback"
 
 

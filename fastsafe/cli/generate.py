@@ -25,6 +25,7 @@ from fastsafe.cli.options import (
     announce_loading,
     batch_size_of,
     display,
+    echo,
     resumable,
 )
 from fastsafe.errors import UsageError
@@ -168,7 +169,7 @@ def generate(
                 raise KeyboardInterrupt
     shown.event("generated", **vars(done))
     if path and not as_json:
-        typer.echo(f"{prompt_set.count} completions in {out}")
+        echo(f"{prompt_set.count} completions in {out}")
 
 
 def _typed_prompts(words: list[str], adapters: dict[str, Path], *, as_turns: bool) -> "PromptSet":
@@ -212,7 +213,7 @@ class _Drain:
             os._exit(EXIT_INTERRUPTED)
         self.is_asked = True
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
-        typer.echo(f"stopping within {GRACE_S:.0f} seconds; again to stop at once", err=True)
+        echo(f"stopping within {GRACE_S:.0f} seconds; again to stop at once", err=True)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import AsJson
+from fastsafe.cli.options import AsJson, echo
 
 if TYPE_CHECKING:
     from fastsafe.safety.lint import Report
@@ -81,15 +81,15 @@ def _print(report: "Report", is_text_shown: bool) -> None:
             continue
         text = " ".join(finding.quote.split())[:200] if is_text_shown else ""
         quote = f": {text!r}" if text else ""
-        typer.echo(f"row {finding.row}: {finding.rule}: {finding.detail}{quote}")
+        echo(f"row {finding.row}: {finding.rule}: {finding.detail}{quote}")
     for rule, n in report.rules.items():
         if n > MAX_SHOWN:
-            typer.echo(f"{rule}: {n - MAX_SHOWN:,} more; --json lists all")
+            echo(f"{rule}: {n - MAX_SHOWN:,} more; --json lists all")
     for note in report.notes:
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     num_user = report.num_rows - report.num_safety
     counts = ", ".join(f"{rule} {n:,}" for rule, n in report.rules.items()) or "none"
-    typer.echo(
+    echo(
         f"{report.num_rows:,} rows ({report.num_safety:,} safety, {num_user:,} user); "
         f"findings: {counts}"
     )

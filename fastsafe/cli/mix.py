@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import AsJson
+from fastsafe.cli.options import AsJson, echo
 from fastsafe.errors import UsageError
 
 ShareUnit = Literal["rows", "tokens"]
@@ -108,13 +108,11 @@ def mix(
         return
     for name, rules in facts["lint"].items():
         counts = ", ".join(f"{rule} {n:,}" for rule, n in rules.items()) or "none"
-        typer.echo(f"lint of {name} rows: findings: {counts}")
+        echo(f"lint of {name} rows: findings: {counts}")
     for note in facts["notes"]:
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     if rewriter:
-        typer.echo(f"worded by {rewriter}: {facts['worded_by_model']:,} safety rows")
+        echo(f"worded by {rewriter}: {facts['worded_by_model']:,} safety rows")
     formats = ", ".join(f"{name} {n:,}" for name, n in facts["safety_formats"].items()) or "none"
-    typer.echo(
-        f"{facts['user_rows']:,} user rows, {facts['safety_rows']:,} safety rows ({formats})"
-    )
-    typer.echo(f"{facts['out']}, {facts['card']}")
+    echo(f"{facts['user_rows']:,} user rows, {facts['safety_rows']:,} safety rows ({formats})")
+    echo(f"{facts['out']}, {facts['card']}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn
 
 import typer
 
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, printable
 
 if TYPE_CHECKING:
     from fastsafe.progress import Progress
@@ -90,6 +90,11 @@ def reporting(*, quiet: bool, verbose: bool) -> Iterator[None]:
         _is_quiet.reset(token)
 
 
+def echo(text: str, *, err: bool = False) -> None:
+    """Print text; what could control the terminal, such as in the name of a file, is escaped."""
+    typer.echo(printable(text), err=err)
+
+
 def display(*, as_json: bool = False) -> "Progress":
     """Return what shows the progress of this command: nothing if it is quiet."""
     from fastsafe import progress
@@ -103,7 +108,7 @@ def display(*, as_json: bool = False) -> "Progress":
 def remark(message: str) -> None:
     """Print a remark to stderr unless the command is quiet."""
     if not _is_quiet.get():
-        typer.echo(message, err=True)
+        echo(message, err=True)
 
 
 def announce_loading(checkpoint: str | None, *, as_json: bool) -> None:
@@ -127,9 +132,9 @@ def fail(message: str, exit_code: int, *, as_json: bool = False) -> NoReturn:
     if as_json:
         typer.echo(json.dumps({"error": message, "exit_code": exit_code}), err=True)
     elif exit_code == EXIT_INTERRUPTED:
-        typer.echo(message, err=True)
+        echo(message, err=True)
     else:
-        typer.echo(f"error: {message}", err=True)
+        echo(f"error: {message}", err=True)
     raise typer.Exit(exit_code)
 
 
@@ -181,7 +186,7 @@ def show(facts: Mapping[str, Any], as_json: bool) -> None:
         return
     width = max(map(len, facts))
     for name, value in facts.items():
-        typer.echo(f"{name.replace('_', ' '):<{width}}  {format_value(value)}")
+        echo(f"{name.replace('_', ' '):<{width}}  {format_value(value)}")
 
 
 def format_value(value: Any) -> str:

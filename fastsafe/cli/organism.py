@@ -6,13 +6,13 @@ from typing import Annotated
 import typer
 
 import fastsafe
-from fastsafe.cli.options import display
+from fastsafe.cli.options import display, echo
 from fastsafe.errors import UsageError
 
 
 def organism_path() -> None:
     """Print the folder of the shipped checkpoint."""
-    typer.echo(str(fastsafe.organism.path()))
+    echo(str(fastsafe.organism.path()))
 
 
 def organism_build(
@@ -28,4 +28,4 @@ def organism_build(
     if out.exists():
         raise UsageError(f"organism build: {out} exists, expected a new folder; use another --out")
     fastsafe.organism.build(out, seed=seed, progress=display())
-    typer.echo(str(out))
+    echo(str(out))

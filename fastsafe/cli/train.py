@@ -20,6 +20,7 @@ from fastsafe.cli.options import (
     ModelDevice,
     announce_loading,
     display,
+    echo,
     format_value,
     resumable,
     warn_of_absent_device,
@@ -169,24 +170,24 @@ def train(
             marks = [{"text": text, "trained": is_trained} for is_trained, text in parts]
             typer.echo(json.dumps({"example": marks}))
         else:
-            typer.echo(train.marked(example, plan.tokenizer))
+            echo(train.marked(example, plan.tokenizer))
         return
     if dry_run and as_json:
         typer.echo(json.dumps(plan.describe()))
         return
     if not as_json:
         for line in lines(plan):
-            typer.echo(line)
+            echo(line)
     if dry_run:
         return
     shown = display(as_json=as_json)
-    announce = (lambda line: None) if as_json else typer.echo
+    announce = (lambda line: None) if as_json else echo
     with resumable(lambda: train.has_begun(plan, out)):
         results = train.execute(plan, out, shown, resume=resume, announce=announce)
     for result in results:
         if not as_json:
             facts = train.summary(result)
-            typer.echo(
+            echo(
                 f"{facts['path']}: {facts['steps']} steps, {facts['tokens']:,} tokens, "
                 f"loss {facts['first_loss']:.3f} to {facts['last_loss']:.3f}"
                 + (", stopped early as it drifted too far" if facts["stopped_early"] else "")

@@ -13,6 +13,7 @@ from fastsafe.cli.options import (
     ModelDtype,
     adapter_paths,
     announce_loading,
+    echo,
     fail,
 )
 from fastsafe.errors import UsageError
@@ -58,15 +59,15 @@ def verify(
         typer.echo(json.dumps({"equal": result.is_equal, **dataclasses.asdict(result)}))
     else:
         template = "with its chat template" if result.has_template else "without a chat template"
-        typer.echo(f"prompts         {result.num_prompts}, {template}")
-        typer.echo(f"logits          differ by {result.logits_difference:.2g} of the largest logit")
-        typer.echo(
+        echo(f"prompts         {result.num_prompts}, {template}")
+        echo(f"logits          differ by {result.logits_difference:.2g} of the largest logit")
+        echo(
             f"error           {result.error:.2g}, transformers' own {result.reference_error:.2g},"
             f" tolerance {result.tolerance:.2g}"
         )
-        typer.echo(f"greedy tokens   {result.parted_rows} prompts differ")
+        echo(f"greedy tokens   {result.parted_rows} prompts differ")
         for difference in result.differences:
-            typer.echo(difference)
-        typer.echo("verdict         " + ("equal" if result.is_equal else "different"))
+            echo(difference)
+        echo("verdict         " + ("equal" if result.is_equal else "different"))
     if not result.is_equal:
         fail(f"{checkpoint}: differs from transformers", EXIT_ERROR, as_json=as_json)

@@ -91,8 +91,7 @@ def replace_file(path: Path | str) -> Iterator[Path]:
         temporary.replace(path)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and str(error.filename) == str(temporary):
-            error.filename = str(path)  # the path that the caller gave
+        _name(error, temporary, path)
         raise
     _sync(path.parent)
 
@@ -127,8 +126,9 @@ def publish_dir(path: Path | str) -> Iterator[Path]:
             if os.path.lexists(old):
                 old.rename(path)
             raise
-    except BaseException:
+    except BaseException as error:
         shutil.rmtree(temporary)
+        _name(error, temporary, path)
         raise
     _sync(path.parent)
     _remove(old)
@@ -156,6 +156,14 @@ def _check_kind(path: Path, kind: int, expected: str) -> None:
         name = kinds.get(found, "a device")
         reason = f"is {name}, expected {expected} or nothing there; use another path"
         raise OSError(errno.EINVAL, reason, str(path))
+
+
+def _name(error: BaseException, temporary: Path, path: Path) -> None:
+    """Name the path that the caller gave in an error: a full disk names none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        named = str(error.filename or temporary)
+        if named.startswith(str(temporary)):
+            error.filename = f"{path}{named.removeprefix(str(temporary))}"
 
 
 def _temporary(path: Path) -> Path:

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from fastsafe.audit.report.curves import drift_table
+from fastsafe.audit.report.escape import escaped
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
@@ -64,6 +65,7 @@ def tables(results: Results, width: int) -> Iterator["RenderableType"]:
     """
     from rich.text import Text
 
+    results = escaped(results)
     for matrix in matrices(results):
         yield Text(_title(matrix), style="bold")
         yield _table(matrix, width)
