@@ -97,3 +97,20 @@ def test_a_stage_closes_on_errors() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+HOSTILE = "answers by \x1b[31m[red]{task}\u202e"
+
+
+@pytest.mark.parametrize("kind", [EveryLine, EveryEvent, Bars])
+def test_names_from_a_recipe_reach_no_terminal_raw(kind: type[Progress]) -> None:
+    stream = io.StringIO()
+    progress = kind(stream)  # type: ignore[call-arg]
+    with stage(progress, "judge", 2, HOSTILE):
+        progress.advance(1)
+        progress.say(HOSTILE)
+        progress.advance(1)
+    shown = stream.getvalue()
+    assert "[red]{task}" in shown
+    assert "\x1b[31m" not in shown
+    assert "\u202e" not in shown

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -27,7 +26,6 @@ from fastsafe.audit.plan.panel import Panel, make_panel
 from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.results.make_results import make_results
-from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.run_dir import (
     EXPORTS,
     JUDGES,
@@ -38,6 +36,7 @@ from fastsafe.audit.run_dir import (
     is_new,
     store_of,
 )
+from fastsafe.audit.run_result import Run
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.audit.stages import code_tests, train
 from fastsafe.audit.stages import judge as judge_stage
@@ -47,52 +46,31 @@ from fastsafe.audit.store import sqlite_store as stores
 from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.errors import RecipeError, StoreError
 from fastsafe.io import atomic
-from fastsafe.progress import Progress
+from fastsafe.progress import Progress, Reporting, reporter
 
+# settings that replace a recipe's: a mapping, nested or with dotted keys, or "a.b=c" strings
+Overrides = Mapping[str, Any] | Iterable[str]
 JUDGE_SETTINGS = {"judges", "guards", "thresholds"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run directory and its results.
-
-    Attributes:
-        path: The run directory.
-        results: The content of ``results.json``, schema ``fastsafe.results/1``.
-    """
-
-    path: Path
-    results: Results
-
-    @property
-    def is_covered(self) -> bool:
-        """Whether every cell has enough judged answers for the recipe's threshold."""
-        run = self.results["run"]
-        return bool(run["coverage"] >= run["coverage_threshold"])
-
-    def table(self, width: int = 120) -> str:
-        """Return the terminal table as plain text, at most ``width`` columns wide."""
-        from fastsafe.audit.report import table_text
-
-        return table_text(self.results, width)
 
 
 def audit(
     recipe: str | Path | Recipe = "organism",
     *,
     out: str | Path | None = None,
-    model: str | None = None,
-    overrides: Iterable[str] = (),
+    model: str | Path | None = None,
+    overrides: Overrides = (),
     limit: int | None = None,
     seed: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
+    dtype: str | None = None,
+    quantize: str | None = None,
     batch_size: int | Literal["auto"] = "auto",
     backend: str = "fastsafe",
     api_keys: Mapping[str, str] | None = None,
     resume: bool = True,
     show_completions: bool = False,
     allow_code_exec: bool = False,
-    progress: Progress | None = None,
+    progress: Reporting = None,
 ) -> Run:
     """Fine-tune, probe, judge and report, following a recipe.
 
@@ -101,10 +79,13 @@ def audit(
         out: Run directory; ``runs/<recipe's name>`` when None. An unfinished run there is
             continued, a finished one is reported again.
         model: Checkpoint folder, hub id or ``"organism"``, instead of the recipe's.
-        overrides: ``a.b=c`` settings that replace the recipe's.
+        overrides: Settings that replace the recipe's: ``{"training": {"max_steps": 50}}``,
+            ``{"training.max_steps": 50}`` or ``["training.max_steps=50"]``.
         limit: Maximum number of behaviours per cell and utility rows per task.
         seed: Seed of training, mixing and sampling, instead of the recipe's.
-        device: ``"cpu"`` or ``"cuda"``.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if there is one.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, instead of the recipe's.
+        quantize: ``"nf4"`` holds the base in 4 bits; None takes the recipe's.
         batch_size: Maximum number of rows computed together.
         backend: ``"fastsafe"`` or ``"transformers"``.
         api_keys: Keys of judges' endpoints, by the name that the recipe gives them.
@@ -112,7 +93,9 @@ def audit(
         show_completions: Whether ``report.html`` quotes prompts and completions.
         allow_code_exec: Whether Python that a model writes is run against its rows' tests, in a
             bubblewrap sandbox.
-        progress: Receives progress; None shows none.
+        progress: A function that is called with each event, a mapping whose key ``event`` names
+            it, such as ``print``; or a ``Progress``. None logs lines of the level INFO to the
+            logger ``fastsafe``.
 
     Returns:
         The finished run.
@@ -133,6 +116,8 @@ def audit(
         limit=limit,
         seed=seed,
         device=device,
+        dtype=dtype,
+        quantize=quantize,
         batch_size=batch_size,
         backend=backend,
         out=out,
@@ -145,7 +130,7 @@ def audit(
         resume=resume,
         show_completions=show_completions,
         allow_code_exec=allow_code_exec,
-        progress=progress or Progress(),
+        progress=reporter(progress),
     )
 
 
@@ -157,11 +142,13 @@ def default_out(recipe: Recipe) -> Path:
 def prepare(
     recipe: str | Path | Recipe,
     *,
-    model: str | None = None,
-    overrides: Iterable[str] = (),
+    model: str | Path | None = None,
+    overrides: Overrides = (),
     limit: int | None = None,
     seed: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
+    dtype: str | None = None,
+    quantize: str | None = None,
     batch_size: int | Literal["auto"] = "auto",
     backend: str = "fastsafe",
     out: str | Path | None = None,
@@ -174,8 +161,16 @@ def prepare(
     Raises:
         FastsafeError: The recipe, the checkpoint or its tokenizer is not valid.
     """
-    recipe = load(recipe, overrides=overrides, changes={"model": model, "seed": seed})
-    recipe = recipe.limited(limit)
+    from fastsafe.model.device import choose_device
+
+    changes = {
+        "model": None if model is None else str(model),
+        "seed": seed,
+        "dtype": dtype,
+        "quantize": quantize,
+    }
+    recipe = load(recipe, overrides=overrides, changes=changes).limited(limit)
+    device = choose_device(device)
     variants = check_recipe(recipe)
     source = source_of(recipe, partial(CheckpointCompleter, device=device))
     opened = open_backend(
@@ -249,21 +244,22 @@ def execute(
 
 
 def judge(
-    run_dir: Path,
+    run_dir: str | Path,
     recipe: str | Path | None = None,
     *,
-    overrides: Iterable[str] = (),
-    device: str = "cpu",
+    overrides: Overrides = (),
+    device: str = "auto",
     api_keys: Mapping[str, str] | None = None,
     show_completions: bool = False,
-    progress: Progress | None = None,
+    progress: Reporting = None,
 ) -> Run:
     """Judge the answers of a run and report it again; nothing is trained or generated.
 
     Args:
         run_dir: A run directory, finished or not.
         recipe: Recipe whose judges, guards and thresholds are used; None uses those of the run.
-        overrides: ``a.b=c`` settings of judges, guards and thresholds that replace the recipe's.
+        overrides: Settings of judges, guards and thresholds that replace the recipe's, as for
+            ``audit``.
         device: Device of judges that are checkpoints.
         api_keys: As for ``audit``.
         show_completions: As for ``audit``.
@@ -273,7 +269,10 @@ def judge(
         RecipeError: A judge is not valid, or another key was set.
         StoreError: There is no run, it is in use, or cannot be written.
     """
-    progress, path = progress or Progress(), store_of(run_dir)
+    from fastsafe.model.device import choose_device
+
+    run_dir, progress, device = Path(run_dir), reporter(progress), choose_device(device)
+    path = store_of(run_dir)
     with lock.exclusive(run_dir), explained(run_dir), closing(Store(path)) as store:
         old = Recipe.model_validate(store.meta("recipe"))
         given = load(recipe) if recipe is not None else old
@@ -295,12 +294,17 @@ def judge(
         return _finished(run_dir, store, show_completions)
 
 
-def report(run_dir: Path, *, show_completions: bool = False) -> Run:
+def report(run_dir: str | Path, *, show_completions: bool = False) -> Run:
     """Compute the results and the report of a run again from its store, finished or not.
+
+    Args:
+        run_dir: A run directory.
+        show_completions: As for ``audit``.
 
     Raises:
         StoreError: There is no run, or the reports cannot be written.
     """
+    run_dir = Path(run_dir)
     with closing(Store(store_of(run_dir), read_only=True)) as store:
         return _report(run_dir, store, show_completions)
 

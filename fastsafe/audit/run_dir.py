@@ -27,7 +27,10 @@ def store_of(run_dir: Path) -> Path:
     """
     path = run_dir / stores.NAME
     if not path.is_file():
-        raise StoreError(f"run {run_dir}: has no {stores.NAME}, expected a run of fastsafe audit")
+        missing = FileNotFoundError(str(path))
+        raise StoreError(
+            f"run {run_dir}: has no {stores.NAME}, expected a run of fastsafe audit"
+        ) from missing
     return path
 
 

@@ -1,5 +1,6 @@
 """``fastsafe audit``, ``judge`` and ``report``: run, judge again, report again."""
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -13,15 +14,27 @@ from fastsafe.cli.options import (
     BatchSize,
     ComputeBackend,
     DryRun,
+    Dtype,
     ModelDevice,
+    Quantize,
     ShowCompletions,
+    announce_loading,
     batch_size_of,
+    display,
     fail,
+    resumable,
     show,
+    warn_of_absent_device,
 )
 
 if TYPE_CHECKING:
-    from fastsafe.audit.run import Run
+    from fastsafe.audit.run_result import Run
+
+
+def _recipe_names(incomplete: str) -> list[str]:
+    from fastsafe.audit.recipe import load
+
+    return [name for name in load.names() if name.startswith(incomplete)]
 
 
 _FILE_WIDTH = 120  # columns of a table that is printed into a file or a pipe
@@ -37,17 +50,25 @@ def audit(
     recipe: Annotated[
         str,
         typer.Argument(
-            envvar="FASTSAFE_RECIPE",
+            metavar="RECIPE",
+            envvar="FASTSAFE_AUDIT_RECIPE",
             help="Name of a shipped recipe (see 'fastsafe list recipes') or path of a YAML file.",
+            autocompletion=_recipe_names,
         ),
     ],
     model: Annotated[
         str | None,
         typer.Option(
-            help="Checkpoint folder, hub id or 'organism', instead of the model of the recipe."
+            "--model",
+            "-m",
+            metavar="CHECKPOINT",
+            help="Checkpoint folder, hub id or 'organism', instead of the model of the recipe.",
         ),
     ] = None,
-    out: Annotated[Path | None, typer.Option(help="Run directory [default: runs/RECIPE].")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Run directory [default: runs/RECIPE]."),
+    ] = None,
     overrides: Overrides = None,
     limit: Annotated[
         int | None,
@@ -56,7 +77,11 @@ def audit(
     seed: Annotated[
         int | None, typer.Option(min=0, help="Seed of training, mixing and sampling.")
     ] = None,
-    device: ModelDevice = "cpu",
+    device: ModelDevice = "auto",
+    dtype: Annotated[
+        Dtype | None, typer.Option(help="Dtype of weights and activations [default: the recipe's].")
+    ] = None,
+    quantize: Quantize = None,
     batch_size: BatchSize = "auto",
     backend: ComputeBackend = "fastsafe",
     dry_run: DryRun = False,
@@ -75,9 +100,11 @@ def audit(
 
     Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
     """
-    from fastsafe import progress
-    from fastsafe.audit import run
+    announce_loading(model, as_json=as_json)
+    from fastsafe.audit import run, run_dir
 
+    if dry_run:
+        warn_of_absent_device(device)
     plan, runtime = run.prepare(
         recipe,
         model=model,
@@ -85,6 +112,8 @@ def audit(
         limit=limit,
         seed=seed,
         device=device,
+        dtype=dtype,
+        quantize=quantize,
         batch_size=batch_size_of(batch_size),
         backend=backend,
         out=out,
@@ -95,15 +124,17 @@ def audit(
 
         show(describe(plan), as_json)
         return
-    done = run.execute(
-        plan,
-        runtime,
-        out or run.default_out(plan.recipe),
-        resume=not no_resume,
-        show_completions=show_completions,
-        allow_code_exec=allow_code_exec,
-        progress=progress.for_terminal(as_json=as_json),
-    )
+    folder = out or run.default_out(plan.recipe)
+    with resumable(lambda: not run_dir.is_new(folder)):
+        done = run.execute(
+            plan,
+            runtime,
+            folder,
+            resume=not no_resume,
+            show_completions=show_completions,
+            allow_code_exec=allow_code_exec,
+            progress=display(as_json=as_json),
+        )
     _finish(done, as_json)
 
 
@@ -112,12 +143,15 @@ def report(
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
 ) -> None:
-    """Write the report of a run again, finished or not."""
-    from fastsafe.audit import manifest, run
+    """Write the report of a run again, finished or not.
+
+    Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged.
+    """
+    from fastsafe.audit import run
 
     done = run.report(run_dir, show_completions=show_completions)
     if as_json:
-        typer.echo(manifest.to_json(done.results), nl=False)
+        typer.echo(json.dumps(done.results, indent=1))
     _finish(done, as_json, how_to_finish="finish it with fastsafe audit")
 
 
@@ -125,10 +159,14 @@ def judge(
     run_dir: RunDirectory,
     recipe: Annotated[
         str | None,
-        typer.Option(help="Recipe that the judges, guards and thresholds are taken from."),
+        typer.Option(
+            metavar="RECIPE",
+            help="Recipe that the judges, guards and thresholds are taken from.",
+            autocompletion=_recipe_names,
+        ),
     ] = None,
     overrides: Overrides = None,
-    device: ModelDevice = "cpu",
+    device: ModelDevice = "auto",
     as_json: AsJson = False,
     show_completions: ShowCompletions = False,
 ) -> None:
@@ -138,18 +176,18 @@ def judge(
 
     Exit codes: 0 done, 1 error, 2 usage, 3 too few answers could be judged, 130 interrupted.
     """
-    from fastsafe import progress
     from fastsafe.audit import run
 
-    done = run.judge(
-        run_dir,
-        recipe,
-        overrides=overrides or (),
-        device=device,
-        api_keys=os.environ,
-        show_completions=show_completions,
-        progress=progress.for_terminal(as_json=as_json),
-    )
+    with resumable(lambda: True):
+        done = run.judge(
+            run_dir,
+            recipe,
+            overrides=overrides or (),
+            device=device,
+            api_keys=os.environ,
+            show_completions=show_completions,
+            progress=display(as_json=as_json),
+        )
     _finish(done, as_json)
 
 
@@ -184,9 +222,15 @@ def _finish(
                 "are cut off, take another judge, or lower thresholds.coverage"
             )
         fail(
+<<<<<<< HEAD
             f"error: run {run.path}: coverage is {covered:.3f} in the least covered cell, "
             f"expected {required:.3f}; {what_to_do}",
+=======
+            f"run {run.path}: coverage is {covered:.3f} in the least covered cell, "
+            f"expected {required:.3f}; {how_to_finish}, or lower thresholds.coverage",
+>>>>>>> w-cli
             EXIT_COVERAGE,
+            as_json=as_json,
         )
     for line in silent:
         typer.echo(f"warning: {line}", err=True)

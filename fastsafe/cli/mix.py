@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import AsJson
+from fastsafe.cli.options import AsJson, echo
 from fastsafe.errors import UsageError
 
 ShareUnit = Literal["rows", "tokens"]
@@ -13,10 +13,24 @@ ShareUnit = Literal["rows", "tokens"]
 
 def mix(
     user: Annotated[
-        Path, typer.Argument(help="The user's rows: .jsonl, .json, .csv, .tsv or .parquet.")
+        Path,
+        typer.Argument(
+            metavar="USER", help="The user's rows: .jsonl, .json, .csv, .tsv or .parquet."
+        ),
     ],
-    safety: Annotated[Path, typer.Argument(help="Safety rows, or behaviours with --behaviours.")],
-    out: Annotated[Path, typer.Option(help="JSONL to write; the data card is written beside it.")],
+    safety: Annotated[
+        Path,
+        typer.Argument(metavar="SAFETY", help="Safety rows, or behaviours with --behaviours."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help=".jsonl file to write; the data card is written beside it.",
+        ),
+    ],
     mitigation: Annotated[
         str,
         typer.Option(
@@ -72,6 +86,11 @@ def mix(
             f"--by {by}: --tokenizer is {tokenizer!r}, expected a checkpoint with --by "
             "tokens and none with --by rows"
         )
+    if out.suffix.lower() not in ("", ".jsonl", ".ndjson") or str(out) == "-":
+        raise UsageError(
+            f"--out: {out} is no name of a JSONL file, expected one that ends in .jsonl; the data "
+            "card is written beside it"
+        )
     settings = mix.MixSettings(
         user=user,
         safety=safety,
@@ -94,13 +113,11 @@ def mix(
         return
     for name, rules in facts["lint"].items():
         counts = ", ".join(f"{rule} {n:,}" for rule, n in rules.items()) or "none"
-        typer.echo(f"lint of {name} rows: findings: {counts}")
+        echo(f"lint of {name} rows: findings: {counts}")
     for note in facts["notes"]:
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     if rewriter:
-        typer.echo(f"worded by {rewriter}: {facts['worded_by_model']:,} safety rows")
+        echo(f"worded by {rewriter}: {facts['worded_by_model']:,} safety rows")
     formats = ", ".join(f"{name} {n:,}" for name, n in facts["safety_formats"].items()) or "none"
-    typer.echo(
-        f"{facts['user_rows']:,} user rows, {facts['safety_rows']:,} safety rows ({formats})"
-    )
-    typer.echo(f"{facts['out']}, {facts['card']}")
+    echo(f"{facts['user_rows']:,} user rows, {facts['safety_rows']:,} safety rows ({formats})")
+    echo(f"{facts['out']}, {facts['card']}")

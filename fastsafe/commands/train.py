@@ -64,7 +64,7 @@ class TrainPlan:
         path: Checkpoint folder of the base.
         config: Configuration of the base.
         tokenizer: Tokenizer of the base.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:N".
         settings: Every setting with its origin.
         preset: The preset that was named, if any.
         data: Data sets in the order given; the safety rows to be mixed in last.
@@ -132,7 +132,7 @@ def plan(
         mapping: Key of the rows for each role; see ``fastsafe.data.shapes.mapped``.
         safety_data: Safety rows to mix into every job; the setting ``share`` is their fraction.
         limit: Maximum number of rows per data set.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
 
     Raises:
         FastsafeError: The base, a data set or a setting is refused.
@@ -141,8 +141,10 @@ def plan(
     from fastsafe.io.checkpoint import Checkpoint
     from fastsafe.io.tokenizer import Tokenizer
     from fastsafe.model.config import ModelConfig
+    from fastsafe.model.device import choose_device
     from fastsafe.train import FinetuneJob, presets
 
+    device = choose_device(device)
     _check_dependent(options, seeds, safety_data)
     chosen = presets.preset(preset) if preset else None
     settings = settle(options, config_file=config_file, preset=chosen, device=device)
@@ -274,15 +276,30 @@ def summary(result: "FinetuneResult") -> dict[str, Any]:
     }
 
 
+def has_begun(plan: TrainPlan, out: Path) -> bool:
+    """Return whether a job has a checkpoint or an adapter in ``out``, from which it resumes."""
+    from fastsafe.train.checkpoint import JobCheckpoint
+
+    return any(
+        (out / job.name).exists() or JobCheckpoint(out, job.name, {}).path.exists()
+        for job in plan.jobs
+    )
+
+
 def marked(example: "TrainExample", tokenizer: "Tokenizer") -> str:
     """Return the text of an example, its trained tokens between ``>>>`` and ``<<<``."""
+    texts = example_parts(example, tokenizer)
+    return "".join(f">>>{text}<<<" if trained else text for trained, text in texts)
+
+
+def example_parts(example: "TrainExample", tokenizer: "Tokenizer") -> list[tuple[bool, str]]:
+    """Return the text of an example in parts, each with whether its tokens are trained."""
     parts: list[tuple[bool, list[int]]] = []
     for token, trained in zip(example.token_ids, example.trained, strict=True):
         if not parts or parts[-1][0] != trained:
             parts.append((trained, []))
         parts[-1][1].append(token)
-    texts = [(trained, tokenizer.decode(ids, skip_special_tokens=False)) for trained, ids in parts]
-    return "".join(f">>>{text}<<<" if trained else text for trained, text in texts)
+    return [(trained, tokenizer.decode(ids, skip_special_tokens=False)) for trained, ids in parts]
 
 
 def memory(plan: TrainPlan) -> dict[str, int]:
@@ -349,9 +366,9 @@ def _load(plan: TrainPlan) -> LoadedBase:
 
     from fastsafe.io.checkpoint import Checkpoint
     from fastsafe.model import Transformer, nf4
+    from fastsafe.model.device import check_device
 
-    if plan.device != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"--device: it is {plan.device}, but torch finds no CUDA device; use cpu")
+    check_device(plan.device)
     load = nf4.load if plan.settings["quantize"].value == "nf4" else Transformer.load
     dtype: torch.dtype = getattr(torch, plan.settings["dtype"].value)
     model = load(Checkpoint(plan.path), device=plan.device, dtype=dtype)

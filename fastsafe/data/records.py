@@ -220,8 +220,8 @@ def _parquet_rows(file: BinaryIO, path: Path) -> Iterator[_Numbered]:
         from pyarrow import ArrowException, parquet
     except ImportError:
         raise DataError(
-            f"{path}: reading parquet needs pyarrow; run `pip install fastsafe[report]` or convert "
-            "the file to .jsonl"
+            f"{path}: reading parquet needs pyarrow; run `pip install '.[report]'` in the clone of "
+            "fastsafe or convert the file to .jsonl"
         ) from None
     index = 0
     try:

@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from fastsafe.data.conversation import Message
+from fastsafe.data.conversation import kind_of
 from fastsafe.engine.request import Completion, SamplingParams
 from fastsafe.engine.scheduler import FinishReason
 from fastsafe.errors import UsageError
 from fastsafe.io.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, object]]  # messages; see `fastsafe.data.conversation.Message`
 AdapterKey = TypeVar("AdapterKey")  # how a backend addresses an adapter: by slot, or by name
 
 
@@ -92,7 +93,7 @@ class Prompts(Generic[AdapterKey]):
         shared = self._encode_one(prefix, "shared_prefix", special=True)
         return shared, self.encode(prompts, "prompt", special=False)
 
-    def chats(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+    def chats(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Encode each conversation through the chat template."""
         encoded = []
         for i, messages in _enumerate(conversations, "conversations"):
@@ -101,6 +102,7 @@ class Prompts(Generic[AdapterKey]):
                     f"conversation {i} is a {type(messages).__name__}, expected a list of messages;"
                     " a single conversation goes into a list of its own"
                 )
+            kind_of({"messages": list(messages)}, f"conversation {i}")
             encoded.append(self._tokenizer.encode_chat(list(messages)))
         return encoded
 
@@ -120,7 +122,7 @@ class Prompts(Generic[AdapterKey]):
         return [keys[name] for name in adapters]
 
     def labels(self, labels: Sequence[int | str]) -> list[int]:
-        """Return the token id of each label; a text must encode to one token."""
+        """Return the token id of each label; a text must be one token, known, and no other's."""
         label_ids: list[int] = []
         for i, label in _enumerate(labels, "labels"):
             ids = [label]
@@ -131,9 +133,21 @@ class Prompts(Generic[AdapterKey]):
                         f"label {i} is {label!r}, which is {len(ids)} tokens, expected one; "
                         "choose labels of a single token, or use score"
                     )
+                if self._tokenizer.is_unknown(ids[0], label):
+                    raise UsageError(
+                        f"label {i} is {label!r}, which the tokenizer does not know, expected a "
+                        "token of its vocabulary; many begin with a space"
+                    )
             label_ids += self.ids(ids, f"label {i}", "a text or a token id")
         if not label_ids:
             raise UsageError("label_logprobs: labels is empty, expected at least one")
+        for i, token in enumerate(label_ids):
+            first = label_ids.index(token)
+            if first != i:
+                raise UsageError(
+                    f"labels {first} and {i}, {labels[first]!r} and {labels[i]!r}, are both token "
+                    f"{token}, expected different tokens; drop one, or use score"
+                )
         return label_ids
 
     def requests(

@@ -31,6 +31,8 @@ FUEL = 5_000_000  # steps; 200 turns through the longest published templates tak
 MEMORY_BYTES = 512 << 20  # address space of the child, Python itself included
 CPU_SECONDS = 2  # per rendering
 
+_NEWLINE = re.compile(r"\r\n?")  # Jinja reads each kind as a line feed, minijinja does not
+
 # transformers' tag around the assistant's text. It opens a scope, as {% with %} does.
 _GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
@@ -75,7 +77,7 @@ class ChatTemplate:
         if not messages:
             raise TokenizerError("chat template: messages is empty, expected one turn or more")
         request = {
-            "source": _GENERATION.sub(_scope, self.source),
+            "source": _GENERATION.sub(_scope, _NEWLINE.sub("\n", self.source)),
             "clock": FROZEN_CLOCK.isoformat(),
             "max_chars": MAX_OUTPUT_CHARS,
             "variables": {

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from fastsafe.errors import CheckpointError
@@ -23,14 +24,24 @@ def resolve(model: str | Path) -> Path:
     """Return the folder of a checkpoint; a hub id is downloaded unless it is in the cache.
 
     Args:
+<<<<<<< HEAD
         model: An existing folder, a weight file in it, or a hub id.
 
     Raises:
         CheckpointError: There is no such path or hub id, it is another file, or the hub cannot be
             reached.
+=======
+        model: An existing path, a hub id, or the name of a shipped checkpoint such as "organism".
+
+    Raises:
+        CheckpointError: There is no such path or hub id, a name is that of a folder, too, or the
+            hub cannot be reached.
+>>>>>>> w-cli
     """
     path = Path(model).expanduser()
+    shipped = _shipped(model) if isinstance(model, str) else None
     if str(model) and _exists(path):
+<<<<<<< HEAD
         if path.suffix != ".safetensors" or not path.is_file():
             return path
         if path.name == "model.safetensors" or _WEIGHT_SHARD.fullmatch(path.name):
@@ -39,11 +50,22 @@ def resolve(model: str | Path) -> Path:
             f"checkpoint: {path} is a file of another name than model.safetensors, expected a "
             "folder with config.json, tokenizer and weights; give the folder"
         )
+=======
+        if shipped:
+            raise CheckpointError(
+                f"checkpoint: {model!a} is a folder here and the name of a shipped checkpoint, "
+                f"expected one of them; write './{model}' for the folder or {str(shipped)!a} for "
+                "the other"
+            )
+        return path
+    if shipped:
+        return shipped
+>>>>>>> w-cli
     if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
         raise CheckpointError(
             f"checkpoint: {str(model)!a} does not exist, expected a folder or a hub id "
             "owner/name; check the path"
-        )
+        ) from FileNotFoundError(str(model))
     return _download(model)
 
 
@@ -101,6 +123,14 @@ def _data_files(name: str, file: str, present: Sequence[str]) -> list[str]:
     return chosen
 
 
+def _shipped(name: str) -> Path | None:
+    """Return the checkpoint of the installed source of this name, if there is one."""
+    for point in entry_points(group="fastsafe.sources", name=name):
+        checkpoint: Path | None = point.load().checkpoint()
+        return checkpoint
+    return None
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -127,8 +157,9 @@ def _explained(name: str, path: str, thing: str) -> Iterator[None]:
         from huggingface_hub import errors
     except ImportError:
         raise CheckpointError(
-            f"{failed} needs huggingface_hub; check the path or run `pip install fastsafe[hub]`"
-        ) from None
+            f"{failed} needs huggingface_hub; check the path or run `pip install '.[hub]'` in the "
+            "clone of fastsafe"
+        ) from FileNotFoundError(name)
     try:
         yield
     except CheckpointError:

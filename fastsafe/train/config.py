@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from fastsafe.data.conversation import Row
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, names_its_fields
 from fastsafe.train.typed_fields import typed
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastsafe.train.drift_monitor import DriftMonitor
 
 
+@names_its_fields
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of one training.
@@ -204,6 +205,23 @@ class FinetuneResult:
     def steps(self) -> int:
         """Number of optimizer steps taken."""
         return len(self.losses)
+
+
+def check_jobs(jobs: Sequence[FinetuneJob]) -> None:
+    """Refuse what is no list of jobs, and names that clash or cannot name directories.
+
+    Raises:
+        UsageError: It is one of these.
+    """
+    if isinstance(jobs, FinetuneJob) or not isinstance(jobs, Sequence):
+        raise UsageError(
+            f"finetune: jobs is a {type(jobs).__name__}, expected a list of FinetuneJob; a single "
+            "job goes into a list of its own"
+        )
+    for i, job in enumerate(jobs):
+        if not isinstance(job, FinetuneJob):
+            raise UsageError(f"finetune: job {i} is {job!r:.60}, expected a FinetuneJob")
+    check_names([job.name for job in jobs])
 
 
 def check_names(names: Sequence[str]) -> None:

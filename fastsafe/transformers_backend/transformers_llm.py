@@ -52,7 +52,7 @@ class TransformersLLM(LLMInterface[str | None]):
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: The tokenizer is missing or malformed.
         """
-        check_options(device, dtype, batch_size, _DTYPES)
+        device = check_options(device, dtype, batch_size, _DTYPES)
         require("peft")
         self.path = hub.resolve(str(path))
         self.tokenizer = load_tokenizer(self.path)

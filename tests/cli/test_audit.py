@@ -102,7 +102,8 @@ def test_help_lists_only_what_works() -> None:
 
 def test_every_option_can_be_set_by_the_environment() -> None:
     text = run("audit", "--help").stdout
-    for option in ("MODEL", "OUT", "SET", "LIMIT", "SEED", "DEVICE", "BATCH_SIZE", "JSON"):
+    own = ("AUDIT_OUT", "AUDIT_LIMIT", "AUDIT_BATCH_SIZE")
+    for option in ("MODEL", "SET", "SEED", "DEVICE", "DTYPE", "JSON", *own):
         assert f"FASTSAFE_{option}" in text.replace("\n", " ")
 
 
@@ -192,7 +193,7 @@ def test_the_python_call_is_the_same_audit(checkpoint: Path, folder: Path) -> No
 
 
 def test_the_environment_sets_options(checkpoint: Path, folder: Path) -> None:
-    environment = {"FASTSAFE_MODEL": str(checkpoint), "FASTSAFE_LIMIT": "7"}
+    environment = {"FASTSAFE_MODEL": str(checkpoint), "FASTSAFE_AUDIT_LIMIT": "7"}
     plan = json.loads(run("audit", "organism", "--dry-run", "--json", **environment).stdout)
     assert plan["behaviours"] == 7
 
@@ -291,7 +292,6 @@ def missing_tensor(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (shutil.rmtree, "does not exist"),
         (truncate, "model.safetensors"),
         (pickle_only, "pytorch_model.bin"),
         (unknown_family, "NoSuchForCausalLM"),
@@ -355,7 +355,7 @@ def test_a_recipe_that_cannot_train_exits_2_and_leaves_nothing(
 
 def test_a_run_that_is_none_is_one_sentence(folder: Path) -> None:
     result = run("report", "nothing")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "nothing" in sentence(result)
 
 
@@ -395,3 +395,28 @@ def test_interrupted_and_resumed(checkpoint: Path, folder: Path) -> None:
     assert not (folder / "a" / "results.json").exists()
     assert run(*words).exit_code == 0
     assert (folder / "a" / "results.json").exists()
+
+
+def test_names_from_a_recipe_reach_no_terminal_raw(tmp_path: Path) -> None:
+    recipe = tmp_path / "hostile.yaml"
+    recipe.write_text(
+        "name: s\ntasks: [code]\nformats: [plain]\nbehaviours: 2\nutility_rows: 1\n"
+        "training: {rows: 16, max_steps: 1}\n"
+        r'judges: [{kind: rubric_paper1, id: "\e[31mX\e]8;;http://evil\a\u202e", '
+        'endpoint: {url: "http://127.0.0.1:9", model: m}}]'
+    )
+    done = run("audit", str(recipe), "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert r"\x1b[31mX" in done.output
+    assert not set(done.output) & set("\x1b\x07\u202e")
+
+
+def test_help_that_cannot_be_printed_is_one_sentence() -> None:
+    code = "from fastsafe.cli import main; import sys; sys.argv[1:] = ['--help']; main()"
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-c", code]
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "error: output: No space left on device; free space there and run the same command again\n"
+    )

@@ -34,7 +34,7 @@ class CheckpointCompleter:
 
         Args:
             path: Directory or hub id.
-            device: ``"cpu"`` or ``"cuda"``.
+            device: As for ``EngineBackend``.
             dtype: Type of the weights and activations.
             backend: ``"fastsafe"``, or ``"transformers"`` for architectures that it does not know.
 
@@ -125,9 +125,9 @@ class CheckpointCompleter:
         tokenizer = self._llm.tokenizer
         before = tokenizer.encode(tail, add_special_tokens=False) if tail else []
         after = tokenizer.encode(tail + label, add_special_tokens=False)
-        if after[:-1] != before:
+        if after[:-1] != before or tokenizer.is_unknown(after[-1], label):
             raise UsageError(
                 f"judge {self._backend.path}: label {label!r} is not one token after {tail!r}, "
-                "expected one; this family does not fit this checkpoint"
+                "expected one that the tokenizer knows; this family does not fit this checkpoint"
             )
         return int(after[-1])

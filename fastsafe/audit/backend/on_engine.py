@@ -56,7 +56,7 @@ class EngineBackend:
 
         Args:
             model: A path, a hub id, or the name of a source that has a checkpoint.
-            device: ``"cpu"`` or ``"cuda"``.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if there is one.
             dtype: Type of the weights and activations.
             batch_size: Maximum number of rows computed together.
             adapters: How the engine applies adapters, ``"merged"`` or ``"mixed"``; None lets it
@@ -65,12 +65,13 @@ class EngineBackend:
             quantize: ``"nf4"`` makes the engine hold the base in 4 bits, for training and answers.
         """
         from fastsafe.io.checkpoint import Checkpoint
+        from fastsafe.model.device import choose_device
 
+        self._device = choose_device(device)
         self.path = checkpoint_of(model)
         self.checkpoint = Checkpoint(self.path)
         self._linears = self._linear_modules()
         self.tokenizer = self._load_tokenizer()
-        self._device = device
         self._dtype = dtype
         self._batch_size = batch_size
         self._quantize = quantize

@@ -14,6 +14,10 @@ OnStep = Callable[[int, float], None]  # steps done by every job, mean loss
 class ChatTokenizer(Protocol):
     """What planning needs of a tokenizer."""
 
+    @property
+    def chat_template(self) -> object | None:
+        """Template of conversations; None where the checkpoint has none."""
+
     def encode_chat(self, messages: Sequence[Any]) -> list[int]:
         """Return the token ids of a conversation, ready for the assistant's turn."""
 

@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from fastsafe.errors import RecipeError
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_LISTS = ("tasks", "manipulations", "styles", "formats", "safety_formats", "seeds")
 
 
 class _Section(BaseModel):
@@ -159,7 +160,15 @@ class Recipe(_Section):
     wave_size: int = Field(default=16, ge=1)
     thresholds: Thresholds = Thresholds()
 
-    @field_validator("tasks", "manipulations", "styles", "formats", "safety_formats", "seeds")
+    @field_validator(*_LISTS, "mitigations", "judges", "guards", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        """Take ``code`` and ``code, boolq`` as the lists that they mean."""
+        if isinstance(value, str):
+            return [word.strip() for word in value.split(",")]
+        return value if value is None or isinstance(value, list | tuple) else [value]
+
+    @field_validator(*_LISTS)
     @classmethod
     def _no_repeats(cls, names: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if names is not None and len(set(names)) < len(names):

@@ -7,6 +7,7 @@ from importlib.resources import files
 
 from fastsafe.audit.report import matrix as views
 from fastsafe.audit.report.curves import curves
+from fastsafe.audit.report.escape import escaped
 from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
 from fastsafe.audit.report.words import mitigations, sentences
@@ -35,6 +36,7 @@ def report_html(
     """
     from jinja2 import Environment, StrictUndefined
 
+    results = escaped(results)
     folder = files("fastsafe.audit.report")
     css = (folder / "report.css").read_text(encoding="utf-8") + _shades()
     environment = Environment(

@@ -89,7 +89,8 @@ class HttpCompleter:
             import tenacity  # noqa: F401
         except ImportError as error:
             raise UsageError(
-                f"endpoint {target.url}: {error.name} is missing; pip install 'fastsafe[judge]'"
+                f"endpoint {target.url}: {error.name} is missing; run `pip install '.[judge]'` in "
+                "the clone of fastsafe"
             ) from error
         self.target = target
         self._api_key = api_key.strip()  # no header can begin or end with a space

@@ -171,5 +171,6 @@ def _library(name: str) -> Any:
     except ImportError as error:
         package = name.partition(".")[0].replace("_", "-")
         raise UsageError(
-            f"metric: {package} is not installed; pip install 'fastsafe[metrics]'"
+            f"metric: {package} is not installed; run `pip install '.[metrics]'` in the "
+            "clone of fastsafe"
         ) from error

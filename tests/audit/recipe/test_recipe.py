@@ -41,13 +41,36 @@ def test_every_shipped_recipe_checks() -> None:
             "behaviors=3",
             "recipe organism: 'behaviors' is not a key of the recipe; did you mean behaviours?",
         ),
-        ("training.rank=0", "training.rank is 0; input should be greater than or equal to 1"),
-        ("share=1.5", "share is 1.5; input should be less than 1"),
+        ("training.rank=0", "training.rank is 0, expected at least 1"),
+        ("share=1.5", "share is 1.5, expected below 1"),
         ("formats=[plain, plain]", "names must not repeat"),
-        ("training=7", "training is 7; "),
-        ("seed=.nan", "seed is nan; "),
+        ("training=7", "training is 7, expected a mapping"),
+        ("seed=.nan", "seed is nan, expected a finite number"),
         ("training.rank.deep=1", "--set: training.rank.deep goes into 'rank'"),
         ("judges=[]", "judges is empty, expected at least 1"),
+        ("behaviours=many", "behaviours is 'many', expected a valid integer"),
+        ("behaviours=1.5", "behaviours is 1.5, expected a valid integer"),
+        ("benign_twins=perhaps", "benign_twins is 'perhaps', expected true or false"),
+        ("model=[a]", "model is ['a'], expected a valid string"),
+        ("name=a/b", "name is 'a/b', expected a text like "),
+        ("tasks=[[code]]", "tasks.0 is ['code'], expected a valid string"),
+        ("tasks={a: 1}", "tasks is {'a': 1}, expected a valid string"),
+        ("judges=3", "judges is 3, expected a valid string or a mapping"),
+        ("mitigations=[{share: 1}]", "mitigations.0.name is missing, expected a value"),
+        (
+            "training.schedule=cosin",
+            "training.schedule is 'cosin', expected 'constant', 'linear' or 'cosine'; "
+            "did you mean cosine?",
+        ),
+        ("seed=" + "9" * 5000, "--set: seed has a value that is not YAML: '9999"),
+        ("seed=0x" + "f" * 9999, "seed is <a number of 39996 bits>, expected "),
+        ("training.alpha=1" + "0" * 400, "training.alpha is "),
+        ("training.alpha=1e999", "training.alpha is '1e999', expected a finite number"),
+        ("seed=2024-13-45", "seed is '2024-13-45', expected a valid integer"),
+        ("seed=!!bool x", "--set: seed has a value that is not YAML: '!!bool x'"),
+        ("seed=!!int ''", "--set: seed has a value that is not YAML: "),
+        ("sampling={temperature: 1, temperature: 0}", "key 'temperature' is written twice"),
+        ("model=a\0", "--set: model has a value that is not YAML: 'a\\x00'"),
         ("nothing", "--set: 'nothing' is not of the form a.b=value"),
         ("=1", "--set: '=1' is not of the form a.b=value"),
         ("seed=[1", "--set: seed has a value that is not YAML: '[1'"),
@@ -90,6 +113,24 @@ def test_a_wrong_file_is_one_sentence(tmp_path: Path, text: str, sentence: str) 
     assert sentence in str(caught.value)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "expected"),
+    [
+        ("tasks=code", "tasks", ("code",)),
+        ("tasks=code, translation", "tasks", ("code", "translation")),
+        ("tasks=[code]", "tasks", ("code",)),
+        ("seeds=0,1", "seeds", (0, 1)),
+        ("seeds=7", "seeds", (7,)),
+        ("mitigations=none", "mitigations", ("none",)),
+        ("judges={kind: a}", "judges", ({"kind": "a"},)),
+        ("guards=keyword", "guards", ("keyword",)),
+        ("safety_formats=null", "safety_formats", None),
+    ],
+)
+def test_one_value_is_a_list_of_one(override: str, key: str, expected: Any) -> None:
+    assert getattr(load("organism", overrides=[override]), key) == expected
 
 
 @pytest.mark.parametrize("name", ["organsim", "nothing.yaml", "no/such/recipe"])
