@@ -158,14 +158,9 @@ class Bars(Progress):
             rich.TextColumn("{task.fields[note]}"),
             console=self._console,
         )
-<<<<<<< HEAD
-        self._task = self._bar.add_task(stage, total=total, note="")
+        self._task = self._bar.add_task(stage, total=total, unit=printable(unit), note="")
         if total:
             self._bar.start()
-=======
-        self._task = self._bar.add_task(stage, total=total, unit=printable(unit), note="")
-        self._bar.start()
->>>>>>> w-cli
 
     def advance(self, count: int, note: str = "") -> None:
         """Move the bar."""

@@ -222,13 +222,8 @@ def _finish(
                 "are cut off, take another judge, or lower thresholds.coverage"
             )
         fail(
-<<<<<<< HEAD
-            f"error: run {run.path}: coverage is {covered:.3f} in the least covered cell, "
-            f"expected {required:.3f}; {what_to_do}",
-=======
             f"run {run.path}: coverage is {covered:.3f} in the least covered cell, "
-            f"expected {required:.3f}; {how_to_finish}, or lower thresholds.coverage",
->>>>>>> w-cli
+            f"expected {required:.3f}; {what_to_do}",
             EXIT_COVERAGE,
             as_json=as_json,
         )

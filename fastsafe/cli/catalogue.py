@@ -44,14 +44,10 @@ def inspect(
     checkpoint: CheckpointName,
     as_json: AsJson = False,
 ) -> None:
-<<<<<<< HEAD
-    """Show what a checkpoint or an adapter holds, without running anything of it."""
-=======
-    """Show what a checkpoint holds, without running anything of it.
+    """Show what a checkpoint or an adapter holds, without running anything of it.
 
     Exit codes: 0 done, 1 error, 2 usage.
     """
->>>>>>> w-cli
     from fastsafe.commands import catalogue
 
     show(catalogue.inspect(checkpoint), as_json)

@@ -3,13 +3,9 @@
 import inspect as source_of
 import sys
 from collections import Counter
-<<<<<<< HEAD
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from math import prod
 from pathlib import Path
-=======
-from collections.abc import Callable
->>>>>>> w-cli
 from typing import Any
 
 from fastsafe.audit.recipe import load as recipes

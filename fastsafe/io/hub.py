@@ -24,24 +24,22 @@ def resolve(model: str | Path) -> Path:
     """Return the folder of a checkpoint; a hub id is downloaded unless it is in the cache.
 
     Args:
-<<<<<<< HEAD
-        model: An existing folder, a weight file in it, or a hub id.
+        model: An existing folder, a weight file in it, a hub id, or the name of a shipped
+            checkpoint such as "organism".
 
     Raises:
-        CheckpointError: There is no such path or hub id, it is another file, or the hub cannot be
-            reached.
-=======
-        model: An existing path, a hub id, or the name of a shipped checkpoint such as "organism".
-
-    Raises:
-        CheckpointError: There is no such path or hub id, a name is that of a folder, too, or the
-            hub cannot be reached.
->>>>>>> w-cli
+        CheckpointError: There is no such path or hub id, it is another file, a name is that of a
+            folder, too, or the hub cannot be reached.
     """
     path = Path(model).expanduser()
     shipped = _shipped(model) if isinstance(model, str) else None
     if str(model) and _exists(path):
-<<<<<<< HEAD
+        if shipped:
+            raise CheckpointError(
+                f"checkpoint: {model!a} is a folder here and the name of a shipped checkpoint, "
+                f"expected one of them; write './{model}' for the folder or {str(shipped)!a} for "
+                "the other"
+            )
         if path.suffix != ".safetensors" or not path.is_file():
             return path
         if path.name == "model.safetensors" or _WEIGHT_SHARD.fullmatch(path.name):
@@ -50,17 +48,8 @@ def resolve(model: str | Path) -> Path:
             f"checkpoint: {path} is a file of another name than model.safetensors, expected a "
             "folder with config.json, tokenizer and weights; give the folder"
         )
-=======
-        if shipped:
-            raise CheckpointError(
-                f"checkpoint: {model!a} is a folder here and the name of a shipped checkpoint, "
-                f"expected one of them; write './{model}' for the folder or {str(shipped)!a} for "
-                "the other"
-            )
-        return path
     if shipped:
         return shipped
->>>>>>> w-cli
     if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
         raise CheckpointError(
             f"checkpoint: {str(model)!a} does not exist, expected a folder or a hub id "

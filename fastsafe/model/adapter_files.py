@@ -57,8 +57,10 @@ def read_config(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
         CheckpointError: The file cannot be read or is malformed.
     """
     if not path.is_dir():
-        found = "is a file" if path.exists() else "no such directory"
-        raise AdapterError(f"adapter {path}: {found}; give the folder PEFT wrote")
+        if path.exists():
+            raise AdapterError(f"adapter {path}: is a file; give the folder PEFT wrote")
+        missing = f"adapter {path}: no such directory; give the folder PEFT wrote"
+        raise AdapterError(missing) from FileNotFoundError(str(path))
     if not os.path.lexists(path / ADAPTER_CONFIG):
         raise AdapterError(
             f"adapter {path}: {ADAPTER_CONFIG} is missing; give the folder PEFT wrote"

@@ -76,17 +76,11 @@ FAMILIES = {
     ),
     "MistralForCausalLM": Family(
         model_type="mistral",
-<<<<<<< HEAD
-        kv_heads_required=True,
-        window="all",
-        window_default=4096,
-        max_positions=131_072,
-=======
         models="Mistral 7B, Mistral NeMo, Ministral",
         kv_heads_required=True,
         window="all",
         window_default=4096,
->>>>>>> w-cli
+        max_positions=131_072,
     ),
     "Qwen2ForCausalLM": Family(
         model_type="qwen2",

@@ -289,7 +289,6 @@ def parse_config(raw: Any, location: str) -> LoraConfig:
     )
 
 
-<<<<<<< HEAD
 def _refuse_parameters(names: Any, location: str) -> None:
     """Refuse LoRA on bare parameters; those of other architectures are not there and do nothing."""
     known = (".weight", ".bias")  # all parameters of known bases end so
@@ -297,19 +296,6 @@ def _refuse_parameters(names: Any, location: str) -> None:
         isinstance(names, list)
         and all(isinstance(name, str) and not f".{name}".endswith(known) for name in names)
     ):
-=======
-def read_dir(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
-    """Read the config and raw tensors of an adapter directory, keys without PEFT's prefix.
-
-    Raises:
-        AdapterError: A file is missing, is a pickle, or holds something else than LoRA weights.
-    """
-    location = str(path / ADAPTER_CONFIG)
-    if not path.is_dir():
-        missing = f"adapter {path}: no such directory; give the folder PEFT wrote"
-        raise AdapterError(missing) from FileNotFoundError(str(path))
-    if not (path / ADAPTER_CONFIG).is_file():
->>>>>>> w-cli
         raise AdapterError(
             f"{location}: target_parameters is {shortened(names)}, which is not supported; train "
             "LoRA on linear modules"

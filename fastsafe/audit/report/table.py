@@ -4,16 +4,12 @@ import io
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, cast
 
-<<<<<<< HEAD
 from rich.console import Console
 from rich.text import Text
 
 from fastsafe.audit.report.curves import drift_columns
-from fastsafe.audit.report.fitted import Column, fitted
-=======
-from fastsafe.audit.report.curves import drift_table
 from fastsafe.audit.report.escape import escaped
->>>>>>> w-cli
+from fastsafe.audit.report.fitted import Column, fitted
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
@@ -86,21 +82,12 @@ def tables(results: Results, width: int) -> Iterator["RenderableType"]:
         results: What ``results.json`` holds.
         width: Columns of the terminal.
     """
-<<<<<<< HEAD
+    results = escaped(results)
     if is_judged(results):
         for number, matrix in enumerate(matrices(results)):
             yield Text(("\n" if number else "") + _title(matrix), style="bold")
             yield from _matrix(matrix, width)
             yield Text(_legend(matrix), style="dim")
-=======
-    from rich.text import Text
-
-    results = escaped(results)
-    for matrix in matrices(results):
-        yield Text(_title(matrix), style="bold")
-        yield _table(matrix, width)
-        yield Text(_legend(matrix), style="dim")
->>>>>>> w-cli
     for kind, title in SEED_TABLES.items():
         for view, rows in over_seeds(results, kind).items():
             yield Text(f"\n{title}, %, mean over training seeds, {view}", style="bold")
