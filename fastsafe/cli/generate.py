@@ -189,7 +189,7 @@ def _on_stream(out: str | None, prompts: "PromptSet", *, as_json: bool) -> "Comp
     from fastsafe.io import atomic
 
     if out is None and not as_json:
-        return generate.CompletionTexts(prompts, typer.echo)
+        return generate.CompletionTexts(prompts, echo)
     descriptor = atomic.stream_of(out or "-")
     if descriptor == 1:
         return generate.CompletionStream("stdout", partial(typer.echo, nl=False))
