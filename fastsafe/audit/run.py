@@ -9,6 +9,8 @@ from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic import ValidationError
+
 import fastsafe
 from fastsafe.audit import manifest
 from fastsafe.audit.backend.completer import CheckpointCompleter
@@ -45,6 +47,7 @@ from fastsafe.audit.stages import judge as judge_stage
 from fastsafe.audit.stages.generate import generate
 from fastsafe.audit.store import lock
 from fastsafe.audit.store import sqlite_store as stores
+from fastsafe.audit.store.queries import damaged
 from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.errors import RecipeError, StoreError
 from fastsafe.io import atomic
@@ -311,7 +314,7 @@ def judge(
     run_dir, progress, device = Path(run_dir), reporter(progress), choose_device(device)
     path = store_of(run_dir)
     with lock.exclusive(run_dir), explained(run_dir), closing(Store(path)) as store:
-        old = Recipe.model_validate(store.meta("recipe"))
+        old = _recorded_recipe(store)
         given = load(recipe) if recipe is not None else old
         new = load(old, changes={key: getattr(given, key) for key in JUDGE_SETTINGS})
         new = load(new, overrides=overrides)
@@ -343,7 +346,28 @@ def report(run_dir: str | Path, *, show_completions: bool = False) -> Run:
     """
     run_dir = Path(run_dir)
     with closing(Store(store_of(run_dir), read_only=True)) as store:
+        _recorded_recipe(store)
         return _report(run_dir, store, show_completions)
+
+
+def _recorded_recipe(store: Store) -> Recipe:
+    """Return the recipe that the store holds.
+
+    Raises:
+        StoreError: It holds none that is valid.
+    """
+    recorded = store.meta("recipe")
+    if recorded is None:
+        raise StoreError(
+            f"store {store.path}: holds no recipe yet; begin the run with fastsafe audit"
+        )
+    for key in ("identity", "settings", "conditions", "engine", "judges", "guards"):
+        if store.meta(key) is None:
+            raise damaged(store.path, f"{key} is missing")
+    try:
+        return Recipe.model_validate(recorded)
+    except ValidationError:
+        raise damaged(store.path, "its recipe is not valid") from None
 
 
 def _judge(panel: Panel, recipe: Recipe, store: Store, progress: Progress) -> None:
