@@ -8,6 +8,7 @@ from typing import Any
 import fastsafe
 from fastsafe.audit.backend.on_engine import EngineBackend
 from fastsafe.audit.plan.make_plan import Plan
+from fastsafe.audit.sources.files import data_hashes
 from fastsafe.audit.store.sqlite_store import now
 from fastsafe.errors import CheckpointError, StoreError, shown
 from fastsafe.io import atomic
@@ -34,6 +35,7 @@ def write_manifest(run_dir: Path, plan: Plan, backend: EngineBackend, started_at
         "plan_sha256": plan.identity,
         **plan.engine,
         "recipe": plan.recipe.model_dump(mode="json"),
+        "data_sha256": data_hashes(plan.recipe.data),
         "conditions": [condition.record() for condition in plan.conditions],
         "judges": plan.panel.identities,
         "guards": plan.panel.guard_identities,
