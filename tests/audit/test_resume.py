@@ -10,6 +10,7 @@ import pytest
 from fastsafe.audit import comparable
 from fastsafe.audit import run as runs
 from fastsafe.audit.run import execute
+from fastsafe.audit.sources.files import FilesSource
 from fastsafe.audit.stages import generate, judge, train
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import StoreError
@@ -178,17 +179,30 @@ def test_a_changed_file_of_data_is_named(tmp_path: Path) -> None:
     rows = [f"b{i},how to do {i},how to see {i}" for i in range(20)]
     header = "behavior_id,harmful,benign\n"
     file.write_text(header + "\n".join(rows) + "\n")
-    given = {"source": "files", "data": {"behaviours": str(file)}}
-    fake.small_run(tmp_path / "run", **given)
+    recipe = fake.small_recipe(
+        source="files",
+        data={"behaviours": str(file)},
+        tasks=["code"],
+        formats=["plain"],
+        behaviours=20,
+        utility_rows=0,
+        mitigations=["none"],
+    )
+
+    def again() -> fake.FakeBackend:
+        backend = fake.FakeBackend()
+        execute(fake.plan_of(recipe, backend, FilesSource(recipe.data)), backend, tmp_path / "run")
+        return backend
+
+    again()
     manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
     assert manifest["data_sha256"] == {"data.behaviours": file_sha256(file)}
     file.write_text(header + "\n".join(rows).replace("how to do", "how to make") + "\n")
     with pytest.raises(StoreError, match=r"\(the file of data.behaviours has changed\)"):
-        fake.small_run(tmp_path / "run", **given)
+        again()
     file.write_text(header + "\n".join(rows) + "\n")
-    again = fake.FakeBackend()
-    fake.small_run(tmp_path / "run", again, **given)
-    assert (again.trained, again.asked) == ([], 0)
+    resumed = again()
+    assert (resumed.trained, resumed.asked) == ([], 0)
 
 
 def test_another_checkpoint_is_refused(tmp_path: Path) -> None:
