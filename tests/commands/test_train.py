@@ -99,7 +99,7 @@ def test_config_files_are_checked(tmp_path: Path, text: str, why: str) -> None:
 
 
 def test_values_of_a_job_are_checked_by_its_config() -> None:
-    with pytest.raises(UsageError, match="TrainConfig: rank is 0"):
+    with pytest.raises(UsageError, match="^rank is 0"):
         train_config(settle({"rank": 0}), num_rows=1, seed=0)
 
 
