@@ -86,7 +86,7 @@ def settle(
 
     Args:
         options: Settings of the command line; None for those that are not given.
-        config_file: YAML mapping of settings.
+        config_file: YAML mapping of settings; the path in it is relative to its folder.
         preset: A published set-up.
         device: "cpu" computes in float32 whatever the preset names.
 
@@ -104,6 +104,8 @@ def settle(
 
         name = str(config_file)
         values = read_yaml(config_file)
+        if isinstance(probes := values.get("drift_probes"), str):
+            values["drift_probes"] = str(config_file.parent / probes)
         layers.append((name, {key: Setting(value, name) for key, value in values.items()}))
     given = {key: Setting(value, "given") for key, value in options.items() if value is not None}
     layers.append((OPTIONS, given))

@@ -98,8 +98,16 @@ def test_config_files_are_checked(tmp_path: Path, text: str, why: str) -> None:
         settle({}, config_file=file)
 
 
+def test_a_path_in_a_config_file_is_relative_to_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("drift_every: 1\ndrift_probes: probes.csv\n")
+    assert value(settle({}, config_file=path), "drift_probes")[0] == str(tmp_path / "probes.csv")
+    given = settle({"drift_probes": "mine.csv"}, config_file=path)
+    assert value(given, "drift_probes")[0] == "mine.csv"
+
+
 def test_values_of_a_job_are_checked_by_its_config() -> None:
-    with pytest.raises(UsageError, match="^rank is 0"):
+    with pytest.raises(UsageError, match=r"^rank is 0"):
         train_config(settle({"rank": 0}), num_rows=1, seed=0)
 
 
