@@ -1,13 +1,11 @@
 """Run one audit from recipe to report; judge or report a finished one again."""
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import fastsafe
 from fastsafe.audit import manifest
 from fastsafe.audit.backend.completer import CheckpointCompleter
 from fastsafe.audit.backend.on_engine import EngineBackend
@@ -16,15 +14,14 @@ from fastsafe.audit.plan.checks import check_recipe
 from fastsafe.audit.plan.foresight import power_summary
 from fastsafe.audit.plan.make_plan import (
     Plan,
-    differences,
     families,
     make_plan,
     reword_rows,
-    settings,
 )
 from fastsafe.audit.plan.panel import Panel, make_panel
 from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Recipe
+from fastsafe.audit.record import record_panel, record_plan, recorded_recipe
 from fastsafe.audit.results.make_results import make_results
 from fastsafe.audit.run_dir import (
     EXPORTS,
@@ -44,7 +41,7 @@ from fastsafe.audit.stages.generate import generate
 from fastsafe.audit.store import lock
 from fastsafe.audit.store import sqlite_store as stores
 from fastsafe.audit.store.sqlite_store import Store
-from fastsafe.errors import RecipeError, StoreError
+from fastsafe.errors import RecipeError
 from fastsafe.io import atomic
 from fastsafe.progress import Progress, Reporting, reporter
 
@@ -217,7 +214,7 @@ def execute(
         if not resume:
             clear(run_dir)
         with closing(Store(run_dir / stores.NAME, create=True)) as store:
-            _record_plan(store, plan)
+            record_plan(store, plan)
             started_at = store.meta("started_at")
             manifest.write_manifest(run_dir, plan, backend, started_at)
             progress.event("run_started", out=str(run_dir), answers=len(plan.rows))
@@ -274,7 +271,7 @@ def judge(
     run_dir, progress, device = Path(run_dir), reporter(progress), choose_device(device)
     path = store_of(run_dir)
     with lock.exclusive(run_dir), explained(run_dir), closing(Store(path)) as store:
-        old = Recipe.model_validate(store.meta("recipe"))
+        old = recorded_recipe(store)
         given = load(recipe) if recipe is not None else old
         new = load(old, changes={key: getattr(given, key) for key in JUDGE_SETTINGS})
         new = load(new, overrides=overrides)
@@ -286,7 +283,7 @@ def judge(
         variants = check_recipe(new)
         folder = run_dir / JUDGES
         panel = make_panel(new, variants, device=device, api_keys=api_keys, folder=folder)
-        recorded = _record_panel(store, new, panel)
+        recorded = record_panel(store, new, panel)
         record = {key: recorded[key] for key in ("recipe", "judges", "guards")}
         record |= {"fastsafe": recorded["version"], "families": families(store.cells(), panel)}
         manifest.revise_manifest(run_dir, record)
@@ -306,6 +303,7 @@ def report(run_dir: str | Path, *, show_completions: bool = False) -> Run:
     """
     run_dir = Path(run_dir)
     with closing(Store(store_of(run_dir), read_only=True)) as store:
+        recorded_recipe(store)
         return _report(run_dir, store, show_completions)
 
 
@@ -342,48 +340,3 @@ def _report(run_dir: Path, store: Store, show_completions: bool) -> Run:
         )
         atomic.write_text(run_dir / REPORT, html)
     return Run(run_dir, results)
-
-
-def _record_plan(store: Store, plan: Plan) -> None:
-    """Record the plan in a new store; an old one must have the same."""
-    if store.meta("identity") is None:
-        prompts = {p.sha256: (p.text, p.token_ids) for p in plan.prompts.values()}
-        with store.transaction():
-            store.add_plan(plan.rows, prompts)
-            store.set_meta(
-                {
-                    "identity": plan.identity,
-                    "settings": settings(plan),
-                    "conditions": [condition.record() for condition in plan.conditions],
-                    "engine": dict(plan.engine),
-                    "translator": plan.translator,
-                    "templates": dict(plan.templates),
-                    "started_at": stores.now(),
-                }
-            )
-    elif store.meta("identity") != plan.identity:
-        # through JSON, as the store did: tuples become lists
-        changed = differences(store.meta("settings"), json.loads(json.dumps(settings(plan))))
-        what = "; ".join(changed) or "this version of fastsafe plans other rows for the same recipe"
-        raise StoreError(
-            f"run {store.path.parent}: was made with other settings ({what}); "
-            "use the same ones, another --out, or --no-resume to start over"
-        )
-    _record_panel(store, plan.recipe, plan.panel)
-
-
-def _record_panel(store: Store, recipe: Recipe, panel: Panel) -> dict[str, Any]:
-    """Record judges, guards and thresholds in the store; ``fastsafe judge`` may replace them."""
-    values = {
-        "recipe": recipe.model_dump(mode="json"),
-        "judges": panel.identities,
-        "guards": panel.guard_identities,
-        "harmful_only": panel.harmful_only,
-        "wordings": panel.wording_identities,
-        "calibrated": dict(panel.calibrated),
-        "version": fastsafe.__version__,
-    }
-    if any(store.meta(key) != value for key, value in values.items()):
-        with store.transaction():
-            store.set_meta(values)
-    return values

@@ -1,5 +1,6 @@
 """``fastsafe mix``: mix safety rows into a user's fine-tuning rows."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -28,7 +29,8 @@ def mix(
             "--out",
             "-o",
             metavar="FILE",
-            help=".jsonl file to write; the data card is written beside it.",
+            help=".jsonl file to write, with the data card beside it; - writes to standard output, "
+            "without a card.",
         ),
     ],
     mitigation: Annotated[
@@ -80,6 +82,7 @@ def mix(
 
     from fastsafe.audit.recipe import load
     from fastsafe.commands import mix
+    from fastsafe.io import atomic
 
     if (by == "tokens") != (tokenizer is not None):
         raise UsageError(
@@ -108,16 +111,19 @@ def mix(
         safety_licence=safety_licence,
     )
     facts = mix.mix_files(settings, os.environ).record(settings)
+    # what goes to standard output is the rows alone where they are written there
+    say = partial(echo, err=atomic.stream_of(out) == 1)
     if as_json:
-        typer.echo(json.dumps(facts))
+        say(json.dumps(facts))
         return
     for name, rules in facts["lint"].items():
         counts = ", ".join(f"{rule} {n:,}" for rule, n in rules.items()) or "none"
-        echo(f"lint of {name} rows: findings: {counts}")
+        say(f"lint of {name} rows: findings: {counts}")
     for note in facts["notes"]:
-        echo(f"note: {note}")
+        say(f"note: {note}")
     if rewriter:
-        echo(f"worded by {rewriter}: {facts['worded_by_model']:,} safety rows")
+        say(f"worded by {rewriter}: {facts['worded_by_model']:,} safety rows")
     formats = ", ".join(f"{name} {n:,}" for name, n in facts["safety_formats"].items()) or "none"
-    echo(f"{facts['user_rows']:,} user rows, {facts['safety_rows']:,} safety rows ({formats})")
-    echo(f"{facts['out']}, {facts['card']}")
+    say(f"{facts['user_rows']:,} user rows, {facts['safety_rows']:,} safety rows ({formats})")
+    if facts["card"]:
+        say(f"{facts['out']}, {facts['card']}")

@@ -67,7 +67,7 @@ class MixSettings:
 class MixResult:
     """A written mixture and its statistics."""
 
-    card: Path
+    card: Path | None  # None where the rows went to a stream
     sha256: str  # of the file of rows
     counts: Mapping[str, int]  # number of user rows, and of safety rows by format
     reports: Mapping[Kind, Report]  # lint report of each source; empty where not linted
@@ -79,7 +79,7 @@ class MixResult:
         num_user = self.counts["user"]
         return {
             "out": str(settings.out),
-            "card": str(self.card),
+            "card": str(self.card) if self.card else None,
             "sha256": self.sha256,
             "rows": sum(self.counts.values()),
             "user_rows": num_user,
@@ -122,6 +122,7 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
     """Lint both sets, mix them, and write the rows and their data card.
 
     Replies of a rewriter are cached in a folder beside the file, so that a second run asks nothing.
+    A stream, such as ``-`` for standard output, gets the rows alone: no card, and no such folder.
 
     Args:
         settings: Sources, mitigation and options.
@@ -134,11 +135,9 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
         OSError: A file cannot be written; no partial file is left.
     """
     mitigation = _mitigation(settings)
-    card_path = settings.out.with_suffix(".card.md")
-    if {settings.out.resolve(), card_path.resolve()} & {
-        path.resolve() for path in (settings.user, settings.safety)
-    }:
-        raise UsageError(f"--out: {settings.out} would replace a source; use another name")
+    stream, card_path = atomic.stream_of(settings.out), None
+    if stream is None:
+        card_path = _card_path(settings)
     user = read_labelled_rows(settings.user)
     if settings.behaviours:
         # every format that needs no translation
@@ -178,7 +177,7 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
     if settings.rewriter is None:
         rows = mixed(None)
     else:
-        folder = settings.out.with_suffix(".replies")
+        folder = settings.out.with_suffix(".replies") if stream is None else None
         rows = make_rewriter(settings.rewriter, api_keys=api_keys, folder=folder).apply(mixed)
     worded = Counter(row["flaw"] or "" for row in rows if row.get(WORDING))
     notes += _mixture_notes(rows, style, mitigation)
@@ -199,8 +198,11 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
         notes=tuple(notes),
         worded=worded,
     )
-    atomic.write_text(settings.out, text)
-    atomic.write_text(card_path, _card(settings, mitigation, result, sources))
+    if stream is not None:
+        atomic.write_through(stream, text.encode())
+    if card_path is not None:
+        atomic.write_text(settings.out, text)
+        atomic.write_text(card_path, _card(settings, mitigation, result, sources))
     return result
 
 
@@ -228,6 +230,17 @@ def pooled(rows: Sequence[Row], *, longest_first: bool = False) -> SafetyRows:
 def format_of(row: Row) -> str:
     """Return the format that the labels of a safety row name, "plain" if they name none."""
     return str(row.get("safety_format") or row.get("task_format") or row.get("format") or "plain")
+
+
+def _card_path(settings: MixSettings) -> Path:
+    """Return the path of the data card; both files must be writable and replace no source."""
+    atomic.check_file(settings.out)
+    card = settings.out.with_suffix(".card.md")
+    atomic.check_file(card)
+    sources = {path.resolve() for path in (settings.user, settings.safety)}
+    if {settings.out.resolve(), card.resolve()} & sources:
+        raise UsageError(f"--out: {settings.out} would replace a source; use another name")
+    return card
 
 
 def _mitigation(settings: MixSettings, rewrite: Rewrite | None = None) -> Mitigation:

@@ -8,10 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from fastsafe.audit.store.lock import exclusive
 from fastsafe.commands.train_settings import Settings, settle, train_config
 from fastsafe.data import readers
 from fastsafe.data.mixture import mix
 from fastsafe.errors import DataError, TrainingError, UsageError
+from fastsafe.io import atomic
 from fastsafe.progress import Progress, stage
 from fastsafe.safety.sources import checkpoint_of, sources
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from fastsafe.train import FinetuneJob, FinetuneResult
     from fastsafe.train.presets import Preset
 
+LOCK = ".lock"  # no job can have this name
 _PROBES = 16  # shipped behaviours that drift is measured on
 
 
@@ -216,11 +219,15 @@ def execute(
 
     Raises:
         TrainingError: A job failed; the others are written.
-        FastsafeError: The device is missing, or the checkpoints have other settings.
+        FastsafeError: The device is missing, another process trains into ``out``, or the
+            checkpoints have other settings.
+        OSError: Something else than a folder is there, or ``out`` cannot be written.
     """
     from fastsafe.train import DriftMonitor, DriftReading, TrainOptions, finetune, plan_training
 
     _check_out(out)
+    for job in plan.jobs:
+        atomic.check_folder(out / job.name)
     base = _load(plan)
     steps = sum(job.config.num_steps(len(job.examples)) for job in plan.jobs)
 
@@ -253,7 +260,9 @@ def execute(
     for line in plan_training(base, plan.jobs, options).describe():
         announce(f"memory: {line}")
     progress.event("run_started", out=str(out), jobs=[job.name for job in plan.jobs])
-    with stage(progress, "train", steps, "steps"):
+    out.mkdir(parents=True, exist_ok=True)
+    locked = exclusive(out, label="folder", name=LOCK)
+    with locked, stage(progress, "train", steps, "steps"):
         results = finetune(base, plan.jobs, out, on_step, options=options)
     progress.event("run_finished", results=[summary(result) for result in results])
     errors = [result.error for result in results if result.error is not None]

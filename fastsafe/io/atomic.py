@@ -13,7 +13,7 @@ import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = ".tmp-"
@@ -90,8 +90,9 @@ def replace_file(path: Path | str) -> Iterator[Path]:
         _sync(temporary)
         temporary.replace(path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
         _name(error, temporary, path)
+        with suppress(OSError):  # where nothing could be written, nothing can be removed
+            temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
 
@@ -111,8 +112,8 @@ def publish_dir(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     check_folder(path)
     temporary, old = _temporary(path), _temporary(path)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         for folder, _, files in os.walk(temporary, topdown=False):
             for name in files:
@@ -127,8 +128,8 @@ def publish_dir(path: Path | str) -> Iterator[Path]:
                 old.rename(path)
             raise
     except BaseException as error:
-        shutil.rmtree(temporary)
         _name(error, temporary, path)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(path.parent)
     _remove(old)

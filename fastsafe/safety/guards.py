@@ -15,7 +15,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, shown
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.judges import Item, OpenCheckpoint, configured
 from fastsafe.safety.judges._model import ask_judge, identity_of
@@ -156,7 +156,10 @@ def make_guard(
     """
     if isinstance(spec, str):
         if spec != "keyword":
-            raise UsageError(f"guard {spec}: is no guard without settings, expected 'keyword'")
+            raise UsageError(
+                f"guard {shown(spec)}: is no guard without settings, expected 'keyword', or a "
+                "mapping such as {kind: llama_guard, checkpoint: ...}"
+            )
         return KeywordGuard()
     family, classifier, completer = configured(
         spec, open_checkpoint=open_checkpoint, api_keys=api_keys, folder=folder

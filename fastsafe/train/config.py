@@ -67,7 +67,7 @@ class TrainConfig:
         from fastsafe.train.objectives import make_objective
 
         for name, hint in get_type_hints(type(self)).items():
-            typed(getattr(self, name), hint, f"TrainConfig: {name}")
+            typed(getattr(self, name), hint, name)
         for name, is_valid, expected in (
             ("rank", 1 <= self.rank <= 4096, "an integer in [1, 4096]"),
             ("alpha", math.isfinite(self.alpha), "a finite number"),
@@ -82,18 +82,16 @@ class TrainConfig:
             ("dropout", self.method == "lora" or self.dropout == 0, "0 where method is 'full'"),
         ):
             if not is_valid:
-                raise UsageError(
-                    f"TrainConfig: {name} is {getattr(self, name)!r}, expected {expected}"
-                )
+                raise UsageError(f"{name} is {getattr(self, name)!r}, expected {expected}")
         objective = make_objective(self.objective)
         if objective.needs_answers and self.loss_on != "completion":
             raise UsageError(
-                f"TrainConfig: loss_on is {self.loss_on!r}, expected 'completion', as objective "
+                f"loss_on is {self.loss_on!r}, expected 'completion', as objective "
                 f"{objective.id!r} needs the start of each answer"
             )
         if self.method == "full" and objective.trained_layers(1 << 20) is not None:
             raise UsageError(
-                f"TrainConfig: method is 'full', expected 'lora' for objective {objective.id!r}, "
+                f"method is 'full', expected 'lora' for objective {objective.id!r}, "
                 "which chooses the layers that carry the adapter"
             )
 
@@ -157,7 +155,7 @@ class TrainOptions:
             value = getattr(self, name)
             if value != other and (type(value) is not int or value < least):
                 raise UsageError(
-                    f"TrainOptions: {name} is {value!r}, expected an integer of at least {least}"
+                    f"{name} is {value!r}, expected an integer of at least {least}"
                     + ("" if other == 0 else f" or {other!r}")
                 )
 
@@ -229,6 +227,6 @@ def check_names(names: Sequence[str]) -> None:
     for name in names:
         if not re.fullmatch(r"[\w+-][\w.+-]{0,127}", name) or names.count(name) > 1:
             raise UsageError(
-                f"finetune: job name {name!r} cannot name a directory of its own; use each once, "
+                f"job name {name!r} cannot name a directory of its own; use each once, "
                 "of at most 128 letters, digits and . _ + - with no dot first"
             )

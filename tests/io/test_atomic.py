@@ -1,5 +1,6 @@
 """A write is whole or absent, and nothing else is touched."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -215,3 +216,18 @@ def test_remove_leftovers(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("")
     atomic.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["kept"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_error_of_a_full_disk_names_the_path_that_was_meant(tmp_path: Path, kind: str) -> None:
+    def write() -> None:
+        if kind == "file":
+            with atomic.replace_file(tmp_path / "a"):
+                raise OSError(errno.ENOSPC, "full")  # write() names no file
+        with atomic.publish_dir(tmp_path / "a") as folder:
+            raise OSError(errno.ENOSPC, "full", str(folder / "b"))
+
+    with pytest.raises(OSError, match="full") as caught:
+        write()
+    assert caught.value.filename == str(tmp_path / "a") + ("/b" if kind == "folder" else "")
+    assert names(tmp_path) == []

@@ -8,6 +8,7 @@ from typing import Any, get_args
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from fastsafe.audit.recipe.paths import beside
 from fastsafe.audit.recipe.schema import Recipe, RewriterSettings
 from fastsafe.errors import RecipeError, nearest, shown
 from fastsafe.safety.completers.settings import expected
@@ -31,7 +32,8 @@ def load(
     Names of tasks, formats, mitigations and judges are checked later, by ``plan.checks``.
 
     Args:
-        recipe: Name of a shipped recipe, path of a YAML file, or a ``Recipe``, which is copied.
+        recipe: Name of a shipped recipe, path of a YAML file, to whose folder its paths are
+            relative, or a ``Recipe``, which is copied.
         overrides: ``a.b=c`` strings, the values read as YAML, of which later ones win; or a
             mapping of values, nested or with dotted keys.
         changes: Top-level fields to set after the overrides; a None value leaves the field alone.
@@ -63,7 +65,8 @@ def read_rewriter(text: str) -> RewriterSettings:
     """
     if not text.endswith((".yaml", ".yml")):
         return RewriterSettings(checkpoint=text)
-    raw = read_yaml(Path(text))
+    path = Path(text)
+    raw = beside(path.parent, {"rewrite": read_yaml(path)})["rewrite"]
     try:
         return RewriterSettings.model_validate(raw)
     except ValidationError as error:
@@ -83,7 +86,7 @@ def _read(recipe: str | Path | Recipe) -> tuple[str, dict[str, Any]]:
             f"recipe: {shown(name)} is neither a shipped recipe nor a YAML file; "
             f"{nearest(name, names())}"
         )
-    return f"recipe {path}", read_yaml(path, f"recipe {path}")
+    return f"recipe {path}", beside(path.parent, read_yaml(path, f"recipe {path}"))
 
 
 def _merge(raw: dict[str, Any], values: Mapping[str, Any], parent: str = "") -> None:

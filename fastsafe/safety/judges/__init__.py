@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, Field, create_model
 from pydantic.dataclasses import dataclass
 
-from fastsafe.errors import UsageError, nearest
+from fastsafe.errors import UsageError, nearest, shown
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.completers.settings import STRICT, from_mapping
 from fastsafe.safety.judges._coherence import coherent
@@ -22,7 +22,7 @@ from fastsafe.safety.plugins import collect, shipped_parts
 from fastsafe.safety.verdict import Judgement
 
 __all__ = ["BatchJudge", "Item", "Judge", "configured", "families", "judge_all", "judges"]
-__all__ += ["make_judge", "make_rewordings", "rows_to_calibrate"]
+__all__ += ["make_judge", "make_rewordings", "rows_to_calibrate", "unknown_judge"]
 
 OpenCheckpoint = Callable[..., Completer]  # (path, dtype=, backend=) -> the model
 
@@ -99,7 +99,7 @@ def make_judge(
     """
     if isinstance(spec, str):
         if spec not in (known := judges()):
-            raise UsageError(f"judge {spec}: no judge of this name; {nearest(spec, known)}")
+            raise UsageError(f"judge {shown(spec)}: no judge of this name; {unknown_judge(spec)}")
         return known[spec]
     settings = {key: value for key, value in spec.items() if key not in _RUN_KEYS}
     family, classifier, completer = configured(
@@ -108,6 +108,13 @@ def make_judge(
     if classifier is None or completer is None:
         raise UsageError(f"judge {family.id}: takes no settings, expected the name alone")
     return ModelJudge(classifier, completer, spec.get("id", ""))
+
+
+def unknown_judge(name: str) -> str:
+    """Return what to write instead of a name that is no judge's, as the end of a sentence."""
+    if name in families():
+        return f"it asks a model: write {{kind: {name}, checkpoint: ...}} or endpoint in its place"
+    return nearest(name, judges())
 
 
 def make_rewordings(spec: str | Mapping[str, Any], **options: Any) -> dict[str, Judge]:
@@ -175,8 +182,8 @@ def configured(
     """
     known = families()
     kind = spec.get("kind", "")
-    if kind not in known:
-        raise UsageError(f"judge: kind is {kind!r}; {nearest(str(kind), known)}")
+    if not isinstance(kind, str) or kind not in known:
+        raise UsageError(f"judge: kind is {shown(kind)}; {nearest(str(kind), known)}")
     family, location = known[kind], f"judge {kind}"
     settings = from_mapping(_settings_of(family), spec, location)
     if family.classifier is None:

@@ -186,3 +186,58 @@ def test_a_recipe_can_be_revised() -> None:
     assert (changed.training.rank, changed.seed, changed.model) == (4, 7, recipe.model)
     with pytest.raises(RecipeError, match=r"recipe organism: 'sed' is not a key .* seed\?"):
         load(recipe, overrides=["sed=1"])
+
+
+RECIPE = """
+name: mine
+model: base
+tasks: [code, boolq, gsm8k]
+formats: [plain]
+data:
+  behaviours: behaviours.csv
+  safety: /absolute/safety.jsonl
+  translations: ~/pairs.csv
+  tasks: {code: rows/code.csv, boolq: owner/name, gsm8k: gsm8k.jsonl}
+judges:
+  - refusal
+  - {kind: harmbench, checkpoint: judge, template: texts/own.txt}
+  - {kind: llama_guard, checkpoint: {path: judge, dtype: bfloat16}}
+guards: [keyword, {kind: llama_guard, checkpoint: owner/judge}]
+mitigations: [none, {name: resta, unaligned: [base, owner/base]}]
+"""
+
+
+def test_paths_in_a_file_are_relative_to_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "recipes"
+    for name in ("rows", "base", "judge", "organism"):
+        (folder / name).mkdir(parents=True)
+    (folder / "rows" / "code.csv").touch()
+    (folder / "mine.yaml").write_text(RECIPE)
+    monkeypatch.chdir(tmp_path)
+    recipe = load("recipes/mine.yaml", overrides=["data.tasks.boolq=rows/code.csv"])
+    assert recipe.model == "recipes/base"
+    assert recipe.data.behaviours == "recipes/behaviours.csv"
+    assert recipe.data.safety == "/absolute/safety.jsonl"
+    assert recipe.data.translations == "~/pairs.csv"
+    assert recipe.data.tasks["code"] == "recipes/rows/code.csv"
+    assert recipe.data.tasks["boolq"] == "rows/code.csv"  # of --set: relative to the shell's folder
+    assert recipe.data.tasks["gsm8k"] == "recipes/gsm8k.jsonl"
+    _, harmbench, llama_guard = recipe.judges
+    assert harmbench["checkpoint"] == "recipes/judge"  # type: ignore[index]
+    assert harmbench["template"] == "recipes/texts/own.txt"  # type: ignore[index]
+    assert llama_guard["checkpoint"]["path"] == "recipes/judge"  # type: ignore[index]
+    assert recipe.guards[1]["checkpoint"] == "owner/judge"  # type: ignore[index]
+    assert recipe.mitigations[1].settings["unaligned"] == ["recipes/base", "owner/base"]  # type: ignore[union-attr]
+    assert load("recipes/mine.yaml", overrides=["model=organism"]).model == "organism"
+    monkeypatch.chdir(folder)
+    assert load("mine.yaml").data.tasks["code"] == "rows/code.csv"
+    assert load("mine.yaml").model == "base"
+
+
+def test_the_model_of_a_rewriter_is_relative_to_its_file(tmp_path: Path) -> None:
+    (tmp_path / "base").mkdir()
+    (tmp_path / "rewriter.yaml").write_text("checkpoint: base\n")
+    rewriter = recipes.read_rewriter(str(tmp_path / "rewriter.yaml"))
+    assert rewriter.checkpoint == str(tmp_path / "base")

@@ -74,3 +74,21 @@ def test_two_in_one_process_exclude_each_other(tmp_path: Path) -> None:
 def test_a_missing_folder_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be written"), exclusive(tmp_path / "nothing"):
         pass
+
+
+@pytest.mark.parametrize(("kind", "words"), [("fifo", "a FIFO"), ("folder", "a directory")])
+def test_what_is_no_file_is_no_lock(tmp_path: Path, kind: str, words: str) -> None:
+    path = tmp_path / NAME
+    os.mkfifo(path) if kind == "fifo" else path.mkdir()
+    refused = pytest.raises(StoreError, match=f"cannot be written: lock: is {words}, expected")
+    with refused, exclusive(tmp_path):
+        pass
+    assert path.exists()
+
+
+def test_a_lock_that_is_a_link_empties_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("kept")
+    (tmp_path / NAME).symlink_to("target")
+    with pytest.raises(StoreError, match="is a symbolic link"), exclusive(tmp_path):
+        pass
+    assert (tmp_path / "target").read_text() == "kept"
