@@ -8,7 +8,8 @@ from typing import Any
 
 from fastsafe.data import shapes
 from fastsafe.data.conversation import Row, kind_of
-from fastsafe.data.packing import Encoder, LossOn, TrainExample, encode_row
+from fastsafe.data.encoder import Encoder
+from fastsafe.data.packing import LossOn, TrainExample, encode_row
 from fastsafe.data.records import records
 from fastsafe.errors import DataError
 
