@@ -38,6 +38,18 @@ def lint(
         str, typer.Option("--lang", help="Language of the answers: en, fr, de or es.")
     ] = "",
     licence: Annotated[str, typer.Option("--licence", help="Licence of rows that name none.")] = "",
+    column_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", metavar="ROLE=KEY,...", help="Columns that rows are made of; as in train."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT", help="Checkpoint; text that its vocabulary lacks is counted."
+        ),
+    ] = None,
     is_text_shown: Annotated[
         bool, typer.Option("--show-text", help="Quote the text that each finding is about.")
     ] = False,
@@ -48,6 +60,7 @@ def lint(
     Exit codes: 0 no findings, 1 findings or an error, 2 usage.
     """
     from fastsafe.commands import lint
+    from fastsafe.data.shapes import parse_mapping
     from fastsafe.safety.lint import Declared
 
     report = lint.lint_file(
@@ -55,6 +68,8 @@ def lint(
         kind=kind,
         probes=probes or (),
         declared=Declared(format=task_format, language=language, licence=licence),
+        mapping=parse_mapping(column_map) if column_map else None,
+        tokenizer=tokenizer,
     )
     if as_json:
         import json

@@ -17,6 +17,14 @@ def mix(
     ],
     safety: Annotated[Path, typer.Argument(help="Safety rows, or behaviours with --behaviours.")],
     out: Annotated[Path, typer.Option(help="JSONL to write; the data card is written beside it.")],
+    column_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="ROLE=KEY,...",
+            help="Columns that the user's rows are made of; as in train.",
+        ),
+    ] = None,
     mitigation: Annotated[
         str,
         typer.Option(
@@ -66,6 +74,7 @@ def mix(
 
     from fastsafe.audit.recipe import load
     from fastsafe.commands import mix
+    from fastsafe.data.shapes import parse_mapping
 
     if (by == "tokens") != (tokenizer is not None):
         raise UsageError(
@@ -87,6 +96,7 @@ def mix(
         is_linted=not no_lint,
         user_licence=user_licence,
         safety_licence=safety_licence,
+        mapping=parse_mapping(column_map) if column_map else None,
     )
     facts = mix.mix_files(settings, os.environ).record(settings)
     if as_json:

@@ -139,6 +139,8 @@ def train(
     if show_example:
         first = plan.data[0]
         typer.echo(train.marked(first.encoded.examples[0], plan.tokenizer))
+        if first.encoded.unknown_text:
+            typer.echo(f"note: {first.encoded.unknown_text}", err=True)
         return
     if dry_run and as_json:
         typer.echo(json.dumps(plan.describe()))
@@ -177,7 +179,7 @@ def lines(plan: "TrainPlan") -> list[str]:
     width = max(map(len, facts["settings"]))
     for key, setting in facts["settings"].items():
         text.append(f"  {key:<{width}}  {_format_setting(setting['value'])}  ({setting['origin']})")
-    for data in facts["data"]:
+    for data, source in zip(facts["data"], plan.data, strict=True):
         share = data["trained_tokens"] / data["tokens"]
         text += [
             f"data: {data['source']}",
@@ -185,6 +187,8 @@ def lines(plan: "TrainPlan") -> list[str]:
             f"  {data['tokens']:,} tokens, {share:.0%} of them trained; longest row "
             f"{data['longest']:,}; {data['truncated']:,} rows truncated",
         ]
+        if source.encoded.unknown_text:
+            text.append(f"  {source.encoded.unknown_text}")
     for job in facts["jobs"]:
         text.append(
             f"job {job['name']}: {job['rows']:,} rows, {job['steps']:,} steps, "

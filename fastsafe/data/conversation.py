@@ -126,6 +126,26 @@ def is_turns(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
 
 
+def has_blank_answer(row: Row) -> bool:
+    """Return whether a trained answer of a row is white space: it would train to end at once.
+
+    Args:
+        row: A checked row; answers in its prompt, or of weight 0, are not trained.
+    """
+    answers = row.get("messages", row.get("completion"))
+    if isinstance(answers, str):
+        return not answers.strip()
+    turns = answers if isinstance(answers, list | tuple) else ()
+    return any(
+        turn["role"] == "assistant"
+        and turn.get("weight") != 0
+        and not turn.get("tool_calls")
+        and not (turn["content"] + turn.get("reasoning_content", "")).strip()
+        for turn in turns
+        if isinstance(turn, Mapping)
+    )
+
+
 def _check_tokens(token_ids: Any, trained: Any, location: str) -> None:
     for key, value, kind in (("token_ids", token_ids, int), ("trained", trained, bool)):
         if not isinstance(value, list | tuple) or any(type(item) is not kind for item in value):

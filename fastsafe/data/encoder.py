@@ -10,6 +10,7 @@ class Encoder(Protocol):
     name: str
     eos_ids: tuple[int, ...]
     id_bound: int  # upper bound of token ids, exclusive
+    unk_id: int | None  # id that stands for text that the vocabulary lacks
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""

@@ -102,12 +102,10 @@ def _alpaca(raw: Raw, location: str) -> dict[str, Any]:
 
 
 def _sharegpt(raw: Raw, location: str) -> dict[str, Any]:
-    """Convert a row of ShareGPT; turns with role and content in place of from and value are read."""
+    """Convert a row of ShareGPT; its turns may have role and content in place of from and value."""
     turns = raw["conversations"]
     if not isinstance(turns, list | tuple):
-        raise DataError(
-            f"{location}: conversations is {describe(turns)}, expected a list of turns"
-        )
+        raise DataError(f"{location}: conversations is {describe(turns)}, expected a list of turns")
     messages = _opening(raw)
     for i, turn in enumerate(turns):
         given = turn if isinstance(turn, Mapping) else {}

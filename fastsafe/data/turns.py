@@ -103,7 +103,8 @@ def read_tools(row: Mapping[str, Any], location: str) -> list[Any] | None:
             ) from None
     if not tools or (isinstance(tools, str) and not tools.strip()):
         return None
-    if not isinstance(tools, list | tuple) or not all(isinstance(each, Mapping) for each in tools):
+    is_list = isinstance(tools, list | tuple) and all(isinstance(each, Mapping) for each in tools)
+    if not is_list or not _is_json(tools):
         raise DataError(
             f"{location}: tools is {describe(tools)}, expected a list of functions, or JSON of one;"
             " correct or drop it"
@@ -150,13 +151,23 @@ def _reasoning(given: Mapping[str, Any], location: str) -> dict[str, str]:
 def _tool_calls(given: Mapping[str, Any], location: str) -> list[Any]:
     calls = given["tool_calls"]
     is_list = isinstance(calls, list | tuple) and all(isinstance(each, Mapping) for each in calls)
-    if given.get("role") != "assistant" or not is_list or not all(map(name_of, calls)):
+    is_list = is_list and all(map(name_of, calls)) and _is_json(calls)
+    if given.get("role") != "assistant" or not is_list:
         raise DataError(
             f"{location}: tool_calls is {describe(calls)} of role {describe(given.get('role'))}, "
             "expected the assistant's list of calls, each with the name of a function; correct or "
             "drop it"
         )
     return list(calls)
+
+
+def _is_json(value: Any) -> bool:
+    """Return whether JSON can hold a value, which the template and a file of rows need."""
+    try:
+        json.dumps(value)
+    except (TypeError, ValueError, RecursionError):
+        return False
+    return True
 
 
 def _is_trained(given: Mapping[str, Any], location: str) -> bool:

@@ -27,6 +27,7 @@ class Tokenizer:
         bos_id: Begin-of-text id, or None.
         eos_ids: Ids that end a generation; the first is the tokenizer's own end-of-text token.
         pad_id: Padding id, or None.
+        unk_id: Id that stands for text that the vocabulary lacks, or None if it lacks none.
         vocab_size: The largest id plus 1, added tokens included.
         id_bound: Exclusive bound of the ids; the number of embedding rows after ``check_vocab``.
         chat_template: The checkpoint's default chat template, or None.
@@ -70,6 +71,7 @@ class Tokenizer:
         self.pad_id = vocabulary.get(self._special_tokens.get("pad_token", ""))
         eos_id = self._special_id("eos_token")
         self.eos_ids = tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *eos_ids]))
+        self.unk_id = self._unk_id()
         self.chat_template = (
             None if chat_template is None else ChatTemplate(chat_template, self._special_tokens)
         )
@@ -171,6 +173,14 @@ class Tokenizer:
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
         """Return the token ids of a prompt; its template prints all special tokens there are."""
         return self.encode(self.render_chat(messages), add_special_tokens=False)
+
+    def _unk_id(self) -> int | None:
+        # some checkpoints name their end of text as the unknown token, which then stands for itself
+        unk = getattr(self._backend.model, "unk_token", None) or self._special_tokens.get(
+            "unk_token"
+        )
+        token_id: int | None = self._backend.token_to_id(unk) if unk else None
+        return None if token_id in (self.bos_id, self.pad_id, *self.eos_ids) else token_id
 
     def _special_id(self, kind: str) -> int | None:
         token = self._special_tokens.get(kind)

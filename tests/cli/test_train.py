@@ -155,8 +155,8 @@ def test_a_bad_row_is_named_and_nothing_is_written(data: str) -> None:
     result = run("organism", data, MAPPED, *FEW)
     assert result.exit_code == 1
     assert result.stderr == (
-        "error: rows.jsonl: line 4: a is missing, expected a row of shape mapped like the first "
-        "one; correct or remove it\n"
+        "error: rows.jsonl: row 3, line 4: a is missing, expected a row of shape mapped like the "
+        "first one; correct or remove it\n"
     )
     assert os.listdir() == ["rows.jsonl"]
 

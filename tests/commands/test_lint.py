@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
-from fastsafe.commands.lint import lint_file, read_labelled_rows, read_probes
+from fastsafe.commands.lint import lint_file, read_labelled_set, read_probes
 from fastsafe.errors import DataError
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+
+
+def read_labelled_rows(path: Path) -> list[dict[str, Any]]:
+    return read_labelled_set(path).rows
 
 
 def written(path: Path, text: str) -> Path:
@@ -77,7 +81,7 @@ def test_the_first_papers_columns(tmp_path: Path) -> None:
         ("a.jsonl", "\n\n", "rows are 0"),
         ("a.jsonl", '{"lamp": 1}', "keys are 'lamp', expected one of: messages"),
         ("a.jsonl", '{"Query": "a", "Response": 1}', "line 1: messages\\[1\\].content is 1"),
-        ("a.json", '{"text": "x"}', "content is dict, expected a list of rows"),
+        ("a.json", '{"data": [{"text": "x"}]}', "one object with a list of rows under 'data'"),
         ("a.csv", "Query,Response\na,b,c\n", "line 2: fields are 3, expected 2"),
         ("a.csv", "Query,Response\na\n", "line 2: fields are 1, expected 2"),
         ("a.csv", 'Query,Response\n"a,b\n', "not CSV"),
