@@ -90,7 +90,7 @@ def audit(
     if dry_run:
         from fastsafe.audit.plan.foresight import describe
 
-        show(describe(plan), as_json)
+        show(describe(plan, runtime.tokenizer), as_json)
         return
     done = run.execute(
         plan,

@@ -18,6 +18,7 @@ Turns = Sequence[Mapping[str, Any]]
 
 # a thought that a prompt opens at its end, or opens and closes
 _THOUGHT = re.compile(r"<(think|thinking|thought|reasoning)>\s*(</\1>\s*)?\Z")
+_THOUGHT_BEGIN = re.compile(r"<(?:think|thinking|thought|reasoning)>")
 _THOUGHT_END = re.compile(r"</(?:think|thinking|thought|reasoning)>")
 
 
@@ -105,10 +106,11 @@ class _Conversation:
                 f"{location}: the chat template of {tokenizer.name} does not print the tool "
                 f"{missing[0]!a:.60}, expected all tools of the row; drop the row or its tools"
             )
+        parts = [text]
         if list(answers) == [len(messages) - 1]:
-            text = _behind_thought(prompts[answers[0]], text, messages[-1])
-        ids = tokenizer.encode(text, add_special_tokens=False)
-        return cls(messages, text, ids, prompts, tokenizer, location, tools)
+            parts = _split_behind_thought(prompts[answers[0]], text, messages[-1])
+        ids = [token for part in parts for token in tokenizer.encode(part, False)]
+        return cls(messages, "".join(parts), ids, prompts, tokenizer, location, tools)
 
     def printed(self, messages: Turns, add_generation_prompt: bool = False) -> str:
         """Return turns as the template prints them."""
@@ -158,24 +160,34 @@ class _Conversation:
         return end
 
     def check(self, turn: int, begin: int, end: int) -> None:
-        """Check that the tokens found for an answer hold its text and its tool calls.
+        """Check that the tokens found for an answer hold its text, tool calls and reasoning.
+
+        A template may drop the reasoning of an answer that others follow, as generation then does.
 
         Raises:
             DataError: They do not.
         """
         message = self.messages[turn]
         found = _squeezed(self.tokenizer.decode(self.ids[begin:end], False))
-        answer = _THOUGHT_END.split(str(message.get("content") or ""))[-1]
+        *thoughts, answer = _THOUGHT_END.split(str(message.get("content") or ""))
+        parts = [("answer", answer)]
+        if turn + 1 == len(self.messages):
+            thoughts = [_THOUGHT_BEGIN.sub("", thought) for thought in thoughts]
+            thoughts.append(message.get("reasoning_content", ""))
+            parts += [("reasoning", thought) for thought in thoughts]
         # through the tokenizer, which may change letters, or not know them
-        words = self.tokenizer.decode(self.tokenizer.encode(answer, False), False)
-        names = [name_of(call) for call in message.get("tool_calls", ())]
-        if not all(_squeezed(part) in found for part in (words, *names)):
-            raise DataError(
-                f"{self.location}: the chat template of {self.tokenizer.name} prints "
-                f"messages[{turn}] differently once others follow, or without its tool calls, "
-                "expected the whole turn before the next one; train on rows of one answer, or drop "
-                "the row"
-            )
+        held = [
+            (name, self.tokenizer.decode(self.tokenizer.encode(text, False), False))
+            for name, text in parts
+        ]
+        held += [("tool calls", name_of(call)) for call in message.get("tool_calls", ())]
+        for name, text in held:
+            if _squeezed(text) not in found:
+                raise DataError(
+                    f"{self.location}: the chat template of {self.tokenizer.name} does not print "
+                    f"the {name} of messages[{turn}] as the row has it, expected the whole turn "
+                    "before the next one; train on rows of one answer, or change the row"
+                )
 
     def _next_turn(self, turn: int) -> int:
         """Return the index of the first token that depends on the turn after ``turn``."""
@@ -200,26 +212,31 @@ class _Conversation:
         return next((i for i, (a, b) in enumerate(pairs) if a != b), shorter)
 
 
-def _behind_thought(prompt: str, text: str, answer: Mapping[str, Any]) -> str:
-    """Return a conversation that begins with the prompt for its last turn, if a thought hides that.
+def _split_behind_thought(prompt: str, text: str, answer: Mapping[str, Any]) -> list[str]:
+    """Return a conversation as it reads behind a prompt whose thought finished turns lack.
 
     Args:
         prompt: The prompt for the last turn.
         text: The whole conversation.
         answer: The last turn.
+
+    Returns:
+        The prompt, encoded by itself as in generation, and the rest; else the text as it is.
     """
     thought = _THOUGHT.search(prompt)
     if text.startswith(prompt) or not thought or not text.startswith(prompt[: thought.start()]):
-        return text
+        return [text]
+    opening, closing = f"<{thought[1]}>", f"</{thought[1]}>"
     printed = text[thought.start() :].lstrip()
-    if f"<{thought[1]}>" in printed or f"</{thought[1]}>" in printed:
-        return text  # the template prints the thought in a way of its own
     if thought[2]:
-        return prompt + printed
-    closing = f"</{thought[1]}>"
+        return [prompt, printed]
+    if printed.startswith(opening):
+        return [prompt, printed.removeprefix(opening).lstrip()]
+    if closing in printed:
+        return [text]  # the template prints the thought in a way of its own
     before = str(answer.get("content") or "").rpartition(closing)[0]
-    words = answer.get("reasoning_content") or before.rpartition(f"<{thought[1]}>")[2]
-    return f"{prompt}{words.strip()}\n{closing}\n\n{printed}"
+    words = answer.get("reasoning_content") or before.rpartition(opening)[2]
+    return [prompt, f"{words.strip()}\n{closing}\n\n{printed}"]
 
 
 def _squeezed(text: str) -> str:
