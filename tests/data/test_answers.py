@@ -23,8 +23,8 @@ WORDS_ONLY = (
 )
 OLMO3 = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
-    "{% if not loop.last or m.role != 'assistant' %}<|im_end|>\n{% else %}{{ eos_token }}{% endif %}"
-    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    "{% if not loop.last or m.role != 'assistant' %}<|im_end|>\n{% else %}{{ eos_token }}"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 R1 = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content.split('</think>')[-1] }}"
@@ -67,14 +67,11 @@ def test_no_word_of_another_turn_is_trained(template: str, contents: list[str]) 
     """Other requests behind an answer change nothing of what it trains."""
     tokenizer = make(template, "</s>", ["<|im_end|>"])
     others = [text if i % 2 else f"{text}z{i}" for i, text in enumerate(contents)]
-    found = []
-    for row in (chat(*contents), chat(*others)):
-        try:
-            found.append(trained_text(encode_row(row, tokenizer), tokenizer))
-        except DataError as error:
-            assert "does not print the answer" in str(error)  # it runs into the next turn's header
-            return
-    before, after = ("".join(texts) for texts in found)
+    try:
+        rows = [encode_row(chat(*texts), tokenizer) for texts in (contents, others)]
+    except DataError:
+        return  # an answer that runs into the next header lost its last token, and is refused
+    before, after = ("".join(trained_text(row, tokenizer)) for row in rows)
     assert before == after
     for answer in contents[1::2]:
         assert "".join(answer.split()) in "".join(before.split())
@@ -129,7 +126,7 @@ def test_an_answer_behind_a_prompt_that_opens_a_thought(
 def test_several_answers_behind_a_prompt_that_opens_a_thought() -> None:
     tokenizer = make(R1)
     row = chat("a", "first", "b", "second")
-    with pytest.raises(DataError, match="opens a thought .* last turn is their only answer"):
+    with pytest.raises(DataError, match=r"opens a thought .* last turn is their only answer"):
         encode_row(row, tokenizer)
     row["messages"][1]["weight"] = 0
     assert "second<|im_end|>" in trained_text(encode_row(row, tokenizer), tokenizer)[0]
