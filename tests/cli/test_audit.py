@@ -133,25 +133,6 @@ def test_dry_run_prints_the_plan_and_writes_nothing(checkpoint: Path, folder: Pa
     assert list(folder.iterdir()) == []
 
 
-def test_dry_run_encodes_every_training_row(checkpoint: Path, folder: Path) -> None:
-    """A chat template that cannot train a row is named before anything is trained."""
-    path = checkpoint / "tokenizer_config.json"
-    config = json.loads(path.read_text())
-    template = config["chat_template"]
-    config["chat_template"] = "{% if add_generation_prompt %}?{% endif %}" + template
-    path.write_text(json.dumps(config))
-    words = ["audit", "organism", "--model", str(checkpoint), "--dry-run", "--json"]
-    refused = run(*words)
-    assert refused.exit_code == 1
-    assert "summarization+none: row 0: the chat template of" in refused.stderr
-    config["chat_template"] = template
-    path.write_text(json.dumps(config))
-    train = json.loads(run(*words).stdout)["train"]
-    assert train["rows"] > 1000
-    assert train["tokens_trained"] > train["rows"]
-    assert train["tokens_unknown"] == 0
-
-
 def test_an_audit_from_the_first_word_to_the_report(checkpoint: Path, folder: Path) -> None:
     words = ["audit", "organism", "--model", str(checkpoint), *SMALL]
     first = run(*words, "--out", "a")

@@ -54,19 +54,16 @@ def describe(plan: Plan, tokenizer: ChatTokenizer) -> dict[str, Any]:
 
 def _encoded(plan: Plan, tokenizer: ChatTokenizer) -> Encoded:
     """Encode every different training row of a plan, as training does."""
-    loss_on = plan.recipe.training.loss_on
-    examples: dict[TrainExample, int] = {}
-    seen: set[str] = set()
+    loss_on, unk_id = plan.recipe.training.loss_on, tokenizer.unk_id
+    examples: dict[str, TrainExample] = {}
     for condition in plan.tuned:
         for i, row in enumerate(plan.training_rows[condition.id]):
-            if (key := repr(row)) in seen:
-                continue
-            seen.add(key)
-            location = f"{condition.id}: row {i}"
-            example = encode_row(row, tokenizer, loss_on=loss_on, location=location)
-            unk_id = tokenizer.unk_id
-            examples[example] = 0 if unk_id is None else example.token_ids.count(unk_id)
-    return Encoded(list(examples), num_truncated=0, unknown=list(examples.values()))
+            if (key := repr(row)) not in examples:
+                location = f"{condition.id}: row {i}"
+                examples[key] = encode_row(row, tokenizer, loss_on=loss_on, location=location)
+    token_ids = (example.token_ids for example in examples.values())
+    unknown = [0 if unk_id is None else ids.count(unk_id) for ids in token_ids]
+    return Encoded(list(examples.values()), num_truncated=0, unknown=unknown)
 
 
 def power_summary(plan: Plan) -> dict[str, str]:
