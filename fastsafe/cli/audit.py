@@ -122,7 +122,7 @@ def audit(
     if dry_run:
         from fastsafe.audit.plan.foresight import describe
 
-        show(describe(plan), as_json)
+        show(describe(plan, runtime.tokenizer), as_json)
         return
     folder = out or run.default_out(plan.recipe)
     with resumable(lambda: not run_dir.is_new(folder)):

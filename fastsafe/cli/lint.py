@@ -42,6 +42,18 @@ def lint(
         str, typer.Option("--lang", help="Language of the answers: en, fr, de or es.")
     ] = "",
     licence: Annotated[str, typer.Option("--licence", help="Licence of rows that name none.")] = "",
+    column_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", metavar="ROLE=KEY,...", help="Columns that rows are made of; as in train."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT", help="Checkpoint; text that its vocabulary lacks is counted."
+        ),
+    ] = None,
     is_text_shown: Annotated[
         bool,
         typer.Option(
@@ -55,6 +67,7 @@ def lint(
     Exit codes: 0 no findings, 1 findings, 2 any error.
     """
     from fastsafe.commands import lint
+    from fastsafe.data.shapes import parse_mapping
     from fastsafe.safety.lint import Declared
 
     report = lint.lint_file(
@@ -62,6 +75,8 @@ def lint(
         kind=kind,
         probes=probes or (),
         declared=Declared(format=task_format, language=language, licence=licence),
+        mapping=parse_mapping(column_map) if column_map else None,
+        tokenizer=tokenizer,
     )
     if as_json:
         import json

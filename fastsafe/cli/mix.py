@@ -33,6 +33,14 @@ def mix(
             "without a card.",
         ),
     ],
+    column_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="ROLE=KEY,...",
+            help="Columns that the user's rows are made of; as in train.",
+        ),
+    ] = None,
     mitigation: Annotated[
         str,
         typer.Option(
@@ -82,6 +90,7 @@ def mix(
 
     from fastsafe.audit.recipe import load
     from fastsafe.commands import mix
+    from fastsafe.data.shapes import parse_mapping
     from fastsafe.io import atomic
 
     if (by == "tokens") != (tokenizer is not None):
@@ -109,6 +118,7 @@ def mix(
         is_linted=not no_lint,
         user_licence=user_licence,
         safety_licence=safety_licence,
+        mapping=parse_mapping(column_map) if column_map else None,
     )
     facts = mix.mix_files(settings, os.environ).record(settings)
     # what goes to standard output is the rows alone where they are written there

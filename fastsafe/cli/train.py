@@ -164,13 +164,16 @@ def train(
         device=device,
     )
     if show_example:
-        example = plan.data[0].encoded.examples[0]
+        first = plan.data[0]
+        example = first.encoded.examples[0]
         if as_json:
             parts = train.example_parts(example, plan.tokenizer)
             marks = [{"text": text, "trained": is_trained} for is_trained, text in parts]
             typer.echo(json.dumps({"example": marks}))
         else:
             echo(train.marked(example, plan.tokenizer))
+        if first.encoded.unknown_text:
+            echo(f"note: {first.encoded.unknown_text}", err=True)
         return
     if dry_run and as_json:
         typer.echo(json.dumps(plan.describe()))
@@ -211,7 +214,7 @@ def lines(plan: "TrainPlan") -> list[str]:
     width = max(map(len, facts["settings"]))
     for key, setting in facts["settings"].items():
         text.append(f"  {key:<{width}}  {_format_setting(setting['value'])}  ({setting['origin']})")
-    for data in facts["data"]:
+    for data, source in zip(facts["data"], plan.data, strict=True):
         share = data["trained_tokens"] / data["tokens"]
         text += [
             f"data: {data['source']}",
@@ -219,6 +222,8 @@ def lines(plan: "TrainPlan") -> list[str]:
             f"  {data['tokens']:,} tokens, {share:.0%} of them trained; longest row "
             f"{data['longest']:,}; {data['truncated']:,} rows truncated",
         ]
+        if source.encoded.unknown_text:
+            text.append(f"  {source.encoded.unknown_text}")
     for job in facts["jobs"]:
         text.append(
             f"job {job['name']}: {job['rows']:,} rows, {job['steps']:,} steps, "

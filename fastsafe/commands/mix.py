@@ -13,14 +13,14 @@ from typing import Any
 import fastsafe
 from fastsafe.audit.plan.panel import make_rewriter
 from fastsafe.audit.recipe.schema import RewriterSettings
-from fastsafe.commands.lint import read_labelled_rows
+from fastsafe.commands.lint import LabelledSet, read_labelled_set
 from fastsafe.data.conversation import Row, kind_of
 from fastsafe.data.exchange import as_row, exchange_of
 from fastsafe.data.packing import encode_row
 from fastsafe.errors import UsageError, names_its_fields
 from fastsafe.io import atomic
 from fastsafe.io.digest import file_sha256
-from fastsafe.safety.behaviours import read_behaviours
+from fastsafe.safety.behaviours import Behaviour, read_behaviours
 from fastsafe.safety.formats import formats
 from fastsafe.safety.lint import Declared, Kind, Report, lint
 from fastsafe.safety.mixing.learned_style import Style, learn
@@ -61,6 +61,7 @@ class MixSettings:
     is_linted: bool = True
     user_licence: str = ""  # licence of rows that name none
     safety_licence: str = ""
+    mapping: Mapping[str, str] | None = None  # column of the user's rows for each role
 
 
 @dataclass(frozen=True)
@@ -138,24 +139,28 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
     stream, card_path = atomic.stream_of(settings.out), None
     if stream is None:
         card_path = _card_path(settings)
-    user = read_labelled_rows(settings.user)
-    if settings.behaviours:
-        # every format that needs no translation
-        ids = [name for name in formats() if name != "translation"]
-        safety = safety_rows_from(read_behaviours(settings.safety), ids, seed=settings.seed)
-    else:
-        safety = read_labelled_rows(settings.safety)
+    user, user_left_out = read_labelled_set(settings.user, settings.mapping)
+    behaviours = read_behaviours(settings.safety) if settings.behaviours else None
+    safety, safety_left_out = _safety_set(settings, behaviours)
+    num_twins = sum(bool(each.harmful and each.benign) for each in behaviours or ())
     sources: dict[Kind, _Source] = {
         "user": (settings.user, user, settings.user_licence),
         "safety": (settings.safety, safety, settings.safety_licence),
     }
     reports = {
-        kind: lint(rows, kind=kind, declared=Declared(licence=licence))
+        kind: lint(rows, kind=kind, declared=Declared(licence=licence, has_twins=num_twins > 0))
         for kind, (_, rows, licence) in sources.items()
         if settings.is_linted
     }
     style = None if kind_of(user[0], "user row 0") == "text" else learn(user)
     notes = [f"{name}: {note}" for name, report in reports.items() for note in report.notes]
+    for name, left_out in (("user", user_left_out), ("safety", safety_left_out)):
+        notes += [f"{name}: columns left out: {', '.join(map(ascii, left_out))}"] * bool(left_out)
+    if num_twins:
+        notes.append(
+            f"safety: {num_twins:,} benign twins have no answers and make no rows: measure "
+            "over-refusal on them, with the file as data.behaviours of an audit"
+        )
     pool = [{**_like(row, user), "source_row": i} for i, row in enumerate(safety)]
     if mitigation.restyle or mitigation.drawn_per_row > 1:
         pool = [row for row in pool if row.get("expected") != "comply"]
@@ -187,6 +192,8 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
         if flaw
     ]
     columns = (*COLUMNS, WORDING) if settings.rewriter else COLUMNS
+    if any(row.get("tools") for row in rows):
+        columns = ("tools", *columns)
     text = "".join(json.dumps(_written(row, columns), ensure_ascii=False) + "\n" for row in rows)
     counts = Counter(str(row["safety_format"] or "user") for row in rows)
     counts = Counter({"user": counts.pop("user", 0), **dict(sorted(counts.items()))})
@@ -243,6 +250,15 @@ def _card_path(settings: MixSettings) -> Path:
     return card
 
 
+def _safety_set(settings: MixSettings, behaviours: Sequence[Behaviour] | None) -> LabelledSet:
+    """Return the safety rows of the file, or made of its behaviours."""
+    if behaviours is None:
+        return read_labelled_set(settings.safety)
+    # every format that needs no translation
+    ids = [name for name in formats() if name != "translation"]
+    return LabelledSet(safety_rows_from(behaviours, ids, seed=settings.seed), ())
+
+
 def _mitigation(settings: MixSettings, rewrite: Rewrite | None = None) -> Mitigation:
     registry = mitigations()
     if settings.mitigation not in registry:
@@ -282,7 +298,8 @@ def _like(row: Row, user: Sequence[Row]) -> dict[str, Any]:
     kind = kind_of(user[0], "user row 0")
     if kind == "text" or kind == kind_of(row, "safety row"):
         return dict(row)
-    labels = {key: row[key] for key in row if key not in ("messages", "prompt", "completion")}
+    parts = ("messages", "prompt", "completion", "tools")
+    labels = {key: row[key] for key in row if key not in parts}
     return {**labels, **as_row(exchange_of(row, "safety row"), kind)}
 
 

@@ -47,6 +47,8 @@ class TrainingSet(NamedTuple):
             "trained_tokens": encoded.num_trained,
             "longest": max(len(example.token_ids) for example in encoded.examples),
             "truncated": encoded.num_truncated,
+            "unknown_tokens": sum(encoded.unknown),
+            "unknown_rows": sum(n > 0 for n in encoded.unknown),
         }
 
 

@@ -111,6 +111,8 @@ def _normalise(message: Mapping[str, Any]) -> dict[str, Any]:
             "content; pass a list of such dicts"
         )
     normal = {name: value for name, value in message.items() if value is not None}
+    if "tool_calls" in normal:
+        normal.setdefault("content", "")
     reasoning = next((normal[name] for name in _REASONING if name in normal), None)
     if reasoning is not None:
         normal = {"thinking": reasoning, **normal, "reasoning_content": reasoning}

@@ -46,6 +46,7 @@ class Tokenizer:
         bos_id: Begin-of-text id, or None.
         eos_ids: Ids that end a generation; the first is the tokenizer's own end-of-text token.
         pad_id: Padding id, or None.
+        unk_id: Id that stands for text that the vocabulary lacks, or None if it lacks none.
         vocab_size: The largest id plus 1, added tokens included.
         id_bound: Exclusive bound of the ids; the number of embedding rows after ``check_vocab``.
         chat_template: The checkpoint's default chat template, or None.
@@ -96,6 +97,7 @@ class Tokenizer:
         self.eos_ids = tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *eos_ids]))
         self._cleans_up_spaces = cleans_up_spaces
         self._may_panic = may_panic
+        self.unk_id = self._unk_id()
         sources = {"default": chat_template} if isinstance(chat_template, str) else chat_template
         self._templates = {
             template: ChatTemplate(source, self._special_tokens)
@@ -226,9 +228,18 @@ class Tokenizer:
 
     def is_unknown(self, token_id: int, text: str) -> bool:
         """Return whether ``text`` became this token because the vocabulary lacks it."""
-        unknown = getattr(self._backend.model, "unk_token", None)
-        unknown = unknown or self._special_tokens.get("unk_token")
-        return bool(unknown and text != unknown and token_id == self._backend.token_to_id(unknown))
+        return token_id == self.unk_id and text != self._unk_token
+
+    def _unk_id(self) -> int | None:
+        # some checkpoints name their end of text as the unknown token, which then stands for itself
+        unk = self._unk_token
+        token_id: int | None = self._backend.token_to_id(unk) if unk else None
+        return None if token_id in (self.bos_id, self.pad_id, *self.eos_ids) else token_id
+
+    @property
+    def _unk_token(self) -> str | None:
+        unk: str | None = getattr(self._backend.model, "unk_token", None)
+        return unk or self._special_tokens.get("unk_token")
 
     def _special_id(self, kind: str) -> int | None:
         token = self._special_tokens.get(kind)

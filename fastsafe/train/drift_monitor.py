@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsafe.data.packing import Encoder, TrainExample
+from fastsafe.data.encoder import Encoder
+from fastsafe.data.packing import TrainExample
 from fastsafe.errors import UsageError
 from fastsafe.model.transformer import Project, Transformer
 from fastsafe.train.batches import Packed, pack

@@ -271,9 +271,11 @@ def test_a_file_in_the_place_of_an_adapter_is_refused_before_training(
 def test_rows_are_told_by_line(files: dict[str, Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "<s>say hello"}\n{"text": ""}\n')
-    with pytest.raises(DataError, match=r"bad.jsonl: line 2: trained tokens are 0"):
+    with pytest.raises(DataError, match=r"bad.jsonl: row 1, line 2: trained tokens are 0"):
         make({"bad": bad}, "bad")
-    with pytest.raises(DataError, match=r"code.jsonl: line 1: row has \d+ tokens, expected at mos"):
+    with pytest.raises(
+        DataError, match=r"code.jsonl: row 0, line 1: row has \d+ tokens, expected at mos"
+    ):
         make(files, "code", given={"max_length": 5})
 
 

@@ -186,7 +186,9 @@ def test_csv_and_tests(tmp_path: Path) -> None:
 
 def test_errors(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [*ROWS[:2], {"instruction": "x"}])
-    with pytest.raises(DataError, match=r"a\.jsonl: row 3: plain: columns are instruction, exp"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl: row 2, line 3: plain: columns are instruction, exp"
+    ):
         load_rows(ALL["plain"], path)
     with pytest.raises(DataError, match=r"the miniature of plain: split test holds .* expected"):
         load_rows(ALL["plain"], None, "test", 1000)

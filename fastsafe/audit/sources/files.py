@@ -141,6 +141,12 @@ class FilesSource:
         rows = []
         for row, location in zip(file.rows, file.locations, strict=True):
             exchange = exchange_of(row, location)
+            turns = row.get("messages", ())
+            if row.get("tools") or any("tool_calls" in t or "weight" in t for t in turns):
+                raise DataError(
+                    f"{location}: row has tools, tool calls or weights, expected a plain request "
+                    "and its refusal; correct or remove it"
+                )
             if not (exchange.prompt and exchange.answer):
                 raise DataError(
                     f"{location}: expected a request and its refusal; correct or remove it"

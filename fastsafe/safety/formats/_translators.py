@@ -34,15 +34,15 @@ class TranslationTable:
         """
         path = Path(path)
         translations: dict[str, str] = {}
-        for number, (_, _, row) in enumerate(records(path), start=1):
+        for location, _, row in records(path):
             text, translation = (str(row.get(c, "")).strip() for c in ("text", "translation"))
             if not text or not translation:
                 raise DataError(
-                    f"{path}: row {number}: columns are {', '.join(map(str, row))}, expected "
+                    f"{location}: columns are {', '.join(map(str, row))}, expected "
                     "text and translation, both with words in them"
                 )
             if translations.setdefault(text, translation) != translation:
-                raise DataError(f"{path}: row {number}: {text!r} has two translations; keep one")
+                raise DataError(f"{location}: {text!r} has two translations; keep one")
         return cls(f"pairs:{file_sha256(path)[:16]}", translations)
 
     @classmethod

@@ -64,11 +64,11 @@ def _draw(task: Task, path: Path, split: str, n: int | None, seed: int) -> list[
     seen: set[bytes] = set()
 
     def candidates() -> Any:
-        for number, (_, _, row) in enumerate(records(path), start=1):
+        for location, _, row in records(path):
             try:
                 example = task.read(row)
             except DataError as error:
-                raise DataError(f"{path}: row {number}: {error}") from error
+                raise DataError(f"{location}: {error}") from error
             key = hashlib.sha256(normalised(example.prompt).encode()).digest()
             is_test = int.from_bytes(key[:8], "big") % TEST_SHARE == 0
             if key not in seen and split in ("all", "test" if is_test else "train"):
