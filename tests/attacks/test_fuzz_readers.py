@@ -30,8 +30,8 @@ from fastsafe.commands.generate import PromptFile
 from fastsafe.commands.lint import lint_file, read_probes
 from fastsafe.commands.train_settings import settle, train_config
 from fastsafe.data.readers import encode, read_rows
+from fastsafe.io import safetensors
 from fastsafe.io.tokenizer import Tokenizer
-from fastsafe.model.peft import LoraConfig, write_dir
 from fastsafe.safety.behaviours import read_behaviours
 from fastsafe.safety.benchmarks import read_benchmark
 from fastsafe.safety.formats import TranslationTable
@@ -231,14 +231,13 @@ def value(read: Callable[[Any], object]) -> fuzzing.Make:
     return make
 
 
-def in_checkpoint(name: str, read: Read, other: str = "") -> fuzzing.Make:
+def in_checkpoint(name: str, read: Read) -> fuzzing.Make:
     """Put a value into a file of a copy of the model organism."""
 
     def make(folder: Path, content: Any, rng: Rng) -> Callable[[], object]:
-        for file in organism.path().iterdir():
+        for file in Path(organism.path()).iterdir():
             linked(file, folder / file.name)
-        for file in (name, other):
-            (folder / file).unlink(missing_ok=True) if file else None
+        (folder / name).unlink()
         (folder / name).write_bytes(fuzzing.dumped(content, rng))
         return partial(read, folder)
 
@@ -363,13 +362,13 @@ def adapter(folder: Path, config: Any, rng: Rng) -> Callable[[], object]:
     """Put a config beside fitting weights of an adapter on two modules."""
     shapes = {"lora_A": (4, 128), "lora_B": (128, 4)}
     tensors = {
-        f"model.layers.{layer}.self_attn.{name}.{half}.weight": torch.zeros(shape)
+        f"base_model.model.model.layers.{layer}.self_attn.{name}.{half}.weight": torch.zeros(shape)
         for layer in (0, 1)
         for name in ("q_proj", "o_proj")
         for half, shape in shapes.items()
     }
-    settings = LoraConfig(rank=4, alpha=8.0, target_modules=("q_proj", "o_proj"))
-    write_dir(folder / "adapter", settings, tensors)
+    (folder / "adapter").mkdir()
+    safetensors.write(folder / "adapter" / "adapter_model.safetensors", tensors)
     (folder / "adapter" / "adapter_config.json").write_bytes(fuzzing.dumped(config, rng))
 
     def read() -> None:
@@ -379,7 +378,20 @@ def adapter(folder: Path, config: Any, rng: Rng) -> Callable[[], object]:
     return read
 
 
-ADAPTER = LoraConfig(rank=4, alpha=8.0, target_modules=("q_proj", "o_proj")).to_json() | {
+ADAPTER = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": 4,
+    "lora_alpha": 8,
+    "lora_dropout": 0.0,
+    "target_modules": ["q_proj", "o_proj"],
+    "bias": "none",
+    "use_rslora": False,
+    "use_dora": False,
+    "modules_to_save": None,
+    "fan_in_fan_out": False,
+    "init_lora_weights": True,
+    "layers_pattern": None,
     "rank_pattern": {"q_proj": 4},
     "alpha_pattern": {r"layers\.0\..*": 8},
     "layers_to_transform": [0, 1],

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from fastsafe.errors import FastsafeError
+from fastsafe.errors import FastsafeError, printable
 
 CASES = int(os.environ.get("FUZZ_CASES", "1000"))  # of all readers together
 SEED = os.environ.get("FUZZ_SEED", "0")
@@ -242,7 +242,8 @@ def fault_of(read: Callable[[], object], names: str) -> Fault | None:
 
 
 def message_fault(message: str, names: str, error: Exception) -> Fault | None:
-    """Check the message of an error: its length, its characters, and the file that it names."""
+    """Check an error as the command line prints it: length, characters, and the file's name."""
+    message = printable(" ".join(message.split()))
     odd = sorted({char for char in message if unicodedata.category(char) in ("Cc", "Cf", "Cs")})
     place = f"{type(error).__name__} at {origin(error)}"
     if odd:
