@@ -5,7 +5,6 @@ raises a `FastsafeError` of one short sentence in printable characters that name
 """
 
 import copy
-import datetime
 import json
 import math
 import os
@@ -237,24 +236,23 @@ def fault_of(read: Callable[[], object], names: str) -> Fault | None:
         with bounded():
             read()
     except FastsafeError as error:
-        return message_fault(str(error), names, error)
+        fault = message_fault(str(error), names)
+        place = f" of {type(error).__name__} at {origin(error)}"
+        return fault and Fault(fault.kind + place, fault.detail)
     except Exception as error:
         return Fault(f"{type(error).__name__} at {origin(error)}", f"{error!a:.300}")
     return None
 
 
-def message_fault(message: str, names: str, error: Exception) -> Fault | None:
+def message_fault(message: str, names: str) -> Fault | None:
     """Check an error as the command line prints it: length, characters, and the file's name."""
     message = printable(" ".join(message.split()))
     odd = sorted({c for c in message if unicodedata.category(c) in ODD and c not in JOINERS})
-    place = f"{type(error).__name__} at {origin(error)}"
     if odd:
-        return Fault(f"characters {''.join(odd)!a} in {place}", f"{message!a:.300}")
+        return Fault(f"characters {''.join(odd)!a}", f"{message!a:.300}")
     if len(message) > MAX_MESSAGE_CHARS:
-        return Fault(f"long message of {place}", f"{len(message)} characters: {message!a:.300}")
-    if names not in message:
-        return Fault(f"message without {names} of {place}", f"{message!a:.300}")
-    return None
+        return Fault("long message", f"{len(message)} characters: {message!a:.300}")
+    return None if names in message else Fault(f"message without {names}", f"{message!a:.300}")
 
 
 def origin(error: BaseException) -> str:
@@ -307,30 +305,3 @@ def check(reader: Reader, folder: Path) -> None:
     shown = "\n".join(f"- {kind}\n    {text}" for kind, text in faults.items())
     if faults:
         pytest.fail(f"{reader.name}, FUZZ_SEED={SEED}:\n{shown}", pytrace=False)
-
-
-def table_cell(value: Any) -> str:
-    """Return a value as a cell of a table holds it."""
-    if value is None or isinstance(value, str):
-        return value or ""
-    return json.dumps(value, default=str) if isinstance(value, list | dict) else str(value)
-
-
-def parquet_columns() -> list[Any]:
-    """Return two-row columns of types that JSON lacks, some out of Python's range."""
-    pa = pytest.importorskip("pyarrow")
-    day = datetime.date(2020, 1, 1)
-    return [
-        *(pa.array([2**31 - 1, 0], pa.int32()).cast(pa.date32()), pa.array([day, None])),
-        *(pa.array([2**62, 0]).cast(pa.timestamp(unit)) for unit in ("s", "ms", "us", "ns")),
-        *(pa.array([2**62, 0]).cast(pa.duration(unit)) for unit in ("s", "ms", "us", "ns")),
-        pa.array([2**62, 0]).cast(pa.timestamp("us", tz="Europe/Paris")),
-        pa.array([10**30, 1], pa.decimal128(38, 0)),
-        *(pa.array([b"\xff\xfe", b""]), pa.array([{}, {"a": 1}]), pa.array([[], [None]])),
-        *(pa.array([None, None]), pa.array([math.nan, math.inf]), pa.array([True, None])),
-        *(
-            pa.array(["a", "b"]).dictionary_encode(),
-            pa.array([[("k", 1)], []], pa.map_(pa.string(), pa.int64())),
-        ),
-        *(pa.array([2**64 - 1, 0], pa.uint64()), pa.array([1.5, None], pa.float16())),
-    ]
