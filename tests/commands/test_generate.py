@@ -293,36 +293,6 @@ def test_stopping_between_windows(
     assert len((tmp_path / "out").read_text().splitlines()) == 4
 
 
-def test_rows_with_other_ids_draw_other_noise(folder: Path, organism: LLM) -> None:
-    """A row's seed comes from the run's and its id, never from its place in the file."""
-    params = SamplingParams(max_tokens=12, temperature=1.5, seed=3)
-
-    def texts(name: str, ids: Sequence[str]) -> dict[str, str]:
-        prompts = PromptFile(
-            write("same.jsonl", [{"prompt": "How do I", "id": i} for i in ids]), ()
-        )
-        with open_completions(Path(name), {}, {}) as completions:
-            complete(organism, prompts, completions, params)
-        return {row["id"]: row["text"] for row in lines(name)}
-
-    ids = [str(i) for i in range(8)]
-    found = texts("a.jsonl", ids)
-    assert len(set(found.values())) > 4, "all ask the same, and only the noise differs"
-    assert texts("b.jsonl", ids[::-1]) == found
-
-
-def test_completions_are_synced_every_second(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    clock, synced = [100.0], []
-    monkeypatch.setattr(module.time, "monotonic", lambda: clock[0])
-    with open_completions(tmp_path / "out", {}, {}) as completions:
-        monkeypatch.setattr(os, "fsync", lambda descriptor: synced.append(clock[0]))
-        for clock[0] in (100.0, 100.9, 101.0, 101.5, 102.0, 105.0):
-            completions.add({"id": "1"})
-        assert synced == [101.0, 102.0, 105.0]
-
-
 def test_a_full_disk_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*args: Any) -> int:
         raise OSError(28, "No space left on device")
