@@ -21,7 +21,9 @@ def test_rows_with_other_ids_draw_other_noise(tmp_path: Path) -> None:
         asked.write_text("".join(json.dumps({"prompt": "How do I", "id": i}) + "\n" for i in ids))
         with open_completions(answered, {}, {}) as completions:
             complete(llm, PromptFile(asked, ()), completions, params)
-        return {row["id"]: row["text"] for row in map(json.loads, answered.open())}
+        return {
+            row["id"]: row["text"] for row in map(json.loads, answered.read_text().splitlines())
+        }
 
     ids = [str(i) for i in range(8)]
     found = texts("a", ids)
