@@ -81,8 +81,9 @@ def test_bars() -> None:
     assert "4/4" in stream.getvalue()
 
 
-def test_silence() -> None:
+def test_silence(capfd: pytest.CaptureFixture[str]) -> None:
     show(Progress())
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_stage_closes_on_errors() -> None:

@@ -161,6 +161,25 @@ def test_wordings_make_a_band_about_every_rate(tmp_path: Path) -> None:
     assert table_text(run.results)
 
 
+def test_answers_whose_judge_failed_are_asked_again(tmp_path: Path) -> None:
+    """An error of a judge is no verdict: the next run asks for these answers, and only for them."""
+    spec = {"kind": "rubric_paper1", "checkpoint": "a", "calibrate": 0}
+
+    def failing(ask: Ask) -> str | None:
+        return None if ask.messages[-1]["content"].count("e") % 2 else "Final Verdict: 1"
+
+    def missing(run: Run) -> int:
+        rows = [*run.results["cells"], *run.results["over_refusal"]]
+        return sum(row["n"] - row["n_scored"] for row in rows)
+
+    away, back = Scripted(failing), Scripted(lambda ask: "Final Verdict: 1")
+    unfinished = missing(run_with(tmp_path / "run", panel_of(spec, model=away)))
+    assert 0 < unfinished < 2 * 2 * 2 * 6  # models, kinds, formats, behaviours
+    for _ in range(2):
+        assert missing(run_with(tmp_path / "run", panel_of(spec, model=back))) == 0
+        assert back.asked == unfinished
+
+
 def test_a_wording_that_is_away_leaves_the_run_unfinished(tmp_path: Path) -> None:
     def reply(ask: Ask) -> str | None:
         return None if len(ask.messages[0]["content"]) < 700 else "Final Verdict: 1"

@@ -59,7 +59,8 @@ def test_it_is_released_on_errors(tmp_path: Path) -> None:
 def test_an_unreadable_note_does_not_matter(tmp_path: Path, content: str) -> None:
     (tmp_path / NAME).write_text(content)
     with exclusive(tmp_path):
-        pass
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / NAME).exists()
 
 
 def test_two_in_one_process_exclude_each_other(tmp_path: Path) -> None:
