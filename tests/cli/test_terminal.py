@@ -1,4 +1,4 @@
-"""What the terminal gets: nothing raw from a recipe, and a sentence where nothing can be printed."""
+"""The terminal gets nothing raw from a recipe, and a sentence where nothing can be printed."""
 
 import subprocess
 import sys
