@@ -1,8 +1,8 @@
 """fastsafe: measure, per task format, what fine-tuning does to a model's safety, and repair it.
 
-Run and answer: ``audit``, ``judge``, ``report``, ``Run``; ``LLM``, ``SamplingParams``, ``Completion``,
+Run: ``audit``, ``judge``, ``report``, ``Run``. Answer: ``LLM``, ``SamplingParams``, ``Completion``,
 ``Message``, ``Adapter``. Fine-tune: ``finetune``, ``FinetuneJob``, ``TrainConfig``,
-``FinetuneResult``. Data and checks: ``lint``, ``mix``, ``MixSettings``, ``verify``.
+``FinetuneResult``. Data and checks: ``lint``, ``mix``, ``verify``.
 ``fastsafe.organism.path()`` is the folder of the checkpoint that ships.
 
 Progress and choices are logged to the logger ``fastsafe`` at the level INFO, which
@@ -18,8 +18,7 @@ if TYPE_CHECKING:
     from fastsafe.audit import Run, audit
     from fastsafe.audit.run import judge, report
     from fastsafe.commands.lint import lint_file as lint
-    from fastsafe.commands.mix import MixSettings
-    from fastsafe.commands.mix import mix_files as mix
+    from fastsafe.commands.mix import mix
     from fastsafe.data.conversation import Message
     from fastsafe.engine import LLM, Completion, SamplingParams
     from fastsafe.model import Adapter
@@ -45,8 +44,7 @@ _HOME = {
     "judge": ("fastsafe.audit.run", "judge"),
     "report": ("fastsafe.audit.run", "report"),
     "lint": ("fastsafe.commands.lint", "lint_file"),
-    "mix": ("fastsafe.commands.mix", "mix_files"),
-    "MixSettings": ("fastsafe.commands.mix", "MixSettings"),
+    "mix": ("fastsafe.commands.mix", "mix"),
     "verify": ("fastsafe.transformers_backend.verify", "verify"),
 }
 _PACKAGES = ("io", "organism")
@@ -58,7 +56,6 @@ __all__ = [
     "FinetuneJob",
     "FinetuneResult",
     "Message",
-    "MixSettings",
     "Run",
     "SamplingParams",
     "TrainConfig",

@@ -2,9 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
-from html import escape
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,7 +23,6 @@ from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.record import record_panel, record_plan, recorded_recipe
 from fastsafe.audit.results.make_results import make_results
-from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.run_dir import (
     EXPORTS,
     JUDGES,
@@ -36,6 +33,7 @@ from fastsafe.audit.run_dir import (
     is_new,
     store_of,
 )
+from fastsafe.audit.run_result import Run
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.audit.stages import code_tests, train
 from fastsafe.audit.stages import judge as judge_stage
@@ -50,41 +48,6 @@ from fastsafe.progress import Progress, Reporting, reporter
 # settings that replace a recipe's: a mapping, nested or with dotted keys, or "a.b=c" strings
 Overrides = Mapping[str, Any] | Iterable[str]
 JUDGE_SETTINGS = {"judges", "guards", "thresholds"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run directory and its results.
-
-    Attributes:
-        path: The run directory.
-        results: The content of ``results.json``, schema ``fastsafe.results/1``.
-    """
-
-    path: Path
-    results: Results
-
-    @property
-    def is_covered(self) -> bool:
-        """Whether every cell has enough judged answers for the recipe's threshold."""
-        run = self.results["run"]
-        return bool(run["coverage"] >= run["coverage_threshold"])
-
-    def __repr__(self) -> str:
-        run = self.results["run"]
-        state = "finished" if run["finished_at"] else "not finished"
-        count = len(self.results["conditions"])
-        return f"Run({str(self.path)!r}, {count} conditions, {state})"
-
-    def _repr_html_(self) -> str:
-        """Return the table as a notebook shows it."""
-        return f"<pre>{escape(self.table())}</pre>"
-
-    def table(self, width: int = 120) -> str:
-        """Return the terminal table as plain text, at most ``width`` columns wide."""
-        from fastsafe.audit.report import table_text
-
-        return table_text(self.results, width)
 
 
 def audit(

@@ -4,6 +4,7 @@ A command is a function in a file of this package and a line of ``COMMANDS``.
 """
 
 import codecs
+import inspect
 import io
 import os
 import signal
@@ -116,12 +117,11 @@ def _app() -> typer.Typer:
         no_args_is_help=True,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
-        epilog=EXIT_CODES,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     about = "The tiny model that ships with fastsafe."
     organism_app = typer.Typer(help=about, no_args_is_help=True)
-    app.callback()(_root)
+    app.callback(help=f"{inspect.getdoc(_root)}\n\n{EXIT_CODES}")(_root)
     for target, commands in ((app, COMMANDS), (organism_app, ORGANISM_COMMANDS)):
         for name, command in commands.items():
             error_code = EXIT_USAGE if name in CHECKS else EXIT_ERROR

@@ -27,7 +27,7 @@ from fastsafe.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from fastsafe.audit.run import Run
+    from fastsafe.audit.run_result import Run
 
 
 def _recipe_names(incomplete: str) -> list[str]:

@@ -21,6 +21,7 @@ from fastsafe.cli.options import (
     Debug,
     Quiet,
     Verbose,
+    echo,
     fail,
     remark,
     reporting,
@@ -144,7 +145,8 @@ def explained(command: Callable[..., None], *, error_code: int = EXIT_ERROR) -> 
                 os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(EXIT_PIPE) from None
         except KeyboardInterrupt as interrupt:
-            fail(str(interrupt) or "interrupted", EXIT_INTERRUPTED, as_json=as_json)
+            echo(str(interrupt) or "interrupted", err=True)
+            raise typer.Exit(EXIT_INTERRUPTED) from None
         except Exception as error:
             if debug:
                 raise

@@ -128,11 +128,9 @@ def resumable(has_saved: Callable[[], bool]) -> Iterator[None]:
 
 
 def fail(message: str, exit_code: int, *, as_json: bool = False) -> NoReturn:
-    """Print to stderr why a command ends, as a line or as a JSON object, and exit."""
+    """Print an error to stderr, as a line or as a JSON object, and exit."""
     if as_json:
         typer.echo(json.dumps({"error": message, "exit_code": exit_code}), err=True)
-    elif exit_code == EXIT_INTERRUPTED:
-        echo(message, err=True)
     else:
         echo(f"error: {message}", err=True)
     raise typer.Exit(exit_code)
@@ -146,10 +144,10 @@ def warn_of_absent_device(device: str) -> None:
     """
     from fastsafe.model.device import check_device, choose_device
 
+    chosen = choose_device(device)
     try:
-        check_device(choose_device(device))
+        check_device(chosen)
     except UsageError as error:
-        choose_device(device)
         remark(f"warning: {error}; the plan is for another machine")
 
 
@@ -166,9 +164,9 @@ def adapter_paths(words: list[str] | None) -> dict[str, Path]:
     """Parse the values of --adapter: ``NAME=PATH``, or a path, whose folder gives the name."""
     adapters: dict[str, Path] = {}
     for word in words or ():
-        name, equals, path = word.strip().partition("=")
+        name, _, path = word.strip().partition("=")
         # a path may hold '=', a name no '/'
-        if not equals or "/" in name:
+        if "/" in name or Path(word).is_dir():
             path = word.strip()
             name = Path(path).resolve().name
         if not (name and path):

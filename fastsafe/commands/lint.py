@@ -72,19 +72,25 @@ def read_probes(path: Path) -> list[str]:
 
 
 def lint_file(
-    path: Path,
+    path: str | Path,
     *,
     kind: Kind | Literal["auto"] = "auto",
-    probes: Sequence[Path] = (),
+    probes: Sequence[str | Path] = (),
     declared: Declared | None = None,
 ) -> Report:
     """Lint the rows of a file.
 
+    Args:
+        path: Rows, as `read_labelled_rows` reads them.
+        kind: Whether rows that do not say it should refuse or answer; "auto" finds it out.
+        probes: Files of probes that no row may hold, as `read_probes` reads them.
+        declared: Format, language and licence of rows that name none.
+
     Raises:
         DataError: A file is missing or malformed.
     """
-    rows = read_labelled_rows(path)
-    texts = [text for file in probes for text in read_probes(file)]
+    rows = read_labelled_rows(Path(path))
+    texts = [text for file in probes for text in read_probes(Path(file))]
     return lint(rows, kind=kind, probes=texts, declared=declared)
 
 

@@ -17,7 +17,7 @@ from fastsafe.commands.lint import read_labelled_rows
 from fastsafe.data.conversation import Row, kind_of
 from fastsafe.data.exchange import as_row, exchange_of
 from fastsafe.data.packing import encode_row
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, names_its_fields
 from fastsafe.io import atomic
 from fastsafe.io.digest import file_sha256
 from fastsafe.safety.behaviours import read_behaviours
@@ -40,6 +40,7 @@ COLUMNS = ("source", "source_row", "safety_format", "mitigation", "expected")
 _Source = tuple[Path, Sequence[Row], str]  # file, rows, and licence of rows that name none
 
 
+@names_its_fields
 @dataclass(frozen=True, kw_only=True)
 class MixSettings:
     """Sources, mitigation and options of a mixture."""
@@ -90,6 +91,31 @@ class MixResult:
             "lint": {name: dict(report.rules) for name, report in self.reports.items()},
             "notes": list(self.notes),
         }
+
+
+def mix(
+    user: str | Path,
+    safety: str | Path,
+    out: str | Path,
+    *,
+    api_keys: Mapping[str, str] | None = None,
+    **options: Any,
+) -> MixResult:
+    """Mix safety rows into a user's rows; `mix_files` with its settings as arguments.
+
+    Args:
+        user: File of the user's rows.
+        safety: File of safety rows.
+        out: JSONL file to write; its data card is written beside it.
+        api_keys: As for `mix_files`.
+        **options: Further fields of `MixSettings`, such as ``share=0.1`` or ``mitigation="plain"``.
+
+    Raises:
+        TypeError: An option is no field of `MixSettings`.
+        FastsafeError: As for `mix_files`.
+    """
+    settings = MixSettings(user=Path(user), safety=Path(safety), out=Path(out), **options)
+    return mix_files(settings, api_keys)
 
 
 def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) -> MixResult:

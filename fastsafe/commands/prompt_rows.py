@@ -93,6 +93,11 @@ class PromptSet(ABC):
             if get_close_matches(key.lower(), ["adapter"], cutoff=0.8):
                 raise DataError(f"{location}: key {key!r:.60} is unknown; did you mean adapter?")
         prompt, messages = row.get("prompt"), row.get("messages")
+        if prompt is None and messages is None:
+            for key in row:
+                if close := get_close_matches(key, ["prompt", "messages"], n=1):
+                    hint = f"did you mean {close[0]}?"
+                    raise DataError(f"{location}: key {key!r:.60} is unknown; {hint}")
         if (prompt is None) == (messages is None):
             raise DataError(f"{location}: has both or neither of prompt and messages, expected one")
         if is_turns(prompt):
@@ -102,8 +107,7 @@ class PromptSet(ABC):
             messages = _without_answer(messages, location)
         elif not isinstance(prompt, str) or not prompt:
             raise DataError(f"{location}: prompt is {prompt!r:.40}, expected a string")
-        # a table has an empty cell where a row names none
-        adapter, row_id = row.get("adapter") or None, row.get("id", str(line))
+        adapter, row_id = row.get("adapter"), row.get("id", str(line))
         if adapter is not None and not (isinstance(adapter, str) and adapter in self._adapters):
             names = ", ".join(self._adapters) or "none"
             raise DataError(
@@ -132,8 +136,13 @@ class PromptFile(PromptSet):
         super().__init__(str(path), adapters)
 
     def _records(self) -> Iterator[Record]:
-        is_table = self.path.suffix.lower() in _TABLES
-        return records(self.path) if is_table else json_lines(self.path)
+        if self.path.suffix.lower() not in _TABLES:
+            yield from json_lines(self.path)
+            return
+        for record in records(self.path):
+            # an empty cell of a table is no value
+            row = {key: value for key, value in record.row.items() if value not in ("", None)}
+            yield record._replace(row=row)
 
 
 class PromptList(PromptSet):

@@ -9,8 +9,14 @@ from typing import Generic
 
 from torch import Tensor
 
-from fastsafe.data.conversation import Message
-from fastsafe.engine.prompts import AdapterKey, EncodedRequest, Prompt, Prompts, ScoringRequest
+from fastsafe.engine.prompts import (
+    AdapterKey,
+    Conversation,
+    EncodedRequest,
+    Prompt,
+    Prompts,
+    ScoringRequest,
+)
 from fastsafe.engine.request import Completion, SamplingParams, Score
 from fastsafe.errors import UsageError
 
@@ -69,7 +75,7 @@ class LLMInterface(ABC, Generic[AdapterKey]):
 
     def chat(
         self,
-        conversations: Sequence[Sequence[Message]],
+        conversations: Sequence[Conversation],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         adapters: Sequence[str | None] | None = None,
         on_result: Callable[[int, Completion], None] | None = None,

@@ -22,7 +22,7 @@ from fastsafe.engine.readers import LabelScorer, Sampler, Scorer, StepReader
 from fastsafe.engine.request import DTYPES, Completion, Score, check_options
 from fastsafe.engine.sampling import RowParams
 from fastsafe.engine.scheduler import Row
-from fastsafe.errors import UsageError
+from fastsafe.errors import AdapterError, UsageError
 from fastsafe.io import hub
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
@@ -173,12 +173,18 @@ class LLM(LLMInterface[int]):
             "threads": torch.get_num_threads(),
         }
 
-    def load_adapter(self, path: str | Path, name: str = "") -> None:
+    def load_adapter(self, path: str | Path | None, name: str = "") -> None:
         """Load a PEFT directory under ``name`` (its folder's name when empty).
 
         Raises:
-            AdapterError: The adapter is malformed, does not fit, or the name is taken.
+            AdapterError: The adapter is malformed, does not fit, or the name is taken; or the path
+                is None, as that of a job whose training failed.
         """
+        if path is None:
+            raise AdapterError(
+                f"adapter {name!r}: path is None, expected a folder; its training failed, see "
+                "FinetuneResult.error"
+            )
         self.bank.load(path, name)
 
     def unload_adapter(self, name: str) -> None:

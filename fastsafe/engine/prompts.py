@@ -5,13 +5,14 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from fastsafe.data.conversation import Message, kind_of
+from fastsafe.data.conversation import kind_of
 from fastsafe.engine.request import Completion, SamplingParams
 from fastsafe.engine.scheduler import FinishReason
 from fastsafe.errors import UsageError
 from fastsafe.io.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, object]]  # messages; see `fastsafe.data.conversation.Message`
 AdapterKey = TypeVar("AdapterKey")  # how a backend addresses an adapter: by slot, or by name
 
 
@@ -92,7 +93,7 @@ class Prompts(Generic[AdapterKey]):
         shared = self._encode_one(prefix, "shared_prefix", special=True)
         return shared, self.encode(prompts, "prompt", special=False)
 
-    def chats(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
+    def chats(self, conversations: Sequence[Conversation]) -> list[list[int]]:
         """Encode each conversation through the chat template."""
         encoded = []
         for i, messages in _enumerate(conversations, "conversations"):
@@ -123,7 +124,6 @@ class Prompts(Generic[AdapterKey]):
     def labels(self, labels: Sequence[int | str]) -> list[int]:
         """Return the token id of each label; a text must be one token, known, and no other's."""
         label_ids: list[int] = []
-        unk_id = self._tokenizer.unk_id
         for i, label in _enumerate(labels, "labels"):
             ids = [label]
             if isinstance(label, str):
@@ -133,7 +133,7 @@ class Prompts(Generic[AdapterKey]):
                         f"label {i} is {label!r}, which is {len(ids)} tokens, expected one; "
                         "choose labels of a single token, or use score"
                     )
-                if ids[0] == unk_id and self._tokenizer.decode(ids, False) != label:
+                if self._tokenizer.is_unknown(ids[0], label):
                     raise UsageError(
                         f"label {i} is {label!r}, which the tokenizer does not know, expected a "
                         "token of its vocabulary; many begin with a space"

@@ -172,13 +172,11 @@ class Tokenizer:
         """Return the token ids of a prompt; its template prints all special tokens there are."""
         return self.encode(self.render_chat(messages), add_special_tokens=False)
 
-    @property
-    def unk_id(self) -> int | None:
-        """Id that stands for text outside the vocabulary; None where every text has tokens."""
-        token = getattr(self._backend.model, "unk_token", None)
-        token = token or self._special_tokens.get("unk_token")
-        unk_id: int | None = self._backend.token_to_id(token) if token else None
-        return unk_id
+    def is_unknown(self, token_id: int, text: str) -> bool:
+        """Return whether ``text`` became this token because the vocabulary lacks it."""
+        unknown = getattr(self._backend.model, "unk_token", None)
+        unknown = unknown or self._special_tokens.get("unk_token")
+        return bool(unknown and text != unknown and token_id == self._backend.token_to_id(unknown))
 
     def _special_id(self, kind: str) -> int | None:
         token = self._special_tokens.get(kind)

@@ -193,7 +193,8 @@ def _family(fields: Fields) -> tuple[str, Family]:
     if family is None:
         raise CheckpointError(
             f"{fields.location}: architectures is {name[:60]!r}, expected one of "
-            f"{', '.join(FAMILIES)}; use the transformers backend for others"
+            f"{', '.join(FAMILIES)}; audit and generate run others with --backend transformers, "
+            "train and verify do not"
         )
     if model_type is not None and model_type != family.model_type:
         raise fields.refuse("model_type", f"{family.model_type} for {name}")

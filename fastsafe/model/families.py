@@ -8,6 +8,7 @@ class Family:
     """Fixed traits of an architecture, and the defaults of fields its config may leave out."""
 
     model_type: str
+    models: str = ""  # names of some that have it, for lists
     norm_placement: str = "pre"  # norms stand before a block, after it ("post"), or "both"
     norm_one_plus: bool = False  # norms multiply by 1 + weight
     qk_norm: str | None = None  # of each "head", or of the whole "projection"
@@ -38,6 +39,7 @@ class Family:
 
 _GEMMA = Family(
     model_type="gemma",
+    models="Gemma 1",
     norm_one_plus=True,
     qkv_bias=None,
     o_bias=None,
@@ -50,6 +52,7 @@ _GEMMA = Family(
 _GEMMA2 = replace(
     _GEMMA,
     model_type="gemma2",
+    models="Gemma 2",
     norm_placement="both",
     activation_field="hidden_activation",
     query_scalar=True,
@@ -62,12 +65,23 @@ _GEMMA2 = replace(
 )
 
 FAMILIES = {
-    "LlamaForCausalLM": Family(model_type="llama", qkv_bias=None, o_bias=None, reads_mlp_bias=True),
+    "LlamaForCausalLM": Family(
+        model_type="llama",
+        models="Llama 1 to 3.3, SmolLM2, TinyLlama, Vicuna",
+        qkv_bias=None,
+        o_bias=None,
+        reads_mlp_bias=True,
+    ),
     "MistralForCausalLM": Family(
-        model_type="mistral", kv_heads_required=True, window="all", window_default=4096
+        model_type="mistral",
+        models="Mistral 7B, Mistral NeMo, Ministral",
+        kv_heads_required=True,
+        window="all",
+        window_default=4096,
     ),
     "Qwen2ForCausalLM": Family(
         model_type="qwen2",
+        models="Qwen1.5, Qwen2, Qwen2.5, QwQ",
         qkv_bias=True,
         kv_heads_required=True,
         window="layer_types",
@@ -76,6 +90,7 @@ FAMILIES = {
     ),
     "Qwen3ForCausalLM": Family(
         model_type="qwen3",
+        models="Qwen3 without experts",
         qk_norm="head",
         qkv_bias=None,
         o_bias=None,
@@ -90,6 +105,7 @@ FAMILIES = {
     "Gemma3ForCausalLM": replace(
         _GEMMA2,
         model_type="gemma3_text",
+        models="Gemma 3 270M and 1B, the text parts of larger ones",
         qk_norm="head",
         attention_softcap=None,
         logits_softcap=None,
@@ -99,6 +115,7 @@ FAMILIES = {
     ),
     "Phi3ForCausalLM": Family(
         model_type="phi3",
+        models="Phi-3, Phi-3.5-mini, Phi-4",
         fused_on_disk=True,
         partial_rotary=True,
         window="all",
@@ -106,6 +123,7 @@ FAMILIES = {
     ),
     "GraniteForCausalLM": Family(
         model_type="granite",
+        models="Granite 3 without experts",
         qkv_bias=None,
         o_bias=None,
         reads_mlp_bias=True,
@@ -113,6 +131,7 @@ FAMILIES = {
     ),
     "Olmo2ForCausalLM": Family(
         model_type="olmo2",
+        models="OLMo 2",
         norm_placement="post",
         qk_norm="projection",
         qkv_bias=None,

@@ -178,7 +178,16 @@ def test_an_objective_that_is_not_json(data: str) -> None:
 
 def test_every_option_can_be_set_by_the_environment() -> None:
     text = run("--help").stdout
-    for option in ("OUT", "RANK", "SEEDS", "MAP", "TRUNCATE", "RESUME", "SHOW_EXAMPLE", "DRY_RUN"):
+    for option in (
+        "TRAIN_OUT",
+        "RANK",
+        "SEEDS",
+        "MAP",
+        "TRUNCATE",
+        "RESUME",
+        "SHOW_EXAMPLE",
+        "DRY_RUN",
+    ):
         assert f"FASTSAFE_{option}" in text
 
 
@@ -207,6 +216,6 @@ def test_ctrl_c_leaves_nothing_half_written(data: str) -> None:
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=240)
     assert process.returncode == 130
-    assert error == "interrupted; run the same command to resume\n"
+    assert error == "interrupted; nothing was saved\n"
     assert not list(Path().rglob("*.safetensors"))
     assert not list(Path().rglob(".tmp-*"))

@@ -149,6 +149,9 @@ def test_other_settings_are_refused(
     words = [*organism_words(adapter), "--out", "out.jsonl"]
     assert run(*words).exit_code == 0
     before = Path("out.jsonl").read_bytes()
+    if change[0] == "--max-tokens":  # an option is given once
+        at = words.index(change[0])
+        del words[at : at + 2]
     result = run(*words, *[word.replace("ADAPTER", str(adapter)) for word in change])
     assert result.exit_code == 1
     assert named in sentence(result)

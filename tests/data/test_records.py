@@ -192,7 +192,7 @@ def test_parquet(tmp_path: Path) -> None:
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"needs pyarrow; run `pip install fastsafe\[report\]`"):
+    with pytest.raises(DataError, match=r"needs pyarrow; run `pip install '\.\[report\]'`"):
         read(tmp_path, "x.parquet", b"PAR1")
 
 

@@ -24,7 +24,7 @@ from fastsafe.cli import app
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
-PAGES = ("data", "engine", "judges", "plugins", "recipes", "training")
+PAGES = ("data", "engine", "judges", "plugins", "recipes", "shell", "training")
 
 
 class Block(NamedTuple):

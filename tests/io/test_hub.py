@@ -116,7 +116,7 @@ def test_what_can_go_wrong_is_one_sentence(error, expected, monkeypatch):
 
 def test_without_the_hub_client(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match=r"pip install fastsafe\[hub\]"):
+    with pytest.raises(CheckpointError, match=r"pip install '\.\[hub\]'"):
         hub.resolve("owner/name")
 
 

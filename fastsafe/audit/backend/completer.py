@@ -125,7 +125,7 @@ class CheckpointCompleter:
         tokenizer = self._llm.tokenizer
         before = tokenizer.encode(tail, add_special_tokens=False) if tail else []
         after = tokenizer.encode(tail + label, add_special_tokens=False)
-        if after[:-1] != before or after[-1] == tokenizer.unk_id:
+        if after[:-1] != before or tokenizer.is_unknown(after[-1], label):
             raise UsageError(
                 f"judge {self._backend.path}: label {label!r} is not one token after {tail!r}, "
                 "expected one that the tokenizer knows; this family does not fit this checkpoint"

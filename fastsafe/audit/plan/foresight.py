@@ -42,7 +42,8 @@ def power_summary(plan: Plan) -> dict[str, str]:
     behaviours = _num_behaviours(plan)
     low, high = wilson(behaviours // 2, behaviours)
     return {
-        "certainty": f"a rate of 50% is known to within {50 * (high - low):.0f} points",
+        "certainty": f"a rate of 50% is known to within {50 * (high - low):.0f} points by "
+        f"{behaviours} prompts in each cell",
         "detectable": _detectable(plan),
     }
 

@@ -141,12 +141,13 @@ def mitigation_stages() -> dict[str, tuple[Stage, str]]:
 
     stages: dict[str, tuple[Stage, str]] = {}
     for name, mitigation in mitigations().items():
-        formats = mitigation.formats("<task's format>", ("<every format>",))
-        about = f"safety rows dressed as {', '.join(formats)}" if formats else "no safety rows"
+        formats = mitigation.formats("the task's format", ("every format",))
+        about = f"safety rows in {' and '.join(formats)}" if formats else "no safety rows"
         stages[name] = "data", mitigation.about or about
     for name, objective in objectives().items():
         if name != "sft":
-            stages[name] = "train", (inspect.getdoc(objective) or "").partition("\n")[0]
+            about = inspect.getdoc(inspect.getmodule(objective)) or ""
+            stages[name] = "train", about.partition("\n")[0].rstrip(".")
     for name, defence in defences().items():
         stages[name] = defence.stage, defence.about
     return stages

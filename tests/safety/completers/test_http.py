@@ -246,7 +246,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
     import sys
 
     monkeypatch.setitem(sys.modules, "tenacity", None)
-    with pytest.raises(UsageError, match=r"tenacity is missing; pip install 'fastsafe\[judge\]'"):
+    with pytest.raises(UsageError, match=r"tenacity is missing; run `pip install '\.\[judge\]'"):
         HttpCompleter(Endpoint(url="http://x", model="m"))
 
 
