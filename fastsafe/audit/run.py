@@ -185,6 +185,7 @@ def prepare(
         dtype=recipe.dtype,
         quantize=recipe.quantize,
         batch_size=batch_size,
+        chat_template_kwargs=recipe.chat_template_kwargs,
     )
     opened.check_training(recipe, [variant.objective for variant in variants])
     folder = (default_out(recipe) if out is None else Path(out)) / JUDGES

@@ -6,6 +6,7 @@ chat template come from the JSON files beside it. Code of the checkpoint never r
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any, Self
 
@@ -14,6 +15,7 @@ import tokenizers
 from fastsafe.errors import CheckpointError, TokenizerError
 from fastsafe.io.chat_template import MAX_SOURCE_CHARS, ChatTemplate, quote
 from fastsafe.io.json_file import read_object
+from fastsafe.io.template_variables import check_variables
 
 MAX_TOKENIZER_BYTES = 256 << 20  # the largest published files are under 40 MiB
 MAX_CONFIG_BYTES = 16 << 20
@@ -30,6 +32,7 @@ class Tokenizer:
         vocab_size: The largest id plus 1, added tokens included.
         id_bound: Exclusive bound of the ids; the number of embedding rows after ``check_vocab``.
         chat_template: The checkpoint's default chat template, or None.
+        variables: Template variables of every conversation that it renders.
     """
 
     def __init__(
@@ -70,6 +73,7 @@ class Tokenizer:
         self.pad_id = vocabulary.get(self._special_tokens.get("pad_token", ""))
         eos_id = self._special_id("eos_token")
         self.eos_ids = tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *eos_ids]))
+        self.variables: dict[str, Any] = {}
         self.chat_template = (
             None if chat_template is None else ChatTemplate(chat_template, self._special_tokens)
         )
@@ -91,6 +95,21 @@ class Tokenizer:
             chat_template=chat_template,
             name=str(folder / "tokenizer.json"),
         )
+
+    def with_variables(self, variables: Mapping[str, Any] | None) -> Self:
+        """Return a copy that renders every conversation with these template variables.
+
+        Raises:
+            UsageError: A name is reserved, or a value is no JSON.
+        """
+        other = copy(self)
+        other.variables = check_variables(variables)
+        return other
+
+    def special_tokens(self) -> dict[int, str]:
+        """Return the tokens, by id, that ``decode`` skips."""
+        added = self._backend.get_added_tokens_decoder().items()
+        return {token_id: token.content for token_id, token in added if token.special}
 
     def check_vocab(self, rows: int) -> None:
         """Check the ids against the ``rows`` of the embedding; ``encode`` then refuses ids above.
@@ -165,12 +184,14 @@ class Tokenizer:
                 "chat_template.jinja; use an instruction-tuned checkpoint or plain prompts"
             )
         return self.chat_template.render(
-            messages, add_generation_prompt=add_generation_prompt, **variables
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            **{**self.variables, **variables},
         )
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Return the token ids of a prompt; its template prints all special tokens there are."""
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
 
     def _special_id(self, kind: str) -> int | None:
         token = self._special_tokens.get(kind)

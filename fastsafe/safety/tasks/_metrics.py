@@ -1,17 +1,22 @@
-"""Row metrics: the utility of one completion against its reference, in [0, 1]."""
+"""Row metrics: the utility of one completion against its reference, in [0, 1].
+
+They read answers alone: what a model thinks before its answer is in no metric.
+"""
 
 import re
 import unicodedata
 
+from fastsafe.data.thoughts import answer_of
+
 
 def normalised(text: str) -> str:
-    """Return the text in lower case, NFC, with runs of white space as one space.
+    """Return the answer in lower case, NFC, with runs of white space as one space.
 
     Example:
         >>> normalised(" Paint the\\n red car. ")
         'paint the red car.'
     """
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+    return " ".join(unicodedata.normalize("NFC", answer_of(text)).lower().split())
 
 
 def exact_match(completion: str, reference: str) -> float:
@@ -54,7 +59,7 @@ def option(text: str) -> str | None:
 
     A letter is an option only alone on its line, in brackets, or before ``)``, ``.`` or ``:``.
     """
-    line = normalised(text.strip().partition("\n")[0])
+    line = normalised(answer_of(text).strip().partition("\n")[0])
     letter = re.match(r"\(?([a-z])(?:[).:]|$)", line)
     return letter[1] if letter else None
 
@@ -81,6 +86,7 @@ def final_number(text: str) -> str | None:
         ('1200', None)
     """
     number = r"\s*\$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)%?"
+    text = answer_of(text)
     match = re.search("####" + number, text) or re.fullmatch(number + r"\.?\s*", text)
     if not match:
         return None
