@@ -311,6 +311,7 @@ def _judge(panel: Panel, recipe: Recipe, store: Store, progress: Progress) -> No
     judge_stage.guard(panel, store, progress)
     # last, so that answers come first where a budget limits judging
     judge_stage.calibrate(panel, recipe.formats, store, progress)
+    judge_stage.warn_of_cut_thoughts(panel, store, progress)
 
 
 def _finished(run_dir: Path, store: Store, show_completions: bool) -> Run:

@@ -18,7 +18,9 @@ from fastsafe.cli.options import (
     ModelDevice,
     ModelDtype,
     Quantize,
+    TemplateVariables,
     batch_size_of,
+    template_variables,
 )
 from fastsafe.errors import UsageError
 
@@ -58,6 +60,7 @@ def generate(
     device: ModelDevice = "cpu",
     dtype: ModelDtype = "float32",
     quantize: Annotated[Quantize | None, typer.Option(help="nf4 holds the base in 4 bits.")] = None,
+    chat_template_kwarg: TemplateVariables = None,
     as_json: AsJson = False,
 ) -> None:
     """Complete prompts with a model and its adapters. Run the same command again to resume.
@@ -97,6 +100,7 @@ def generate(
         adapters=None if adapters == "auto" else adapters,
         strict=not fast,
         quantize=quantize,
+        chat_template_kwargs=template_variables(chat_template_kwarg or ()),
     )
     runtime.load()
     runtime.use(paths)

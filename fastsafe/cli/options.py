@@ -3,7 +3,7 @@
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal, NoReturn
 
 import typer
@@ -53,6 +53,14 @@ BatchSize = Annotated[
 DryRun = Annotated[bool, typer.Option(help="Print the plan and write nothing.")]
 ModelDevice = Annotated[Device, typer.Option(help="Device that models run on.")]
 ModelDtype = Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")]
+TemplateVariables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--chat-template-kwarg",
+        metavar="KEY=VALUE",
+        help="Variable of the chat template, the value in YAML, such as enable_thinking=false.",
+    ),
+]
 ShowCompletions = Annotated[
     bool,
     typer.Option(help="Quote prompts and completions in report.html instead of redacting them."),
@@ -84,6 +92,32 @@ def batch_size_of(text: str) -> int | Literal["auto"]:
     if text.isascii() and text.isdecimal() and int(text) >= 1:
         return int(text)
     raise UsageError(f"--batch-size: it is {text!r}, expected 'auto' or a number from 1")
+
+
+def template_variables(words: Sequence[str]) -> dict[str, Any]:
+    """Parse the values of --chat-template-kwarg.
+
+    Raises:
+        UsageError: A word has another form, a name is repeated or reserved, or a value is no JSON.
+    """
+    import yaml
+
+    from fastsafe.io.template_variables import check_variables
+
+    option = "--chat-template-kwarg"
+    variables: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.strip().partition("=")
+        if not equals or name in variables:
+            problem = "is given twice" if equals else "has no value"
+            raise UsageError(f"{option}: {name!a:.80} {problem}, expected KEY=VALUE once per key")
+        try:
+            variables[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise UsageError(
+                f"{option}: {name!a:.80} has the value {value!a:.80}, expected YAML"
+            ) from None
+    return check_variables(variables, option)
 
 
 def show(facts: Mapping[str, Any], as_json: bool) -> None:

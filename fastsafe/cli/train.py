@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Any, get_args
 
 import typer
 
-from fastsafe.cli.options import AsJson, DryRun, ModelDevice, format_value
+from fastsafe.cli.options import (
+    AsJson,
+    DryRun,
+    ModelDevice,
+    TemplateVariables,
+    format_value,
+    template_variables,
+)
 from fastsafe.commands.train_settings import TYPES, RunSettings
 from fastsafe.errors import UsageError
 from fastsafe.train.config import TrainConfig
@@ -31,7 +38,7 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
 def _setting_options() -> Iterator[inspect.Parameter]:
     """Yield an option for every setting; its default None means that it is not given."""
     for name, hint in TYPES.items():
-        if name == "warmup_ratio":  # only presets and config files set it
+        if name in ("warmup_ratio", "chat_template_kwargs"):  # set by files, or by another option
             continue
         kinds = get_args(hint) or (hint,)
         kind = next((kind for kind in (bool, int, float) if kind in kinds), str)
@@ -96,6 +103,7 @@ def train(
     limit: Annotated[
         int | None, typer.Option(help="Maximum number of rows per data set.", min=1)
     ] = None,
+    chat_template_kwarg: TemplateVariables = None,
     device: ModelDevice = "cpu",
     resume: Annotated[
         bool,
@@ -118,6 +126,8 @@ def train(
     from fastsafe.commands import train
     from fastsafe.data.shapes import parse_mapping
 
+    if chat_template_kwarg:
+        settings["chat_template_kwargs"] = template_variables(chat_template_kwarg)
     modules, objective = settings["target_modules"], settings["objective"]
     if modules is not None and modules != "all-linear":
         settings["target_modules"] = tuple(word.strip() for word in modules.split(","))

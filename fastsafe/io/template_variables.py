@@ -15,10 +15,13 @@ MAX_DEPTH = 8
 # The arguments of transformers' apply_chat_template are no variables, and the conversation itself
 # is not for the user to set.
 RESERVED = frozenset(
-    "messages conversation tools documents chat_template add_generation_prompt "
-    "continue_final_message tokenize padding truncation max_length return_tensors return_dict "
-    "return_assistant_tokens_mask tokenizer_kwargs bos_token eos_token unk_token sep_token "
-    "pad_token cls_token mask_token additional_special_tokens".split()
+    {
+        *("messages", "conversation", "tools", "documents", "chat_template"),
+        *("add_generation_prompt", "continue_final_message", "tokenizer_kwargs"),
+        *("tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict"),
+        *("return_assistant_tokens_mask", "additional_special_tokens"),
+        *(f"{kind}_token" for kind in ("bos", "eos", "unk", "sep", "pad", "cls", "mask")),
+    }
 )
 
 

@@ -1,8 +1,9 @@
 """The grammar of judges' replies: whole lines, whole labels, no default.
 
-What a judge thinks before it answers is not read, so that no draft of a verdict counts. Outer white
-space, one code fence around the reply, and emphasis marks are dropped first. Then whole lines must match. No number is ever parsed: the allowed values of a field are listed as text,
-so that ``5/5``, ``4.``, a typographic minus and digits of another script match nothing.
+What a judge thinks before it replies is not read, so that no draft of a verdict counts. Outer white
+space, one code fence around the reply, and emphasis marks are dropped first. Then whole lines must
+match. No number is ever parsed: the allowed values of a field are listed as text, so that ``5/5``,
+``4.``, a typographic minus and digits of another script match nothing.
 """
 
 import math
