@@ -54,7 +54,7 @@ _PAIRS = (
     _Pair("Here are my reasoning steps:", r"\[BEGIN FINAL RESPONSE\]", True),  # Apriel
 )
 
-_FENCE = r"(?m:^ {0,3}(?P<fence>`{3,}(?=[^`\n]*$)|~{3,}))"
+_FENCE = "(?P<fence>`{3,}|~{3,})"
 _SCAN = re.compile(
     "|".join(
         [f"(?P<o{i}>{pair.opening})|(?P<c{i}>{pair.closing})" for i, pair in enumerate(_PAIRS)]
@@ -77,8 +77,9 @@ _WRAPPER_BEGIN = re.compile(
 )
 _WRAPPER_END = re.compile(
     rf"(?:</(?:{_WRAPPER})>|\[END FINAL RESPONSE\]"
-    r"|<\|(?:end_of_solution|END_RESPONSE|answer_suffix|end|return)\|>)\s*\Z"
+    r"|<\|(?:end_of_solution|END_RESPONSE|answer_suffix|end|return)\|>)\Z"
 )
+_MAX_WRAPPER = 32  # characters of a mark that ends an answer
 
 _LINE_CHARS = 200  # of a line on each side of a mark that are searched for quotes
 _ADJACENT = ("''", "\u2018\u2019", "\u201c\u201d")
@@ -126,7 +127,7 @@ def split(text: str) -> Split:
         name = str(match.lastgroup)
         if name == "fence":
             if not opened:
-                fence = _fence_after(fence, match["fence"], text, match.end())
+                fence = _fence_after(fence, text, begin, match)
             continue
         kind, number = name[0], name[1:]
         is_mark = not _is_quoted(text, begin, match)
@@ -217,13 +218,18 @@ def special_marks(special_tokens: Collection[str]) -> frozenset[str]:
     return frozenset(marks | _HARMONY.intersection(special_tokens) if _HARMONY & marks else marks)
 
 
-def _fence_after(fence: str, run: str, text: str, end: int) -> str:
-    """Return the open fence behind a line that begins with a run of fence marks."""
+def _fence_after(fence: str, text: str, begin: int, run: re.Match[str]) -> str:
+    """Return the fence that is open behind a run of fence marks, "" for none."""
+    before = text[max(begin, run.start() - _LINE_CHARS) : run.start()].rpartition("\n")[2]
+    if before.strip():
+        return fence
+    line_end = text.find("\n", run.end())
+    info = text[run.end() : line_end if line_end >= 0 else None].strip()
+    if "`" in info:
+        return fence
     if not fence:
-        return run
-    line_end = text.find("\n", end)
-    is_bare = not text[end : line_end if line_end >= 0 else None].strip()
-    return "" if is_bare and run.startswith(fence) else fence
+        return run[0]
+    return "" if not info and run[0].startswith(fence) else fence
 
 
 def _is_quoted(text: str, begin: int, mark: re.Match[str]) -> bool:
@@ -232,9 +238,12 @@ def _is_quoted(text: str, begin: int, mark: re.Match[str]) -> bool:
     after = text[mark.end() : mark.end() + _LINE_CHARS].partition("\n")[0]
     if before[-1:] + after[:1] in _ADJACENT:
         return True
+    # a fence of code is no quote
+    before, after = before.replace("```", ""), after.replace("```", "")
     return any(before.count(quote) % 2 and quote in after for quote in '"`')
 
 
 def _unwrapped(answer: str) -> str:
     """Return an answer behind or before a thought, without white space and wrapper."""
-    return _WRAPPER_END.sub("", _WRAPPER_BEGIN.sub("", answer)).strip()
+    answer = _WRAPPER_BEGIN.sub("", answer).strip()
+    return (answer[:-_MAX_WRAPPER] + _WRAPPER_END.sub("", answer[-_MAX_WRAPPER:])).strip()

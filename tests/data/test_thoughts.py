@@ -90,7 +90,7 @@ def test_a_reply_is_what_follows_the_last_thought() -> None:
 PIECES = st.lists(
     st.sampled_from(
         [mark for pair in PAIRS + SENTENCES for mark in pair]
-        + ["\n", " ", "a", "No. ", '"', "'", "`", "```\n", "~~~", "<answer>", "</answer>", "<"]
+        + ["\n", " ", "a", "No. ", '"', "'", "`", "```\n", "~~~", "<"]
     ),
     max_size=16,
 ).map("".join)
