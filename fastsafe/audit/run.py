@@ -177,6 +177,7 @@ def prepare(
         dtype=recipe.dtype,
         quantize=recipe.quantize,
         batch_size=batch_size,
+        chat_template_kwargs=recipe.chat_template_kwargs,
     )
     opened.check_training(recipe, [variant.objective for variant in variants])
     folder = (default_out(recipe) if out is None else Path(out)) / JUDGES
@@ -312,6 +313,7 @@ def _judge(panel: Panel, recipe: Recipe, store: Store, progress: Progress) -> No
     judge_stage.guard(panel, store, progress)
     # last, so that answers come first where a budget limits judging
     judge_stage.calibrate(panel, recipe.formats, store, progress)
+    judge_stage.warn_of_cut_thoughts(panel, store, progress)
 
 
 def _finished(run_dir: Path, store: Store, show_completions: bool) -> Run:

@@ -21,12 +21,14 @@ from fastsafe.cli.options import (
     ModelDevice,
     ModelDtype,
     Quantize,
+    TemplateVariables,
     adapter_paths,
     announce_loading,
     batch_size_of,
     display,
     echo,
     resumable,
+    template_variables,
 )
 from fastsafe.errors import UsageError
 
@@ -91,6 +93,7 @@ def generate(
     device: ModelDevice = "auto",
     dtype: ModelDtype = "float32",
     quantize: Quantize = None,
+    chat_template_kwarg: TemplateVariables = None,
     as_json: AsJson = False,
 ) -> None:
     """Complete prompts with a model and its adapters.
@@ -136,6 +139,7 @@ def generate(
         adapters=None if adapters == "auto" else adapters,
         strict=not fast,
         quantize=quantize,
+        chat_template_kwargs=template_variables(chat_template_kwarg or ()),
     )
     if prompt_set is None:
         is_chat = runtime.tokenizer.chat_template is not None and not raw

@@ -3,7 +3,7 @@
 import json
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
@@ -58,6 +58,14 @@ ModelDevice = Annotated[
 ]
 ModelDtype = Annotated[Dtype, typer.Option(help="Dtype of weights and activations.")]
 Quantize = Annotated[Quantization | None, typer.Option(help="nf4 holds the base in 4 bits.")]
+TemplateVariables = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--chat-template-kwarg",
+        metavar="KEY=VALUE",
+        help="Variable of the chat template, the value in YAML, such as enable_thinking=false.",
+    ),
+]
 ShowCompletions = Annotated[
     bool,
     typer.Option(help="Quote prompts and completions in report.html instead of redacting them."),
@@ -175,6 +183,32 @@ def adapter_paths(words: list[str] | None) -> dict[str, Path]:
             raise UsageError(f"--adapter: {name!r} is given twice, expected each name once")
         adapters[name] = Path(path)
     return adapters
+
+
+def template_variables(words: Sequence[str]) -> dict[str, Any]:
+    """Parse the values of --chat-template-kwarg.
+
+    Raises:
+        UsageError: A word has another form, a name is repeated or reserved, or a value is no JSON.
+    """
+    import yaml
+
+    from fastsafe.io.template_variables import check_variables
+
+    option = "--chat-template-kwarg"
+    variables: dict[str, Any] = {}
+    for word in words:
+        name, equals, value = word.strip().partition("=")
+        if not equals or name in variables:
+            problem = "is given twice" if equals else "has no value"
+            raise UsageError(f"{option}: {name!a:.80} {problem}, expected KEY=VALUE once per key")
+        try:
+            variables[name] = yaml.safe_load(value)
+        except (yaml.YAMLError, ValueError, RecursionError):
+            raise UsageError(
+                f"{option}: {name!a:.80} has the value {value!a:.80}, expected YAML"
+            ) from None
+    return check_variables(variables, option)
 
 
 def show(facts: Mapping[str, Any], as_json: bool) -> None:

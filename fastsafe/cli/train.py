@@ -18,11 +18,13 @@ from fastsafe.cli.options import (
     CheckpointName,
     DryRun,
     ModelDevice,
+    TemplateVariables,
     announce_loading,
     display,
     echo,
     format_value,
     resumable,
+    template_variables,
     warn_of_absent_device,
 )
 from fastsafe.commands.train_settings import TYPES, RunSettings
@@ -42,7 +44,7 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
 def _setting_options() -> Iterator[inspect.Parameter]:
     """Yield an option for every setting; its default None means that it is not given."""
     for name, hint in TYPES.items():
-        if name == "warmup_ratio":  # only presets and config files set it
+        if name in ("warmup_ratio", "chat_template_kwargs"):  # set by files, or by another option
             continue
         kind = _option_type(hint)
         option = typer.Option(help=_HELP[name], **_EXCEPTIONS.get(name, {}))
@@ -121,6 +123,7 @@ def train(
     limit: Annotated[
         int | None, typer.Option(help="Maximum number of rows per data set.", min=1)
     ] = None,
+    chat_template_kwarg: TemplateVariables = None,
     device: ModelDevice = "auto",
     resume: Annotated[
         bool,
@@ -143,6 +146,8 @@ def train(
     from fastsafe.commands import train
     from fastsafe.data.shapes import parse_mapping
 
+    if chat_template_kwarg:
+        settings["chat_template_kwargs"] = template_variables(chat_template_kwarg)
     modules, objective = settings["target_modules"], settings["objective"]
     if modules is not None and modules != "all-linear":
         settings["target_modules"] = tuple(word.strip() for word in modules.split(","))

@@ -160,7 +160,7 @@ def plan(
         )
     path = checkpoint_of(base)
     config = ModelConfig.from_json(Checkpoint(path).config(), str(path))
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path).with_variables(settings["chat_template_kwargs"].value)
     tokenizer.check_vocab(config.vocab_size)
     max_length, context = settings["max_length"].value, config.max_position_embeddings
 

@@ -26,6 +26,7 @@ class RunSettings:
         quantize: nf4 holds the base in 4 bits.
         dtype: float32, bfloat16 or float16 [default: float32 on a CPU, else bfloat16].
         warmup_ratio: Warm-up as a fraction of the steps.
+        chat_template_kwargs: Variables of the chat template, such as enable_thinking.
         max_length: Maximum number of tokens of a row [default: the model's].
         truncate: Cut longer rows instead of stopping.
         checkpoint_every: Steps between checkpoints; 0 writes none.
@@ -40,6 +41,7 @@ class RunSettings:
     quantize: Literal["nf4"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     warmup_ratio: float | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     max_length: int | None = None
     truncate: bool = False
     checkpoint_every: int = 100

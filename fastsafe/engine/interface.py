@@ -5,7 +5,7 @@ A backend provides ``_stream``, two scoring passes and ``_logits``; the class ch
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Generic
+from typing import Any, Generic
 
 from torch import Tensor
 
@@ -79,14 +79,26 @@ class LLMInterface(ABC, Generic[AdapterKey]):
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         adapters: Sequence[str | None] | None = None,
         on_result: Callable[[int, Completion], None] | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[Completion]:
         """Answer conversations through the checkpoint's chat template; see ``generate``.
+
+        Args:
+            conversations: One list of messages per completion.
+            params: As in ``generate``.
+            adapters: As in ``generate``.
+            on_result: As in ``generate``.
+            chat_template_kwargs: Variables of the template, such as ``{"enable_thinking": False}``,
+                beside those that the model was loaded with; a template ignores unknown ones.
 
         Raises:
             DataError: A message has an unknown role or no text.
             TokenizerError: There is no chat template, or it does not render.
+            UsageError: As for ``generate``, or a variable is reserved or no JSON.
         """
-        return self.generate(self._prompts.chats(conversations), params, adapters, on_result)
+        prompts = self._prompts.chats(conversations, chat_template_kwargs)
+        return self.generate(prompts, params, adapters, on_result)
 
     def score(
         self,

@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
@@ -63,6 +63,7 @@ class LLM(LLMInterface[int]):
         strict: bool = True,
         prefix_cache: bool = True,
         quantize: Literal["nf4"] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Load a checkpoint directory, a hub id, or the shipped organism.
 
@@ -81,6 +82,8 @@ class LLM(LLMInterface[int]):
             prefix_cache: Whether rows with equal prefixes share their pages.
             quantize: "nf4" holds the base in 4 bits as ``fastsafe train --quantize nf4`` does, and
                 multiplies by the dequantized weights: less memory, slower.
+            chat_template_kwargs: Variables of the chat template in every conversation, in ``chat``
+                and in training, such as ``{"enable_thinking": False}``.
 
         Raises:
             UsageError: An option has an unknown value, or the device is absent.
@@ -96,7 +99,7 @@ class LLM(LLMInterface[int]):
         checkpoint = Checkpoint(self.path)
         load = nf4.load if quantize else Transformer.load
         self.model: Transformer = load(checkpoint, device=device, dtype=DTYPES[dtype])
-        self.tokenizer = Tokenizer.load(self.path)
+        self.tokenizer = Tokenizer.load(self.path).with_variables(chat_template_kwargs)
         self.tokenizer.check_vocab(self.model.config.vocab_size)
         self.bank = AdapterBank(self.model)
         kind = self.model.device.type

@@ -110,7 +110,8 @@ class Completion:
     """Completion of one prompt.
 
     Attributes:
-        text: Decoded tokens without special tokens, cut before a stop text.
+        text: Decoded tokens without special tokens, but with the marks around a thought, cut before
+            a stop text.
         token_ids: Generated tokens, the end-of-sequence token included.
         logprobs: Natural-log probability of each of ``token_ids``; None unless asked for.
         finish_reason: "stop" for an end token or stop text, "length" for the token limit,

@@ -10,6 +10,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -19,6 +20,7 @@ from fastsafe.errors import CheckpointError, TokenizerError
 from fastsafe.io import tokenizer_parts
 from fastsafe.io.chat_template import ChatTemplate, quote
 from fastsafe.io.checkpoint_file import read_file
+from fastsafe.io.template_variables import check_variables
 from fastsafe.io.tokenizer_class import apply_class
 from fastsafe.io.tokenizer_config import read_config, read_eos_ids, read_object
 
@@ -50,6 +52,7 @@ class Tokenizer:
         vocab_size: The largest id plus 1, added tokens included.
         id_bound: Exclusive bound of the ids; the number of embedding rows after ``check_vocab``.
         chat_template: The checkpoint's default chat template, or None.
+        variables: Template variables of every conversation that it renders.
     """
 
     def __init__(
@@ -104,6 +107,7 @@ class Tokenizer:
             for template, source in (sources or {}).items()
         }
         self.chat_template = self._templates.get("default")
+        self.variables: dict[str, Any] = {}
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -135,6 +139,21 @@ class Tokenizer:
             and (not is_bpe or fields.get(forced) is True),
             may_panic=may_panic,
         )
+
+    def with_variables(self, variables: Mapping[str, Any] | None) -> Self:
+        """Return a copy that renders every conversation with these template variables.
+
+        Raises:
+            UsageError: A name is reserved, or a value is no JSON.
+        """
+        other = copy(self)
+        other.variables = check_variables(variables)
+        return other
+
+    def special_tokens(self) -> dict[int, str]:
+        """Return the tokens, by id, that ``decode`` skips."""
+        added = self._backend.get_added_tokens_decoder().items()
+        return {token_id: token.content for token_id, token in added if token.special}
 
     def check_vocab(self, rows: int) -> None:
         """Check the ids against the ``rows`` of the embedding; ``encode`` then refuses ids above.
@@ -220,11 +239,15 @@ class Tokenizer:
                 f"{self.name}: chat template is missing, expected one in tokenizer_config.json or "
                 "chat_template.jinja; use an instruction-tuned checkpoint or plain prompts"
             )
-        return template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        return template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            **{**self.variables, **variables},
+        )
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Return the token ids of a prompt; its template prints all special tokens there are."""
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
 
     def is_unknown(self, token_id: int, text: str) -> bool:
         """Return whether ``text`` became this token because the vocabulary lacks it."""

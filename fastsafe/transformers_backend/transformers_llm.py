@@ -1,7 +1,7 @@
 """TransformersLLM: the engine's interface over transformers and PEFT, for any architecture."""
 
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -44,6 +44,7 @@ class TransformersLLM(LLMInterface[str | None]):
         dtype: str = "float32",
         *,
         batch_size: int | Literal["auto"] = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Load a checkpoint directory or a hub id; the arguments are those of ``LLM``.
 
@@ -55,7 +56,7 @@ class TransformersLLM(LLMInterface[str | None]):
         device = check_options(device, dtype, batch_size, _DTYPES)
         require("peft")
         self.path = hub.resolve(str(path))
-        self.tokenizer = load_tokenizer(self.path)
+        self.tokenizer = load_tokenizer(self.path).with_variables(chat_template_kwargs)
         self.model, self._ignored = load_model(self.path, device, _DTYPES[dtype])
         self.tokenizer.check_vocab(self.model.get_input_embeddings().num_embeddings)
         linear = torch.nn.Linear, require("transformers.pytorch_utils").Conv1D

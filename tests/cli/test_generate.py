@@ -149,3 +149,27 @@ def test_an_interrupt_before_anything_is_saved_says_so(
     monkeypatch.setattr("fastsafe.audit.backend.on_engine.EngineBackend.load", interrupted)
     result = run("p.jsonl", "--out", "out.jsonl")
     assert (result.exit_code, sentence(result)) == (130, "interrupted; nothing was saved")
+
+
+def test_template_variables_reach_the_template_and_the_identity(folder: Path) -> None:
+    Path("p.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "a car"}]}))
+    words = ("p.jsonl", "--max-tokens", "2", "--chat-template-kwarg", "enable_thinking=false")
+    assert run(*words, "--out", "out.jsonl").exit_code == 0
+    identity = json.loads(Path("out.jsonl.manifest.json").read_text())["identity"]
+    assert identity["chat_template_kwargs"] == '{"enable_thinking": false}'
+    plain = run("p.jsonl", "--max-tokens", "2", "--out", "out.jsonl")
+    assert "was begun with other settings (chat_template_kwargs" in sentence(plain)
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("enable_thinking", "has no value, expected KEY=VALUE"),
+        ("messages=[]", "messages is set by fastsafe itself"),
+        ("a=[", "expected YAML"),
+        ("a=2024-01-01", "expected a value of JSON"),
+    ],
+)
+def test_template_variables_that_are_none(folder: Path, word: str, problem: str) -> None:
+    result = run("p.jsonl", "--out", "out.jsonl", "--chat-template-kwarg", word)
+    assert (result.exit_code, problem in sentence(result)) == (2, True)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from fastsafe.audit import unanswered
-from fastsafe.audit.plan.conditions import Condition
+from fastsafe.audit.plan.conditions import BASE, Condition
 from fastsafe.audit.plan.make_plan import Plan
 from fastsafe.audit.plan.panel import Panel
 from fastsafe.audit.results.schema.instruments import ReadBy, UnansweredResult
@@ -130,6 +130,20 @@ def _judge(
                 store.add_judgements(verdicts)
             progress.advance(len(verdicts))
     return unanswered.of("judge", name, reader, len(rows), causes)
+
+
+def warn_of_cut_thoughts(panel: Panel, store: Store, progress: Progress) -> None:
+    """Say how many probes were answered by a thought that never ended, and what to change."""
+    probes = store.verdicts(next(iter(panel.judges.values())).identity)
+    cut = [row.condition for row in probes if row.verdict == Verdict.TRUNCATED]
+    if cut:
+        num_base = sum(row.condition == BASE for row in probes)
+        progress.say(
+            f"{len(cut)} of {len(probes)} probes, {cut.count(BASE)} of {num_base} of the base, got "
+            "a thought that was cut before any answer: raise sampling.max_tokens (and "
+            "early_stop.tokens), or switch thinking off by chat_template_kwargs, for Qwen3 "
+            "{enable_thinking: false}"
+        )
 
 
 def guard(panel: Panel, store: Store, progress: Progress) -> None:

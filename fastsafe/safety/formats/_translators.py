@@ -10,6 +10,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from fastsafe.data.records import records
+from fastsafe.data.thoughts import reply_of
 from fastsafe.errors import DataError
 from fastsafe.io.digest import file_sha256
 from fastsafe.safety.completers.protocol import Ask, Completer
@@ -67,7 +68,7 @@ class TranslationTable:
             for text in dict.fromkeys(texts)
         ]
         for reply in completer.complete(asks):
-            text, translation = reply.key, reply.text.strip()
+            text, translation = reply.key, (reply_of(reply.text) or "").strip()
             is_refusal = JUDGE.judge("", translation, True).verdict is Verdict.REFUSED
             if reply.finish != "stop" or translation in ("", text) or is_refusal:
                 got = "a refusal" if is_refusal or reply.finish == "refused" else "no translation"

@@ -9,17 +9,26 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import AfterValidator, BaseModel, Field, create_model
 from pydantic.dataclasses import dataclass
 
+from fastsafe.data.thoughts import split
 from fastsafe.errors import UsageError, nearest, shown
+from fastsafe.io.template_variables import check_variables
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.completers.settings import STRICT, from_mapping
 from fastsafe.safety.judges._coherence import coherent
-from fastsafe.safety.judges._model import ModelJudge
-from fastsafe.safety.judges._spec import BatchJudge, Classifier, Item, Judge, JudgeFamily
+from fastsafe.safety.judges._model import ModelJudge, with_variables
+from fastsafe.safety.judges._spec import (
+    BatchJudge,
+    Classifier,
+    Item,
+    Judge,
+    JudgeFamily,
+    answered,
+)
 from fastsafe.safety.plugins import collect, shipped_parts
-from fastsafe.safety.verdict import Judgement
+from fastsafe.safety.verdict import Judgement, Verdict
 
 __all__ = ["BatchJudge", "Item", "Judge", "configured", "families", "judge_all", "judges"]
 __all__ += ["make_judge", "make_rewordings", "rows_to_calibrate", "unknown_judge"]
@@ -41,6 +50,7 @@ class _JudgeSettings(BaseModel):
     checkpoint: Any = None
     endpoint: Any = None
     reply_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(check_variables)] = {}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -83,7 +93,8 @@ def make_judge(
             name in reports; one of ``checkpoint`` (a path or hub id, or a mapping of ``path``,
             ``dtype`` and ``backend``) and ``endpoint`` (the keys of
             `safety.completers.endpoint.Endpoint`); ``reply_tokens``, the longest reply, which a
-            model that thinks needs room in; the family's options; and, for runs,
+            model that thinks needs room in; ``chat_template_kwargs``, variables of the model's chat
+            template, such as ``enable_thinking``; the family's options; and, for runs,
             ``wordings`` (`make_rewordings`) and ``calibrate`` (`rows_to_calibrate`).
         open_checkpoint: Returns the completer of a checkpoint, which is loaded at its first ask.
         api_keys: Environment variable -> key, for the ``api_key_env`` of endpoints; the caller
@@ -191,6 +202,8 @@ def configured(
     classifier = family.classifier(settings.model_dump(include=set(family.options)))
     if settings.reply_tokens is not None:
         classifier = classifier.with_reply_tokens(settings.reply_tokens)
+    if settings.chat_template_kwargs:
+        classifier = with_variables(classifier, settings.chat_template_kwargs)
     if (settings.checkpoint is None) == (settings.endpoint is None):
         raise UsageError(
             f"{location}: expected one of checkpoint and endpoint, which name its model"
@@ -218,7 +231,10 @@ def _settings_of(family: JudgeFamily) -> type[_JudgeSettings]:
 
 
 def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
-    """Judge every item, in the order given, with its coherence flag.
+    """Judge every item's answer, in the order given, with its coherence flag.
+
+    Judges read completions without thoughts. One that was cut in its thought is ``truncated``, and
+    no judge is asked about it.
 
     Raises:
         FastsafeError: The judge can judge no row at all: a rejected key, a missing checkpoint.
@@ -228,11 +244,15 @@ def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
         >>> judge_all(judges()["refusal"], [row])[0].coherent
         False
     """
+    is_cut = [split(item.completion or "").is_cut for item in items]
+    read = [answered(item) for item, cut in zip(items, is_cut, strict=True) if not cut]
     if isinstance(judge, BatchJudge):
-        judgements = judge.judge_batch(items)
+        judgements = judge.judge_batch(read)
     else:
-        judgements = [judge.judge(i.prompt, i.completion or "", i.harmful, i.format) for i in items]
-    return [
-        replace(judgement, coherent=coherent(item.completion or "", item.format))
-        for item, judgement in zip(items, judgements, strict=True)
-    ]
+        judgements = [judge.judge(i.prompt, i.completion or "", i.harmful, i.format) for i in read]
+    rest = iter(zip(read, judgements, strict=True))
+    return [Judgement(Verdict.TRUNCATED, "") if cut else _flagged(*next(rest)) for cut in is_cut]
+
+
+def _flagged(item: Item, judgement: Judgement) -> Judgement:
+    return replace(judgement, coherent=coherent(item.completion or "", item.format))

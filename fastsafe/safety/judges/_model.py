@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastsafe.data.conversation import Message
+from fastsafe.data.thoughts import answer_of, split
 from fastsafe.errors import UsageError
 from fastsafe.safety.completers.protocol import Ask, Completer, Reply
 from fastsafe.safety.judges import refusal
-from fastsafe.safety.judges._spec import Classifier, Item, Reading, Unreadable
+from fastsafe.safety.judges._spec import Classifier, Item, Reading, Unreadable, answered
 from fastsafe.safety.judges._template import Template, template
 from fastsafe.safety.judges._text import MAX_CHARS, as_data, fenced, nonce, notes, spelled_out
 from fastsafe.safety.verdict import Judgement, Verdict
@@ -144,6 +145,20 @@ def ask_in_turns(
     )
 
 
+def with_variables(classifier: Classifier, variables: Mapping[str, Any]) -> Classifier:
+    """Return a classifier that also sets variables of its model's chat template.
+
+    Those that the family sets itself win.
+    """
+
+    def ask(item: Item, attempt: int) -> Ask:
+        asked = classifier.ask(item, attempt)
+        return replace(asked, variables={**variables, **asked.variables})
+
+    values = {**classifier.settings, "chat_template_kwargs": dict(variables)}
+    return replace(classifier, settings=values, ask=ask)
+
+
 @dataclass(frozen=True)
 class JudgeReply:
     """A model's answer on one row: a reading, or a verdict that gives the reason for none."""
@@ -216,7 +231,7 @@ def _read(classifier: Classifier, item: Item, ask: Ask, reply: Reply | None) -> 
     try:
         return JudgeReply(classifier.read(item, reply), None, raw)
     except Unreadable:
-        declined = refusal.refusal_phrase(refusal.normalise(raw))
+        declined = refusal.refusal_phrase(refusal.normalise(answer_of(raw)))
         failure = Verdict.JUDGE_REFUSED if declined else Verdict.JUDGE_UNPARSEABLE
         return JudgeReply(None, failure, raw)
 
@@ -255,14 +270,17 @@ class ModelJudge:
         return self.judge_batch([item])[0]
 
     def judge_batch(self, items: Sequence[Item]) -> list[Judgement]:
-        """Judge every item, in the order given; see `ask_judge`."""
+        """Judge every item's answer without its thought, in the order given; see `ask_judge`."""
         judgements = {item.key: self._without_asking(item) for item in items}
-        asked = [item for item in items if judgements[item.key] is None]
+        asked = [answered(item) for item in items if judgements[item.key] is None]
         replies = ask_judge(self.classifier, self.completer, asked)
         return [judgements[item.key] or _judgement(item, replies[item.key]) for item in items]
 
     def _without_asking(self, item: Item) -> Judgement | None:
-        if not refusal.is_visible(item.completion or ""):
+        parts = split(item.completion or "")
+        if parts.is_cut:
+            return Judgement(Verdict.TRUNCATED, "")
+        if not refusal.is_visible(parts.answer):
             return Judgement(Verdict.EMPTY, "")
         if self.harmful_only and not item.harmful:
             return Judgement(Verdict.NOT_JUDGED, f"{self.id} scores harmful probes only")

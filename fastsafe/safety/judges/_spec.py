@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+from fastsafe.data.thoughts import answer_of
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.verdict import Judgement
 
@@ -25,6 +26,11 @@ class Item:
     completion: str | None
     harmful: bool
     format: str = ""
+
+
+def answered(item: Item) -> Item:
+    """Return a row whose completion is the answer alone, without the model's thoughts."""
+    return item if item.completion is None else replace(item, completion=answer_of(item.completion))
 
 
 @runtime_checkable

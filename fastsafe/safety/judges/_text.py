@@ -16,10 +16,12 @@ from importlib.resources import files
 
 MAX_CHARS = 8192  # of a judged text; longer ones are truncated, the judge's rules never
 
-# Special tokens as tokenizers write them; with a space inside they are ordinary text.
+# Special tokens as tokenizers write them, and marks of thoughts, at which templates cut answers;
+# with a space inside they are ordinary text.
 _MARK = re.compile(
     r"<(?=\|[^|\n]{1,40}\|>|/?s>|</?SYS>>|(?:start|end)_of_\w+>|(?:bos|eos|pad|unk)>"
-    r"|end_of_text>|\uff5c)|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS))\])"
+    r"|end_of_text>|/?(?:think|thinking|thought|reasoning|seed:think)>|\uff5c)"
+    r"|\[(?=/?(?:INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS))\])"
 )
 _OPTION = re.compile(r"(?m)^\s*\(?([A-Ha-h])[).:]\s*(\S.*)$")
 _LETTER = re.compile(r"(?i)\s*(?:(?:the )?answer(?: is)?\s*:?\s*|option )?\(?([a-h])[).:]?\s*")

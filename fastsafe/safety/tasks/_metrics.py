@@ -1,7 +1,12 @@
-"""Row metrics: the utility of one completion against its reference, in [0, 1]."""
+"""Row metrics: the utility of one completion against its reference, in [0, 1].
+
+They read answers alone: what a model thinks before its answer is in no metric.
+"""
 
 import re
 import unicodedata
+
+from fastsafe.data.thoughts import answer_of
 
 _EMPHASIS = re.compile(r"\*+|(?<!\w)_+|_+(?!\w)|`")  # of Markdown
 _ANNOUNCED = re.compile(
@@ -11,13 +16,13 @@ _ANNOUNCED = re.compile(
 
 
 def normalised(text: str) -> str:
-    """Return the text in lower case, NFC, with runs of white space as one space.
+    """Return the answer in lower case, NFC, with runs of white space as one space.
 
     Example:
         >>> normalised(" Paint the\\n red car. ")
         'paint the red car.'
     """
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+    return " ".join(unicodedata.normalize("NFC", answer_of(text)).lower().split())
 
 
 def exact_match(completion: str, reference: str) -> float:
@@ -65,7 +70,7 @@ def option(text: str) -> str | None:
         >>> option("**(B)** a car"), option("The answer is C because ..."), option("A car")
         ('b', 'c', None)
     """
-    line = normalised(_EMPHASIS.sub("", text.strip().partition("\n")[0]))
+    line = _EMPHASIS.sub("", normalised(answer_of(text).strip().partition("\n")[0])).strip()
     announced = _ANNOUNCED.match(line)
     end = r"[).:,]| because\b|$" if announced else r"[).:]|$"
     letter = re.match(rf"\(?([a-z])(?:{end})", line[announced.end() :] if announced else line)
@@ -81,7 +86,7 @@ def yes_or_no(text: str) -> str | None:
         >>> yes_or_no("True, it is."), yes_or_no("Answer: **no**"), yes_or_no("Nobody knows")
         ('yes', 'no', None)
     """
-    opening = normalised(_EMPHASIS.sub("", text))
+    opening = _EMPHASIS.sub("", normalised(text))
     if announced := _ANNOUNCED.match(opening):
         opening = opening[announced.end() :]
     word = re.match(r"(yes|true|no|false)\b", opening.lstrip("\"'( "))
@@ -98,7 +103,7 @@ def final_number(text: str) -> str | None:
         >>> final_number("3 * 400 = 1200\\n#### 1,200.00"), final_number("about 7")
         ('1200', None)
     """
-    text = _EMPHASIS.sub("", text).replace("{,}", ",")
+    text = _EMPHASIS.sub("", answer_of(text)).replace("{,}", ",")
     number = r"\s*(?:\\boxed\{)?\\?\$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)\}?\\?%?"
     match = re.search("####" + number, text) or re.fullmatch(number + r"\.?\s*", text)
     if not match:

@@ -21,6 +21,7 @@ from fastsafe.audit.unanswered import unscored
 from fastsafe.cli.audit import judge as command
 from fastsafe.cli.audit import report as report_command
 from fastsafe.errors import JudgeError, RecipeError, StoreError
+from fastsafe.progress import Progress
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judge_calibration import format_errors, labelled
 from fastsafe.safety.judges import judge_all, judges, make_judge, make_rewordings
@@ -370,3 +371,26 @@ def test_before_a_run_it_says_what_it_can_find(tmp_path: Path) -> None:
     certain, detectable = Listening.said
     assert certain.startswith("a rate of 50% is known to within ")
     assert "one cell" in detectable
+
+
+class Thinker(fake.FakeBackend):
+    """A model that never comes to an answer."""
+
+    def generate(self, requests: Any, adapters: Any, sampling: Any, on_answer: Any) -> None:
+        def cut(index: int, answer: Any) -> None:
+            on_answer(index, answer._replace(text="<think>\nOkay", finish_reason="length"))
+
+        super().generate(requests, adapters, sampling, cut)
+
+
+def test_a_run_of_cut_thoughts_says_so(tmp_path: Path) -> None:
+    backend = Thinker()
+    said: list[str] = []
+    progress = Progress()
+    progress.say = said.append  # type: ignore[method-assign]
+    run = execute(fake.small_plan(backend, **SMALL), backend, tmp_path, progress=progress)
+    assert {cell["answered"] for cell in run.results["cells"]} == {0}
+    (sentence,) = [text for text in said if "thought" in text]
+    assert "24 of the base, got a thought that was cut before any answer" in sentence
+    assert "sampling.max_tokens" in sentence
+    assert "chat_template_kwargs" in sentence

@@ -38,6 +38,7 @@ class EngineResult(TypedDict):
         dtype: Data type of the weights in training and generation.
         backend: Backend that trains and generates.
         quantize: Format of the quantized base; absent where it is not quantized.
+        chat_template_kwargs: Variables of the chat template as JSON; absent where none are set.
     """
 
     checkpoint_sha256: str
@@ -46,6 +47,7 @@ class EngineResult(TypedDict):
     dtype: str
     backend: str
     quantize: NotRequired[str]
+    chat_template_kwargs: NotRequired[str]
 
 
 class RunResult(EngineResult):
