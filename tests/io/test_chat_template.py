@@ -51,8 +51,8 @@ def test_newlines_of_other_systems_are_line_feeds(newline):
     """As Jinja reads them; what a message holds stays as it is."""
     source = "{% for m in messages %}\n<{{ m.role }}>\n{{ m.content }}\n{% endfor %}"
     messages = [{"role": "user", "content": "a\r\nb"}]
-    got = ChatTemplate(source.replace("\n", newline)).render(messages)
-    assert got == ChatTemplate(source).render(messages)
+    got = ChatTemplate(source.replace("\n", newline), {}).render(messages)
+    assert got == ChatTemplate(source, {}).render(messages)
     assert "a\r\nb" in got
 
 
