@@ -145,7 +145,6 @@ def encode(
     num_truncated = 0
     unknown = []
     unk_id = tokenizer.unk_id
-    unk_id = tokenizer.unk_id
     for row, location in zip(dataset.rows, dataset.locations, strict=True):
         if loss_on == "completion" and has_blank_answer(row):
             raise DataError(
