@@ -190,7 +190,7 @@ def test_errors(tmp_path: Path) -> None:
         DataError, match=r"a\.jsonl: row 2, line 3: plain: columns are instruction, exp"
     ):
         load_rows(ALL["plain"], path)
-    with pytest.raises(DataError, match=r"the miniature of plain: split test holds .* expected"):
+    with pytest.raises(DataError, match=r"plain: split test holds .* expected .* by utility_rows"):
         load_rows(ALL["plain"], None, "test", 1000)
     with pytest.raises(UsageError, match="split is 'dev', expected train, test or all"):
         load_rows(ALL["plain"], None, "dev")  # type: ignore[arg-type]

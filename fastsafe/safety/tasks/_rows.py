@@ -14,6 +14,9 @@ from ._spec import Example, Task
 
 TEST_SHARE = 5  # one row in five is a test row
 
+# keys of a recipe that say how many rows are asked for
+_KEYS = {"train": " by training.rows", "test": " by utility_rows"}
+
 Split = Literal["train", "test", "all"]
 
 
@@ -56,7 +59,10 @@ def load_rows(
         with as_file(miniature) as file:
             drawn = _draw(task, file, split, n, seed)
     if n is not None and len(drawn) < n:
-        raise DataError(f"{location}: split {split} holds {len(drawn)} rows, expected at least {n}")
+        raise DataError(
+            f"{location}: split {split} holds {len(drawn)} rows, expected at least {n}; give more, "
+            f"or ask for fewer{_KEYS.get(split, '')}"
+        )
     return [_row(task.id, example) for example in drawn]
 
 
