@@ -38,7 +38,7 @@ from fastsafe.audit.sources.registry import source_of
 from fastsafe.audit.stages import code_tests, train
 from fastsafe.audit.stages import judge as judge_stage
 from fastsafe.audit.stages.generate import generate
-from fastsafe.audit.store import lock
+from fastsafe.io import lock
 from fastsafe.audit.store import sqlite_store as stores
 from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.errors import RecipeError

@@ -10,12 +10,12 @@ from typing import Any, get_type_hints
 import pytest
 
 from fastsafe.audit.recipe.schema import Training
-from fastsafe.audit.store.lock import exclusive
 from fastsafe.commands import train
 from fastsafe.commands.train_settings import TYPES, settle, train_config
 from fastsafe.data.packing import TrainExample
 from fastsafe.errors import DataError, RecipeError, StoreError, UsageError
 from fastsafe.io import safetensors
+from fastsafe.io.lock import exclusive
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model import nf4
 from fastsafe.organism import path as organism

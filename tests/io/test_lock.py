@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fastsafe.audit.store.lock import NAME, exclusive
 from fastsafe.errors import StoreError
+from fastsafe.io.lock import NAME, exclusive
 
 HOLD = """
 import sys
 from pathlib import Path
-from fastsafe.audit.store.lock import exclusive
+from fastsafe.io.lock import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
