@@ -38,11 +38,10 @@ from fastsafe.audit.sources.registry import source_of
 from fastsafe.audit.stages import code_tests, train
 from fastsafe.audit.stages import judge as judge_stage
 from fastsafe.audit.stages.generate import generate
-from fastsafe.io import lock
 from fastsafe.audit.store import sqlite_store as stores
 from fastsafe.audit.store.sqlite_store import Store
 from fastsafe.errors import RecipeError
-from fastsafe.io import atomic
+from fastsafe.io import atomic, lock
 from fastsafe.progress import Progress, Reporting, reporter
 
 # settings that replace a recipe's: a mapping, nested or with dotted keys, or "a.b=c" strings

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from fastsafe.audit import manifest
 from fastsafe.audit.stages import train
-from fastsafe.io import lock
 from fastsafe.audit.store import sqlite_store as stores
 from fastsafe.errors import FastsafeError, StoreError, os_sentence
+from fastsafe.io import lock
 
 RESULTS = "results.json"
 REPORT = "report.html"

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastsafe.io.lock import exclusive
 from fastsafe.commands.train_settings import Settings, settle, train_config
 from fastsafe.data import readers
 from fastsafe.data.mixture import mix
 from fastsafe.errors import DataError, TrainingError, UsageError
 from fastsafe.io import atomic
+from fastsafe.io.lock import exclusive
 from fastsafe.progress import Progress, stage
 from fastsafe.safety.sources import checkpoint_of, sources
 
