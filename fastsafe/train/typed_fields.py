@@ -6,6 +6,7 @@ The runtime has no pydantic: this serves the settings of a training and of its o
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
@@ -58,8 +59,9 @@ def typed(value: Any, hint: Any, location: str) -> Any:
         origin = get_origin(kind)
         if origin is Literal and value in get_args(kind):
             return value
-        if kind is float and _is(Real, value) and not math.isnan(value):
-            return float(value)
+        with suppress(OverflowError):  # a whole number beyond floats is no float
+            if kind is float and _is(Real, value) and not math.isnan(value):
+                return float(value)
         if kind in (NoneType, bool, int, str) and _is(kind, value):
             return value
         if origin is Mapping and isinstance(value, Mapping):

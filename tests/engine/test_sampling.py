@@ -132,6 +132,14 @@ def test_whole_numbers_are_settings_too() -> None:
     assert [column.tolist() for column in drawn[0]] == [column.tolist() for column in drawn[1]]
 
 
+def test_seeds_of_64_bits_are_kept_as_signed_numbers() -> None:
+    given = [-(2**63), -1, 0, 5, 2**63 - 1, 2**63, 2**64 - 1]
+    params = [SamplingParams(seed=seed) for seed in given]
+    rows = RowParams.stack(params, torch.device("cpu"), [()] * len(given))
+    assert rows.seeds.tolist() == [-(2**63), -1, 0, 5, 2**63 - 1, -(2**63), -1]
+    assert rows.seeds.dtype == torch.int64
+
+
 def test_stop_ids_are_flagged() -> None:
     logits = torch.eye(4)[[1, 2, 3]]
     rows = RowParams.stack([SamplingParams()] * 3, logits.device, [{1, 0}, {3}, ()])
