@@ -52,6 +52,22 @@ def _is_iterable(value: Any) -> bool:
     return hasattr(value, "__iter__")
 
 
+def _is_sequence(value: Any) -> bool:
+    """Answer as Jinja does, for which texts and mappings are sequences, too."""
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def _int(value: Any, default: int = 0, base: int = 10) -> int:
+    """Return a number as Jinja does: the default for what is none."""
+    try:
+        return int(value, base) if isinstance(value, str) else int(value)
+    except (TypeError, ValueError):
+        try:
+            return int(float(value))
+        except (TypeError, ValueError, OverflowError):
+            return default
+
+
 class Renderer:
     """Compiles each template once and renders it with the clock of the request."""
 
@@ -69,7 +85,10 @@ class Renderer:
         environment.add_global("raise_exception", _refuse)
         environment.add_global("strftime_now", lambda form: self._clock.strftime(form))
         environment.add_filter("tojson", _tojson)
+        environment.add_filter("int", _int)
+        environment.add_filter("python_title", str.title)
         environment.add_test("iterable", _is_iterable)
+        environment.add_test("sequence", _is_sequence)
         environment.add_template("chat", source)
         return environment
 
