@@ -44,7 +44,9 @@ def inspect(
     checkpoint: CheckpointName,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a checkpoint or an adapter holds, without running anything of it.
+    """Show what a checkpoint or an adapter holds.
+
+    Nothing of it is run.
 
     Exit codes: 0 done, 1 error, 2 usage.
     """

@@ -98,7 +98,7 @@ def mix(
             f"--by {by}: --tokenizer is {tokenizer!r}, expected a checkpoint with --by "
             "tokens and none with --by rows"
         )
-    if out.suffix.lower() not in ("", ".jsonl", ".ndjson") or str(out) == "-":
+    if out.suffix.lower() not in ("", ".jsonl", ".ndjson"):
         raise UsageError(
             f"--out: {out} is no name of a JSONL file, expected one that ends in .jsonl; the data "
             "card is written beside it"

@@ -19,7 +19,7 @@ from fastsafe.engine import SamplingParams
 from fastsafe.errors import DataError
 
 # the same idea, whose help says what it does for the command
-SAME = {"seed", "dtype", "share", "show_completions"}
+SAME = {"seed", "dtype", "share", "show_completions", "map", "tokenizer"}
 FASTSAFE = str(Path(sys.executable).with_name("fastsafe"))
 
 

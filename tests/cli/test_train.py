@@ -208,8 +208,9 @@ def test_every_option_can_be_set_by_the_environment() -> None:
 
 def test_every_setting_is_an_option() -> None:
     text = " ".join(run("--help").stdout.split())
-    for name in TYPES.keys() - {"warmup_ratio"}:
+    for name in TYPES.keys() - {"warmup_ratio", "chat_template_kwargs"}:
         assert f"--{name.replace('_', '-')} " in text
+    assert "--chat-template-kwarg " in text
     for words in ("Rank of the adapter.", "names are separated by commas", "nf4 holds the base"):
         assert words in text
 

@@ -149,7 +149,7 @@ def test_chat_uses_our_template(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_an_unknown_architecture_with_an_old_tokenizer(gpt2: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="transformers backend"):
+    with pytest.raises(CheckpointError, match="--backend transformers"):
         LLM(gpt2)
     llm = TransformersLLM(gpt2, batch_size=2)
     prompts = ["the a", "abc", "the a b the a b the"]
@@ -203,7 +203,7 @@ def test_wrong_calls_are_refused(
     ],
 )
 def test_wrong_options_are_refused(checkpoint: Path, options: Any, named: str) -> None:
-    with pytest.raises(UsageError, match=f"LLM: {named} is"):
+    with pytest.raises(UsageError, match=f"{named} is"):
         TransformersLLM(checkpoint, **options)
 
 

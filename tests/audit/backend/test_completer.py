@@ -24,7 +24,7 @@ def judge_path(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The tiny checkpoint with a chat template."""
     path = tmp_path_factory.mktemp("judge") / "tiny"
     shutil.copytree(checkpoint, path)
-    config = {"eos_token": "w1", "chat_template": TEMPLATE}
+    config = {"eos_token": "w95", "chat_template": TEMPLATE}
     (path / "tokenizer_config.json").write_text(json.dumps(config))
     return path
 
@@ -36,7 +36,7 @@ def completer(judge_path: Path) -> CheckpointCompleter:
 
 def test_odds_are_those_of_the_next_token(completer: CheckpointCompleter, judge_path: Path) -> None:
     assert isinstance(completer, Completer)
-    labels = ("w5", "w7", "w11")
+    labels = ("w5", "w7", "w31")
     asks = [
         Ask(key="a", prompt="w3 w4 ", labels=labels),
         Ask(key="b", prompt="w8 w2 w20 w6 ", labels=labels[:2]),

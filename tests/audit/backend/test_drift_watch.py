@@ -240,10 +240,10 @@ def test_the_backend_that_cannot_says_so() -> None:
     ("setting", "sentence"),
     [
         ("drift={}", "drift.every is missing, expected a value"),
-        ("drift={every: 0}", "drift.every is 0; "),
+        ("drift={every: 0}", "drift.every is 0, "),
         ("drift={every: 1, evry: 2}", "'evry' is not a key of drift; did you mean every"),
-        ("drift={every: 1, stop_above: 0}", "drift.stop_above is 0; "),
-        ("drift={every: 1, refusal: ''}", "drift.refusal is ''; "),
+        ("drift={every: 1, stop_above: 0}", "drift.stop_above is 0, "),
+        ("drift={every: 1, refusal: ''}", "drift.refusal is '', "),
     ],
 )
 def test_a_wrong_section_is_one_sentence(setting: str, sentence: str) -> None:

@@ -155,11 +155,14 @@ def test_an_encoding_that_nobody_asked_for_is_refused_before_it_grows(
 
 
 INTERRUPTED = """
+import signal
 import sys
 from fastsafe.safety.completers.endpoint import Endpoint
 from fastsafe.safety.completers.http import HttpCompleter
 from fastsafe.safety.completers.protocol import Ask
 
+# a test run in the background inherits an ignored SIGINT
+signal.signal(signal.SIGINT, signal.default_int_handler)
 completer = HttpCompleter(Endpoint(url=sys.argv[1], model="m"))
 turns = [({"role": "user", "content": str(i)},) for i in range(20)]
 try:
