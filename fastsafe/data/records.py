@@ -22,6 +22,7 @@ from fastsafe.errors import DataError
 
 MAX_FIELD_CHARS = 100 << 20  # the default of the csv module, 128 Ki, is less than a paper
 
+_UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # what PowerShell's > and some editors write
 _BOM = b"\xef\xbb\xbf"
 _PACKED = (".gz", ".xz")
 
@@ -134,6 +135,8 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
     opener: Any = {".gz": gzip.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
     try:
         with opener(path, "rb") as file:
+            if file.peek(2)[:2] in _UTF_16:
+                raise DataError(f"{path}: text is UTF-16, expected UTF-8; save it as UTF-8")
             yield file
     except (OSError, EOFError, lzma.LZMAError, zlib.error) as error:
         reason = getattr(error, "strerror", None) or error  # a decompressor's has none

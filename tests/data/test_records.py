@@ -304,3 +304,11 @@ def test_lines_are_read_one_by_one(tmp_path: Path) -> None:
     path = tmp_path / "x.jsonl"
     path.write_text(json.dumps({"a": 1}) + "\nnot json\n")
     assert next(records(path)).row == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.csv", "a.csv.gz"])
+def test_utf_16_is_named(tmp_path: Path, name: str) -> None:
+    content = "a,b\n1,2\n".encode("utf-16")
+    (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    with pytest.raises(DataError, match="text is UTF-16, expected UTF-8"):
+        list(records(tmp_path / name))
