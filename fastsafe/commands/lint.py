@@ -123,7 +123,10 @@ def lint_file(
     """
     rows, left_out = read_labelled_set(Path(path), mapping)
     texts = [text for file in probes for text in read_probes(Path(file))]
-    report = lint(rows, kind=kind, probes=texts, declared=declared)
+    try:
+        report = lint(rows, kind=kind, probes=texts, declared=declared)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from None
     notes = [f"columns left out: {', '.join(map(ascii, left_out))}"] if left_out else []
     notes += _unknown_words(rows, tokenizer) if tokenizer else []
     return replace(report, notes=(*report.notes, *notes))

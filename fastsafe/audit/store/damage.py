@@ -9,10 +9,28 @@ _VERDICT = f"verdict NOT IN ({', '.join(repr(str(verdict)) for verdict in Verdic
 _NUMBER = "typeof({0}) NOT IN ('real', 'integer')"
 _OBJECTS = "'settings', 'engine', 'templates', 'recipe', 'judges', 'guards', 'wordings'"
 _LISTS = "'conditions', 'harmful_only', 'rewrites'"
+# a condition is an object of texts and numbers
+_NESTED = (
+    "EXISTS (SELECT 1 FROM json_each(meta.value) AS condition WHERE condition.type != 'object'"
+    " OR EXISTS (SELECT 1 FROM json_each(condition.value) AS field"
+    " WHERE field.type IN ('object', 'array')))"
+)
+# the numbers that the throughput of each stage is computed from
+_COUNTS = {
+    "train": ("duration_s", "steps", "rows"),
+    "generate": ("duration_s", "rows", "prompt_tokens", "completion_tokens"),
+}
+_UNCOUNTED = " OR ".join(
+    f"(stage = '{stage}' AND"
+    f" coalesce(json_type(detail, '$.{name}'), '') NOT IN ('integer', 'real'))"
+    for stage, names in _COUNTS.items()
+    for name in names
+)
 # table -> SQL condition that no row fulfils unless the file is damaged
 _DAMAGED = {
     "meta": f"NOT json_valid(value) OR (key IN ({_OBJECTS}) AND json_type(value) != 'object')"
-    f" OR (key IN ({_LISTS}) AND json_type(value) != 'array')",
+    f" OR (key IN ({_LISTS}) AND json_type(value) != 'array')"
+    f" OR (key = 'conditions' AND {_NESTED})",
     "prompts": _TOKENS,
     "completions": f"{_TOKENS} OR typeof(finish_reason) != 'text'",
     "planned": f"{_NUMBER.format('seed')} OR {_NUMBER.format('max_tokens')}"
@@ -22,7 +40,7 @@ _DAMAGED = {
     "losses": _NUMBER.format("loss"),
     "drift": f"{_NUMBER.format('kl')} OR {_NUMBER.format('margin')}",
     "utility": _NUMBER.format("value"),
-    "events": "NOT json_valid(detail)",
+    "events": f"NOT json_valid(detail) OR {_UNCOUNTED}",
 }
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastsafe.data.records import records
 from fastsafe.data.thoughts import reply_of
-from fastsafe.errors import DataError
+from fastsafe.errors import DataError, shown
 from fastsafe.io.digest import file_sha256
 from fastsafe.safety.completers.protocol import Ask, Completer
 
@@ -39,11 +39,11 @@ class TranslationTable:
             text, translation = (str(row.get(c, "")).strip() for c in ("text", "translation"))
             if not text or not translation:
                 raise DataError(
-                    f"{location}: columns are {', '.join(map(str, row))}, expected "
+                    f"{location}: columns are {shown(list(row), 200)}, expected "
                     "text and translation, both with words in them"
                 )
             if translations.setdefault(text, translation) != translation:
-                raise DataError(f"{location}: {text!r} has two translations; keep one")
+                raise DataError(f"{location}: {shown(text)} has two translations; keep one")
         return cls(f"pairs:{file_sha256(path)[:16]}", translations)
 
     @classmethod

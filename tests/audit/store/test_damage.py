@@ -48,6 +48,10 @@ def edit(run_dir: Path, statement: str, *values: Any) -> None:
         ("UPDATE losses SET loss = ?", "low"),
         ("UPDATE utility SET value = ?", b"\x01"),
         ("UPDATE events SET detail = ?", "{"),
+        ("UPDATE events SET detail = ? WHERE stage = 'generate'", '{"rows": 1}'),
+        ("UPDATE events SET detail = ? WHERE stage = 'train'", '{"duration_s": "1"}'),
+        ("UPDATE meta SET value = ? WHERE key = 'conditions'", '[{"id": "base", "task": {}}]'),
+        ("UPDATE meta SET value = ? WHERE key = 'conditions'", "[5]"),
     ],
 )
 def test_values_that_no_run_writes(run_dir: Path, statement: str, value: Any) -> None:
