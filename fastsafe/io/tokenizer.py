@@ -4,6 +4,7 @@ Reads ``tokenizer.json`` with the ``tokenizers`` library; special tokens, end-of
 chat template come from the JSON files beside it. Code of the checkpoint never runs.
 """
 
+import json
 import os
 import sys
 import tempfile
@@ -122,8 +123,10 @@ class Tokenizer:
         backend, may_panic = _read_backend(file)
         fields = read_object(folder / "tokenizer_config.json")
         family = read_object(folder / "config.json").get("model_type", "")
-        defaults = apply_class(backend, fields, family if isinstance(family, str) else "")
-        config = read_config(folder, fields, defaults, backend.get_added_tokens_decoder())
+        rules = apply_class(backend, fields, family if isinstance(family, str) else "")
+        if rules and "added_tokens_decoder" in fields:
+            backend = _with_listed(backend, fields["added_tokens_decoder"])
+        config = read_config(folder, fields, rules, backend.get_added_tokens_decoder())
         with _rust(str(file), "a token of the files beside it", silent=True):
             backend.add_tokens(list(config.added_tokens))
         backend.encode_special_tokens = fields.get("split_special_tokens") is True
@@ -329,6 +332,25 @@ def _memory_file() -> IO[bytes]:
     if sys.platform == "linux":  # works where there is no folder for temporary files
         return os.fdopen(os.memfd_create("stderr"), "w+b")
     return tempfile.TemporaryFile()
+
+
+def _with_listed(backend: tokenizers.Tokenizer, listed: Any) -> tokenizers.Tokenizer:
+    """Return a tokenizer with the added tokens that ``added_tokens_decoder`` lists, and no others.
+
+    A class that rebuilds its parts knows these alone, special or not as they say there.
+    """
+    tokens = listed.values() if isinstance(listed, dict) else ()
+    special = {t.get("content"): t.get("special") is True for t in tokens if isinstance(t, dict)}
+    present = backend.get_added_tokens_decoder().values()
+    if all(special.get(token.content) is token.special for token in present):
+        return backend  # the usual case: writing out a large vocabulary takes long
+    content = json.loads(backend.to_str())
+    content["added_tokens"] = [
+        token | {"special": special[token["content"]]}
+        for token in content["added_tokens"]
+        if token["content"] in special
+    ]
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def _read_backend(path: Path) -> tuple[tokenizers.Tokenizer, bool]:
