@@ -10,11 +10,17 @@ BUILD = pyproject.toml setup.py $(wildcard csrc/*)
 # The repository root stays off sys.path: its kernels/ would shadow another package of that name.
 export PYTHONSAFEPATH = 1
 
-.PHONY: help audit test check bench
+# Cases of the readers' fuzzing and their seed, which a failure names; make test runs 1,000 of seed 0.
+FUZZ_CASES ?= 20000
+FUZZ_SEED ?= $(shell date +%Y%m%d)
+
+.PHONY: help audit test check fuzz mutate bench
 help:
 	@echo "make audit   fine-tune, probe and report on the shipped model organism (a minute or two on 2 cores)"
 	@echo "make test    every test that needs no GPU, kernels in Triton's interpreter included"
 	@echo "make check   format, lint, types, import floors"
+	@echo "make fuzz    hostile input for every reader: FUZZ_CASES and FUZZ_SEED set how much and which"
+	@echo "make mutate  small changes of statistics, screen, mixing, sampling and resume that a test must notice (hours)"
 	@echo "make bench   CPU benchmarks; on a machine with a GPU: benchmarks/gpu.sh"
 
 audit: .venv/.installed
@@ -29,6 +35,14 @@ check: .venv/.installed-dev
 	.venv/bin/ruff check
 	.venv/bin/mypy
 	.venv/bin/lint-imports --no-logo
+
+fuzz: .venv/.installed-dev
+	OMP_NUM_THREADS=1 FUZZ_CASES=$(FUZZ_CASES) FUZZ_SEED=$(FUZZ_SEED) .venv/bin/pytest -n 2 tests/attacks/test_fuzz_*.py
+
+# works on a copy in mutants/; a run that was stopped goes on where it was
+mutate: .venv/.installed-dev
+	OMP_NUM_THREADS=1 .venv/bin/mutmut run --max-children 1
+	.venv/bin/mutmut results
 
 bench: .venv/.installed-dev
 	set -e; for script in $(filter-out benchmarks/kernels.py benchmarks/peers.py benchmarks/side_by_side.py,$(wildcard benchmarks/*.py)); do \

@@ -252,11 +252,11 @@ class Parser {
       malformed(std::string("a whole number, the ") + what);
     }
     if (code != std::errc()) refuse(*tensor_, what + (" is " + quote(digits)), "less than 2^64");
-    at_ = next;
-    return value;
+    return at_ = next, value;
   }
 
   void metadata(std::vector<std::pair<std::string, std::string>>& entries) {
+    if (end_ - at_ >= 4 && std::equal(at_, at_ + 4, "null")) return void(at_ += 4);  // as if absent
     std::size_t budget = kMaxMetadataBytes;
     for (bool more = opens('{', '}'); more; more = continues('}')) {
       auto& [key, value] = entries.emplace_back();

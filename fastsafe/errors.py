@@ -3,14 +3,112 @@
 A message is one sentence: the thing, its value, what was expected, what to do.
 """
 
+import dataclasses
 import difflib
+import errno
+import functools
+import reprlib
+import unicodedata
 from collections.abc import Collection
+from typing import Any, TypeVar
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}  # control, format (direction), surrogate, line separators
+_KEPT = "\n\t\u200c\u200d"  # the joiners are part of words and emoji
+_REMEDIES = {
+    errno.ENOSPC: "free space there and run the same command again",
+    errno.EDQUOT: "free space there and run the same command again",
+    errno.EFBIG: "raise the limit on the size of files and run the same command again",
+    errno.EROFS: "use a folder that can be written",
+    errno.EACCES: "change the permissions there, or use another path",
+    errno.EPERM: "change the permissions there, or use another path",
+}
+
+
+class _ShortRepr(reprlib.Repr):
+    def __init__(self) -> None:
+        super().__init__()
+        self.maxstring = self.maxother = 200
+
+    def repr_int(self, x: int, level: int) -> str:
+        # Python refuses to write a number of thousands of digits
+        return repr(x) if x.bit_length() < 512 else f"<a number of {x.bit_length()} bits>"
+
+
+def shown(value: object, limit: int = 60) -> str:
+    """Return the ``repr`` of a value from outside, of at most ``limit`` characters.
+
+    A value of any size and depth costs little, and control characters are escaped.
+
+    Example:
+        >>> shown("a" * 1_000_000, limit=8)
+        "'aaaa..."
+    """
+    text = repr(value[:limit]) if isinstance(value, str) else _ShortRepr().repr(value)
+    return text if len(text) <= limit else f"{text[: limit - 3]}..."
+
+
+def printable(text: str) -> str:
+    r"""Return text with the characters escaped that would control a terminal or reverse a line.
+
+    Line ends and tabs stay.
+
+    Example:
+        >>> printable("a\x1b[31mb")
+        'a\\x1b[31mb'
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in _HIDDEN and character not in _KEPT
+        else character
+        for character in text
+    )
+
+
+def os_sentence(error: OSError) -> str:
+    """Return an error of the operating system in one sentence: path, reason, and what to do."""
+    remedy = _REMEDIES.get(error.errno or 0)
+    place = f"{error.filename}: " if error.filename else "output: " if remedy else ""
+    return f"{place}{error.strerror or error}{f'; {remedy}' if remedy else ''}"
 
 
 def nearest(word: str, known: Collection[str]) -> str:
     """Return ``did you mean X?`` if a known word is close, else the list of known words."""
-    close = difflib.get_close_matches(word, list(known), n=1)
-    return f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known)) or 'none'}"
+    hint = closest(word, known).removeprefix("; ")
+    return hint or f"known: {', '.join(sorted(known)) or 'none'}"
+
+
+def closest(word: object, known: Collection[str]) -> str:
+    """Return ``; did you mean X?`` if a known word is close, else nothing."""
+    close = difflib.get_close_matches(word[:100], list(known), n=1) if isinstance(word, str) else []
+    return f"; did you mean {close[0]}?" if close else ""
+
+
+Settings = TypeVar("Settings", bound=type)
+
+
+def names_its_fields(cls: Settings) -> Settings:
+    """Decorate a dataclass so that an unknown argument is a TypeError that says what was meant.
+
+    Raises:
+        TypeError: When the class is called with an argument that is no field, such as ``lr`` for
+            ``learning_rate``.
+    """
+    fields = [field.name for field in dataclasses.fields(cls)]
+    short = {"".join(word[0] for word in name.split("_")): name for name in fields}
+    init = cls.__init__  # type: ignore[misc]
+
+    @functools.wraps(init)
+    def checked(self: Any, *args: Any, **options: Any) -> None:
+        for name in options:
+            if name not in fields:
+                hint = f"did you mean {short[name]}?" if name in short else nearest(name, fields)
+                raise TypeError(f"{cls.__name__} has no {name!r}; {hint}")
+        init(self, *args, **options)
+
+    cls.__init__ = checked  # type: ignore[misc]
+    return cls
 
 
 class FastsafeError(Exception):

@@ -1,11 +1,14 @@
 """Progress of a run: bars on a terminal, lines in a log, JSON events for a machine."""
 
 import json
+import logging
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
+
+from fastsafe.errors import printable
 
 
 class Progress:
@@ -62,19 +65,23 @@ class _Stream(Progress):
         return is_due
 
     def _write(self, text: str) -> None:
-        self._stream.write(f"{text}\n")
+        self._stream.write(f"{printable(text)}\n")
         self._stream.flush()
 
 
 class Lines(_Stream):
-    """Plain lines for logs and pipes, at the begin and end of a stage and every few seconds."""
+    """Plain lines for logs and pipes, at the begin and end of a stage and every few seconds.
+
+    A stage without work has none.
+    """
 
     every_s = 5.0
 
     def begin(self, stage: str, total: int, unit: str) -> None:
         """Write the name and size of the stage."""
         super().begin(stage, total, unit)
-        self._write(f"{stage}: {total} {unit}")
+        if total:
+            self._write(f"{stage}: {total} {unit}")
 
     def advance(self, count: int, note: str = "") -> None:
         """Write a line if the last one is old enough."""
@@ -90,7 +97,8 @@ class Lines(_Stream):
     def end(self) -> None:
         """Write the duration of the stage."""
         took = duration(time.monotonic() - self._began)
-        self._write(f"{self._stage}: {self._done}/{self._total} {self._unit} in {took}")
+        if self._total:
+            self._write(f"{self._stage}: {self._done}/{self._total} {self._unit} in {took}")
 
     def say(self, text: str) -> None:
         """Write one line."""
@@ -124,7 +132,7 @@ class Events(_Stream):
 
     def event(self, name: str, **fields: Any) -> None:
         """Write one event."""
-        self._write(json.dumps({"event": name, **fields}, ensure_ascii=False))
+        self._write(json.dumps({"event": name, **fields}))
 
 
 class Bars(Progress):
@@ -136,22 +144,23 @@ class Bars(Progress):
         self._console = Console(file=stream)
 
     def begin(self, stage: str, total: int, unit: str) -> None:
-        """Show a bar below those of finished stages."""
+        """Show a bar below those of finished stages, none for a stage without work."""
         from rich import progress as rich
 
         self._bar = rich.Progress(
             rich.TextColumn("{task.description:<9}"),
             rich.BarColumn(bar_width=32),
             rich.MofNCompleteColumn(),
-            rich.TextColumn(unit),
+            rich.TextColumn("{task.fields[unit]}", markup=False),
             rich.TimeElapsedColumn(),
             rich.TextColumn("left"),
             rich.TimeRemainingColumn(),
             rich.TextColumn("{task.fields[note]}"),
             console=self._console,
         )
-        self._task = self._bar.add_task(stage, total=total, note="")
-        self._bar.start()
+        self._task = self._bar.add_task(stage, total=total, unit=printable(unit), note="")
+        if total:
+            self._bar.start()
 
     def advance(self, count: int, note: str = "") -> None:
         """Move the bar."""
@@ -164,7 +173,45 @@ class Bars(Progress):
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
-        self._console.print(text, markup=False, highlight=False)
+        self._console.print(printable(text), markup=False, highlight=False)
+
+
+class LogLines(Lines):
+    """The lines of ``Lines`` as records of the logger ``fastsafe``, level INFO."""
+
+    def __init__(self) -> None:
+        self._logger = logging.getLogger("fastsafe")
+
+    def _write(self, text: str) -> None:
+        self._logger.info(text)
+
+
+class Calls(Events):
+    """Passes each event of ``Events`` to a function, as a mapping."""
+
+    def __init__(self, function: Callable[[dict[str, Any]], object]) -> None:
+        self._function = function
+
+    def event(self, name: str, **fields: Any) -> None:
+        """Call the function."""
+        self._function({"event": name, **fields})
+
+
+# what callers from Python pass as ``progress``
+Reporting = Progress | Callable[[dict[str, Any]], object] | None
+
+
+def reporter(progress: Reporting) -> Progress:
+    """Return what shows the progress that a caller asked for.
+
+    Args:
+        progress: None logs lines; a function is called with each event, a mapping such as
+            ``{"event": "progress", "stage": "train", "done": 3, "total": 16}``; a ``Progress`` is
+            returned.
+    """
+    if progress is None:
+        return LogLines()
+    return progress if isinstance(progress, Progress) else Calls(progress)
 
 
 def for_terminal(*, as_json: bool = False) -> Progress:

@@ -32,6 +32,9 @@ TINY = {
     "tie_word_embeddings": False,
 }
 
+# commands take a GPU where there is one; tests that need one say so
+os.environ.setdefault("FASTSAFE_DEVICE", "cpu")
+
 if importlib.util.find_spec("hypothesis"):  # a bare GPU image need not have it
     from hypothesis import settings
 

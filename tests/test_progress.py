@@ -41,6 +41,15 @@ def test_lines() -> None:
     assert last == "train: 4/4 steps in 0 s"
 
 
+@pytest.mark.parametrize("kind", [Lines, Bars])
+def test_a_stage_without_work_is_not_shown(kind: type[Progress]) -> None:
+    stream = io.StringIO()
+    progress = kind(stream)  # type: ignore[call-arg]
+    with stage(progress, "derive", 0, "adapters"):
+        progress.advance(0)
+    assert stream.getvalue().strip() == ""
+
+
 def test_events_are_json_lines() -> None:
     stream = io.StringIO()
     show(EveryEvent(stream))
@@ -72,8 +81,9 @@ def test_bars() -> None:
     assert "4/4" in stream.getvalue()
 
 
-def test_silence() -> None:
+def test_silence(capfd: pytest.CaptureFixture[str]) -> None:
     show(Progress())
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_stage_closes_on_errors() -> None:
@@ -88,3 +98,20 @@ def test_a_stage_closes_on_errors() -> None:
 )
 def test_duration(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+HOSTILE = "answers by \x1b[31m[red]{task}\u202e"
+
+
+@pytest.mark.parametrize("kind", [EveryLine, EveryEvent, Bars])
+def test_names_from_a_recipe_reach_no_terminal_raw(kind: type[Progress]) -> None:
+    stream = io.StringIO()
+    progress = kind(stream)  # type: ignore[call-arg]
+    with stage(progress, "judge", 2, HOSTILE):
+        progress.advance(1)
+        progress.say(HOSTILE)
+        progress.advance(1)
+    shown = stream.getvalue()
+    assert "[red]{task}" in shown
+    assert "\x1b[31m" not in shown
+    assert "\u202e" not in shown

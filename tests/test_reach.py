@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # Maximum number of modules of fastsafe that a command may reach. Raising one is a decision: say why
 # in docs/log.md.
-REACH = {"fastsafe.cli.verify": 80, "fastsafe.cli.train": 92}
+REACH = {"fastsafe.cli.verify": 90, "fastsafe.cli.train": 106}
 
 Graph = dict[str, set[str]]
 

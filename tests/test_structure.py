@@ -109,9 +109,9 @@ def code_lines(source: str) -> int:
 
 # Most lines of code per part. Raising one is a decision: say why in docs/log.md.
 BUDGETS = {
-    "the runtime: io, data, model, engine, train": 8_300,
-    "the science: safety": 5_290,
-    "what is above: audit, commands, transformers_backend, organism, cli": 8_600,
+    "the runtime: io, data, model, engine, train": 10_250,
+    "the science: safety": 5_400,
+    "what is above: audit, commands, transformers_backend, organism, cli": 9_800,
     "kernels": 4_180,
 }
 RUNTIME = {"io", "data", "model", "engine", "train"}

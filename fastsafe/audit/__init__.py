@@ -10,7 +10,8 @@ from typing import Any
 
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.results.make_results import comparable
-from fastsafe.audit.run import Run, audit
+from fastsafe.audit.run import audit
+from fastsafe.audit.run_result import Run
 from fastsafe.audit.trainer_callback import AuditCallback
 
 __all__ = ["AuditCallback", "Recipe", "Run", "audit", "comparable"]

@@ -8,9 +8,11 @@ from typing import Any
 import fastsafe
 from fastsafe.audit.backend.on_engine import EngineBackend
 from fastsafe.audit.plan.make_plan import Plan
+from fastsafe.audit.sources.files import data_hashes
 from fastsafe.audit.store.sqlite_store import now
+from fastsafe.errors import CheckpointError, StoreError, shown
 from fastsafe.io import atomic
-from fastsafe.io.json_file import read_json
+from fastsafe.io.json_file import read_object
 
 NAME = "manifest.json"
 SCHEMA = "fastsafe.manifest/1"
@@ -33,6 +35,7 @@ def write_manifest(run_dir: Path, plan: Plan, backend: EngineBackend, started_at
         "plan_sha256": plan.identity,
         **plan.engine,
         "recipe": plan.recipe.model_dump(mode="json"),
+        "data_sha256": data_hashes(plan.recipe.data),
         "conditions": [condition.record() for condition in plan.conditions],
         "judges": plan.panel.identities,
         "guards": plan.panel.guard_identities,
@@ -52,12 +55,26 @@ def write_manifest(run_dir: Path, plan: Plan, backend: EngineBackend, started_at
 def revise_manifest(run_dir: Path, values: Mapping[str, Any]) -> None:
     """Append the changed ones of ``values`` to ``revisions``; the first declaration stays."""
     path = run_dir / NAME
-    record: dict[str, Any] = read_json(path, MAX_BYTES)
+    record = _read(path)
     current = record | {k: v for revision in record["revisions"] for k, v in revision.items()}
-    changed = {key: value for key, value in values.items() if value != current[key]}
+    changed = {key: value for key, value in values.items() if value != current.get(key)}
     if changed:
         record["revisions"].append({"at": now(), **changed})
         atomic.write_text(path, to_json(record))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        record = read_object(path, MAX_BYTES)
+    except CheckpointError as error:
+        raise StoreError(f"{error}; delete it, and fastsafe audit writes it again") from None
+    revisions = record.get("revisions")
+    if not isinstance(revisions, list) or not all(isinstance(each, dict) for each in revisions):
+        raise StoreError(
+            f"{path}: revisions is {shown(revisions)}, expected a list of objects; delete the "
+            "file, and fastsafe audit writes it again"
+        )
+    return record
 
 
 def to_json(value: Any) -> str:

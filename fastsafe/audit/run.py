@@ -1,14 +1,11 @@
 """Run one audit from recipe to report; judge or report a finished one again."""
 
-import json
 from collections.abc import Iterable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import fastsafe
 from fastsafe.audit import manifest
 from fastsafe.audit.backend.completer import CheckpointCompleter
 from fastsafe.audit.backend.on_engine import EngineBackend
@@ -17,17 +14,15 @@ from fastsafe.audit.plan.checks import check_recipe
 from fastsafe.audit.plan.foresight import power_summary
 from fastsafe.audit.plan.make_plan import (
     Plan,
-    differences,
     families,
     make_plan,
     reword_rows,
-    settings,
 )
 from fastsafe.audit.plan.panel import Panel, make_panel
 from fastsafe.audit.recipe.load import load
 from fastsafe.audit.recipe.schema import Recipe
+from fastsafe.audit.record import record_panel, record_plan, recorded_recipe
 from fastsafe.audit.results.make_results import make_results
-from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.run_dir import (
     EXPORTS,
     JUDGES,
@@ -38,61 +33,40 @@ from fastsafe.audit.run_dir import (
     is_new,
     store_of,
 )
+from fastsafe.audit.run_result import Run
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.audit.stages import code_tests, train
 from fastsafe.audit.stages import judge as judge_stage
 from fastsafe.audit.stages.generate import generate
-from fastsafe.audit.store import lock
 from fastsafe.audit.store import sqlite_store as stores
 from fastsafe.audit.store.sqlite_store import Store
-from fastsafe.errors import RecipeError, StoreError
-from fastsafe.io import atomic
-from fastsafe.progress import Progress
+from fastsafe.errors import RecipeError
+from fastsafe.io import atomic, lock
+from fastsafe.progress import Progress, Reporting, reporter
 
+# settings that replace a recipe's: a mapping, nested or with dotted keys, or "a.b=c" strings
+Overrides = Mapping[str, Any] | Iterable[str]
 JUDGE_SETTINGS = {"judges", "guards", "thresholds"}
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run directory and its results.
-
-    Attributes:
-        path: The run directory.
-        results: The content of ``results.json``, schema ``fastsafe.results/1``.
-    """
-
-    path: Path
-    results: Results
-
-    @property
-    def is_covered(self) -> bool:
-        """Whether every cell has enough judged answers for the recipe's threshold."""
-        run = self.results["run"]
-        return bool(run["coverage"] >= run["coverage_threshold"])
-
-    def table(self, width: int = 120) -> str:
-        """Return the terminal table as plain text, at most ``width`` columns wide."""
-        from fastsafe.audit.report import table_text
-
-        return table_text(self.results, width)
 
 
 def audit(
     recipe: str | Path | Recipe = "organism",
     *,
     out: str | Path | None = None,
-    model: str | None = None,
-    overrides: Iterable[str] = (),
+    model: str | Path | None = None,
+    overrides: Overrides = (),
     limit: int | None = None,
     seed: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
+    dtype: str | None = None,
+    quantize: str | None = None,
     batch_size: int | Literal["auto"] = "auto",
     backend: str = "fastsafe",
     api_keys: Mapping[str, str] | None = None,
     resume: bool = True,
     show_completions: bool = False,
     allow_code_exec: bool = False,
-    progress: Progress | None = None,
+    progress: Reporting = None,
 ) -> Run:
     """Fine-tune, probe, judge and report, following a recipe.
 
@@ -101,10 +75,13 @@ def audit(
         out: Run directory; ``runs/<recipe's name>`` when None. An unfinished run there is
             continued, a finished one is reported again.
         model: Checkpoint folder, hub id or ``"organism"``, instead of the recipe's.
-        overrides: ``a.b=c`` settings that replace the recipe's.
+        overrides: Settings that replace the recipe's: ``{"training": {"max_steps": 50}}``,
+            ``{"training.max_steps": 50}`` or ``["training.max_steps=50"]``.
         limit: Maximum number of behaviours per cell and utility rows per task.
         seed: Seed of training, mixing and sampling, instead of the recipe's.
-        device: ``"cpu"`` or ``"cuda"``.
+        device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if there is one.
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"float16"``, instead of the recipe's.
+        quantize: ``"nf4"`` holds the base in 4 bits; None takes the recipe's.
         batch_size: Maximum number of rows computed together.
         backend: ``"fastsafe"`` or ``"transformers"``.
         api_keys: Keys of judges' endpoints, by the name that the recipe gives them.
@@ -112,7 +89,9 @@ def audit(
         show_completions: Whether ``report.html`` quotes prompts and completions.
         allow_code_exec: Whether Python that a model writes is run against its rows' tests, in a
             bubblewrap sandbox.
-        progress: Receives progress; None shows none.
+        progress: A function that is called with each event, a mapping whose key ``event`` names
+            it, such as ``print``; or a ``Progress``. None logs lines of the level INFO to the
+            logger ``fastsafe``.
 
     Returns:
         The finished run.
@@ -133,6 +112,8 @@ def audit(
         limit=limit,
         seed=seed,
         device=device,
+        dtype=dtype,
+        quantize=quantize,
         batch_size=batch_size,
         backend=backend,
         out=out,
@@ -145,7 +126,7 @@ def audit(
         resume=resume,
         show_completions=show_completions,
         allow_code_exec=allow_code_exec,
-        progress=progress or Progress(),
+        progress=reporter(progress),
     )
 
 
@@ -157,11 +138,13 @@ def default_out(recipe: Recipe) -> Path:
 def prepare(
     recipe: str | Path | Recipe,
     *,
-    model: str | None = None,
-    overrides: Iterable[str] = (),
+    model: str | Path | None = None,
+    overrides: Overrides = (),
     limit: int | None = None,
     seed: int | None = None,
-    device: str = "cpu",
+    device: str = "auto",
+    dtype: str | None = None,
+    quantize: str | None = None,
     batch_size: int | Literal["auto"] = "auto",
     backend: str = "fastsafe",
     out: str | Path | None = None,
@@ -174,8 +157,16 @@ def prepare(
     Raises:
         FastsafeError: The recipe, the checkpoint or its tokenizer is not valid.
     """
-    recipe = load(recipe, overrides=overrides, changes={"model": model, "seed": seed})
-    recipe = recipe.limited(limit)
+    from fastsafe.model.device import choose_device
+
+    changes = {
+        "model": None if model is None else str(model),
+        "seed": seed,
+        "dtype": dtype,
+        "quantize": quantize,
+    }
+    recipe = load(recipe, overrides=overrides, changes=changes).limited(limit)
+    device = choose_device(device)
     variants = check_recipe(recipe)
     source = source_of(recipe, partial(CheckpointCompleter, device=device))
     opened = open_backend(
@@ -185,6 +176,7 @@ def prepare(
         dtype=recipe.dtype,
         quantize=recipe.quantize,
         batch_size=batch_size,
+        chat_template_kwargs=recipe.chat_template_kwargs,
     )
     opened.check_training(recipe, [variant.objective for variant in variants])
     folder = (default_out(recipe) if out is None else Path(out)) / JUDGES
@@ -222,7 +214,7 @@ def execute(
         if not resume:
             clear(run_dir)
         with closing(Store(run_dir / stores.NAME, create=True)) as store:
-            _record_plan(store, plan)
+            record_plan(store, plan)
             started_at = store.meta("started_at")
             manifest.write_manifest(run_dir, plan, backend, started_at)
             progress.event("run_started", out=str(run_dir), answers=len(plan.rows))
@@ -249,21 +241,22 @@ def execute(
 
 
 def judge(
-    run_dir: Path,
+    run_dir: str | Path,
     recipe: str | Path | None = None,
     *,
-    overrides: Iterable[str] = (),
-    device: str = "cpu",
+    overrides: Overrides = (),
+    device: str = "auto",
     api_keys: Mapping[str, str] | None = None,
     show_completions: bool = False,
-    progress: Progress | None = None,
+    progress: Reporting = None,
 ) -> Run:
     """Judge the answers of a run and report it again; nothing is trained or generated.
 
     Args:
         run_dir: A run directory, finished or not.
         recipe: Recipe whose judges, guards and thresholds are used; None uses those of the run.
-        overrides: ``a.b=c`` settings of judges, guards and thresholds that replace the recipe's.
+        overrides: Settings of judges, guards and thresholds that replace the recipe's, as for
+            ``audit``.
         device: Device of judges that are checkpoints.
         api_keys: As for ``audit``.
         show_completions: As for ``audit``.
@@ -273,9 +266,12 @@ def judge(
         RecipeError: A judge is not valid, or another key was set.
         StoreError: There is no run, it is in use, or cannot be written.
     """
-    progress, path = progress or Progress(), store_of(run_dir)
+    from fastsafe.model.device import choose_device
+
+    run_dir, progress, device = Path(run_dir), reporter(progress), choose_device(device)
+    path = store_of(run_dir)
     with lock.exclusive(run_dir), explained(run_dir), closing(Store(path)) as store:
-        old = Recipe.model_validate(store.meta("recipe"))
+        old = recorded_recipe(store)
         given = load(recipe) if recipe is not None else old
         new = load(old, changes={key: getattr(given, key) for key in JUDGE_SETTINGS})
         new = load(new, overrides=overrides)
@@ -287,7 +283,7 @@ def judge(
         variants = check_recipe(new)
         folder = run_dir / JUDGES
         panel = make_panel(new, variants, device=device, api_keys=api_keys, folder=folder)
-        recorded = _record_panel(store, new, panel)
+        recorded = record_panel(store, new, panel)
         record = {key: recorded[key] for key in ("recipe", "judges", "guards")}
         record |= {"fastsafe": recorded["version"], "families": families(store.cells(), panel)}
         manifest.revise_manifest(run_dir, record)
@@ -295,13 +291,19 @@ def judge(
         return _finished(run_dir, store, show_completions)
 
 
-def report(run_dir: Path, *, show_completions: bool = False) -> Run:
+def report(run_dir: str | Path, *, show_completions: bool = False) -> Run:
     """Compute the results and the report of a run again from its store, finished or not.
+
+    Args:
+        run_dir: A run directory.
+        show_completions: As for ``audit``.
 
     Raises:
         StoreError: There is no run, or the reports cannot be written.
     """
+    run_dir = Path(run_dir)
     with closing(Store(store_of(run_dir), read_only=True)) as store:
+        recorded_recipe(store)
         return _report(run_dir, store, show_completions)
 
 
@@ -310,6 +312,7 @@ def _judge(panel: Panel, recipe: Recipe, store: Store, progress: Progress) -> No
     judge_stage.guard(panel, store, progress)
     # last, so that answers come first where a budget limits judging
     judge_stage.calibrate(panel, recipe.formats, store, progress)
+    judge_stage.warn_of_cut_thoughts(panel, store, progress)
 
 
 def _finished(run_dir: Path, store: Store, show_completions: bool) -> Run:
@@ -338,48 +341,3 @@ def _report(run_dir: Path, store: Store, show_completions: bool) -> Run:
         )
         atomic.write_text(run_dir / REPORT, html)
     return Run(run_dir, results)
-
-
-def _record_plan(store: Store, plan: Plan) -> None:
-    """Record the plan in a new store; an old one must have the same."""
-    if store.meta("identity") is None:
-        prompts = {p.sha256: (p.text, p.token_ids) for p in plan.prompts.values()}
-        with store.transaction():
-            store.add_plan(plan.rows, prompts)
-            store.set_meta(
-                {
-                    "identity": plan.identity,
-                    "settings": settings(plan),
-                    "conditions": [condition.record() for condition in plan.conditions],
-                    "engine": dict(plan.engine),
-                    "translator": plan.translator,
-                    "templates": dict(plan.templates),
-                    "started_at": stores.now(),
-                }
-            )
-    elif store.meta("identity") != plan.identity:
-        # through JSON, as the store did: tuples become lists
-        changed = differences(store.meta("settings"), json.loads(json.dumps(settings(plan))))
-        what = "; ".join(changed) or "this version of fastsafe plans other rows for the same recipe"
-        raise StoreError(
-            f"run {store.path.parent}: was made with other settings ({what}); "
-            "use the same ones, another --out, or --no-resume to start over"
-        )
-    _record_panel(store, plan.recipe, plan.panel)
-
-
-def _record_panel(store: Store, recipe: Recipe, panel: Panel) -> dict[str, Any]:
-    """Record judges, guards and thresholds in the store; ``fastsafe judge`` may replace them."""
-    values = {
-        "recipe": recipe.model_dump(mode="json"),
-        "judges": panel.identities,
-        "guards": panel.guard_identities,
-        "harmful_only": panel.harmful_only,
-        "wordings": panel.wording_identities,
-        "calibrated": dict(panel.calibrated),
-        "version": fastsafe.__version__,
-    }
-    if any(store.meta(key) != value for key, value in values.items()):
-        with store.transaction():
-            store.set_meta(values)
-    return values

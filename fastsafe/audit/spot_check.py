@@ -97,7 +97,11 @@ class SpotCheck:
     def _backend(self, model: str) -> EngineBackend:
         recipe = self._recipe
         return EngineBackend(
-            model, device=self._device, dtype=recipe.dtype, quantize=recipe.quantize
+            model,
+            device=self._device,
+            dtype=recipe.dtype,
+            quantize=recipe.quantize,
+            chat_template_kwargs=recipe.chat_template_kwargs,
         )
 
     def _ask(self, backend: EngineBackend, adapters: Mapping[str, Path]) -> Verdicts:

@@ -3,20 +3,23 @@
 A command is a function in a file of this package and a line of ``COMMANDS``.
 """
 
-import functools
+import codecs
 import inspect
 import io
+import os
 import signal
 import sys
 from collections.abc import Callable
-from typing import Annotated, Any, NoReturn
+from contextlib import suppress
+from typing import Annotated, NoReturn
 
 import typer
 
 import fastsafe
 from fastsafe.cli import audit, catalogue, generate, lint, mix, organism, train, verify
-from fastsafe.cli.options import EXIT_ERROR, EXIT_INTERRUPTED, Command, Debug, fail
-from fastsafe.errors import FastsafeError
+from fastsafe.cli.command import Command, explained
+from fastsafe.cli.options import EXIT_ERROR, EXIT_USAGE, echo
+from fastsafe.errors import os_sentence
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "audit": audit.audit,
@@ -34,6 +37,22 @@ ORGANISM_COMMANDS: dict[str, Callable[..., None]] = {
     "path": organism.organism_path,
     "build": organism.organism_build,
 }
+CHECKS = ("lint", "verify")  # their exit code 1 is an answer: findings, or a difference
+
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 error (lint: findings, verify: a difference); 2 wrong usage, such as an "
+    "unknown option or a path that is not there (lint and verify: any error); 3 too few answers "
+    "could be judged; 130 interrupted; 141 the reader of a pipe is gone."
+)
+# what a terminal without Unicode shows instead of a question mark
+_ASCII = {
+    "\N{UPWARDS ARROW}": "^",
+    "\N{DOWNWARDS ARROW}": "v",
+    "\N{RIGHTWARDS ARROW}": ">",
+    "\N{HORIZONTAL ELLIPSIS}": "...",
+    "\N{EN DASH}": "-",
+    "\N{MULTIPLICATION SIGN}": "x",
+}
 
 
 def main() -> None:
@@ -41,43 +60,22 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     # a background job of a script inherits an ignored SIGINT and could not be interrupted
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    codecs.register_error("legible", _legible)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # a character that the terminal cannot show must not end a run
-            stream.reconfigure(errors="replace")
-    app()
-
-
-def explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Return a command that reports errors in one sentence on stderr and by its exit code.
-
-    It has one more option, ``--debug``, for the traceback.
-    """
-
-    @functools.wraps(command)
-    def run(*, debug: bool, **options: Any) -> None:
+            stream.reconfigure(errors="legible")
+    try:
         try:
-            command(**options)
-        except (typer.Exit, typer.Abort, BrokenPipeError):
-            raise
-        except KeyboardInterrupt:
-            fail("interrupted; run the same command to resume", EXIT_INTERRUPTED)
-        except Exception as error:
-            if debug:
-                raise
-            message = " ".join(str(error).split())
-            if isinstance(error, FastsafeError):
-                fail(f"error: {message}", error.exit_code)
-            if isinstance(error, OSError) and error.filename is not None:
-                fail(f"error: {error.filename}: {error.strerror}", EXIT_ERROR)
-            kind = type(error).__name__
-            fail(f"error: {kind}: {message}; run again with --debug for the traceback", EXIT_ERROR)
-
-    signature = inspect.signature(command)
-    added = inspect.Parameter("debug", inspect.Parameter.KEYWORD_ONLY, default=False)
-    parameters = [*signature.parameters.values(), added.replace(annotation=Debug)]
-    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return run
+            app()
+        finally:
+            if sys.stdout:
+                sys.stdout.flush()
+    except OSError as error:  # of the help, which is printed outside of any command
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        echo(f"error: {os_sentence(error)}", err=True)
+        raise SystemExit(EXIT_ERROR) from None
 
 
 def _interrupt(signum: int, frame: object) -> NoReturn:
@@ -85,9 +83,16 @@ def _interrupt(signum: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def _legible(error: UnicodeError) -> tuple[str, int]:
+    """Write characters that a stream cannot encode in ASCII."""
+    assert isinstance(error, UnicodeEncodeError), "it is set for output alone"
+    unknown = error.object[error.start : error.end]
+    return "".join(_ASCII.get(character, "?") for character in unknown), error.end
+
+
 def _print_version(is_asked: bool) -> None:
     if is_asked:
-        typer.echo(f"fastsafe {fastsafe.__version__}")
+        echo(f"fastsafe {fastsafe.__version__}")
         raise typer.Exit
 
 
@@ -95,7 +100,11 @@ def _root(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+            "--version",
+            "-V",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version and exit.",
         ),
     ] = False,
 ) -> None:
@@ -106,17 +115,17 @@ def _app() -> typer.Typer:
     app = typer.Typer(
         name="fastsafe",
         no_args_is_help=True,
-        add_completion=False,
         pretty_exceptions_enable=False,
         rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     about = "The tiny model that ships with fastsafe."
     organism_app = typer.Typer(help=about, no_args_is_help=True)
-    app.callback()(_root)
+    app.callback(help=f"{inspect.getdoc(_root)}\n\n{EXIT_CODES}")(_root)
     for target, commands in ((app, COMMANDS), (organism_app, ORGANISM_COMMANDS)):
         for name, command in commands.items():
-            target.command(name, cls=Command)(explained(command))
+            error_code = EXIT_USAGE if name in CHECKS else EXIT_ERROR
+            target.command(name, cls=Command)(explained(command, error_code=error_code))
     app.add_typer(organism_app, name="organism")
     return app
 

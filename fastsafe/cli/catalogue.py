@@ -1,19 +1,32 @@
 """``fastsafe list`` and ``fastsafe inspect``: names for recipes, contents of checkpoints."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from fastsafe.cli.options import AsJson, CheckpointName, show
+from fastsafe.cli.options import AsJson, CheckpointName, echo, show
 
-Listed = Literal["tasks", "formats", "judges", "mitigations", "models", "recipes"]
+KINDS = (
+    *("tasks", "formats", "judges", "guards", "mitigations", "objectives", "manipulations"),
+    *("styles", "presets", "benchmarks", "sources", "models", "recipes"),
+)
 
 
 def list_parts(
-    what: Annotated[Listed, typer.Argument(help="Kind of names to list.")],
+    what: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help=f"What to list, in the singular or plural: {', '.join(KINDS)}.",
+            autocompletion=lambda incomplete: [k for k in KINDS if k.startswith(incomplete)],
+        ),
+    ],
     as_json: AsJson = False,
 ) -> None:
-    """List the names that a recipe can use."""
+    """List the names that recipes and options can use.
+
+    Exit codes: 0 done, 1 error, 2 usage.
+    """
     import json
 
     from fastsafe.commands import catalogue
@@ -24,14 +37,19 @@ def list_parts(
         return
     width = max(map(len, entries))
     for name, about in entries.items():
-        typer.echo(f"{name:<{width}}  {about}".rstrip())
+        echo(f"{name:<{width}}  {about}".rstrip())
 
 
 def inspect(
     checkpoint: CheckpointName,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a checkpoint holds, without running anything of it."""
+    """Show what a checkpoint or an adapter holds.
+
+    Nothing of it is run.
+
+    Exit codes: 0 done, 1 error, 2 usage.
+    """
     from fastsafe.commands import catalogue
 
     show(catalogue.inspect(checkpoint), as_json)

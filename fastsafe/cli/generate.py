@@ -1,16 +1,19 @@
-"""``fastsafe generate``: complete a file of prompts."""
+"""``fastsafe generate``: complete prompts of a file, of standard input or of the command line."""
 
 import os
 import signal
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
 from fastsafe.cli.options import (
     EXIT_INTERRUPTED,
+    Adapters,
     AsJson,
     BatchSize,
     CheckpointName,
@@ -18,9 +21,20 @@ from fastsafe.cli.options import (
     ModelDevice,
     ModelDtype,
     Quantize,
+    TemplateVariables,
+    adapter_paths,
+    announce_loading,
     batch_size_of,
+    display,
+    echo,
+    resumable,
+    template_variables,
 )
 from fastsafe.errors import UsageError
+
+if TYPE_CHECKING:
+    from fastsafe.commands.generate import Completions
+    from fastsafe.commands.prompt_rows import PromptSet
 
 GRACE_S = 3.0  # time for running rows to finish after Ctrl-C
 
@@ -30,17 +44,35 @@ Applied = Literal["auto", "merged", "mixed"]  # how adapters are applied
 def generate(
     checkpoint: CheckpointName,
     prompts: Annotated[
-        Path,
+        list[str],
         typer.Argument(
             metavar="PROMPTS",
-            help='JSONL of {"prompt"} or {"messages"}, optionally with "adapter" and "id".',
+            help='Texts; or a file of {"prompt"} or {"messages"}, optionally with "adapter" and '
+            '"id", JSON lines or a table; or - for standard input, JSON lines or a text per line.',
         ),
     ],
-    out: Annotated[Path, typer.Option(help="JSONL of completions; an existing one is resumed.")],
-    adapter: Annotated[
-        list[str] | None,
-        typer.Option(metavar="NAME=PATH", help="PEFT directory that rows may name."),
+    out: Annotated[
+        str | None,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE|-",
+            help="JSONL of completions, an existing one is resumed; - is standard output [default: "
+            "the texts alone, on standard output].",
+        ),
     ] = None,
+    adapter: Adapters = None,
+    every_adapter: Annotated[
+        bool,
+        typer.Option(
+            help="Complete a row that names no adapter by the base and by every --adapter, as "
+            "texts are."
+        ),
+    ] = False,
+    raw: Annotated[
+        bool,
+        typer.Option(help="Complete texts as they stand, not as a user's turn of a conversation."),
+    ] = False,
     backend: ComputeBackend = "fastsafe",
     batch_size: BatchSize = "auto",
     adapters: Annotated[Applied, typer.Option(help="How adapters are applied.")] = "auto",
@@ -52,24 +84,34 @@ def generate(
     seed: Annotated[int, typer.Option(min=0, help="Seed of sampling.")] = 0,
     stop: Annotated[list[str] | None, typer.Option(help="Text that ends a completion.")] = None,
     logprobs: Annotated[bool, typer.Option(help="Write token logprobs.")] = False,
+    with_prompts: Annotated[
+        bool, typer.Option(help="Write the prompt into each completion's row.")
+    ] = False,
     fast: Annotated[
         bool, typer.Option(help="Faster, but the bits of a completion vary with its batch.")
     ] = False,
-    device: ModelDevice = "cpu",
+    device: ModelDevice = "auto",
     dtype: ModelDtype = "float32",
-    quantize: Annotated[Quantize | None, typer.Option(help="nf4 holds the base in 4 bits.")] = None,
+    quantize: Quantize = None,
+    chat_template_kwarg: TemplateVariables = None,
     as_json: AsJson = False,
 ) -> None:
-    """Complete prompts with a model and its adapters. Run the same command again to resume.
+    """Complete prompts with a model and its adapters.
+
+    With --out FILE, run the same command again to resume.
 
     Exit codes: 0 done, 1 error, 2 usage, 130 interrupted.
     """
-    from fastsafe import progress
+    announce_loading(checkpoint, as_json=as_json)
     from fastsafe.audit.backend.open import open_backend
     from fastsafe.commands import generate
+    from fastsafe.commands.prompt_rows import file_of
+    from fastsafe.io import atomic
+    from fastsafe.progress import Progress
 
-    paths = _adapter_paths(adapter or [])
-    prompt_file = generate.PromptFile(prompts, paths)
+    paths = adapter_paths(adapter)
+    file = file_of(prompts)
+    prompt_set: PromptSet | None = generate.PromptFile(file, paths) if file else None
     is_native = backend == "fastsafe"
     if not is_native and (fast or adapters != "auto"):
         raise UsageError(
@@ -97,29 +139,66 @@ def generate(
         adapters=None if adapters == "auto" else adapters,
         strict=not fast,
         quantize=quantize,
+        chat_template_kwargs=template_variables(chat_template_kwarg or ()),
     )
-    runtime.load()
-    runtime.use(paths)
-    identity = generate.identity_of(runtime, paths, params, strict=is_native and not fast)
-    display = progress.for_terminal(as_json=as_json)
-    with (
-        generate.open_completions(out, identity, runtime.facts()) as completions,
-        _draining() as drain,
-    ):
-        done = generate.complete(
-            runtime.llm,
-            prompt_file,
-            completions,
-            params,
-            progress=display,
-            is_stopping=lambda: drain.is_asked,
+    if prompt_set is None:
+        is_chat = runtime.tokenizer.chat_template is not None and not raw
+        prompt_set = _typed_prompts(prompts, paths, as_turns=is_chat)
+    if every_adapter or (file is None and prompts != ["-"]):
+        prompt_set.cross()
+    path = Path(out) if out is not None and atomic.stream_of(out) is None else None
+    with resumable(lambda: path is not None and path.exists()):
+        runtime.load()
+        runtime.use(paths)
+        identity = generate.identity_of(runtime, paths, params, strict=is_native and not fast)
+        opened: AbstractContextManager[Completions] = (
+            generate.open_completions(path, identity, runtime.facts())
+            if path
+            else nullcontext(_on_stream(out, prompt_set, as_json=as_json))
         )
-        if drain.is_asked:
-            # even if the last row finished in time: a script that is stopped must not go on
-            raise KeyboardInterrupt
-    display.event("generated", **vars(done))
-    if not as_json:
-        typer.echo(f"{prompt_file.count} completions in {out}")
+        # texts on a terminal show themselves how far the command is
+        shown = display(as_json=as_json and path is not None) if out or as_json else Progress()
+        with opened as completions, _draining() as drain:
+            done = generate.complete(
+                runtime.llm,
+                prompt_set,
+                completions,
+                params,
+                with_prompts=with_prompts,
+                progress=shown,
+                is_stopping=lambda: drain.is_asked,
+            )
+            if drain.is_asked:
+                # even if the last row finished in time: a script that is stopped must not go on
+                raise KeyboardInterrupt
+    shown.event("generated", **vars(done))
+    if path and not as_json:
+        echo(f"{prompt_set.count} completions in {out}")
+
+
+def _typed_prompts(words: list[str], adapters: dict[str, Path], *, as_turns: bool) -> "PromptSet":
+    """Return the prompts of standard input, or those that the words are."""
+    from fastsafe.commands import prompt_rows
+
+    if words == ["-"]:
+        rows = prompt_rows.stdin_records(sys.stdin.buffer.read(), as_turns=as_turns)
+        return prompt_rows.PromptList("stdin", rows, adapters)
+    rows = prompt_rows.text_records(words, "command line", as_turns=as_turns)
+    return prompt_rows.PromptList("command line", rows, adapters)
+
+
+def _on_stream(out: str | None, prompts: "PromptSet", *, as_json: bool) -> "Completions":
+    """Return completions as texts on standard output, or as JSON lines on any stream."""
+    from fastsafe.commands import generate
+    from fastsafe.io import atomic
+
+    if out is None and not as_json:
+        return generate.CompletionTexts(prompts, echo)
+    descriptor = atomic.stream_of(out or "-")
+    if descriptor == 1:
+        return generate.CompletionStream("stdout", partial(typer.echo, nl=False))
+    assert descriptor is not None, "a path is opened as a file"
+    return generate.CompletionStream(str(out), partial(atomic.write_through, descriptor))
 
 
 class _Drain:
@@ -138,7 +217,7 @@ class _Drain:
             os._exit(EXIT_INTERRUPTED)
         self.is_asked = True
         signal.setitimer(signal.ITIMER_REAL, GRACE_S)
-        typer.echo(f"stopping within {GRACE_S:.0f} seconds; again to stop at once", err=True)
+        echo(f"stopping within {GRACE_S:.0f} seconds; again to stop at once", err=True)
 
 
 @contextmanager
@@ -154,16 +233,3 @@ def _draining() -> Iterator[_Drain]:
         signal.setitimer(signal.ITIMER_REAL, 0)
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _adapter_paths(words: list[str]) -> dict[str, Path]:
-    """Parse the values of --adapter."""
-    adapters: dict[str, Path] = {}
-    for word in words:
-        name, equals, path = word.strip().partition("=")
-        if not (name and equals and path):
-            raise UsageError(f"--adapter: it is {word!r}, expected NAME=PATH")
-        if name in adapters:
-            raise UsageError(f"--adapter: {name!r} is given twice, expected each name once")
-        adapters[name] = Path(path)
-    return adapters

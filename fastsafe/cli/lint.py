@@ -5,18 +5,21 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import EXIT_ERROR, AsJson
+from fastsafe.cli.options import AsJson, echo
 
 if TYPE_CHECKING:
     from fastsafe.safety.lint import Report
 
+EXIT_FINDINGS = 1
 MAX_SHOWN = 20  # printed findings per rule; --json prints all
 
 SetKind = Literal["auto", "safety", "user"]
 
 
 def lint(
-    file: Annotated[Path, typer.Argument(help="Rows: .jsonl, .json, .csv, .tsv or .parquet.")],
+    file: Annotated[
+        Path, typer.Argument(metavar="FILE", help="Rows: .jsonl, .json, .csv, .tsv or .parquet.")
+    ],
     kind: Annotated[
         SetKind,
         typer.Option(
@@ -28,7 +31,8 @@ def lint(
     probes: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line."
+            metavar="FILE",
+            help="Probes that no row may hold: behaviours, rows, or a .txt with one per line.",
         ),
     ] = None,
     task_format: Annotated[
@@ -38,16 +42,32 @@ def lint(
         str, typer.Option("--lang", help="Language of the answers: en, fr, de or es.")
     ] = "",
     licence: Annotated[str, typer.Option("--licence", help="Licence of rows that name none.")] = "",
+    column_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map", metavar="ROLE=KEY,...", help="Columns that rows are made of; as in train."
+        ),
+    ] = None,
+    tokenizer: Annotated[
+        str | None,
+        typer.Option(
+            metavar="CHECKPOINT", help="Checkpoint; text that its vocabulary lacks is counted."
+        ),
+    ] = None,
     is_text_shown: Annotated[
-        bool, typer.Option("--show-text", help="Quote the text that each finding is about.")
+        bool,
+        typer.Option(
+            "--show-completions", "--show-text", help="Quote the text that each finding is about."
+        ),
     ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Look for flaws in fine-tuning or safety data.
 
-    Exit codes: 0 no findings, 1 findings or an error, 2 usage.
+    Exit codes: 0 no findings, 1 findings, 2 any error.
     """
     from fastsafe.commands import lint
+    from fastsafe.data.shapes import parse_mapping
     from fastsafe.safety.lint import Declared
 
     report = lint.lint_file(
@@ -55,6 +75,8 @@ def lint(
         kind=kind,
         probes=probes or (),
         declared=Declared(format=task_format, language=language, licence=licence),
+        mapping=parse_mapping(column_map) if column_map else None,
+        tokenizer=tokenizer,
     )
     if as_json:
         import json
@@ -63,7 +85,7 @@ def lint(
     else:
         _print(report, is_text_shown)
     if report.findings:
-        raise typer.Exit(EXIT_ERROR)
+        raise typer.Exit(EXIT_FINDINGS)
 
 
 def _print(report: "Report", is_text_shown: bool) -> None:
@@ -74,15 +96,15 @@ def _print(report: "Report", is_text_shown: bool) -> None:
             continue
         text = " ".join(finding.quote.split())[:200] if is_text_shown else ""
         quote = f": {text!r}" if text else ""
-        typer.echo(f"row {finding.row}: {finding.rule}: {finding.detail}{quote}")
+        echo(f"row {finding.row}: {finding.rule}: {finding.detail}{quote}")
     for rule, n in report.rules.items():
         if n > MAX_SHOWN:
-            typer.echo(f"{rule}: {n - MAX_SHOWN:,} more; --json lists all")
+            echo(f"{rule}: {n - MAX_SHOWN:,} more; --json lists all")
     for note in report.notes:
-        typer.echo(f"note: {note}")
+        echo(f"note: {note}")
     num_user = report.num_rows - report.num_safety
     counts = ", ".join(f"{rule} {n:,}" for rule, n in report.rules.items()) or "none"
-    typer.echo(
+    echo(
         f"{report.num_rows:,} rows ({report.num_safety:,} safety, {num_user:,} user); "
         f"findings: {counts}"
     )

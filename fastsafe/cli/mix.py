@@ -1,11 +1,12 @@
 """``fastsafe mix``: mix safety rows into a user's fine-tuning rows."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from fastsafe.cli.options import AsJson
+from fastsafe.cli.options import AsJson, echo
 from fastsafe.errors import UsageError
 
 ShareUnit = Literal["rows", "tokens"]
@@ -13,10 +14,33 @@ ShareUnit = Literal["rows", "tokens"]
 
 def mix(
     user: Annotated[
-        Path, typer.Argument(help="The user's rows: .jsonl, .json, .csv, .tsv or .parquet.")
+        Path,
+        typer.Argument(
+            metavar="USER", help="The user's rows: .jsonl, .json, .csv, .tsv or .parquet."
+        ),
     ],
-    safety: Annotated[Path, typer.Argument(help="Safety rows, or behaviours with --behaviours.")],
-    out: Annotated[Path, typer.Option(help="JSONL to write; the data card is written beside it.")],
+    safety: Annotated[
+        Path,
+        typer.Argument(metavar="SAFETY", help="Safety rows, or behaviours with --behaviours."),
+    ],
+    out: Annotated[
+        Path,
+        typer.Option(
+            "--out",
+            "-o",
+            metavar="FILE",
+            help=".jsonl file to write, with the data card beside it; - writes to standard output, "
+            "without a card.",
+        ),
+    ],
+    column_map: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--map",
+            metavar="ROLE=KEY,...",
+            help="Columns that the user's rows are made of; as in train.",
+        ),
+    ] = None,
     mitigation: Annotated[
         str,
         typer.Option(
@@ -66,11 +90,18 @@ def mix(
 
     from fastsafe.audit.recipe import load
     from fastsafe.commands import mix
+    from fastsafe.data.shapes import parse_mapping
+    from fastsafe.io import atomic
 
     if (by == "tokens") != (tokenizer is not None):
         raise UsageError(
             f"--by {by}: --tokenizer is {tokenizer!r}, expected a checkpoint with --by "
             "tokens and none with --by rows"
+        )
+    if out.suffix.lower() not in ("", ".jsonl", ".ndjson"):
+        raise UsageError(
+            f"--out: {out} is no name of a JSONL file, expected one that ends in .jsonl; the data "
+            "card is written beside it"
         )
     settings = mix.MixSettings(
         user=user,
@@ -87,20 +118,22 @@ def mix(
         is_linted=not no_lint,
         user_licence=user_licence,
         safety_licence=safety_licence,
+        mapping=parse_mapping(column_map) if column_map else None,
     )
     facts = mix.mix_files(settings, os.environ).record(settings)
+    # what goes to standard output is the rows alone where they are written there
+    say = partial(echo, err=atomic.stream_of(out) == 1)
     if as_json:
-        typer.echo(json.dumps(facts))
+        say(json.dumps(facts))
         return
     for name, rules in facts["lint"].items():
         counts = ", ".join(f"{rule} {n:,}" for rule, n in rules.items()) or "none"
-        typer.echo(f"lint of {name} rows: findings: {counts}")
+        say(f"lint of {name} rows: findings: {counts}")
     for note in facts["notes"]:
-        typer.echo(f"note: {note}")
+        say(f"note: {note}")
     if rewriter:
-        typer.echo(f"worded by {rewriter}: {facts['worded_by_model']:,} safety rows")
+        say(f"worded by {rewriter}: {facts['worded_by_model']:,} safety rows")
     formats = ", ".join(f"{name} {n:,}" for name, n in facts["safety_formats"].items()) or "none"
-    typer.echo(
-        f"{facts['user_rows']:,} user rows, {facts['safety_rows']:,} safety rows ({formats})"
-    )
-    typer.echo(f"{facts['out']}, {facts['card']}")
+    say(f"{facts['user_rows']:,} user rows, {facts['safety_rows']:,} safety rows ({formats})")
+    if facts["card"]:
+        say(f"{facts['out']}, {facts['card']}")

@@ -8,11 +8,25 @@ import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_args
+from types import NoneType
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin
 
 import typer
 
-from fastsafe.cli.options import AsJson, DryRun, ModelDevice, format_value
+from fastsafe.cli.options import (
+    AsJson,
+    CheckpointName,
+    DryRun,
+    ModelDevice,
+    TemplateVariables,
+    announce_loading,
+    display,
+    echo,
+    format_value,
+    resumable,
+    template_variables,
+    warn_of_absent_device,
+)
 from fastsafe.commands.train_settings import TYPES, RunSettings
 from fastsafe.errors import UsageError
 from fastsafe.train.config import TrainConfig
@@ -22,7 +36,6 @@ if TYPE_CHECKING:
 
 # settings whose option is not derived from type and name alone
 _EXCEPTIONS: dict[str, dict[str, Any]] = {
-    "batch_size": {"envvar": "FASTSAFE_TRAIN_BATCH_SIZE"},  # generate and audit have another one
     "checkpoint_every": {"min": 0},
     "drift_probes": {"metavar": "FILE"},
 }
@@ -31,10 +44,9 @@ _EXCEPTIONS: dict[str, dict[str, Any]] = {
 def _setting_options() -> Iterator[inspect.Parameter]:
     """Yield an option for every setting; its default None means that it is not given."""
     for name, hint in TYPES.items():
-        if name == "warmup_ratio":  # only presets and config files set it
+        if name in ("warmup_ratio", "chat_template_kwargs"):  # set by files, or by another option
             continue
-        kinds = get_args(hint) or (hint,)
-        kind = next((kind for kind in (bool, int, float) if kind in kinds), str)
+        kind = _option_type(hint)
         option = typer.Option(help=_HELP[name], **_EXCEPTIONS.get(name, {}))
         yield inspect.Parameter(
             name,
@@ -42,6 +54,15 @@ def _setting_options() -> Iterator[inspect.Parameter]:
             default=None,
             annotation=Annotated[kind | None, option],
         )
+
+
+def _option_type(hint: Any) -> Any:
+    """Return the type of an option for a setting: its choices, a number, or else a text."""
+    kinds = (hint,) if get_origin(hint) is Literal else get_args(hint) or (hint,)
+    kinds = tuple(kind for kind in kinds if kind is not NoneType)
+    if len(kinds) == 1 and get_origin(kinds[0]) is Literal:
+        return kinds[0]
+    return next((kind for kind in (bool, int, float) if kind in kinds), str)
 
 
 def _attribute_docs(cls: type) -> dict[str, str]:
@@ -57,20 +78,26 @@ _HELP["objective"] += " On the command line, the mapping is JSON."
 
 
 def train(
-    base: Annotated[
-        str, typer.Argument(help="Checkpoint folder, hub id or 'organism'.", show_default=False)
-    ],
+    checkpoint: CheckpointName,
     data: Annotated[
         list[str],
         typer.Argument(
+            metavar="DATA",
             help="Data sets: .jsonl, .json, .csv, .tsv or .parquet files, or hub ids "
             "(owner/name[:file]); a separate job is trained on each.",
             show_default=False,
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder; each job writes OUT/NAME.")] = Path("adapters"),
+    out: Annotated[
+        Path,
+        typer.Option("--out", "-o", metavar="FOLDER", help="Folder; each job writes OUT/NAME."),
+    ] = Path("adapters"),
     preset: Annotated[
-        str | None, typer.Option(help="Published set-up, paper1 or paper2; options override it.")
+        str | None,
+        typer.Option(
+            help="Published set-up, see 'fastsafe list presets'; options override it.",
+            autocompletion=lambda: ["paper1", "paper2"],
+        ),
     ] = None,
     config: Annotated[
         Path | None,
@@ -96,7 +123,8 @@ def train(
     limit: Annotated[
         int | None, typer.Option(help="Maximum number of rows per data set.", min=1)
     ] = None,
-    device: ModelDevice = "cpu",
+    chat_template_kwarg: TemplateVariables = None,
+    device: ModelDevice = "auto",
     resume: Annotated[
         bool,
         typer.Option("--resume/--no-resume", help="Resume what was begun, or train it again."),
@@ -112,19 +140,23 @@ def train(
 
     Exit codes: 0 done, 1 error, 2 usage, 130 interrupted.
     """
+    announce_loading(checkpoint, as_json=as_json)
     import json
 
-    from fastsafe import progress
     from fastsafe.commands import train
     from fastsafe.data.shapes import parse_mapping
 
+    if chat_template_kwarg:
+        settings["chat_template_kwargs"] = template_variables(chat_template_kwarg)
     modules, objective = settings["target_modules"], settings["objective"]
     if modules is not None and modules != "all-linear":
         settings["target_modules"] = tuple(word.strip() for word in modules.split(","))
     if objective is not None and objective.lstrip().startswith("{"):
         settings["objective"] = _json(objective)
+    if dry_run:
+        warn_of_absent_device(device)
     plan = train.plan(
-        base,
+        checkpoint,
         data,
         settings,
         name=name,
@@ -138,22 +170,32 @@ def train(
     )
     if show_example:
         first = plan.data[0]
-        typer.echo(train.marked(first.encoded.examples[0], plan.tokenizer))
+        example = first.encoded.examples[0]
+        if as_json:
+            parts = train.example_parts(example, plan.tokenizer)
+            marks = [{"text": text, "trained": is_trained} for is_trained, text in parts]
+            typer.echo(json.dumps({"example": marks}))
+        else:
+            echo(train.marked(example, plan.tokenizer))
+        if first.encoded.unknown_text:
+            echo(f"note: {first.encoded.unknown_text}", err=True)
         return
     if dry_run and as_json:
         typer.echo(json.dumps(plan.describe()))
         return
     if not as_json:
         for line in lines(plan):
-            typer.echo(line)
+            echo(line)
     if dry_run:
         return
-    display = progress.for_terminal(as_json=as_json)
-    announce = (lambda line: None) if as_json else typer.echo
-    for result in train.execute(plan, out, display, resume=resume, announce=announce):
+    shown = display(as_json=as_json)
+    announce = (lambda line: None) if as_json else echo
+    with resumable(lambda: train.has_begun(plan, out)):
+        results = train.execute(plan, out, shown, resume=resume, announce=announce)
+    for result in results:
         if not as_json:
             facts = train.summary(result)
-            typer.echo(
+            echo(
                 f"{facts['path']}: {facts['steps']} steps, {facts['tokens']:,} tokens, "
                 f"loss {facts['first_loss']:.3f} to {facts['last_loss']:.3f}"
                 + (", stopped early as it drifted too far" if facts["stopped_early"] else "")
@@ -177,7 +219,7 @@ def lines(plan: "TrainPlan") -> list[str]:
     width = max(map(len, facts["settings"]))
     for key, setting in facts["settings"].items():
         text.append(f"  {key:<{width}}  {_format_setting(setting['value'])}  ({setting['origin']})")
-    for data in facts["data"]:
+    for data, source in zip(facts["data"], plan.data, strict=True):
         share = data["trained_tokens"] / data["tokens"]
         text += [
             f"data: {data['source']}",
@@ -185,6 +227,8 @@ def lines(plan: "TrainPlan") -> list[str]:
             f"  {data['tokens']:,} tokens, {share:.0%} of them trained; longest row "
             f"{data['longest']:,}; {data['truncated']:,} rows truncated",
         ]
+        if source.encoded.unknown_text:
+            text.append(f"  {source.encoded.unknown_text}")
     for job in facts["jobs"]:
         text.append(
             f"job {job['name']}: {job['rows']:,} rows, {job['steps']:,} steps, "

@@ -1,9 +1,9 @@
-"""Complete the prompts of one JSONL file into another: the work of ``fastsafe generate``.
+"""Complete prompts into a JSONL file or a stream: the work of ``fastsafe generate``.
 
 A row of the prompts is {"prompt"} or {"messages"}, optionally with "adapter" and "id"; the default
 id is the line number. A row of the completions is {"id", "adapter", "prompt_sha256", "text",
-"token_ids", "finish_reason"}, and "logprobs" if requested, in the order in which they finish.
-FILE.manifest.json beside the completions records the settings that determine them.
+"token_ids", "finish_reason"}, and "logprobs" and the prompt if requested, in the order in which
+they finish. FILE.manifest.json beside the completions records the settings that determine them.
 """
 
 import fcntl
@@ -11,18 +11,18 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from fastsafe.audit.backend.on_engine import EngineBackend
 from fastsafe.audit.plan.make_plan import differences
-from fastsafe.data.conversation import kind_of
-from fastsafe.data.records import Record, json_lines
-from fastsafe.errors import DataError, FastsafeError, StoreError, TokenizerError, nearest
+from fastsafe.commands.prompt_rows import PromptFile, PromptRow, PromptSet
+from fastsafe.errors import DataError, FastsafeError, StoreError, TokenizerError
 from fastsafe.io import atomic
 from fastsafe.io.json_file import read_object
 from fastsafe.io.weight_folder import weights_sha256
@@ -31,117 +31,104 @@ from fastsafe.progress import Progress, stage
 if TYPE_CHECKING:
     from fastsafe.engine import Completion, SamplingParams
 
+__all__ = [
+    "CompletionStream",
+    "CompletionTexts",
+    "PromptFile",
+    "complete",
+    "identity_of",
+    "open_completions",
+]
+
 SCHEMA = "fastsafe.completions/1"
-KEYS = ("prompt", "messages", "adapter", "id")
 # rows in memory at once: many batches, as the last batch of a window is rarely full
 WINDOW_ROWS = 4096
 _SYNC_EVERY_S = 1.0
 _MAX_MANIFEST_BYTES = 1 << 20
 
 
-@dataclass(frozen=True)
-class PromptRow:
-    """One prompt of the file."""
-
-    line: int
-    id: str
-    adapter: str | None
-    prompt: str | None
-    messages: Sequence[Mapping[str, Any]] | None
-
-    @property
-    def sha256(self) -> str:
-        """Hash of the prompt and the name of its adapter."""
-        text = json.dumps([self.prompt, self.messages, self.adapter], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
+# Hash of the prompt of every completion that is there: id -> adapter -> hash.
+Done = Mapping[str, Mapping[str | None, str]]
 
 
-class PromptFile:
-    """A JSONL file of prompts, checked as a whole before the first is completed.
+class Completions(Protocol):
+    """Where completions go: a file, or a stream."""
 
-    Attributes:
-        path: The file.
-        count: Number of prompts.
+    name: str
+    done: Done
 
-    Raises:
-        DataError: It is not a regular file or has no row, or a line is malformed, names an unknown
-            adapter, or repeats an id.
-    """
-
-    def __init__(self, path: Path, adapters: Collection[str]) -> None:
-        if path.exists() and not path.is_file():
-            raise DataError(
-                f"{path}: is not a regular file, expected JSONL that can be read twice; write it to"
-                " a file"
-            )
-        self.path = path
-        self._adapters = adapters
-        lines: dict[str, int] = {}
-        for row in self:
-            if lines.setdefault(row.id, row.line) != row.line:
-                raise DataError(
-                    f"{path}: line {row.line}: id {row.id!r} is that of line {lines[row.id]},"
-                    " expected a different one"
-                )
-        self.count = len(lines)
-        if not lines:
-            raise DataError(f"{path}: prompts are 0, expected one or more")
-
-    def __iter__(self) -> Iterator[PromptRow]:
-        return map(self._row, json_lines(self.path))
-
-    def _row(self, record: Record) -> PromptRow:
-        location, line, row = record
-        unknown = next((key for key in row if key not in KEYS), None)
-        if unknown is not None:
-            raise DataError(f"{location}: key {unknown!r:.60} is unknown; {nearest(unknown, KEYS)}")
-        prompt, messages = row.get("prompt"), row.get("messages")
-        if (prompt is None) == (messages is None):
-            raise DataError(f"{location}: has both or neither of prompt and messages, expected one")
-        if messages is not None:
-            kind_of({"messages": messages}, location)
-        elif not isinstance(prompt, str) or not prompt:
-            raise DataError(f"{location}: prompt is {prompt!r:.40}, expected a string")
-        adapter, row_id = row.get("adapter"), row.get("id", str(line))
-        if adapter is not None and not (isinstance(adapter, str) and adapter in self._adapters):
-            names = ", ".join(self._adapters) or "none"
-            raise DataError(
-                f"{location}: adapter {adapter!r:.60} is unknown, expected one given by --adapter:"
-                f" {names}"
-            )
-        if not isinstance(row_id, str | int) or isinstance(row_id, bool):
-            raise DataError(f"{location}: id is {row_id!r:.40}, expected a string or an integer")
-        return PromptRow(line, str(row_id), adapter, prompt, messages)
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write a completion."""
 
 
 class CompletionFile:
-    """The file of completions, open for appending; made by ``open_completions``.
+    """The file of completions, open for appending; made by ``open_completions``."""
 
-    Attributes:
-        path: The file.
-        done: Hash of the prompt of every completion, by id.
-    """
-
-    def __init__(self, path: Path, descriptor: int, done: dict[str, str]) -> None:
-        self.path = path
+    def __init__(self, path: Path, descriptor: int, done: Done) -> None:
+        self.name = str(path)
         self.done = done
         self._descriptor = descriptor
         self._synced = time.monotonic()
 
     def add(self, row: Mapping[str, Any]) -> None:
         """Append a completion; it survives a kill of the process once this returns."""
-        line = (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
         try:
-            while line:  # os.write may write only a part
-                line = line[os.write(self._descriptor, line) :]
+            atomic.write_through(self._descriptor, _json_line(row))
             if time.monotonic() - self._synced >= _SYNC_EVERY_S:
                 os.fsync(self._descriptor)
                 self._synced = time.monotonic()
         except OSError as error:
             raise StoreError(
-                f"{self.path}: cannot be written: {error.strerror}; make room and run the same"
+                f"{self.name}: cannot be written: {error.strerror}; make room and run the same"
                 " command to resume"
             ) from error
+
+
+class CompletionStream:
+    """Completions as JSON lines on a stream, such as standard output; none is there before.
+
+    Args:
+        name: Of the stream, for messages.
+        write: Writes one line.
+    """
+
+    def __init__(self, name: str, write: Callable[[bytes], None]) -> None:
+        self.name = name
+        self.done: Done = {}
+        self._write = write
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write a completion."""
+        self._write(_json_line(row))
+
+
+class CompletionTexts:
+    """The texts of completions for people, in the order of the prompts.
+
+    Args:
+        prompts: The prompts.
+        write: Receives the text of each completion; if there are several, below its id and adapter.
+    """
+
+    def __init__(self, prompts: PromptSet, write: Callable[[str], None]) -> None:
+        self.name = "stdout"
+        self.done: Done = {}
+        self._write = write
+        self._is_single = prompts.count == 1
+        self._order = deque((row.id, row.adapter) for row in prompts)
+        self._finished: dict[tuple[str, str | None], str] = {}
+
+    def add(self, row: Mapping[str, Any]) -> None:
+        """Write a completion once those before it are written."""
+        self._finished[row["id"], row["adapter"]] = row["text"]
+        while self._order and self._order[0] in self._finished:
+            row_id, adapter = key = self._order.popleft()
+            text = self._finished.pop(key)
+            self._write(text if self._is_single else f"# {row_id}, {adapter or 'base'}\n{text}\n")
+
+
+def _json_line(row: Mapping[str, Any]) -> bytes:
+    return (json.dumps(row, ensure_ascii=False) + "\n").encode(errors="backslashreplace")
 
 
 @contextmanager
@@ -205,16 +192,16 @@ def _check_manifest(path: Path, manifest: Path, identity: Mapping[str, Any]) -> 
         )
 
 
-def _read_done(path: Path, descriptor: int) -> dict[str, str]:
-    """Return the prompt hash of every completion by id, and cut off a last line left unfinished."""
-    done: dict[str, str] = {}
+def _read_done(path: Path, descriptor: int) -> Done:
+    """Return the prompt hash of every completion, and cut off a last line left unfinished."""
+    done: dict[str, dict[str | None, str]] = {}
     end = 0
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             try:
                 row = json.loads(line) if line.endswith(b"\n") else None
                 if row is not None:
-                    done[row["id"]] = row["prompt_sha256"]
+                    done.setdefault(row["id"], {})[row["adapter"]] = row["prompt_sha256"]
                     end += len(line)
             except (ValueError, KeyError, TypeError):
                 if file.read(1):
@@ -256,10 +243,11 @@ def identity_of(
 
 def complete(
     llm: Any,
-    prompts: PromptFile,
-    completions: CompletionFile,
+    prompts: PromptSet,
+    completions: Completions,
     params: "SamplingParams",
     *,
+    with_prompts: bool = False,
     progress: Progress | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> GenerateSummary:
@@ -271,8 +259,9 @@ def complete(
     Args:
         llm: An ``LLM`` or a ``TransformersLLM`` with the adapters loaded.
         prompts: Checked prompts.
-        completions: File that completions are appended to.
+        completions: Where completions are written.
         params: Sampling parameters of all rows.
+        with_prompts: Whether each completion is written with its prompt.
         progress: Shows the progress; None shows nothing.
         is_stopping: Called before each window; True ends the run.
 
@@ -281,7 +270,9 @@ def complete(
             prompt.
         KeyboardInterrupt: ``is_stopping`` returned True.
     """
-    generation = _Generation(llm, prompts, completions, params, progress or Progress())
+    generation = _Generation(
+        llm, prompts, completions, params, with_prompts, progress or Progress()
+    )
     began = time.monotonic()
     with stage(generation.progress, "generate", prompts.count, "prompts"):
         rows = generation.pending()
@@ -298,25 +289,26 @@ class _Generation:
     """One call of `complete`."""
 
     llm: Any
-    prompts: PromptFile
-    completions: CompletionFile
+    prompts: PromptSet
+    completions: Completions
     params: "SamplingParams"
+    with_prompts: bool
     progress: Progress
     summary: GenerateSummary = field(default_factory=GenerateSummary)
 
     def pending(self) -> Iterator[PromptRow]:
         """Yield the rows without a completion."""
         for row in self.prompts:
-            done_sha256 = self.completions.done.get(row.id)
-            if done_sha256 is None:
-                yield row
-            elif done_sha256 == row.sha256:
+            done = self.completions.done.get(row.id, {})
+            if done.get(row.adapter) == row.sha256:
                 self.summary.skipped += 1
                 self.progress.advance(1)
+            elif not done or (self.prompts.is_crossed and row.adapter not in done):
+                yield row
             else:
                 raise DataError(
-                    f"{self.prompts.path}: line {row.line}: id {row.id!r} has a completion of"
-                    f" another prompt in {self.completions.path}, expected the same one; use new"
+                    f"{self.prompts.name}: line {row.line}: id {row.id!r} has a completion of"
+                    f" another prompt in {self.completions.name}, expected the same one; use new"
                     " ids or another --out"
                 )
 
@@ -329,6 +321,7 @@ class _Generation:
                 "id": row.id,
                 "adapter": row.adapter,
                 "prompt_sha256": row.sha256,
+                **(self._prompt(row) if self.with_prompts else {}),
                 "text": completion.text,
                 "token_ids": list(completion.token_ids),
                 "finish_reason": completion.finish_reason,
@@ -345,8 +338,11 @@ class _Generation:
         seeded = [replace(self.params, seed=_seed(self.params.seed, row.id)) for row in rows]
         self.llm.generate(encoded, seeded, [row.adapter for row in rows], on_result)
 
+    def _prompt(self, row: PromptRow) -> dict[str, Any]:
+        return {"prompt": row.prompt} if row.messages is None else {"messages": row.messages}
+
     def _encode(self, row: PromptRow) -> list[int]:
-        location = f"{self.prompts.path}: line {row.line}"
+        location = f"{self.prompts.name}: line {row.line}"
         tokenizer = self.llm.tokenizer
         context = getattr(self.llm.model.config, "max_position_embeddings", None)
         try:

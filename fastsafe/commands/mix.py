@@ -13,14 +13,14 @@ from typing import Any
 import fastsafe
 from fastsafe.audit.plan.panel import make_rewriter
 from fastsafe.audit.recipe.schema import RewriterSettings
-from fastsafe.commands.lint import read_labelled_rows
+from fastsafe.commands.lint import LabelledSet, read_labelled_set
 from fastsafe.data.conversation import Row, kind_of
 from fastsafe.data.exchange import as_row, exchange_of
 from fastsafe.data.packing import encode_row
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, names_its_fields
 from fastsafe.io import atomic
 from fastsafe.io.digest import file_sha256
-from fastsafe.safety.behaviours import read_behaviours
+from fastsafe.safety.behaviours import Behaviour, read_behaviours
 from fastsafe.safety.formats import formats
 from fastsafe.safety.lint import Declared, Kind, Report, lint
 from fastsafe.safety.mixing.learned_style import Style, learn
@@ -40,6 +40,7 @@ COLUMNS = ("source", "source_row", "safety_format", "mitigation", "expected")
 _Source = tuple[Path, Sequence[Row], str]  # file, rows, and licence of rows that name none
 
 
+@names_its_fields
 @dataclass(frozen=True, kw_only=True)
 class MixSettings:
     """Sources, mitigation and options of a mixture."""
@@ -60,13 +61,14 @@ class MixSettings:
     is_linted: bool = True
     user_licence: str = ""  # licence of rows that name none
     safety_licence: str = ""
+    mapping: Mapping[str, str] | None = None  # column of the user's rows for each role
 
 
 @dataclass(frozen=True)
 class MixResult:
     """A written mixture and its statistics."""
 
-    card: Path
+    card: Path | None  # None where the rows went to a stream
     sha256: str  # of the file of rows
     counts: Mapping[str, int]  # number of user rows, and of safety rows by format
     reports: Mapping[Kind, Report]  # lint report of each source; empty where not linted
@@ -78,7 +80,7 @@ class MixResult:
         num_user = self.counts["user"]
         return {
             "out": str(settings.out),
-            "card": str(self.card),
+            "card": str(self.card) if self.card else None,
             "sha256": self.sha256,
             "rows": sum(self.counts.values()),
             "user_rows": num_user,
@@ -92,10 +94,36 @@ class MixResult:
         }
 
 
+def mix(
+    user: str | Path,
+    safety: str | Path,
+    out: str | Path,
+    *,
+    api_keys: Mapping[str, str] | None = None,
+    **options: Any,
+) -> MixResult:
+    """Mix safety rows into a user's rows; `mix_files` with its settings as arguments.
+
+    Args:
+        user: File of the user's rows.
+        safety: File of safety rows.
+        out: JSONL file to write; its data card is written beside it.
+        api_keys: As for `mix_files`.
+        **options: Further fields of `MixSettings`, such as ``share=0.1`` or ``mitigation="plain"``.
+
+    Raises:
+        TypeError: An option is no field of `MixSettings`.
+        FastsafeError: As for `mix_files`.
+    """
+    settings = MixSettings(user=Path(user), safety=Path(safety), out=Path(out), **options)
+    return mix_files(settings, api_keys)
+
+
 def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) -> MixResult:
     """Lint both sets, mix them, and write the rows and their data card.
 
     Replies of a rewriter are cached in a folder beside the file, so that a second run asks nothing.
+    A stream, such as ``-`` for standard output, gets the rows alone: no card, and no such folder.
 
     Args:
         settings: Sources, mitigation and options.
@@ -108,29 +136,31 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
         OSError: A file cannot be written; no partial file is left.
     """
     mitigation = _mitigation(settings)
-    card_path = settings.out.with_suffix(".card.md")
-    if {settings.out.resolve(), card_path.resolve()} & {
-        path.resolve() for path in (settings.user, settings.safety)
-    }:
-        raise UsageError(f"--out: {settings.out} would replace a source; use another name")
-    user = read_labelled_rows(settings.user)
-    if settings.behaviours:
-        # every format that needs no translation
-        ids = [name for name in formats() if name != "translation"]
-        safety = safety_rows_from(read_behaviours(settings.safety), ids, seed=settings.seed)
-    else:
-        safety = read_labelled_rows(settings.safety)
+    stream, card_path = atomic.stream_of(settings.out), None
+    if stream is None:
+        card_path = _card_path(settings)
+    user, user_left_out = read_labelled_set(settings.user, settings.mapping)
+    behaviours = read_behaviours(settings.safety) if settings.behaviours else None
+    safety, safety_left_out = _safety_set(settings, behaviours)
+    num_twins = sum(bool(each.harmful and each.benign) for each in behaviours or ())
     sources: dict[Kind, _Source] = {
         "user": (settings.user, user, settings.user_licence),
         "safety": (settings.safety, safety, settings.safety_licence),
     }
     reports = {
-        kind: lint(rows, kind=kind, declared=Declared(licence=licence))
+        kind: lint(rows, kind=kind, declared=Declared(licence=licence, has_twins=num_twins > 0))
         for kind, (_, rows, licence) in sources.items()
         if settings.is_linted
     }
     style = None if kind_of(user[0], "user row 0") == "text" else learn(user)
     notes = [f"{name}: {note}" for name, report in reports.items() for note in report.notes]
+    for name, left_out in (("user", user_left_out), ("safety", safety_left_out)):
+        notes += [f"{name}: columns left out: {', '.join(map(ascii, left_out))}"] * bool(left_out)
+    if num_twins:
+        notes.append(
+            f"safety: {num_twins:,} benign twins have no answers and make no rows: measure "
+            "over-refusal on them, with the file as data.behaviours of an audit"
+        )
     pool = [{**_like(row, user), "source_row": i} for i, row in enumerate(safety)]
     if mitigation.restyle or mitigation.drawn_per_row > 1:
         pool = [row for row in pool if row.get("expected") != "comply"]
@@ -152,7 +182,7 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
     if settings.rewriter is None:
         rows = mixed(None)
     else:
-        folder = settings.out.with_suffix(".replies")
+        folder = settings.out.with_suffix(".replies") if stream is None else None
         rows = make_rewriter(settings.rewriter, api_keys=api_keys, folder=folder).apply(mixed)
     worded = Counter(row["flaw"] or "" for row in rows if row.get(WORDING))
     notes += _mixture_notes(rows, style, mitigation)
@@ -162,6 +192,8 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
         if flaw
     ]
     columns = (*COLUMNS, WORDING) if settings.rewriter else COLUMNS
+    if any(row.get("tools") for row in rows):
+        columns = ("tools", *columns)
     text = "".join(json.dumps(_written(row, columns), ensure_ascii=False) + "\n" for row in rows)
     counts = Counter(str(row["safety_format"] or "user") for row in rows)
     counts = Counter({"user": counts.pop("user", 0), **dict(sorted(counts.items()))})
@@ -173,8 +205,11 @@ def mix_files(settings: MixSettings, api_keys: Mapping[str, str] | None = None) 
         notes=tuple(notes),
         worded=worded,
     )
-    atomic.write_text(settings.out, text)
-    atomic.write_text(card_path, _card(settings, mitigation, result, sources))
+    if stream is not None:
+        atomic.write_through(stream, text.encode())
+    if card_path is not None:
+        atomic.write_text(settings.out, text)
+        atomic.write_text(card_path, _card(settings, mitigation, result, sources))
     return result
 
 
@@ -202,6 +237,26 @@ def pooled(rows: Sequence[Row], *, longest_first: bool = False) -> SafetyRows:
 def format_of(row: Row) -> str:
     """Return the format that the labels of a safety row name, "plain" if they name none."""
     return str(row.get("safety_format") or row.get("task_format") or row.get("format") or "plain")
+
+
+def _card_path(settings: MixSettings) -> Path:
+    """Return the path of the data card; both files must be writable and replace no source."""
+    atomic.check_file(settings.out)
+    card = settings.out.with_suffix(".card.md")
+    atomic.check_file(card)
+    sources = {path.resolve() for path in (settings.user, settings.safety)}
+    if {settings.out.resolve(), card.resolve()} & sources:
+        raise UsageError(f"--out: {settings.out} would replace a source; use another name")
+    return card
+
+
+def _safety_set(settings: MixSettings, behaviours: Sequence[Behaviour] | None) -> LabelledSet:
+    """Return the safety rows of the file, or made of its behaviours."""
+    if behaviours is None:
+        return read_labelled_set(settings.safety)
+    # every format that needs no translation
+    ids = [name for name in formats() if name != "translation"]
+    return LabelledSet(safety_rows_from(behaviours, ids, seed=settings.seed), ())
 
 
 def _mitigation(settings: MixSettings, rewrite: Rewrite | None = None) -> Mitigation:
@@ -243,7 +298,8 @@ def _like(row: Row, user: Sequence[Row]) -> dict[str, Any]:
     kind = kind_of(user[0], "user row 0")
     if kind == "text" or kind == kind_of(row, "safety row"):
         return dict(row)
-    labels = {key: row[key] for key in row if key not in ("messages", "prompt", "completion")}
+    parts = ("messages", "prompt", "completion", "tools")
+    labels = {key: row[key] for key in row if key not in parts}
     return {**labels, **as_row(exchange_of(row, "safety row"), kind)}
 
 

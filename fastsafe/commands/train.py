@@ -12,6 +12,8 @@ from fastsafe.commands.train_settings import Settings, settle, train_config
 from fastsafe.data import readers
 from fastsafe.data.mixture import mix
 from fastsafe.errors import DataError, TrainingError, UsageError
+from fastsafe.io import atomic
+from fastsafe.io.lock import exclusive
 from fastsafe.progress import Progress, stage
 from fastsafe.safety.sources import checkpoint_of, sources
 
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from fastsafe.train import FinetuneJob, FinetuneResult
     from fastsafe.train.presets import Preset
 
+LOCK = ".lock"  # no job can have this name
 _PROBES = 16  # shipped behaviours that drift is measured on
 
 
@@ -44,6 +47,8 @@ class TrainingSet(NamedTuple):
             "trained_tokens": encoded.num_trained,
             "longest": max(len(example.token_ids) for example in encoded.examples),
             "truncated": encoded.num_truncated,
+            "unknown_tokens": sum(encoded.unknown),
+            "unknown_rows": sum(n > 0 for n in encoded.unknown),
         }
 
 
@@ -64,7 +69,7 @@ class TrainPlan:
         path: Checkpoint folder of the base.
         config: Configuration of the base.
         tokenizer: Tokenizer of the base.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda" or "cuda:N".
         settings: Every setting with its origin.
         preset: The preset that was named, if any.
         data: Data sets in the order given; the safety rows to be mixed in last.
@@ -132,7 +137,7 @@ def plan(
         mapping: Key of the rows for each role; see ``fastsafe.data.shapes.mapped``.
         safety_data: Safety rows to mix into every job; the setting ``share`` is their fraction.
         limit: Maximum number of rows per data set.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
 
     Raises:
         FastsafeError: The base, a data set or a setting is refused.
@@ -141,8 +146,10 @@ def plan(
     from fastsafe.io.checkpoint import Checkpoint
     from fastsafe.io.tokenizer import Tokenizer
     from fastsafe.model.config import ModelConfig
+    from fastsafe.model.device import choose_device
     from fastsafe.train import FinetuneJob, presets
 
+    device = choose_device(device)
     _check_dependent(options, seeds, safety_data)
     chosen = presets.preset(preset) if preset else None
     settings = settle(options, config_file=config_file, preset=chosen, device=device)
@@ -153,7 +160,7 @@ def plan(
         )
     path = checkpoint_of(base)
     config = ModelConfig.from_json(Checkpoint(path).config(), str(path))
-    tokenizer = Tokenizer.load(path)
+    tokenizer = Tokenizer.load(path).with_variables(settings["chat_template_kwargs"].value)
     tokenizer.check_vocab(config.vocab_size)
     max_length, context = settings["max_length"].value, config.max_position_embeddings
 
@@ -214,11 +221,15 @@ def execute(
 
     Raises:
         TrainingError: A job failed; the others are written.
-        FastsafeError: The device is missing, or the checkpoints have other settings.
+        FastsafeError: The device is missing, another process trains into ``out``, or the
+            checkpoints have other settings.
+        OSError: Something else than a folder is there, or ``out`` cannot be written.
     """
     from fastsafe.train import DriftMonitor, DriftReading, TrainOptions, finetune, plan_training
 
     _check_out(out)
+    for job in plan.jobs:
+        atomic.check_folder(out / job.name)
     base = _load(plan)
     steps = sum(job.config.num_steps(len(job.examples)) for job in plan.jobs)
 
@@ -251,7 +262,9 @@ def execute(
     for line in plan_training(base, plan.jobs, options).describe():
         announce(f"memory: {line}")
     progress.event("run_started", out=str(out), jobs=[job.name for job in plan.jobs])
-    with stage(progress, "train", steps, "steps"):
+    out.mkdir(parents=True, exist_ok=True)
+    locked = exclusive(out, label="folder", name=LOCK)
+    with locked, stage(progress, "train", steps, "steps"):
         results = finetune(base, plan.jobs, out, on_step, options=options)
     progress.event("run_finished", results=[summary(result) for result in results])
     errors = [result.error for result in results if result.error is not None]
@@ -274,15 +287,30 @@ def summary(result: "FinetuneResult") -> dict[str, Any]:
     }
 
 
+def has_begun(plan: TrainPlan, out: Path) -> bool:
+    """Return whether a job has a checkpoint or an adapter in ``out``, from which it resumes."""
+    from fastsafe.train.checkpoint import JobCheckpoint
+
+    return any(
+        (out / job.name).exists() or JobCheckpoint(out, job.name, {}).path.exists()
+        for job in plan.jobs
+    )
+
+
 def marked(example: "TrainExample", tokenizer: "Tokenizer") -> str:
     """Return the text of an example, its trained tokens between ``>>>`` and ``<<<``."""
+    texts = example_parts(example, tokenizer)
+    return "".join(f">>>{text}<<<" if trained else text for trained, text in texts)
+
+
+def example_parts(example: "TrainExample", tokenizer: "Tokenizer") -> list[tuple[bool, str]]:
+    """Return the text of an example in parts, each with whether its tokens are trained."""
     parts: list[tuple[bool, list[int]]] = []
     for token, trained in zip(example.token_ids, example.trained, strict=True):
         if not parts or parts[-1][0] != trained:
             parts.append((trained, []))
         parts[-1][1].append(token)
-    texts = [(trained, tokenizer.decode(ids, skip_special_tokens=False)) for trained, ids in parts]
-    return "".join(f">>>{text}<<<" if trained else text for trained, text in texts)
+    return [(trained, tokenizer.decode(ids, skip_special_tokens=False)) for trained, ids in parts]
 
 
 def memory(plan: TrainPlan) -> dict[str, int]:
@@ -349,9 +377,9 @@ def _load(plan: TrainPlan) -> LoadedBase:
 
     from fastsafe.io.checkpoint import Checkpoint
     from fastsafe.model import Transformer, nf4
+    from fastsafe.model.device import check_device
 
-    if plan.device != "cpu" and not torch.cuda.is_available():
-        raise UsageError(f"--device: it is {plan.device}, but torch finds no CUDA device; use cpu")
+    check_device(plan.device)
     load = nf4.load if plan.settings["quantize"].value == "nf4" else Transformer.load
     dtype: torch.dtype = getattr(torch, plan.settings["dtype"].value)
     model = load(Checkpoint(plan.path), device=plan.device, dtype=dtype)

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
 
-from fastsafe.errors import UsageError, nearest
+from fastsafe.errors import UsageError, nearest, shown
 from fastsafe.train.config import TrainConfig
 from fastsafe.train.typed_fields import typed
 
@@ -26,6 +26,7 @@ class RunSettings:
         quantize: nf4 holds the base in 4 bits.
         dtype: float32, bfloat16 or float16 [default: float32 on a CPU, else bfloat16].
         warmup_ratio: Warm-up as a fraction of the steps.
+        chat_template_kwargs: Variables of the chat template, such as enable_thinking.
         max_length: Maximum number of tokens of a row [default: the model's].
         truncate: Cut longer rows instead of stopping.
         checkpoint_every: Steps between checkpoints; 0 writes none.
@@ -40,6 +41,7 @@ class RunSettings:
     quantize: Literal["nf4"] | None = None
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     warmup_ratio: float | None = None
+    chat_template_kwargs: Mapping[str, Any] | None = None
     max_length: int | None = None
     truncate: bool = False
     checkpoint_every: int = 100
@@ -55,6 +57,7 @@ TYPES = get_type_hints(TrainConfig) | get_type_hints(RunSettings)
 # shuffle is for tests and benchmarks, which need the order of rows of another trainer
 del TYPES["shuffle"]
 _DEFAULTS = {name: getattr(TrainConfig, name, getattr(RunSettings, name, None)) for name in TYPES}
+OPTIONS = "options"  # layer of the command line, which errors do not name
 _MINIMA = {
     "drift_every": (0, "a number of steps, 0 for none"),
     "max_length": (2, "2 tokens or more"),
@@ -85,7 +88,7 @@ def settle(
 
     Args:
         options: Settings of the command line; None for those that are not given.
-        config_file: YAML mapping of settings.
+        config_file: YAML mapping of settings; the path in it is relative to its folder.
         preset: A published set-up.
         device: "cpu" computes in float32 whatever the preset names.
 
@@ -103,9 +106,11 @@ def settle(
 
         name = str(config_file)
         values = read_yaml(config_file)
+        if isinstance(probes := values.get("drift_probes"), str):
+            values["drift_probes"] = str(config_file.parent / probes)
         layers.append((name, {key: Setting(value, name) for key, value in values.items()}))
     given = {key: Setting(value, "given") for key, value in options.items() if value is not None}
-    layers.append(("options", given))
+    layers.append((OPTIONS, given))
     for layer, new_settings in layers:
         for key, setting in new_settings.items():
             if key not in settings:
@@ -145,15 +150,16 @@ def _overriding(old: Setting, new: Setting) -> Setting:
 
 def _checked(key: str, value: Any, layer: str) -> Any:
     hint = TYPES[key]
+    place = key if layer == OPTIONS else f"{layer}: {key}"
     if isinstance(value, str) and hint in (float, float | None):
         with suppress(ValueError):
             value = float(value)  # YAML reads 2e-4 as a string
-    value = typed(value, hint, f"{layer}: {key}")
+    value = typed(value, hint, place)
     minimum, expected = _MINIMA.get(key, (-math.inf, ""))
     if expected and value is not None and value < minimum:
-        raise UsageError(f"{layer}: {key} is {value}, expected {expected}")
+        raise UsageError(f"{place} is {shown(value)}, expected {expected}")
     if key == "warmup_ratio" and value is not None and not 0 <= value < 1:
-        raise UsageError(f"{layer}: {key} is {value}, expected a number in [0, 1)")
+        raise UsageError(f"{place} is {shown(value)}, expected a number in [0, 1)")
     if key == "target_modules" and not value:
-        raise UsageError(f"{layer}: {key} is empty, expected names of linear modules")
+        raise UsageError(f"{place} is empty, expected names of linear modules")
     return value

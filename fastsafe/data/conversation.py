@@ -10,7 +10,8 @@ Kind = Literal["prompt", "messages", "text", "tokens"]
 
 # {"prompt", "completion"}: both strings, both lists of turns, or both lists of token ids;
 # {"messages"}: a conversation; {"text"}: running text; {"token_ids", "trained"}: an encoded row.
-# Other keys are kept and ignored.
+# Beside turns, "tools" lists the functions that the chat template prints. Other keys are kept and
+# ignored.
 Row = Mapping[str, Any]
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -29,6 +30,10 @@ class Message(TypedDict):
     role: Role
     content: str
     reasoning_content: NotRequired[str]
+    tool_calls: NotRequired[list[Any]]
+    tool_call_id: NotRequired[str]
+    name: NotRequired[str]
+    weight: NotRequired[int]  # 0 for an answer that is not trained
 
 
 def kind_of(row: Row, location: str) -> Kind:
@@ -68,23 +73,25 @@ def kind_of(row: Row, location: str) -> Kind:
 def _check_messages(messages: Any, location: str) -> None:
     if not isinstance(messages, list | tuple) or not messages:
         raise DataError(
-            f"{location}: messages is {_describe(messages)}, expected a list of turns; "
+            f"{location}: messages is {describe(messages)}, expected a list of turns; "
             "give one turn or more"
         )
     for i, message in enumerate(messages):
-        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
-            role = message.get("role") if isinstance(message, Mapping) else message
+        role = message.get("role") if isinstance(message, Mapping) else message
+        if not isinstance(message, Mapping) or role not in ROLES:
             raise DataError(
-                f"{location}: messages[{i}] has role {_describe(role)}, expected one of "
+                f"{location}: messages[{i}] has role {describe(role)}, expected one of "
                 f"{', '.join(ROLES)}; rename it"
             )
-        _check_text(message.get("content"), f"messages[{i}].content", location)
+        # OpenAI's turns that call tools have no content
+        if message.get("content") is not None or not message.get("tool_calls"):
+            _check_text(message.get("content"), f"messages[{i}].content", location)
 
 
 def _check_text(value: Any, key: str, location: str) -> None:
     if not isinstance(value, str):
         raise DataError(
-            f"{location}: {key} is {_describe(value)}, expected a string; write the text there"
+            f"{location}: {key} is {describe(value)}, expected a string; write the text there"
         )
 
 
@@ -94,12 +101,19 @@ def _check_pair(prompt: Any, completion: Any, location: str) -> None:
     if is_turns(prompt) and is_turns(completion):
         _check_messages([*prompt, *completion], location)
         return
-    for key, value in (("prompt", prompt), ("completion", completion)):
-        if not isinstance(value, list | tuple) or any(type(item) is not int for item in value):
-            raise DataError(
-                f"{location}: {key} is {_describe(value)}, expected prompt and completion to be "
-                "both strings, both lists of turns or both lists of token ids; write them alike"
-            )
+    if _are_ids(prompt) and _are_ids(completion):
+        return
+    # the wrong one of the two is the one of no known type, or else the completion
+    is_known = isinstance(prompt, str) or is_turns(prompt) or _are_ids(prompt)
+    key, value = ("completion", completion) if is_known else ("prompt", prompt)
+    raise DataError(
+        f"{location}: {key} is {describe(value)}, expected prompt and completion to be both "
+        "strings, both lists of turns or both lists of token ids; write them alike"
+    )
+
+
+def _are_ids(value: Any) -> bool:
+    return isinstance(value, list | tuple) and all(type(item) is int for item in value)
 
 
 def turns_of(prompt: Any, completion: Any) -> list[dict[str, Any]]:
@@ -112,11 +126,31 @@ def is_turns(value: Any) -> bool:
     return isinstance(value, list | tuple) and bool(value) and isinstance(value[0], Mapping)
 
 
+def has_blank_answer(row: Row) -> bool:
+    """Return whether a trained answer of a row is white space: it would train to end at once.
+
+    Args:
+        row: A checked row; answers in its prompt, or of weight 0, are not trained.
+    """
+    answers = row.get("messages", row.get("completion"))
+    if isinstance(answers, str):
+        return not answers.strip()
+    turns = answers if isinstance(answers, list | tuple) else ()
+    return any(
+        turn["role"] == "assistant"
+        and turn.get("weight") != 0
+        and not turn.get("tool_calls")
+        and not (turn["content"] + turn.get("reasoning_content", "")).strip()
+        for turn in turns
+        if isinstance(turn, Mapping)
+    )
+
+
 def _check_tokens(token_ids: Any, trained: Any, location: str) -> None:
     for key, value, kind in (("token_ids", token_ids, int), ("trained", trained, bool)):
         if not isinstance(value, list | tuple) or any(type(item) is not kind for item in value):
             raise DataError(
-                f"{location}: {key} is {_describe(value)}, expected a list of {kind.__name__}; "
+                f"{location}: {key} is {describe(value)}, expected a list of {kind.__name__}; "
                 "write one per token"
             )
     if len(token_ids) != len(trained):
@@ -126,10 +160,10 @@ def _check_tokens(token_ids: Any, trained: Any, location: str) -> None:
         )
 
 
-def _describe(value: Any) -> str:
-    """Describe a value for an error without printing all of it."""
+def describe(value: Any) -> str:
+    """Return what a value of an untrusted row is, for errors: short and escaped."""
     if isinstance(value, str):
         return f"{value[:40]!a}"
-    if isinstance(value, list | tuple | Mapping):
+    if isinstance(value, list | tuple | Mapping | bytes):
         return f"a {type(value).__name__} of {len(value)}"
     return f"{value!a}"[:40]

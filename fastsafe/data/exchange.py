@@ -32,7 +32,8 @@ def exchange_of(row: Row, location: str) -> Exchange:
     turns = row["messages"] if kind == "messages" else _turns(row)
     if turns is None:
         raise DataError(f"{location}: row is token ids, expected text; decode it first")
-    last = {turn["role"]: turn["content"] for turn in turns}
+    # a turn that calls tools may have no content
+    last = {turn["role"]: turn.get("content") or "" for turn in turns}
     system = next((turn["content"] for turn in turns if turn["role"] == "system"), "")
     return Exchange(system, last.get("user", ""), last.get("assistant", ""))
 

@@ -1,32 +1,16 @@
 """Encode rows as training examples: token ids, and marks for those the loss is computed on."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
+from fastsafe.data.answers import encode_answers
 from fastsafe.data.conversation import Row, is_turns, kind_of
+from fastsafe.data.encoder import Encoder
+from fastsafe.data.turns import read_tools, read_turns
 from fastsafe.errors import DataError, TokenizerError
 
 LossOn = Literal["completion", "all"]
-
-
-class Encoder(Protocol):
-    """Tokenizer methods that encoding needs; ``fastsafe.io.tokenizer.Tokenizer`` has them."""
-
-    name: str
-    eos_ids: tuple[int, ...]
-    id_bound: int  # upper bound of token ids, exclusive
-
-    def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
-        """Return the token ids of a text."""
-
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
-        """Return the text of token ids."""
-
-    def render_chat(
-        self, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
-    ) -> str:
-        """Return a conversation rendered by the chat template."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,9 +56,8 @@ def encode_row(
     - {"prompt", "completion"} as lists of turns: as {"messages"}, but answers in the prompt are not
       trained.
     - {"token_ids", "trained"}: exactly these tokens and marks.
-    - {"messages"}: the tokens of the chat template. Each assistant turn is trained, from the end of
-      the generation prompt to the end-of-turn token, included. If the template prints no such
-      token, the end-of-text token is added after the last turn.
+    - {"messages"}: the tokens of the chat template, see ``fastsafe.data.answers``. Each assistant
+      turn is trained that no mark (``weight`` 0) excludes.
     - {"text"}: the text with the tokenizer's special tokens; all of it is trained.
 
     Args:
@@ -90,7 +73,7 @@ def encode_row(
     kind = kind_of(row, location)
     try:
         if kind == "messages":
-            ids, trained = _encode_messages(row["messages"], tokenizer, location)
+            ids, trained = _encode_turns(row, row["messages"], tokenizer, location, loss_on)
         elif kind == "text":
             ids = tokenizer.encode(row["text"])
             trained = [True] * len(ids)
@@ -98,8 +81,8 @@ def encode_row(
             ids, trained = list(row["token_ids"]), list(row["trained"])
             _check_ids(ids, tokenizer, location)
         elif is_turns(row["prompt"]):
-            turns = [*row["prompt"], *row["completion"]]
-            ids, trained = _encode_messages(turns, tokenizer, location, len(row["prompt"]))
+            turns, first = [*row["prompt"], *row["completion"]], len(row["prompt"])
+            ids, trained = _encode_turns(row, turns, tokenizer, location, loss_on, first)
         else:
             ids, trained = _encode_pair(row["prompt"], row["completion"], tokenizer, location)
     except TokenizerError as error:
@@ -140,81 +123,16 @@ def _check_ids(ids: Sequence[int], tokenizer: Encoder, location: str) -> None:
         )
 
 
-def _encode_messages(
-    messages: Sequence[Mapping[str, Any]], tokenizer: Encoder, location: str, first: int = 0
+def _encode_turns(
+    row: Row, raw: Sequence[Any], tokenizer: Encoder, location: str, loss_on: LossOn, first: int = 0
 ) -> tuple[list[int], list[bool]]:
     """Encode a conversation; answers from turn ``first`` on are trained."""
-    if messages[0]["role"] == "assistant":
+    turns = read_turns(raw, location)
+    answers = [i for i, turn in enumerate(turns) if turn["role"] == "assistant" and i >= first]
+    trained = [i for i in answers if turns[i].get("weight") != 0]
+    if loss_on == "all" and len(trained) < len(answers):
         raise DataError(
-            f"{location}: messages[0] is the assistant's, expected a system or user turn first; "
-            "put the question before the answer"
+            f"{location}: an answer is marked as not trained, and loss_on 'all' trains every token;"
+            " drop the mark, or train completions"
         )
-    text = tokenizer.render_chat(messages, add_generation_prompt=False)
-    ids = tokenizer.encode(text, add_special_tokens=False)
-    whole = _Conversation(messages, text, ids, tokenizer, location)
-    trained = [False] * len(ids)
-    begin = len(ids)
-    for turn, message in enumerate(messages):
-        if message["role"] == "assistant" and turn >= first:
-            begin = whole.begin(turn)
-            end = whole.end(turn, begin)
-            trained[begin:end] = [True] * (end - begin)
-    ends = set(tokenizer.eos_ids)
-    if messages[-1]["role"] == "assistant" and ends and ends.isdisjoint(ids[begin:]):
-        return [*ids, tokenizer.eos_ids[0]], [*trained, True]
-    return ids, trained
-
-
-@dataclass(frozen=True)
-class _Conversation:
-    """A rendered conversation and its tokens, in which answers are located."""
-
-    messages: Sequence[Mapping[str, Any]]
-    text: str
-    ids: Sequence[int]
-    tokenizer: Encoder
-    location: str
-
-    def begin(self, turn: int) -> int:
-        """Return the index of the first token of an answer, at which row and prompt part."""
-        prompt = self.tokenizer.render_chat(self.messages[:turn], add_generation_prompt=True)
-        if not self.text.startswith(prompt):
-            raise DataError(
-                f"{self.location}: the chat template of {self.tokenizer.name} prints a "
-                f"conversation that does not begin with the prompt for messages[{turn}], expected "
-                "it to; train on rows of one answer, or on prompt and completion"
-            )
-        # a token may hold letters of both prompt and answer; it then belongs to the answer
-        return _common_prefix(self.tokenizer.encode(prompt, add_special_tokens=False), self.ids)
-
-    def end(self, turn: int, begin: int) -> int:
-        """Return the index after the last token of an answer, usually its end-of-turn token."""
-        ends = self.tokenizer.eos_ids
-        stops = [i + 1 for i in range(begin, len(self.ids)) if self.ids[i] in ends]
-        if turn + 1 == len(self.messages):
-            end = len(self.ids)
-        else:
-            so_far = self.tokenizer.render_chat(self.messages[: turn + 1], False)
-            if not self.text.startswith(so_far):
-                # some templates print earlier answers differently, such as without their reasoning
-                if stops:
-                    return stops[0]
-                raise DataError(
-                    f"{self.location}: the chat template of {self.tokenizer.name} prints "
-                    f"messages[{turn}] differently once others follow, expected the same or an "
-                    "end-of-turn token; train on rows of one answer"
-                )
-            end = _common_prefix(self.tokenizer.encode(so_far, False), self.ids)
-        stops = [stop for stop in stops if stop <= end]
-        if not stops:
-            return end
-        # a template may print more after the turn, even further end tokens; no model generates it
-        end = stops.pop()
-        while stops and not self.tokenizer.decode(self.ids[stops[-1] : end - 1], False).strip():
-            end = stops.pop()
-        return end
-
-
-def _common_prefix(left: Sequence[int], right: Sequence[int]) -> int:
-    pairs = zip(left, right, strict=False)
-    return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(left), len(right)))
+    return encode_answers(turns, trained, tokenizer, location, read_tools(row, location))

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.data import shapes
-from fastsafe.data.conversation import Row, kind_of
-from fastsafe.data.packing import Encoder, LossOn, TrainExample, encode_row
+from fastsafe.data.conversation import Row, has_blank_answer
+from fastsafe.data.encoder import Encoder
+from fastsafe.data.packing import LossOn, TrainExample, encode_row
 from fastsafe.data.records import records
 from fastsafe.errors import DataError
 
@@ -21,9 +22,9 @@ class Dataset:
         source: Paths of its files, for messages.
         shape: Name of the shape of its rows, see ``fastsafe.data.shapes``.
         keys: Keys of the file that the rows are made of.
-        left_out: Keys of the file that are not used.
+        left_out: Keys of the file that are not used, those of turns as "messages[].id".
         rows: Rows of the kinds of ``fastsafe.data.conversation``.
-        locations: File and line of each row, for errors.
+        locations: File, row and line of each row, for errors.
     """
 
     source: str
@@ -46,10 +47,23 @@ class Encoded:
     Attributes:
         examples: One per row, in order.
         num_truncated: Number of rows that were too long and cut.
+        unknown: Number of tokens that stand for text that the vocabulary lacks, of each row.
     """
 
     examples: Sequence[TrainExample]
     num_truncated: int
+    unknown: Sequence[int] = ()
+
+    @property
+    def unknown_text(self) -> str:
+        """A sentence on the text that the vocabulary lacks, "" where it lacks none."""
+        rows = sum(n > 0 for n in self.unknown)
+        if not rows:
+            return ""
+        return (
+            f"{sum(self.unknown):,} tokens in {rows:,} of {len(self.examples):,} rows are unknown "
+            "to the vocabulary: the model cannot read or write what they stand for"
+        )
 
     @property
     def num_tokens(self) -> int:
@@ -88,29 +102,22 @@ def read_rows(
     rows: list[dict[str, Any]] = []
     locations: list[str] = []
     seen: dict[str, None] = {}
+    left_out: dict[str, None] = {}
     all_records = itertools.chain.from_iterable(records(file) for file in files)
     for location, _, record in itertools.islice(all_records, limit):
         # a table has every column in every row: null means that the row lacks it
         raw = {key: value for key, value in record.items() if value is not None}
         if shape is None:
             shape = shapes.shape_of(raw, location)
-        if not shape.fits(raw):
-            missing = ", ".join(key for key in shape.needs if key not in raw)
-            raise DataError(
-                f"{location}: {missing} is missing, expected a row of shape {shape.name} like the "
-                "first one; correct or remove it"
-            )
-        row = shape.row(raw, location)
-        kind_of(row, location)
-        rows.append(row)
+        rows.append(shapes.training_row(shape, raw, location))
         locations.append(location)
         seen |= dict.fromkeys(raw)
+        left_out |= dict.fromkeys(shapes.left_out(shape, raw))
     source = ", ".join(map(str, files))
     if shape is None:
         raise DataError(f"{source}: rows are 0, expected one or more; check the file")
     used = [key for key in (*shape.needs, *shape.may) if key in seen]
-    left_out = tuple(key for key in seen if key not in used)
-    return Dataset(source, shape.name, tuple(used), left_out, rows, locations)
+    return Dataset(source, shape.name, tuple(used), tuple(left_out), rows, locations)
 
 
 def encode(
@@ -136,8 +143,10 @@ def encode(
     """
     examples = []
     num_truncated = 0
+    unknown = []
+    unk_id = tokenizer.unk_id
     for row, location in zip(dataset.rows, dataset.locations, strict=True):
-        if loss_on == "completion" and _is_blank(row):
+        if loss_on == "completion" and has_blank_answer(row):
             raise DataError(
                 f"{location}: answer is blank, expected some text to train on; correct or remove it"
             )
@@ -151,15 +160,5 @@ def encode(
             example = example.cut(max_length, location)
             num_truncated += 1
         examples.append(example)
-    return Encoded(examples, num_truncated)
-
-
-def _is_blank(row: Row) -> bool:
-    """Return whether all answers of a row are white space: only end tokens would be trained."""
-    answers = row.get("messages", row.get("completion"))
-    if isinstance(answers, list | tuple):
-        turns = [turn for turn in answers if isinstance(turn, Mapping)]
-        answered = [turn for turn in turns if turn["role"] == "assistant"]
-        texts = [turn["content"] + turn.get("reasoning_content", "") for turn in answered]
-        return bool(texts) and not any(text.strip() for text in texts)
-    return isinstance(answers, str) and not answers.strip()
+        unknown.append(example.token_ids.count(unk_id) if unk_id is not None else 0)
+    return Encoded(examples, num_truncated, unknown)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from fastsafe.data.conversation import is_turns, turns_of
+from fastsafe.data.conversation import describe, is_turns, kind_of, turns_of
+from fastsafe.data.turns import check_row_marks, read_tools, read_turn, read_turns, unread_keys
 from fastsafe.errors import DataError, UsageError
 
 Raw = Mapping[str, Any]
@@ -46,38 +47,37 @@ _SPEAKERS = {
     "observation": "tool",
     "tool": "tool",
 }
-_TURN_KEYS = ("role", "content", "reasoning_content")
 
 
 def _keeping(*keys: str) -> Callable[[Raw, str], dict[str, Any]]:
-    """Return a conversion to a row of these keys, which the raw row has."""
+    """Return a conversion to a row of these keys, which the raw row has, and of its tools."""
 
     def row(raw: Raw, location: str) -> dict[str, Any]:
-        return {key: _turns(raw[key]) for key in keys}
+        return _with_tools({key: _turns(raw[key], location, key) for key in keys}, raw, location)
 
     return row
 
 
-def _turns(value: Any) -> Any:
-    """Drop unused keys of turns; a value that is not a list of turns is left to `kind_of`."""
-    if not is_turns(value):
-        return value
-    return [
-        {key: _joined(turn[key]) for key in _TURN_KEYS if turn.get(key) is not None}
-        if isinstance(turn, Mapping)
-        else turn
-        for turn in value
-    ]
+def _turns(value: Any, location: str, key: str) -> Any:
+    """Read the turns of a list; a value that is not a list of turns is left to `kind_of`."""
+    return read_turns(value, location, key) if is_turns(value) else value
 
 
-def _joined(value: Any) -> Any:
-    """Join the text parts of a content; content with other parts, such as images, is unchanged."""
-    if not isinstance(value, list | tuple) or not value:
-        return value
-    kinds = [part.get("type") if isinstance(part, Mapping) else None for part in value]
-    texts = [part["text"] for part in value if isinstance(part, Mapping) and "text" in part]
-    is_text = set(kinds) == {"text"} and len(texts) == len(value)
-    return "".join(texts) if is_text and all(isinstance(t, str) for t in texts) else value
+def _with_tools(row: dict[str, Any], raw: Raw, location: str) -> dict[str, Any]:
+    """Add the raw row's tools to a row of turns.
+
+    Raises:
+        DataError: The row has tools and no turns, or the tools are malformed.
+    """
+    tools = read_tools(raw, location)
+    if tools is None:
+        return row
+    if not is_turns(row.get("messages", row.get("prompt"))):
+        raise DataError(
+            f"{location}: tools are given beside plain text, expected turns, whose chat template "
+            "prints them; write messages, or drop the tools"
+        )
+    return {**row, "tools": tools}
 
 
 def _alpaca(raw: Raw, location: str) -> dict[str, Any]:
@@ -89,7 +89,8 @@ def _alpaca(raw: Raw, location: str) -> dict[str, Any]:
     for exchange in history:
         if not isinstance(exchange, list | tuple) or len(exchange) != 2:
             raise DataError(
-                f"{location}: history has {exchange!a:.40}, expected pairs of question and answer"
+                f"{location}: history has {describe(exchange)}, expected pairs of question and "
+                "answer"
             )
         messages += turns_of(*exchange)
     question = raw["instruction"]
@@ -101,19 +102,24 @@ def _alpaca(raw: Raw, location: str) -> dict[str, Any]:
 
 
 def _sharegpt(raw: Raw, location: str) -> dict[str, Any]:
+    """Convert a row of ShareGPT; its turns may have role and content in place of from and value."""
     turns = raw["conversations"]
     if not isinstance(turns, list | tuple):
-        raise DataError(f"{location}: conversations is {turns!a:.40}, expected a list of turns")
+        raise DataError(f"{location}: conversations is {describe(turns)}, expected a list of turns")
     messages = _opening(raw)
     for i, turn in enumerate(turns):
-        speaker = turn.get("from") if isinstance(turn, Mapping) else None
-        if speaker not in _SPEAKERS:
+        given = turn if isinstance(turn, Mapping) else {}
+        speaker = given.get("from", given.get("role"))
+        if not isinstance(speaker, str) or speaker not in _SPEAKERS:
             raise DataError(
-                f"{location}: conversations[{i}] is from {speaker!a:.40}, expected one of "
-                f"{', '.join(_SPEAKERS)}; rename it"
+                f"{location}: conversations[{i}] is from {describe(speaker)}, expected one of "
+                f"{', '.join(_SPEAKERS)}; rename it, or name the column of turns with role and "
+                "content by --map messages=COLUMN"
             )
-        messages.append({"role": _SPEAKERS[speaker], "content": turn.get("value")})
-    return {"messages": messages}
+        content = given["value"] if given.get("value") is not None else given.get("content")
+        named = {**given, "role": _SPEAKERS[speaker], "content": content}
+        messages.append(read_turn(named, f"{location}: conversations[{i}]"))
+    return _with_tools({"messages": messages}, raw, location)
 
 
 def _summary(raw: Raw, location: str) -> dict[str, Any]:
@@ -126,7 +132,7 @@ def _choices(answer_key: str) -> Callable[[Raw, str], dict[str, Any]]:
         choices, answer = raw["choices"], raw[answer_key]
         is_list = isinstance(choices, list | tuple) and 2 <= len(choices) <= len(ascii_uppercase)
         if not is_list or not all(isinstance(choice, str) for choice in choices):
-            raise DataError(f"{location}: choices is {choices!a:.40}, expected 2 to 26 texts")
+            raise DataError(f"{location}: choices is {describe(choices)}, expected 2 to 26 texts")
         if isinstance(answer, int) and not isinstance(answer, bool):
             if not 0 <= answer < len(choices):
                 raise DataError(
@@ -150,6 +156,14 @@ def _question(raw: Raw, location: str) -> dict[str, Any]:
     return {"messages": turns_of(question, raw["answer"])}
 
 
+def _tokens(raw: Raw, location: str) -> dict[str, Any]:
+    return {key: raw[key] for key in ("token_ids", "trained")}
+
+
+def _running_text(raw: Raw, location: str) -> dict[str, Any]:
+    return {"text": raw["text"]}
+
+
 def _opening(raw: Raw) -> list[dict[str, Any]]:
     return [{"role": "system", "content": raw["system"]}] if raw.get("system") else []
 
@@ -157,22 +171,24 @@ def _opening(raw: Raw) -> list[dict[str, Any]]:
 def _text(value: Any, key: str, location: str) -> str:
     if not isinstance(value, str):
         raise DataError(
-            f"{location}: {key} is {value!a:.40}, expected a string; write the text there"
+            f"{location}: {key} is {describe(value)}, expected a string; write the text there"
         )
     return value
 
 
 SHAPES = (
-    RowShape("tokens", ("token_ids", "trained"), (), _keeping("token_ids", "trained")),
-    RowShape("messages", ("messages",), (), _keeping("messages")),
-    RowShape("sharegpt", ("conversations",), ("system",), _sharegpt),
+    RowShape("tokens", ("token_ids", "trained"), (), _tokens),
+    RowShape("messages", ("messages",), ("tools",), _keeping("messages")),
+    RowShape("sharegpt", ("conversations",), ("system", "tools"), _sharegpt),
     RowShape("alpaca", ("instruction", "output"), ("input", "system", "history"), _alpaca),
-    RowShape("prompt-completion", ("prompt", "completion"), (), _keeping("prompt", "completion")),
+    RowShape(
+        "prompt-completion", ("prompt", "completion"), ("tools",), _keeping("prompt", "completion")
+    ),
     RowShape("summarization", ("article", "summary"), (), _summary),
     RowShape("multiple-choice", ("question", "choices", "solution"), (), _choices("solution")),
     RowShape("multiple-choice", ("question", "choices", "answer"), (), _choices("answer")),
     RowShape("question-answer", ("question", "answer"), ("context",), _question),
-    RowShape("text", ("text",), (), _keeping("text")),
+    RowShape("text", ("text",), (), _running_text),
 )
 
 # Roles that columns can be mapped to, with optional ones. user and assistant are turns of a chat;
@@ -201,6 +217,36 @@ def shape_of(raw: Raw, location: str) -> RowShape:
     )
 
 
+def training_row(shape: RowShape, raw: Raw, location: str) -> dict[str, Any]:
+    """Return a raw row of a shape as a checked training row.
+
+    Raises:
+        DataError: The row lacks a key of the shape, has a value of a wrong type, or has a key that
+            changes what is trained in a way that is not supported.
+    """
+    if not shape.fits(raw):
+        missing = ", ".join(key for key in shape.needs if key not in raw)
+        raise DataError(
+            f"{location}: {missing} is missing, expected a row of shape {shape.name} like the "
+            "first one; correct or remove it"
+        )
+    check_row_marks(raw, location)
+    row = shape.row(raw, location)
+    kind_of(row, location)
+    return row
+
+
+def left_out(shape: RowShape, raw: Raw) -> list[str]:
+    """Return the keys of a raw row, and of its turns as "messages[].id", that nothing reads."""
+    keys = [key for key in raw if key not in (*shape.needs, *shape.may)]
+    for name in shape.needs:
+        if is_turns(raw[name]):
+            more = ("from", "value") if shape.row is _sharegpt else ()
+            turns = [turn for turn in raw[name] if isinstance(turn, Mapping)]
+            keys += [f"{name}[].{key}" for turn in turns for key in unread_keys(turn, *more)]
+    return list(dict.fromkeys(keys))
+
+
 def mapped(mapping: Mapping[str, str]) -> RowShape:
     """Return the shape of rows whose keys are named by a mapping.
 
@@ -223,9 +269,10 @@ def mapped(mapping: Mapping[str, str]) -> RowShape:
         values = {role: raw[key] for role, key in mapping.items()}
         if "user" in values:
             return {"messages": _opening(values) + turns_of(values["user"], values["assistant"])}
-        return {key: _turns(value) for key, value in values.items()}
+        turns = {key: _turns(value, location, key) for key, value in values.items()}
+        return _with_tools(turns, raw, location)
 
-    return RowShape("mapped", keys, (), row)
+    return RowShape("mapped", keys, () if "user" in mapping else ("tools",), row)
 
 
 def parse_mapping(pairs: Sequence[str]) -> dict[str, str]:

@@ -5,12 +5,18 @@ A backend provides ``_stream``, two scoring passes and ``_logits``; the class ch
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import Generic
+from typing import Any, Generic
 
 from torch import Tensor
 
-from fastsafe.data.conversation import Message
-from fastsafe.engine.prompts import AdapterKey, EncodedRequest, Prompt, Prompts, ScoringRequest
+from fastsafe.engine.prompts import (
+    AdapterKey,
+    Conversation,
+    EncodedRequest,
+    Prompt,
+    Prompts,
+    ScoringRequest,
+)
 from fastsafe.engine.request import Completion, SamplingParams, Score
 from fastsafe.errors import UsageError
 
@@ -69,13 +75,30 @@ class LLMInterface(ABC, Generic[AdapterKey]):
 
     def chat(
         self,
-        conversations: Sequence[Sequence[Message]],
+        conversations: Sequence[Conversation],
         params: SamplingParams | Sequence[SamplingParams] | None = None,
         adapters: Sequence[str | None] | None = None,
         on_result: Callable[[int, Completion], None] | None = None,
+        *,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> list[Completion]:
-        """Answer conversations through the checkpoint's chat template; see ``generate``."""
-        return self.generate(self._prompts.chats(conversations), params, adapters, on_result)
+        """Answer conversations through the checkpoint's chat template; see ``generate``.
+
+        Args:
+            conversations: One list of messages per completion.
+            params: As in ``generate``.
+            adapters: As in ``generate``.
+            on_result: As in ``generate``.
+            chat_template_kwargs: Variables of the template, such as ``{"enable_thinking": False}``,
+                beside those that the model was loaded with; a template ignores unknown ones.
+
+        Raises:
+            DataError: A message has an unknown role or no text.
+            TokenizerError: There is no chat template, or it does not render.
+            UsageError: As for ``generate``, or a variable is reserved or no JSON.
+        """
+        prompts = self._prompts.chats(conversations, chat_template_kwargs)
+        return self.generate(prompts, params, adapters, on_result)
 
     def score(
         self,
@@ -136,7 +159,8 @@ class LLMInterface(ABC, Generic[AdapterKey]):
 
         Args:
             prompts: Texts, encoded with special tokens, or token lists.
-            labels: Token ids, or texts of one token each, encoded without special tokens.
+            labels: Token ids, or texts of one known token each, encoded without special tokens;
+                no two are the same token.
             adapters: As in ``generate``.
             shared_prefix: As in ``score``.
 
@@ -144,7 +168,8 @@ class LLMInterface(ABC, Generic[AdapterKey]):
             For each prompt, one value per label, in nats.
 
         Raises:
-            UsageError: A label is not one token, or as for ``generate``.
+            UsageError: A label is not one token, is unknown or the token of another label, or as
+                for ``generate``.
         """
         label_ids = self._prompts.labels(labels)
         prefix, encoded = self._prompts.prefixed(prompts, shared_prefix)

@@ -1,10 +1,11 @@
 """LLM: a checkpoint and any number of adapters, answering in one continuous batch."""
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ from fastsafe.engine.readers import LabelScorer, Sampler, Scorer, StepReader
 from fastsafe.engine.request import DTYPES, Completion, Score, check_options
 from fastsafe.engine.sampling import RowParams
 from fastsafe.engine.scheduler import Row
-from fastsafe.errors import UsageError
+from fastsafe.errors import AdapterError, UsageError
 from fastsafe.io import hub
 from fastsafe.io.checkpoint import Checkpoint
 from fastsafe.io.tokenizer import Tokenizer
@@ -30,9 +31,14 @@ from fastsafe.model.attention import PackedAttention
 from fastsafe.model.lora import BASE, AdapterBank, AdapterLease
 from fastsafe.model.transformer import Project, Transformer
 
+_LOGGER = logging.getLogger(__name__)
+_RELEASED = ("model", "bank", "_prompts", "_lanes", "_merged")  # by `LLM.close`
+
 
 class LLM(LLMInterface[int]):
     """A base model with adapters: generate, stream, chat, score, logits.
+
+    A ``with`` block closes it at its end; ``close`` does, too.
 
     A completion has the same token ids and log-probabilities, bit for bit, alone and in any batch,
     order or place, after preemption, beside other adapters, and with the prefix cache on or off.
@@ -57,12 +63,14 @@ class LLM(LLMInterface[int]):
         strict: bool = True,
         prefix_cache: bool = True,
         quantize: Literal["nf4"] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
-        """Load a checkpoint directory or a hub id.
+        """Load a checkpoint directory, a hub id, or the shipped organism.
 
         Args:
-            path: Directory with config.json, safetensors and tokenizer.json, or "owner/name".
-            device: "cpu" or "cuda".
+            path: Directory with config.json, safetensors and tokenizer.json, "owner/name" on the
+                hub, or "organism".
+            device: "cpu", "cuda", "cuda:N", or "auto": cuda if torch finds a GPU, else cpu.
             dtype: "float32", "bfloat16" or "float16"; weights are converted on load.
             adapters: How adapters are applied; None takes "merged" on a CPU for models under
                 1 GiB and "mixed" otherwise, or, with ``strict`` False, the faster one by estimate
@@ -74,13 +82,15 @@ class LLM(LLMInterface[int]):
             prefix_cache: Whether rows with equal prefixes share their pages.
             quantize: "nf4" holds the base in 4 bits as ``fastsafe train --quantize nf4`` does, and
                 multiplies by the dequantized weights: less memory, slower.
+            chat_template_kwargs: Variables of the chat template in every conversation, in ``chat``
+                and in training, such as ``{"enable_thinking": False}``.
 
         Raises:
             UsageError: An option has an unknown value, or the device is absent.
             CheckpointError: The checkpoint is missing or malformed.
             TokenizerError: The tokenizer is missing or malformed.
         """
-        check_options(device, dtype, batch_size)
+        device = check_options(device, dtype, batch_size)
         if adapters not in (None, "merged", "mixed"):
             raise UsageError(f"LLM: adapters is {adapters!r}, expected 'merged' or 'mixed'")
         if quantize not in (None, "nf4"):
@@ -89,7 +99,7 @@ class LLM(LLMInterface[int]):
         checkpoint = Checkpoint(self.path)
         load = nf4.load if quantize else Transformer.load
         self.model: Transformer = load(checkpoint, device=device, dtype=DTYPES[dtype])
-        self.tokenizer = Tokenizer.load(self.path)
+        self.tokenizer = Tokenizer.load(self.path).with_variables(chat_template_kwargs)
         self.tokenizer.check_vocab(self.model.config.vocab_size)
         self.bank = AdapterBank(self.model)
         kind = self.model.device.type
@@ -109,6 +119,9 @@ class LLM(LLMInterface[int]):
             self._mode, self._mode_reason = self._choose_mode([])
         else:
             self._mode, self._mode_reason = adapters, f"{adapters}: as asked for"
+        _LOGGER.info(
+            "loaded %s on %s in %s; adapters: %s", self.path, device, dtype, self._mode_reason
+        )
 
     @property
     def adapters(self) -> Mode:
@@ -118,6 +131,34 @@ class LLM(LLMInterface[int]):
         update to the base's results.
         """
         return self._mode
+
+    def __repr__(self) -> str:
+        if "model" not in self.__dict__:
+            return f"LLM({str(self.path)!r}, closed)"
+        adapters = ", ".join(self.bank.names) or "none"
+        dtype = str(self.model.dtype).removeprefix("torch.")
+        return f"LLM({str(self.path)!r}, {self.model.device}, {dtype}, adapters: {adapters})"
+
+    def __enter__(self) -> Self:
+        """Return itself; the end of the ``with`` block closes it."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Release the weights, adapters and caches; every later call is a UsageError."""
+        for name in _RELEASED:
+            self.__dict__.pop(name, None)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    if not TYPE_CHECKING:  # to a type checker it would allow every attribute
+
+        def __getattr__(self, name: str) -> Any:
+            if name in _RELEASED and "path" in self.__dict__:
+                raise UsageError(f"LLM {self.path}: is closed, expected an open one; load it again")
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def describe(self) -> dict[str, Any]:
         """Return the choices that shape the numbers, for the manifest."""
@@ -135,12 +176,18 @@ class LLM(LLMInterface[int]):
             "threads": torch.get_num_threads(),
         }
 
-    def load_adapter(self, path: str | Path, name: str = "") -> None:
+    def load_adapter(self, path: str | Path | None, name: str = "") -> None:
         """Load a PEFT directory under ``name`` (its folder's name when empty).
 
         Raises:
-            AdapterError: The adapter is malformed, does not fit, or the name is taken.
+            AdapterError: The adapter is malformed, does not fit, or the name is taken; or the path
+                is None, as that of a job whose training failed.
         """
+        if path is None:
+            raise AdapterError(
+                f"adapter {name!r}: path is None, expected a folder; its training failed, see "
+                "FinetuneResult.error"
+            )
         self.bank.load(path, name)
 
     def unload_adapter(self, name: str) -> None:

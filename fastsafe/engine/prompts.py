@@ -5,13 +5,16 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from fastsafe.data.conversation import Message
+from fastsafe.data.conversation import kind_of
+from fastsafe.data.thoughts import special_marks
 from fastsafe.engine.request import Completion, SamplingParams
 from fastsafe.engine.scheduler import FinishReason
 from fastsafe.errors import UsageError
+from fastsafe.io.template_variables import check_variables
 from fastsafe.io.tokenizer import Tokenizer
 
 Prompt = str | Sequence[int]
+Conversation = Sequence[Mapping[str, object]]  # messages; see `fastsafe.data.conversation.Message`
 AdapterKey = TypeVar("AdapterKey")  # how a backend addresses an adapter: by slot, or by name
 
 
@@ -54,6 +57,9 @@ class Prompts(Generic[AdapterKey]):
         self._tokenizer = tokenizer
         self._max_positions = max_positions
         self._adapter_key = adapter_key
+        special_tokens = tokenizer.special_tokens()
+        marks = special_marks(special_tokens.values())
+        self._marks = {token: text for token, text in special_tokens.items() if text in marks}
 
     def encode(self, texts: Sequence[Prompt], noun: str, *, special: bool) -> list[list[int]]:
         """Encode each text; errors call one of them ``noun``."""
@@ -92,8 +98,13 @@ class Prompts(Generic[AdapterKey]):
         shared = self._encode_one(prefix, "shared_prefix", special=True)
         return shared, self.encode(prompts, "prompt", special=False)
 
-    def chats(self, conversations: Sequence[Sequence[Message]]) -> list[list[int]]:
-        """Encode each conversation through the chat template."""
+    def chats(
+        self,
+        conversations: Sequence[Conversation],
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+    ) -> list[list[int]]:
+        """Encode each conversation through the chat template, with variables of the template."""
+        variables = check_variables(chat_template_kwargs, "chat: chat_template_kwargs")
         encoded = []
         for i, messages in _enumerate(conversations, "conversations"):
             if isinstance(messages, str | Mapping):
@@ -101,7 +112,8 @@ class Prompts(Generic[AdapterKey]):
                     f"conversation {i} is a {type(messages).__name__}, expected a list of messages;"
                     " a single conversation goes into a list of its own"
                 )
-            encoded.append(self._tokenizer.encode_chat(list(messages)))
+            kind_of({"messages": list(messages)}, f"conversation {i}")
+            encoded.append(self._tokenizer.encode_chat(list(messages), **variables))
         return encoded
 
     def adapter_keys(self, adapters: Sequence[str | None] | None, count: int) -> list[AdapterKey]:
@@ -120,7 +132,7 @@ class Prompts(Generic[AdapterKey]):
         return [keys[name] for name in adapters]
 
     def labels(self, labels: Sequence[int | str]) -> list[int]:
-        """Return the token id of each label; a text must encode to one token."""
+        """Return the token id of each label; a text must be one token, known, and no other's."""
         label_ids: list[int] = []
         for i, label in _enumerate(labels, "labels"):
             ids = [label]
@@ -131,9 +143,21 @@ class Prompts(Generic[AdapterKey]):
                         f"label {i} is {label!r}, which is {len(ids)} tokens, expected one; "
                         "choose labels of a single token, or use score"
                     )
+                if self._tokenizer.is_unknown(ids[0], label):
+                    raise UsageError(
+                        f"label {i} is {label!r}, which the tokenizer does not know, expected a "
+                        "token of its vocabulary; many begin with a space"
+                    )
             label_ids += self.ids(ids, f"label {i}", "a text or a token id")
         if not label_ids:
             raise UsageError("label_logprobs: labels is empty, expected at least one")
+        for i, token in enumerate(label_ids):
+            first = label_ids.index(token)
+            if first != i:
+                raise UsageError(
+                    f"labels {first} and {i}, {labels[first]!r} and {labels[i]!r}, are both token "
+                    f"{token}, expected different tokens; drop one, or use score"
+                )
         return label_ids
 
     def requests(
@@ -184,7 +208,7 @@ class Prompts(Generic[AdapterKey]):
             return None
 
         def has_stop_text(token_ids: Sequence[int]) -> bool:
-            text = self._tokenizer.decode(list(token_ids))
+            text = self._decode(token_ids)
             return any(stop in text for stop in stops)
 
         return has_stop_text
@@ -199,7 +223,7 @@ class Prompts(Generic[AdapterKey]):
     ) -> Completion:
         """Decode the sampled tokens of a row and cut its text before a stop text."""
         assert params, "rows to complete have parameters"
-        text = self._tokenizer.decode(list(token_ids))
+        text = self._decode(token_ids)
         cuts = [at for at in (text.find(stop) for stop in params.stop_texts) if at >= 0]
         return Completion(
             text=text[: min(cuts)] if cuts else text,
@@ -208,6 +232,19 @@ class Prompts(Generic[AdapterKey]):
             finish_reason=reason,
             num_prompt_tokens=num_prompt_tokens,
         )
+
+    def _decode(self, token_ids: Sequence[int]) -> str:
+        """Decode sampled tokens; of the special ones, those that mark a thought stay."""
+        ids = list(token_ids)
+        if self._marks.keys().isdisjoint(ids):
+            return self._tokenizer.decode(ids)
+        parts = []
+        begin = 0
+        for at, token in enumerate(ids):
+            if token in self._marks:
+                parts += [self._tokenizer.decode(ids[begin:at]), self._marks[token]]
+                begin = at + 1
+        return "".join([*parts, self._tokenizer.decode(ids[begin:])])
 
     def check_context(self, noun: str, num_tokens: int) -> None:
         """Refuse more tokens than the model has positions."""

@@ -1,6 +1,5 @@
 """Requests and results: options of a model, sampling parameters, completions and scores."""
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from math import inf
@@ -9,32 +8,35 @@ from typing import Any, Literal
 
 import torch
 
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, names_its_fields
+from fastsafe.model.device import check_device, choose_device
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def check_options(
     device: Any, dtype: Any, batch_size: Any, dtypes: Collection[str] = DTYPES
-) -> None:
+) -> str:
     """Check the options that the engine and the transformers backend share.
+
+    Returns:
+        The device, "auto" replaced by the one that is there.
 
     Raises:
         UsageError: The device is absent, or an option has an unknown value.
     """
     if dtype not in dtypes:
         raise UsageError(f"LLM: dtype is {dtype!r}, expected one of {', '.join(dtypes)}")
-    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:\d+)?", device):
-        raise UsageError(f"LLM: device is {device!r}, expected 'cpu', 'cuda' or 'cuda:N'")
-    count = torch.cuda.device_count()
-    if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
-        raise UsageError(f"LLM: device is {device!r}, but torch finds {count} of them; use 'cpu'")
+    chosen = choose_device(device)
+    check_device(chosen)
     if batch_size != "auto" and not (type(batch_size) is int and batch_size >= 1):
         raise UsageError(
             f"LLM: batch_size is {batch_size!r}, expected a whole number from 1 or 'auto'"
         )
+    return chosen
 
 
+@names_its_fields
 @dataclass(frozen=True, kw_only=True)
 class SamplingParams:
     """Sampling parameters of one completion.
@@ -108,7 +110,8 @@ class Completion:
     """Completion of one prompt.
 
     Attributes:
-        text: Decoded tokens without special tokens, cut before a stop text.
+        text: Decoded tokens without special tokens, but with the marks around a thought, cut before
+            a stop text.
         token_ids: Generated tokens, the end-of-sequence token included.
         logprobs: Natural-log probability of each of ``token_ids``; None unless asked for.
         finish_reason: "stop" for an end token or stop text, "length" for the token limit,
@@ -121,6 +124,10 @@ class Completion:
     logprobs: tuple[float, ...] | None
     finish_reason: Literal["stop", "length", "error"]
     num_prompt_tokens: int
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else f"{self.text[:57]}..."
+        return f"Completion({text!r}, {len(self.token_ids)} tokens, {self.finish_reason!r})"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -53,12 +53,12 @@ def _is_iterable(value: Any) -> bool:
 
 
 def _is_sequence(value: Any) -> bool:
-    """Answer as Jinja does, for which texts and mappings are sequences."""
+    """Answer as Jinja does, for which texts and mappings are sequences, too."""
     return hasattr(value, "__len__") and hasattr(value, "__getitem__")
 
 
 def _int(value: Any, default: int = 0, base: int = 10) -> int:
-    """Convert as Jinja does: what is no number becomes the default."""
+    """Return a number as Jinja does: the default for what is none."""
     try:
         return int(value, base) if isinstance(value, str) else int(value)
     except (TypeError, ValueError):
@@ -66,10 +66,6 @@ def _int(value: Any, default: int = 0, base: int = 10) -> int:
             return int(float(value))
         except (TypeError, ValueError, OverflowError):
             return default
-
-
-def _center(value: Any, width: int = 80) -> str:
-    return str(value).center(width)
 
 
 class Renderer:
@@ -90,7 +86,7 @@ class Renderer:
         environment.add_global("strftime_now", lambda form: self._clock.strftime(form))
         environment.add_filter("tojson", _tojson)
         environment.add_filter("int", _int)
-        environment.add_filter("center", _center)
+        environment.add_filter("python_title", str.title)
         environment.add_test("iterable", _is_iterable)
         environment.add_test("sequence", _is_sequence)
         environment.add_template("chat", source)

@@ -1,19 +1,62 @@
 """Atomic writes: temporary name, fsync, rename, fsync of the folder.
 
 A process that dies half-way leaves at most an entry named ``.tmp-*`` beside the target. A rename
-replaces whatever has the name, a device too, so only a regular file is replaced by a file.
+replaces whatever has the name, a device too, so only a regular file is replaced by a file, and only
+a folder by a folder. A stream, such as standard output, has no name to replace: ``stream_of`` finds
+its descriptor, to be written through.
 """
 
 import errno
 import os
+import re
 import secrets
 import shutil
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 PREFIX = ".tmp-"
+_STREAMS = {"-": 1, "/dev/stdout": 1, "/dev/stderr": 2}
+_DESCRIPTOR = re.compile(r"/(?:dev|proc/self)/fd/([0-9]{1,9})")
+
+
+def stream_of(path: Path | str) -> int | None:
+    """Return the descriptor that a path names, None for the path of a file.
+
+    ``-`` and ``/dev/stdout`` are standard output, ``/dev/stderr`` is standard error, ``/dev/fd/N``
+    and ``/proc/self/fd/N`` are descriptor N. It need not be open.
+    """
+    found = _DESCRIPTOR.fullmatch(str(path))
+    return int(found[1]) if found else _STREAMS.get(str(path))
+
+
+def write_through(descriptor: int, data: bytes) -> None:
+    """Write all of ``data`` to an open descriptor, which stays open.
+
+    Raises:
+        OSError: It is closed, its reader has gone, or it is full.
+    """
+    while data:
+        data = data[os.write(descriptor, data) :]
+
+
+def check_file(path: Path | str) -> None:
+    """Check that ``path`` can be written as a file: a regular file is there, or nothing.
+
+    Raises:
+        OSError: It is a link, device, FIFO, socket or directory.
+    """
+    _check_kind(Path(path), stat.S_IFREG, "a regular file")
+
+
+def check_folder(path: Path | str) -> None:
+    """Check that ``path`` can be written as a folder: a folder is there, or nothing.
+
+    Raises:
+        OSError: It is a file, link, device, FIFO or socket.
+    """
+    _check_kind(Path(path), stat.S_IFDIR, "a folder")
 
 
 def write_bytes(path: Path | str, data: bytes) -> None:
@@ -40,16 +83,16 @@ def replace_file(path: Path | str) -> Iterator[Path]:
             synced or renamed. On any error ``path`` is unchanged.
     """
     path = Path(path)
-    _check_target(path)
+    check_file(path)
     temporary = _temporary(path)
     try:
         yield temporary
         _sync(temporary)
         temporary.replace(path)
     except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and str(error.filename) == str(temporary):
-            error.filename = str(path)  # the path that the caller gave
+        _name(error, temporary, path)
+        with suppress(OSError):  # where nothing could be written, nothing can be removed
+            temporary.unlink(missing_ok=True)
         raise
     _sync(path.parent)
 
@@ -58,17 +101,19 @@ def replace_file(path: Path | str) -> Iterator[Path]:
 def publish_dir(path: Path | str) -> Iterator[Path]:
     """Yield a new empty directory that becomes ``path`` on success and is removed on error.
 
-    An older ``path`` is replaced. POSIX cannot swap a directory that is not empty, so a
-    crash between the two renames leaves ``path`` absent and its old content as ``.tmp-*``:
-    absent or complete, never partial.
+    An older directory is replaced. POSIX cannot swap one that is not empty, so a crash between
+    the two renames leaves ``path`` absent and its old content as ``.tmp-*``: absent or complete,
+    never partial.
 
     Raises:
-        OSError: The directory cannot be made, synced or renamed.
+        OSError: ``path`` is something else than a directory, or the new one cannot be made, synced
+            or renamed. On any error ``path`` is unchanged.
     """
     path = Path(path)
+    check_folder(path)
     temporary, old = _temporary(path), _temporary(path)
-    temporary.mkdir()
     try:
+        temporary.mkdir()
         yield temporary
         for folder, _, files in os.walk(temporary, topdown=False):
             for name in files:
@@ -82,8 +127,9 @@ def publish_dir(path: Path | str) -> Iterator[Path]:
             if os.path.lexists(old):
                 old.rename(path)
             raise
-    except BaseException:
-        shutil.rmtree(temporary)
+    except BaseException as error:
+        _name(error, temporary, path)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync(path.parent)
     _remove(old)
@@ -95,21 +141,30 @@ def remove_leftovers(folder: Path | str) -> None:
         _remove(entry)
 
 
-def _check_target(path: Path) -> None:
+def _check_kind(path: Path, kind: int, expected: str) -> None:
     try:
-        mode = os.lstat(path).st_mode
+        found = stat.S_IFMT(os.lstat(path).st_mode)
     except FileNotFoundError:
         return
-    if not stat.S_ISREG(mode):
+    if found != kind:
         kinds = {
+            stat.S_IFREG: "a file",
             stat.S_IFDIR: "a directory",
             stat.S_IFLNK: "a symbolic link",
             stat.S_IFIFO: "a FIFO",
             stat.S_IFSOCK: "a socket",
         }
-        kind = kinds.get(stat.S_IFMT(mode), "a device")
-        reason = f"is {kind}, expected a regular file or nothing there; use another path"
+        name = kinds.get(found, "a device")
+        reason = f"is {name}, expected {expected} or nothing there; use another path"
         raise OSError(errno.EINVAL, reason, str(path))
+
+
+def _name(error: BaseException, temporary: Path, path: Path) -> None:
+    """Name the path that the caller gave in an error: a full disk names none."""
+    if isinstance(error, OSError) and error.errno is not None:
+        named = str(error.filename or temporary)
+        if named.startswith(str(temporary)):
+            error.filename = f"{path}{named.removeprefix(str(temporary))}"
 
 
 def _temporary(path: Path) -> Path:

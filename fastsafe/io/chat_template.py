@@ -7,7 +7,6 @@ a template of an unknown origin can neither reach this process nor exhaust it.
 import atexit
 import json
 import os
-import re
 import subprocess
 import sys
 import threading
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.errors import TokenizerError
+from fastsafe.io.template_source import for_minijinja
 
 # The present time inside a template. Llama 3.x prints the date into every system prompt, and the
 # same prompt must have the same tokens tomorrow; this is the date they print without a clock.
@@ -31,10 +31,6 @@ FUEL = 5_000_000  # steps; 200 turns through the longest published templates tak
 MEMORY_BYTES = 512 << 20  # address space of the child, Python itself included
 CPU_SECONDS = 2  # per rendering
 
-_NEWLINE = re.compile(r"\r\n?")  # Jinja reads each kind as a line feed, minijinja does not
-
-# transformers' tag around the assistant's text. It opens a scope, as {% with %} does.
-_GENERATION = re.compile(r"\{%([-+]?)\s*(end)?generation\s*([-+]?)%\}")
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -77,7 +73,7 @@ class ChatTemplate:
         if not messages:
             raise TokenizerError("chat template: messages is empty, expected one turn or more")
         request = {
-            "source": _GENERATION.sub(_scope, _NEWLINE.sub("\n", self.source)),
+            "source": for_minijinja(self.source),
             "clock": FROZEN_CLOCK.isoformat(),
             "max_chars": MAX_OUTPUT_CHARS,
             "variables": {
@@ -99,10 +95,6 @@ class ChatTemplate:
         return _text(_WORKER.ask(line))
 
 
-def _scope(tag: re.Match[str]) -> str:
-    return f"{{%{tag[1]} {'endwith' if tag[2] else 'with'} {tag[3]}%}}"
-
-
 def _normalise(message: Mapping[str, Any]) -> dict[str, Any]:
     """Drop unset keys and give the reasoning both of the names that published templates read."""
     if not isinstance(message, Mapping):
@@ -111,6 +103,8 @@ def _normalise(message: Mapping[str, Any]) -> dict[str, Any]:
             "content; pass a list of such dicts"
         )
     normal = {name: value for name, value in message.items() if value is not None}
+    if "tool_calls" in normal:
+        normal.setdefault("content", "")
     reasoning = next((normal[name] for name in _REASONING if name in normal), None)
     if reasoning is not None:
         normal = {"thinking": reasoning, **normal, "reasoning_content": reasoning}

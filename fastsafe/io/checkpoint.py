@@ -12,7 +12,7 @@ from torch import Tensor
 import fastsafe._native as _native
 from fastsafe.errors import CheckpointError
 from fastsafe.io import safetensors
-from fastsafe.io.json_file import read_object
+from fastsafe.io.json_file import read_object, read_optional_object
 from fastsafe.io.safetensors import TensorInfo
 
 WEIGHTS = "model.safetensors"
@@ -22,7 +22,9 @@ MAX_INDEX_BYTES = 64 << 20
 
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _SHARD_NAME = re.compile(r"[\w.+-]+\.safetensors", re.ASCII)
-_NUMBERED_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
+_NUMBERED_SHARD = re.compile(r"model-\d+-of-(?P<count>\d+)\.safetensors", re.ASCII)
+# One of the two may be absent although the index lists it: it is tied to the other.
+_TIED = ("lm_head.weight", "model.embed_tokens.weight")
 _HASH_PIECE_BYTES = 64 << 20
 
 
@@ -56,7 +58,7 @@ class Checkpoint:
                 self._file_of[name] = file
             infos |= tensors
         if index is not None:
-            _match_index(self._folder / INDEX, index, self._file_of, infos)
+            _match_index(self._folder / INDEX, index, self._file_of)
         if not infos:
             raise CheckpointError(f"{self.path}: checkpoint has no tensors, expected some")
         self.names = tuple(infos)
@@ -89,7 +91,7 @@ class Checkpoint:
     def generation_config(self) -> dict[str, Any]:
         """Parse generation_config.json; empty when there is none."""
         path = self._folder / "generation_config.json"
-        return read_object(path, MAX_CONFIG_BYTES) if os.path.lexists(path) else {}
+        return read_optional_object(path, MAX_CONFIG_BYTES) or {}
 
     def sha256(self) -> str:
         """Hash name, size and content of config.json (if any) and of every weight file.
@@ -123,14 +125,34 @@ def _locate(path: Path) -> tuple[Path, list[str], dict[str, Any] | None]:
             index = read_object(path / INDEX, MAX_INDEX_BYTES)
             return path, _shards(path, index, present), index
         others = sorted(name for name in present if name.endswith(".safetensors"))
+        if len(others) == 1 and _num_shards(others[0]) == 1:
+            return path, others, None
         if not others:
             _refuse_pickle(path, present)
-        hint = f"; give the path of {others[0]} itself" if others else ""
-        raise CheckpointError(f"{path}: weights are missing, expected {WEIGHTS} or {INDEX}{hint}")
+        raise CheckpointError(
+            f"{path}: weights are missing, expected {WEIGHTS} or {INDEX}{_hint(others)}"
+        )
     if not os.path.lexists(path):
         raise CheckpointError(f"{path}: checkpoint does not exist, expected a folder or a file")
     _refuse_pickle(path.parent, {path.name})
     return path.parent, [path.name], None
+
+
+def _num_shards(name: str) -> int:
+    """Return the number of shards that the name of a shard tells; 0 for other names."""
+    match = _NUMBERED_SHARD.fullmatch(name)
+    return int(match["count"]) if match else 0
+
+
+def _hint(others: list[str]) -> str:
+    """Say what to do with a folder of other safetensors files."""
+    if not others:
+        return ""
+    if others == ["adapter_model.safetensors"]:
+        return "; the folder is an adapter: give its base model, and the adapter beside it"
+    if _num_shards(others[0]):
+        return f"; {INDEX} names the shards, download it too"
+    return f"; rename {others[0]} to {WEIGHTS} if these are the model's weights"
 
 
 def _refuse_pickle(folder: Path, names: set[str]) -> None:
@@ -169,13 +191,21 @@ def _shards(folder: Path, index: dict[str, Any], present: set[str]) -> list[str]
     return sorted(shards)
 
 
-def _match_index(
-    path: Path, index: dict[str, Any], file_of: dict[str, str], infos: dict[str, TensorInfo]
-) -> None:
-    """Check that shards and index have the same tensors in the same files, of the same size."""
+def _match_index(path: Path, index: dict[str, Any], file_of: dict[str, str]) -> None:
+    """Check that shards and index have the same tensors in the same files.
+
+    The index's ``total_size`` is not read: every shard is known to be whole without it, and tools
+    that merge or convert leave it at an old value.
+    """
+    metadata = index.get("metadata")
+    if metadata is not None and not isinstance(metadata, dict):
+        raise CheckpointError(f"{path}: metadata is {metadata!r:.80}, expected an object")
     weight_map = index["weight_map"]
+    tied_elsewhere = any(name in file_of for name in _TIED)
     for name, shard in weight_map.items():
         if name not in file_of:
+            if name in _TIED and tied_elsewhere:
+                continue
             raise CheckpointError(f"{path}: tensor {name!r:.80} is missing, expected in {shard}")
         if file_of[name] != shard:
             raise CheckpointError(
@@ -186,15 +216,6 @@ def _match_index(
             raise CheckpointError(
                 f"{path}: tensor {name!r:.80} of {shard} is unexpected, the index does not list it"
             )
-    metadata = index.get("metadata", {})
-    if not isinstance(metadata, dict):
-        raise CheckpointError(f"{path}: metadata is {metadata!r:.80}, expected an object")
-    total = sum(info.end - info.begin for info in infos.values())
-    if metadata.get("total_size", total) != total:
-        raise CheckpointError(
-            f"{path}: total_size is {metadata['total_size']!r:.80}, expected {total}, the sum of"
-            " the shards; download the checkpoint again"
-        )
 
 
 def _sha256(path: Path) -> tuple[int, str]:

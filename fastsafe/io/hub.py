@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.metadata import entry_points
 from pathlib import Path
 
 from fastsafe.errors import CheckpointError
@@ -13,28 +14,47 @@ ALLOWED = ("*.safetensors", "*.json", "*.jinja")
 IGNORED = ("*/*", "consolidated*")
 DATA_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".json")  # the first there is wins
 
+_WEIGHT_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(?=\.)", re.ASCII)
 _SUBJECTS = {"model": "checkpoint", "data set": "data"}
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", re.ASCII)
 
 
 def resolve(model: str | Path) -> Path:
-    """Return the path of a checkpoint; a hub id is downloaded unless it is in the cache.
+    """Return the folder of a checkpoint; a hub id is downloaded unless it is in the cache.
 
     Args:
-        model: An existing path, or a hub id.
+        model: An existing folder, a weight file in it, a hub id, or the name of a shipped
+            checkpoint such as "organism".
 
     Raises:
-        CheckpointError: There is no such path or hub id, or the hub cannot be reached.
+        CheckpointError: There is no such path or hub id, it is another file, a name is that of a
+            folder, too, or the hub cannot be reached.
     """
     path = Path(model).expanduser()
+    shipped = _shipped(model) if isinstance(model, str) else None
     if str(model) and _exists(path):
-        return path
+        if shipped:
+            raise CheckpointError(
+                f"checkpoint: {model!a} is a folder here and the name of a shipped checkpoint, "
+                f"expected one of them; write './{model}' for the folder or {str(shipped)!a} for "
+                "the other"
+            )
+        if path.suffix != ".safetensors" or not path.is_file():
+            return path
+        if path.name == "model.safetensors" or _WEIGHT_SHARD.fullmatch(path.name):
+            return path.parent  # which has the config and the tokenizer, too
+        raise CheckpointError(
+            f"checkpoint: {path} is a file of another name than model.safetensors, expected a "
+            "folder with config.json, tokenizer and weights; give the folder"
+        )
+    if shipped:
+        return shipped
     if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
         raise CheckpointError(
             f"checkpoint: {str(model)!a} does not exist, expected a folder or a hub id "
             "owner/name; check the path"
-        )
+        ) from FileNotFoundError(str(model))
     return _download(model)
 
 
@@ -92,6 +112,14 @@ def _data_files(name: str, file: str, present: Sequence[str]) -> list[str]:
     return chosen
 
 
+def _shipped(name: str) -> Path | None:
+    """Return the checkpoint of the installed source of this name, if there is one."""
+    for point in entry_points(group="fastsafe.sources", name=name):
+        checkpoint: Path | None = point.load().checkpoint()
+        return checkpoint
+    return None
+
+
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
@@ -118,8 +146,9 @@ def _explained(name: str, path: str, thing: str) -> Iterator[None]:
         from huggingface_hub import errors
     except ImportError:
         raise CheckpointError(
-            f"{failed} needs huggingface_hub; check the path or run `pip install fastsafe[hub]`"
-        ) from None
+            f"{failed} needs huggingface_hub; check the path or run `pip install '.[hub]'` in the "
+            "clone of fastsafe"
+        ) from FileNotFoundError(name)
     try:
         yield
     except CheckpointError:

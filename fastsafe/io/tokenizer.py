@@ -4,12 +4,14 @@ Reads ``tokenizer.json`` with the ``tokenizers`` library; special tokens, end-of
 chat template come from the JSON files beside it. Code of the checkpoint never runs.
 """
 
+import json
 import os
 import sys
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
+from copy import copy
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -19,6 +21,7 @@ from fastsafe.errors import CheckpointError, TokenizerError
 from fastsafe.io import tokenizer_parts
 from fastsafe.io.chat_template import ChatTemplate, quote
 from fastsafe.io.checkpoint_file import read_file
+from fastsafe.io.template_variables import check_variables
 from fastsafe.io.tokenizer_class import apply_class
 from fastsafe.io.tokenizer_config import read_config, read_eos_ids, read_object
 
@@ -46,9 +49,11 @@ class Tokenizer:
         bos_id: Begin-of-text id, or None.
         eos_ids: Ids that end a generation; the first is the tokenizer's own end-of-text token.
         pad_id: Padding id, or None.
+        unk_id: Id that stands for text that the vocabulary lacks, or None if it lacks none.
         vocab_size: The largest id plus 1, added tokens included.
         id_bound: Exclusive bound of the ids; the number of embedding rows after ``check_vocab``.
         chat_template: The checkpoint's default chat template, or None.
+        variables: Template variables of every conversation that it renders.
     """
 
     def __init__(
@@ -96,12 +101,14 @@ class Tokenizer:
         self.eos_ids = tuple(dict.fromkeys([*([] if eos_id is None else [eos_id]), *eos_ids]))
         self._cleans_up_spaces = cleans_up_spaces
         self._may_panic = may_panic
+        self.unk_id = self._unk_id()
         sources = {"default": chat_template} if isinstance(chat_template, str) else chat_template
         self._templates = {
             template: ChatTemplate(source, self._special_tokens)
             for template, source in (sources or {}).items()
         }
         self.chat_template = self._templates.get("default")
+        self.variables: dict[str, Any] = {}
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
@@ -116,8 +123,10 @@ class Tokenizer:
         backend, may_panic = _read_backend(file)
         fields = read_object(folder / "tokenizer_config.json")
         family = read_object(folder / "config.json").get("model_type", "")
-        defaults = apply_class(backend, fields, family if isinstance(family, str) else "")
-        config = read_config(folder, fields, defaults, backend.get_added_tokens_decoder())
+        rules = apply_class(backend, fields, family if isinstance(family, str) else "")
+        if rules and "added_tokens_decoder" in fields:
+            backend = _with_listed(backend, fields["added_tokens_decoder"])
+        config = read_config(folder, fields, rules, backend.get_added_tokens_decoder())
         with _rust(str(file), "a token of the files beside it", silent=True):
             backend.add_tokens(list(config.added_tokens))
         backend.encode_special_tokens = fields.get("split_special_tokens") is True
@@ -133,6 +142,21 @@ class Tokenizer:
             and (not is_bpe or fields.get(forced) is True),
             may_panic=may_panic,
         )
+
+    def with_variables(self, variables: Mapping[str, Any] | None) -> Self:
+        """Return a copy that renders every conversation with these template variables.
+
+        Raises:
+            UsageError: A name is reserved, or a value is no JSON.
+        """
+        other = copy(self)
+        other.variables = check_variables(variables)
+        return other
+
+    def special_tokens(self) -> dict[int, str]:
+        """Return the tokens, by id, that ``decode`` skips."""
+        added = self._backend.get_added_tokens_decoder().items()
+        return {token_id: token.content for token_id, token in added if token.special}
 
     def check_vocab(self, rows: int) -> None:
         """Check the ids against the ``rows`` of the embedding; ``encode`` then refuses ids above.
@@ -218,11 +242,30 @@ class Tokenizer:
                 f"{self.name}: chat template is missing, expected one in tokenizer_config.json or "
                 "chat_template.jinja; use an instruction-tuned checkpoint or plain prompts"
             )
-        return template.render(messages, add_generation_prompt=add_generation_prompt, **variables)
+        return template.render(
+            messages,
+            add_generation_prompt=add_generation_prompt,
+            **{**self.variables, **variables},
+        )
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
         """Return the token ids of a prompt; its template prints all special tokens there are."""
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+        return self.encode(self.render_chat(messages, **variables), add_special_tokens=False)
+
+    def is_unknown(self, token_id: int, text: str) -> bool:
+        """Return whether ``text`` became this token because the vocabulary lacks it."""
+        return token_id == self.unk_id and text != self._unk_token
+
+    def _unk_id(self) -> int | None:
+        # some checkpoints name their end of text as the unknown token, which then stands for itself
+        unk = self._unk_token
+        token_id: int | None = self._backend.token_to_id(unk) if unk else None
+        return None if token_id in (self.bos_id, self.pad_id, *self.eos_ids) else token_id
+
+    @property
+    def _unk_token(self) -> str | None:
+        unk: str | None = getattr(self._backend.model, "unk_token", None)
+        return unk or self._special_tokens.get("unk_token")
 
     def _special_id(self, kind: str) -> int | None:
         token = self._special_tokens.get(kind)
@@ -289,6 +332,25 @@ def _memory_file() -> IO[bytes]:
     if sys.platform == "linux":  # works where there is no folder for temporary files
         return os.fdopen(os.memfd_create("stderr"), "w+b")
     return tempfile.TemporaryFile()
+
+
+def _with_listed(backend: tokenizers.Tokenizer, listed: Any) -> tokenizers.Tokenizer:
+    """Return a tokenizer with the added tokens that ``added_tokens_decoder`` lists, and no others.
+
+    A class that rebuilds its parts knows these alone, special or not as they say there.
+    """
+    tokens = listed.values() if isinstance(listed, dict) else ()
+    special = {t.get("content"): t.get("special") is True for t in tokens if isinstance(t, dict)}
+    present = backend.get_added_tokens_decoder().values()
+    if all(special.get(token.content) is token.special for token in present):
+        return backend  # the usual case: writing out a large vocabulary takes long
+    content = json.loads(backend.to_str())
+    content["added_tokens"] = [
+        token | {"special": special[token["content"]]}
+        for token in content["added_tokens"]
+        if token["content"] in special
+    ]
+    return tokenizers.Tokenizer.from_str(json.dumps(content))
 
 
 def _read_backend(path: Path) -> tuple[tokenizers.Tokenizer, bool]:

@@ -6,7 +6,7 @@ behind a special token than its tokenizer.json says. Every other class uses the 
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import tokenizers
 from tokenizers import decoders, normalizers, pre_tokenizers
@@ -31,9 +31,21 @@ _FAMILY_CLASS = {
 }
 
 
+class ClassRules(NamedTuple):
+    """What else holds for a class that rebuilds its parts.
+
+    Attributes:
+        defaults: Its named tokens, for names that no file has.
+        map_has_flags: Whether flags of tokens in special_tokens_map.json are read.
+    """
+
+    defaults: Mapping[str, str]
+    map_has_flags: bool = True
+
+
 def apply_class(
     backend: tokenizers.Tokenizer, fields: Mapping[str, Any], model_type: str
-) -> dict[str, str]:
+) -> "ClassRules | None":
     """Change ``backend`` as transformers' class for this checkpoint does.
 
     Args:
@@ -42,17 +54,17 @@ def apply_class(
         model_type: Of config.json; "" without one.
 
     Returns:
-        The class's own named tokens, for names that no file has.
+        Further rules of a class that rebuilds its parts, None for others.
     """
     name = _class_name(backend, fields.get("tokenizer_class"), model_type)
     if name not in _CLASSES or not isinstance(backend.model, tokenizers.models.BPE):
-        return {}
-    rebuild, defaults = _CLASSES[name]
+        return None
+    rebuild, rules = _CLASSES[name]
     model = backend.model
     model.dropout = None
     model.ignore_merges = False
     rebuild(backend, fields)
-    return defaults
+    return rules
 
 
 def _class_name(backend: tokenizers.Tokenizer, declared: Any, model_type: str) -> str | None:
@@ -124,22 +136,30 @@ def _metaspace_decoder(strip: bool) -> decoders.Decoder:
 
 _END = "<|endoftext|>"
 _CLASSES: dict[
-    str, tuple[Callable[[tokenizers.Tokenizer, Mapping[str, Any]], None], dict[str, str]]
+    str, tuple[Callable[[tokenizers.Tokenizer, Mapping[str, Any]], None], ClassRules]
 ] = {
     "LlamaTokenizer": (
         _llama,
-        {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"},
+        ClassRules({"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}),
     ),
     "GemmaTokenizer": (
         _gemma,
-        {
-            "unk_token": "<unk>",
-            "bos_token": "<bos>",
-            "eos_token": "<eos>",
-            "pad_token": "<pad>",
-            "mask_token": "<mask>",
-        },
+        ClassRules(
+            {
+                "unk_token": "<unk>",
+                "bos_token": "<bos>",
+                "eos_token": "<eos>",
+                "pad_token": "<pad>",
+                "mask_token": "<mask>",
+            }
+        ),
     ),
-    "Qwen2Tokenizer": (_qwen2, {"unk_token": _END, "eos_token": _END, "pad_token": _END}),
-    "GPT2Tokenizer": (_gpt2, {"unk_token": _END, "bos_token": _END, "eos_token": _END}),
+    "Qwen2Tokenizer": (
+        _qwen2,
+        ClassRules({"unk_token": _END, "eos_token": _END, "pad_token": _END}, map_has_flags=False),
+    ),
+    "GPT2Tokenizer": (
+        _gpt2,
+        ClassRules({"unk_token": _END, "bos_token": _END, "eos_token": _END}),
+    ),
 }

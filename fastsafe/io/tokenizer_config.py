@@ -15,6 +15,7 @@ from fastsafe.errors import CheckpointError, TokenizerError
 from fastsafe.io.chat_template import MAX_SOURCE_CHARS
 from fastsafe.io.checkpoint_file import read_file
 from fastsafe.io.json_file import read_optional_object
+from fastsafe.io.tokenizer_class import ClassRules
 
 MAX_CONFIG_BYTES = 16 << 20
 MAX_ADDED_TOKENS = 1 << 16
@@ -53,7 +54,7 @@ def read_object(path: Path) -> dict[str, Any]:
 def read_config(
     folder: Path,
     fields: Mapping[str, Any],
-    defaults: Mapping[str, str],
+    rules: ClassRules | None,
     present: Mapping[int, tokenizers.AddedToken],
 ) -> TokenizerConfig:
     """Read tokens and templates.
@@ -61,7 +62,7 @@ def read_config(
     Args:
         folder: The checkpoint.
         fields: Its tokenizer_config.json.
-        defaults: Named tokens of the tokenizer's class, for names that no file has.
+        rules: Of the tokenizer's class, if it rebuilds its parts.
         present: Added tokens of tokenizer.json by id.
 
     Raises:
@@ -74,8 +75,9 @@ def read_config(
         numbered = _decoder(fields["added_tokens_decoder"], path)
     else:  # the older files, which transformers ignores otherwise
         mapped = read_object(folder / "special_tokens_map.json")
-        _merge_map(mapped, named, extra)
+        _merge_map(mapped, named, extra, has_flags=not rules or rules.map_has_flags)
         numbered = {**_added_file(folder / "added_tokens.json", named, extra), **present}
+    defaults = rules.defaults if rules else {}
     values = {**dict.fromkeys(f"{name}_token" for name in _NAMED), **defaults, **named}
     special: dict[str, tokenizers.AddedToken] = {}
     added = [numbered[index] for index in sorted(numbered)]
@@ -141,12 +143,18 @@ def _named_alone(fields: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _merge_map(mapped: Mapping[str, Any], named: dict[str, Any], extra: list[Any]) -> None:
-    """Add the tokens of special_tokens_map.json; its named tokens come before the config's."""
-    named |= {
-        name: {**value, "special": True} if isinstance(value, dict) else value
-        for name, value in _named_alone(mapped).items()
-    }
+def _merge_map(
+    mapped: Mapping[str, Any], named: dict[str, Any], extra: list[Any], *, has_flags: bool
+) -> None:
+    """Add the tokens of special_tokens_map.json; its named tokens come before the config's.
+
+    Without flags, a token is its text.
+    """
+    for name, value in _named_alone(mapped).items():
+        if has_flags and isinstance(value, dict):
+            named[name] = {**value, "special": True}
+        else:
+            named[name] = _text(value)
     more = mapped.get("extra_special_tokens")
     if isinstance(more, dict):
         named |= more

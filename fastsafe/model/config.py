@@ -23,7 +23,6 @@ MAX_PARAMETERS = 2**42
 
 _FULL, _WINDOWED = "full_attention", "sliding_attention"
 _ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"}
-_DTYPES = ("float32", "bfloat16", "float16")
 _CODE_FIELDS = ("auto_map", "trust_remote_code", "custom_pipelines", "attn_implementation")
 
 
@@ -62,7 +61,6 @@ class ModelConfig:
     windows: tuple[int | None, ...]  # per layer: keys a query sees, itself included
     ropes: tuple[RopeConfig, ...]
     rope_of_layer: tuple[int, ...]  # per layer: index into ropes
-    dtype: str | None  # of the file's weights, as the config claims
     ignored: tuple[str, ...]  # fields that name code; never followed
 
     @property
@@ -130,7 +128,7 @@ class ModelConfig:
             num_kv_heads=kv_heads,
             head_dim=head_dim,
             max_position_embeddings=fields.integer(
-                "max_position_embeddings", 1, MAX_POSITIONS, 2048
+                "max_position_embeddings", 1, MAX_POSITIONS, family.max_positions
             ),
             norm_eps=fields.number("rms_norm_eps", 0.0, 1.0, family.norm_eps),
             activation=_activation(fields, family),
@@ -162,7 +160,6 @@ class ModelConfig:
             windows=windows,
             ropes=ropes,
             rope_of_layer=tuple(int(len(ropes) == 2 and w is not None) for w in windows),
-            dtype=_dtype(fields),
             ignored=_code_fields(raw),
         )
         if config.num_parameters > MAX_PARAMETERS:
@@ -176,7 +173,7 @@ class ModelConfig:
 def _family(fields: Fields) -> tuple[str, Family]:
     names = fields.raw.get("architectures")
     model_type = fields.raw.get("model_type")
-    if names is None:
+    if names in (None, []):
         names = [name for name, family in FAMILIES.items() if family.model_type == model_type]
         if not names:
             types = ", ".join(family.model_type for family in FAMILIES.values())
@@ -193,7 +190,8 @@ def _family(fields: Fields) -> tuple[str, Family]:
     if family is None:
         raise CheckpointError(
             f"{fields.location}: architectures is {name[:60]!r}, expected one of "
-            f"{', '.join(FAMILIES)}; use the transformers backend for others"
+            f"{', '.join(FAMILIES)}; audit and generate run others with --backend transformers, "
+            "train and verify do not"
         )
     if model_type is not None and model_type != family.model_type:
         raise fields.refuse("model_type", f"{family.model_type} for {name}")
@@ -207,11 +205,14 @@ def _refuse_unsupported(fields: Fields) -> None:
         method = section.raw.get("quant_method") if section is not None else None
         raise CheckpointError(
             f"{fields.location}: quantization_config asks for {str(method)[:60]!r} weights, "
-            "expected plain float32, bfloat16 or float16; use the unquantized checkpoint"
+            "expected plain float32, bfloat16 or float16; use the unquantized checkpoint, or "
+            "delete the field if the weights are plain, as a merge to 16 bits leaves them"
         )
     for name in ("is_encoder_decoder", "use_bidirectional_attention", "add_cross_attention"):
         if fields.flag(name, False):
             raise fields.refuse(name, "false: only causal decoders are known")
+    if not fields.flag("is_causal", True):
+        raise fields.refuse("is_causal", "true: only causal decoders are known")
 
 
 def _activation(fields: Fields, family: Family) -> str:
@@ -242,8 +243,10 @@ def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, .
     if family.window_opt_in and not fields.flag("use_sliding_window", False):
         window = None
     if family.window != "layer_types":
-        if kinds is not None and len(set(kinds)) > 1:
-            raise fields.refuse("layer_types", "one kind for all layers of this architecture")
+        kind = _FULL if window is None else _WINDOWED
+        if kinds is not None and set(kinds) != {kind}:
+            # transformers takes Mistral with layer_types for another architecture
+            raise fields.refuse("layer_types", f"{kind} for all layers of this config")
         return (window,) * layers
     if kinds is None and family.window_pattern is not None:
         n = family.window_pattern
@@ -261,29 +264,41 @@ def _windows(fields: Fields, family: Family, layers: int) -> tuple[int | None, .
 
 def _ropes(fields: Fields, family: Family, head_dim: int) -> tuple[RopeConfig, ...]:
     """Read the rotary embedding, or two: of full layers, then of windowed ones."""
-    parse = partial(parse_rope, fields, head_dim=head_dim, phi3=family.partial_rotary)
+    parse = partial(
+        parse_rope,
+        fields,
+        head_dim=head_dim,
+        phi3=family.partial_rotary,
+        default_positions=family.max_positions,
+    )
     empty = Fields({}, fields.location)
     scaling = fields.section("rope_scaling") or empty
-    section = scaling if scaling.raw else fields.section("rope_parameters") or empty
-    nested = any(section.has(kind) for kind in (_FULL, _WINDOWED))
+    section = fields.section("rope_parameters") or empty
     if family.local_theta is None:
-        if nested:
+        section = scaling if scaling.raw else section
+        if _is_nested(section):
             raise CheckpointError(
                 f"{section.location} holds layer types, expected one rotary embedding for all "
                 "layers of this architecture"
             )
         return (parse(section, default_theta=family.default_theta),)
-    full = (section.section(_FULL) or empty) if nested else section
-    local = (section.section(_WINDOWED) or empty) if nested else empty
+    # transformers ignores these spellings without a word
+    if section.raw and not _is_nested(section):
+        raise fields.refuse("rope_parameters", f"an object with {_FULL} and {_WINDOWED}")
+    if scaling.raw and (_is_nested(scaling) or not scaling.has("rope_type")):
+        raise fields.refuse("rope_scaling", f"an object with rope_type, for the {_FULL} layers")
+    full = section.section(_FULL) or empty
+    local = section.section(_WINDOWED) or empty
+    if scaling.raw:
+        full = Fields({**full.raw, **scaling.raw}, scaling.location)
     return (
         parse(full, default_theta=family.default_theta),
         parse(local, default_theta=family.local_theta, theta_name="rope_local_base_freq"),
     )
 
 
-def _dtype(fields: Fields) -> str | None:
-    name = "dtype" if fields.has("dtype") else "torch_dtype"
-    return fields.choice(name, _DTYPES) if fields.has(name) else None
+def _is_nested(section: Fields) -> bool:
+    return any(section.has(kind) for kind in (_FULL, _WINDOWED))
 
 
 def _code_fields(raw: Mapping[str, Any]) -> tuple[str, ...]:

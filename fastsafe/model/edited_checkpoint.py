@@ -57,8 +57,9 @@ def write_edited(
     config = ModelConfig.from_json(like.config(), f"{like.path}/config.json")
     if not like.path.is_dir():
         raise CheckpointError(f"{like.path}: is a file, expected a folder with its config")
-    w.check(like, config)
-    w.check(base, config)
+    like = w.checked(like, config)
+    base = w.checked(base, config)
+    tuned = tuned if isinstance(tuned, Adapter) else like
     places = {place.name for place in w.placements(config)}
     shards = _shards(like)
     out.parent.mkdir(parents=True, exist_ok=True)

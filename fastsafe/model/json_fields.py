@@ -20,7 +20,7 @@ class Fields:
 
     def refuse(self, name: str, expected: str) -> CheckpointError:
         """Build the error for a field whose value cannot be used."""
-        value = "missing" if self.raw.get(name) is None else _short(self.raw[name])
+        value = "missing" if self.raw.get(name) is None else shortened(self.raw[name])
         return CheckpointError(f"{self.location}: {name} is {value}, expected {expected}")
 
     def has(self, name: str) -> bool:
@@ -41,7 +41,7 @@ class Fields:
         value = self.raw.get(name)
         if value is None and default is not None:
             return default
-        if not _is_number(value) or not low <= value <= high:
+        if not is_number(value) or not low <= value <= high:
             raise self.refuse(name, f"a number in [{low:g}, {high:g}]")
         return float(value)
 
@@ -73,7 +73,7 @@ class Fields:
         """Read a list of exactly ``count`` finite numbers in [low, high]."""
         value = self.raw.get(name)
         fits = isinstance(value, list) and len(value) == count
-        if not fits or not all(_is_number(x) and low <= x <= high for x in value or ()):
+        if not fits or not all(is_number(x) and low <= x <= high for x in value or ()):
             raise self.refuse(name, f"a list of {count} numbers in [{low:g}, {high:g}]")
         return tuple(float(x) for x in value or ())
 
@@ -97,7 +97,8 @@ class Fields:
         return Fields(value, f"{self.location}: {name}")
 
 
-def _is_number(value: Any) -> TypeGuard[int | float]:
+def is_number(value: Any) -> TypeGuard[int | float]:
+    """Return whether a decoded value is a number that a float can hold."""
     try:
         return (
             isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
@@ -106,11 +107,15 @@ def _is_number(value: Any) -> TypeGuard[int | float]:
         return False
 
 
-def _short(value: Any) -> str:
-    """Show a value in at most 60 characters, without rendering a huge one."""
+def shortened(value: Any) -> str:
+    """Show a value in about 60 characters, without rendering a huge one."""
+    nests = isinstance(value, list) and any(isinstance(item, list | Mapping) for item in value)
+    if isinstance(value, list) and len(value) <= 4 and not nests:
+        return "[" + ", ".join(map(shortened, value)) + "]"
     if isinstance(value, list | Mapping):
-        return f"a {'list' if isinstance(value, list) else 'object'} of {len(value)} items"
+        kind = "a list" if isinstance(value, list) else "an object"
+        return f"{kind} of {len(value)} items"
     if isinstance(value, int) and value.bit_length() > 128:
         return f"an integer of {value.bit_length()} bits"
-    text = repr(value)
+    text = ascii(value) if isinstance(value, str) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."

@@ -19,11 +19,12 @@ from torch import Tensor
 
 from fastsafe.errors import AdapterError
 from fastsafe.io.weight_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from fastsafe.model import cpu_ops, peft
+from fastsafe.model import adapter_files, cpu_ops
 from fastsafe.model.grouped import AdapterStacks, FixedRows, Grouped, ModuleUpdate
 from fastsafe.model.layers import linear
 from fastsafe.model.peft import LoraConfig
 from fastsafe.model.transformer import Key, LinearSlot, Project, Transformer
+from fastsafe.model.weights import EMBEDDING, HEAD
 from fastsafe_kernels._spec import INTERPRET
 
 BASE = -1  # slot of a row without an adapter
@@ -52,47 +53,47 @@ class Adapter:
     weights: Mapping[str, LoraWeights]
 
     @classmethod
-    def load(cls, path: str | Path, slots: Mapping[str, LinearSlot], name: str = "") -> "Adapter":
+    def load(
+        cls,
+        path: str | Path,
+        slots: Mapping[str, LinearSlot],
+        name: str = "",
+        tables: Mapping[str, Tensor] = MappingProxyType({}),
+    ) -> "Adapter":
         """Read a PEFT directory and check every tensor against the base model.
 
         Args:
             path: Directory with adapter_config.json and adapter_model.safetensors.
             slots: Linear modules of the base, from ``Transformer.slots()``.
             name: Name of the adapter; the directory's name when empty.
+            tables: Embedding and head of the base, by name; copies of them in the adapter that
+                are equal to them are left out.
 
         Raises:
             AdapterError: A tensor is missing, unexpected or mis-shaped, or the config asks for
                 more than plain LoRA. Nothing is loaded in part.
         """
         path = Path(path)
-        config, tensors = peft.read_dir(path)
+        config, tensors, saved = adapter_files.read_dir(path)
         location = str(path / ADAPTER_WEIGHTS)
+        config_location = str(path / ADAPTER_CONFIG)
+        modules = config.matching(slots, config_location)
+        adapter_files.check_saved(saved, tables, location)
+        adapter_files.check_covered(tensors, modules, location)
         weights = {}
-        for module in config.modules(slots, str(path / ADAPTER_CONFIG)):
-            rank, slot = config.rank_of(module), slots[module]
-            pair = []
+        for module, (rank, _, scaling) in config.settings(modules, config_location).items():
+            slot, pair = slots[module], []
             for key, shape in (
                 (f"{module}.lora_A.weight", (rank, slot.in_features)),
                 (f"{module}.lora_B.weight", (slot.end - slot.begin, rank)),
             ):
-                tensor = tensors.pop(key, None)
-                if tensor is None:
+                if tuple(tensors[key].shape) != shape:
                     raise AdapterError(
-                        f"{location}: tensor {key!r} is missing; the adapter is partial"
-                    )
-                if tuple(tensor.shape) != shape:
-                    raise AdapterError(
-                        f"{location}: tensor {key!r} is {list(tensor.shape)}, expected"
+                        f"{location}: tensor {key!r} is {list(tensors[key].shape)}, expected"
                         f" {list(shape)}"
                     )
-                pair.append(tensor)
-            weights[module] = LoraWeights(pair[0], pair[1], config.scaling_of(module))
-        if tensors:
-            extra = ", ".join(sorted(tensors)[:4])
-            raise AdapterError(
-                f"{location}: {len(tensors)} unexpected tensors ({extra}); the config's "
-                "target_modules do not name their modules"
-            )
+                pair.append(tensors[key])
+            weights[module] = LoraWeights(pair[0], pair[1], scaling)
         return cls(name or path.name, config, weights)
 
     def save(self, path: str | Path, notes: Mapping[str, str] = MappingProxyType({})) -> None:
@@ -101,7 +102,7 @@ class Adapter:
         for module, weights in self.weights.items():
             tensors[f"{module}.lora_A.weight"] = weights.lora_A
             tensors[f"{module}.lora_B.weight"] = weights.lora_B
-        peft.write_dir(Path(path), self.config, tensors, notes)
+        adapter_files.write_dir(Path(path), self.config, tensors, notes)
 
 
 class Part(NamedTuple):
@@ -239,7 +240,8 @@ class AdapterBank:
 
     def load(self, path: str | Path, name: str = "") -> int:
         """Read a PEFT directory into a free slot and return the slot."""
-        return self.add(Adapter.load(path, self._slots, name))
+        tables = {EMBEDDING: self.model.embedding, HEAD: self.model.head}
+        return self.add(Adapter.load(path, self._slots, name, tables))
 
     def lease(self, slots: Iterable[int]) -> AdapterLease:
         """Pin the adapters of these slots while rows that name them are running."""

@@ -129,7 +129,7 @@ def load(
         CheckpointError: As ``Transformer.load``, or a weight is no multiple of 64 elements.
     """
     config = ModelConfig.from_json(source.config(), f"{source.path}/config.json")
-    w.check(source, config)
+    source = w.checked(source, config)
     device = torch.device(device)
     places = list(w.placements(config))
     for place in places:

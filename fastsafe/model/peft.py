@@ -1,43 +1,45 @@
-"""PEFT adapter directories: adapter_config.json + adapter_model.safetensors, read and written.
+"""PEFT's adapter_config.json: what it says about plain linear LoRA, and what is refused.
 
-Only plain linear LoRA is accepted. Anything that would change the result and is not computed here
-(DoRA, trained biases, replaced modules, ...) is refused by its name, never ignored.
+Anything that would change the result and is not computed here (DoRA, trained biases, replaced
+modules, ...) is refused by its name, never ignored.
 """
 
-import json
 import math
 import re
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from fastsafe.errors import AdapterError
-from fastsafe.io import safetensors
-from fastsafe.io.atomic import publish_dir
-from fastsafe.io.json_file import read_json
-from fastsafe.io.weight_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from fastsafe.model.json_fields import is_number, shortened
+from fastsafe.model.name_patterns import NameMatcher, check_pattern
 
-_PREFIX = "base_model.model."
 _MAX_RANK = 4096
-_MAX_CONFIG_BYTES = 1 << 20
+# The targets that PEFT takes where a config has none, of all families with such a default.
+_DEFAULT_TARGETS = ("q_proj", "v_proj", "qkv_proj")
+_TABLES = ("model.embed_tokens", "lm_head")
+EVERY_LINEAR = "all-linear"
 # Keys that carry information but do not change what the adapter computes at inference.
 _INERT = {
     "auto_mapping",
     "base_model_name_or_path",
+    "corda_config",  # the switch is init_lora_weights
     "ensure_weight_tying",
-    "eva_config",
+    "eva_config",  # the switch is init_lora_weights
+    "fan_in_fan_out",  # PEFT turns it off for linear layers
     "inference_mode",
     "loftq_config",  # the switch is init_lora_weights
     "lora_dropout",
+    "lora_ga_config",  # the switch is init_lora_weights
     "megatron_core",
+    "merge_weights",
     "peft_type",
     "peft_version",
     "qalora_group_size",  # the switch is use_qalora
     "revision",
     "runtime_config",
     "task_type",
+    "velora_config",  # stores activations differently in training
 }
 _USED = {
     "alpha_pattern",
@@ -47,13 +49,31 @@ _USED = {
     "layers_pattern",
     "layers_to_transform",
     "lora_alpha",
+    "modules_to_save",  # checked against the tensors that are there
     "r",
     "rank_pattern",
     "target_modules",
+    "target_parameters",
     "use_rslora",
 }
-# Initialisations that subtract the adapter from the base weights when PEFT loads them.
-_REBASING_INITS = ("pissa", "olora", "corda", "loftq", "lora_ga")
+# Variants of LoRA that an empty object switches on, with their default settings.
+_VARIANTS = ("arrow_config", "kasa_config", "monteclora_config", "use_bdlora")
+# Initialisations that leave the base weights alone; others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA)
+# subtract the adapter from them when PEFT loads it.
+_INITS = ("gaussian", "eva", "orthogonal", "mica")
+_NUMBERED = (
+    "layers",
+    "model.layers",
+    r"model\.layers",
+)  # where all known bases number their layers
+
+
+class ModuleSettings(NamedTuple):
+    """The settings of the adapter on one module."""
+
+    rank: int
+    alpha: float
+    scaling: float  # of B A
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,42 +105,96 @@ class LoraConfig:
 
     def rank_of(self, module: str) -> int:
         """Return the rank of the adapter on ``module``, at least 1."""
-        return int(_pattern_value(self.rank_pattern, module, self.rank))
+        return self.settings([module], "adapter")[module].rank
 
     def scaling_of(self, module: str) -> float:
         """Return the factor of B A on ``module``."""
-        rank = self.rank_of(module)
-        alpha = _pattern_value(self.alpha_pattern, module, self.alpha)
-        return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+        return self.settings([module], "adapter")[module].scaling
 
-    def modules(self, known: Iterable[str], location: str) -> tuple[str, ...]:
-        """Return those of the ``known`` module paths that carry the adapter, in their order.
+    def settings(self, modules: Iterable[str], location: str) -> dict[str, ModuleSettings]:
+        """Return the settings of each module, by its path.
 
         Raises:
-            AdapterError: A target names no known module.
+            AdapterError: A pattern is refused, or they take too long to match.
+        """
+        matcher = NameMatcher(location)
+        found = {}
+        for module in modules:
+            rank = int(_pattern_value(self.rank_pattern, module, self.rank, matcher))
+            alpha = _pattern_value(self.alpha_pattern, module, self.alpha, matcher)
+            scaling = alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+            found[module] = ModuleSettings(rank, alpha, scaling)
+        return found
+
+    def matching(self, known: Iterable[str], location: str) -> tuple[str, ...]:
+        """Return those of the ``known`` module paths that carry the adapter, in their order.
+
+        Targets that name no known module are left out, as PEFT does: many configs list the modules
+        of several architectures.
+
+        Raises:
+            AdapterError: No module carries it, a pattern is refused, or LoRA is on the embedding
+                or the head.
         """
         known = tuple(known)
-        chosen = [m for m in known if _is_target(self.target_modules, m, location)]
-        if isinstance(self.target_modules, tuple):
-            for target in self.target_modules:
-                if not any(m == target or m.endswith("." + target) for m in known):
-                    names = ", ".join(sorted({m.rpartition(".")[2] for m in known}))
+        matcher = NameMatcher(location)
+        chosen = [m for m in known if self._targets(m, matcher)]
+        if self.target_modules != EVERY_LINEAR:
+            for table in _TABLES:
+                if table not in known and self._targets(table, matcher):
                     raise AdapterError(
-                        f"{location}: target_modules has {target!r}, which the base model lacks; "
-                        f"its linear modules are {names}"
+                        f"{location}: target_modules has {table.rpartition('.')[2]!r}: LoRA on the "
+                        "embedding and the head is not supported here; merge the adapter into the "
+                        "base with PEFT (merge_and_unload) and load the result as a checkpoint"
                     )
-        if self.exclude_modules is not None:
-            excluded = self.exclude_modules
-            chosen = [m for m in chosen if not _is_target(excluded, m, location)]
-        if self.layers_to_transform is not None:
-            keep = set(self.layers_to_transform)
-            chosen = [m for m in chosen if _layer_of(m) in keep]
         if not chosen:
             raise AdapterError(
-                f"{location}: target_modules {self.target_modules!r} match no module of the base"
-                " model"
+                f"{location}: target_modules {shortened(self.target_modules)} match no module of "
+                f"the base model; its linear modules are {_last_names(known)}"
             )
         return tuple(chosen)
+
+    def modules(self, known: Iterable[str], location: str) -> tuple[str, ...]:
+        """Return as ``matching``, where every target must name a known module.
+
+        Raises:
+            AdapterError: As ``matching``, or a target names no known module.
+        """
+        known = tuple(known)
+        if isinstance(self.target_modules, tuple):
+            for target in self.target_modules:
+                if not any(_is_named(m, (target,)) for m in (*known, *_TABLES)):
+                    raise AdapterError(
+                        f"{location}: target_modules has {target!r}, which the base model lacks; "
+                        f"its linear modules are {_last_names(known)}"
+                    )
+        return self.matching(known, location)
+
+    def explicit(self, modules: Sequence[str], location: str) -> "LoraConfig":
+        """Return the config that says the same of these modules by their whole names alone."""
+        settings = self.settings(modules, location)
+        return replace(
+            self,
+            target_modules=tuple(modules),
+            exclude_modules=None,
+            layers_to_transform=None,
+            rank_pattern={re.escape(m): s.rank for m, s in settings.items() if s.rank != self.rank},
+            alpha_pattern={
+                re.escape(m): s.alpha for m, s in settings.items() if s.alpha != self.alpha
+            },
+        )
+
+    def _targets(self, module: str, matcher: NameMatcher) -> bool:
+        excluded, layers = self.exclude_modules, self.layers_to_transform
+        if excluded is not None and _matches(excluded, module, matcher):
+            return False
+        if isinstance(self.target_modules, tuple) and module in self.target_modules:
+            return True  # a whole name counts in every layer
+        if layers is not None and _layer_of(module) not in layers:
+            return False
+        if self.target_modules == EVERY_LINEAR:
+            return True
+        return _matches(self.target_modules, module, matcher)
 
     def to_json(self) -> dict[str, Any]:
         """Return the adapter_config.json that PEFT and vLLM read."""
@@ -161,205 +235,151 @@ def parse_config(raw: Any, location: str) -> LoraConfig:
     if not isinstance(raw, dict):
         raise AdapterError(f"{location}: is a {type(raw).__name__}, expected a JSON object")
     if raw.get("peft_type") != "LORA":
-        raise AdapterError(f"{location}: peft_type is {raw.get('peft_type')!r}, expected 'LORA'")
-    if raw.get("bias", "none") != "none":
         raise AdapterError(
-            f"{location}: bias is {raw['bias']!r}, expected 'none': trained biases are not"
-            " supported"
+            f"{location}: peft_type is {shortened(raw.get('peft_type'))}, expected 'LORA'; convert "
+            "the adapter to PEFT's LoRA format"
         )
-    init = raw.get("init_lora_weights", True)
-    if isinstance(init, str) and init.lower().startswith(_REBASING_INITS):
+    if raw.get("bias", "none") not in ("none", "all", "lora_only"):  # the tensors say whether any
+        raise AdapterError(f"{location}: bias is {shortened(raw['bias'])}, expected 'none'")
+    init = raw.get("init_lora_weights")
+    if init and init is not True and not (isinstance(init, str) and init.lower() in _INITS):
         raise AdapterError(
-            f"{location}: init_lora_weights is {init!r}, which changes the base weights; "
-            "convert the adapter to plain LoRA with PEFT first"
-        )
-    if raw.get("layers_pattern") not in (None, "layers", ["layers"]):
-        raise AdapterError(
-            f"{location}: layers_pattern is {raw['layers_pattern']!r}, expected null or 'layers'"
+            f"{location}: init_lora_weights is {shortened(init)}, expected true, false or "
+            f"{', '.join(_INITS)}: others may change the base weights; convert the adapter to "
+            "plain LoRA with PEFT first"
         )
     for key in sorted(raw.keys() - _INERT - _USED):
-        if raw[key] not in (None, False, [], {}, "", 0):
+        if raw[key] not in (None, False, [], {}, "", 0) or (raw[key] == {} and key in _VARIANTS):
             raise AdapterError(
-                f"{location}: {key} is {raw[key]!r}, which is not supported; "
-                "only plain linear LoRA is (no DoRA, no modules_to_save)"
+                f"{location}: {ascii(key)[1:-1][:60]} is {shortened(raw[key])}, which is not"
+                " supported; only plain linear LoRA is (no DoRA, no trained tokens)"
             )
+    _refuse_parameters(raw.get("target_parameters"), location)
     rank = _integer(raw.get("r", 8), "r", location, 1, _MAX_RANK)
     layers = raw.get("layers_to_transform")
     if isinstance(layers, int) and not isinstance(layers, bool):
         layers = [layers]
-    if layers is not None:
-        if not isinstance(layers, list):
-            raise AdapterError(f"{location}: layers_to_transform is {layers!r}, expected integers")
+    if layers is not None and not isinstance(layers, list):
+        raise AdapterError(
+            f"{location}: layers_to_transform is {shortened(layers)}, expected integers"
+        )
+    if layers:
+        _check_layers_pattern(raw.get("layers_pattern"), location)
         layers = tuple(_integer(i, "layers_to_transform", location, 0, 10**6) for i in layers)
     excluded = raw.get("exclude_modules")
     return LoraConfig(
         rank=rank,
         alpha=_number(raw.get("lora_alpha", 8), "lora_alpha", location),
-        target_modules=_targets(raw.get("target_modules"), "target_modules", location),
-        dropout=_number(raw.get("lora_dropout", 0.0), "lora_dropout", location),
-        use_rslora=bool(raw.get("use_rslora", False)),
+        target_modules=_DEFAULT_TARGETS
+        if raw.get("target_modules") is None
+        else _names(raw["target_modules"], "target_modules", location),
+        dropout=_number(raw.get("lora_dropout", 0.0), "lora_dropout", location, 0.0, 1.0),
+        use_rslora=_flag(raw.get("use_rslora"), "use_rslora", location),
         rank_pattern={
-            k: _integer(v, f"rank_pattern[{k!r}]", location, 1, _MAX_RANK)
+            k: _integer(v, f"rank_pattern[{k!a:.60}]", location, 1, _MAX_RANK)
             for k, v in _patterns(raw, "rank_pattern", location)
         },
         alpha_pattern={
-            k: _number(v, f"alpha_pattern[{k!r}]", location)
+            k: _number(v, f"alpha_pattern[{k!a:.60}]", location)
             for k, v in _patterns(raw, "alpha_pattern", location)
         },
-        layers_to_transform=layers,
-        exclude_modules=None if not excluded else _targets(excluded, "exclude_modules", location),
+        layers_to_transform=layers or None,
+        exclude_modules=None if not excluded else _names(excluded, "exclude_modules", location),
         base_model=str(raw.get("base_model_name_or_path") or ""),
     )
 
 
-def read_dir(path: Path) -> tuple[LoraConfig, dict[str, Any]]:
-    """Read the config and raw tensors of an adapter directory, keys without PEFT's prefix.
-
-    Raises:
-        AdapterError: A file is missing, is a pickle, or holds something else than LoRA weights.
-    """
-    location = str(path / ADAPTER_CONFIG)
-    if not path.is_dir():
-        raise AdapterError(f"adapter {path}: no such directory; give the folder PEFT wrote")
-    if not (path / ADAPTER_CONFIG).is_file():
+def _refuse_parameters(names: Any, location: str) -> None:
+    """Refuse LoRA on bare parameters; those of other architectures are not there and do nothing."""
+    known = (".weight", ".bias")  # all parameters of known bases end so
+    if names and not (
+        isinstance(names, list)
+        and all(isinstance(name, str) and not f".{name}".endswith(known) for name in names)
+    ):
         raise AdapterError(
-            f"adapter {path}: {ADAPTER_CONFIG} is missing; give the folder PEFT wrote"
+            f"{location}: target_parameters is {shortened(names)}, which is not supported; train "
+            "LoRA on linear modules"
         )
-    if not (path / ADAPTER_WEIGHTS).is_file():
-        pickles = sorted(p.name for p in path.glob("adapter_model.*"))
-        found = f"found only {', '.join(pickles)}, which is refused" if pickles else "none found"
+
+
+def _check_layers_pattern(patterns: Any, location: str) -> None:
+    if patterns and not any(
+        name in _NUMBERED for name in (patterns if isinstance(patterns, list) else [patterns])
+    ):
         raise AdapterError(
-            f"adapter {path}: {ADAPTER_WEIGHTS} expected, {found}; save it with safe_serialization"
+            f"{location}: layers_pattern is {shortened(patterns)}, expected null or 'layers', as "
+            "the base model calls its layers"
         )
-    config = parse_config(read_json(path / ADAPTER_CONFIG, max_bytes=_MAX_CONFIG_BYTES), location)
-    tensors = {}
-    for key, tensor in safetensors.read(path / ADAPTER_WEIGHTS).items():
-        if not key.startswith(_PREFIX):
-            raise AdapterError(f"{path / ADAPTER_WEIGHTS}: tensor {key!r} lacks prefix {_PREFIX!r}")
-        tensors[key.removeprefix(_PREFIX)] = tensor
-    return config, tensors
-
-
-def write_dir(
-    path: Path,
-    config: LoraConfig,
-    tensors: Mapping[str, Any],
-    notes: Mapping[str, str] = MappingProxyType({}),
-) -> None:
-    """Write an adapter directory whole or not at all; an older one is replaced.
-
-    ``notes`` are further files, name -> text, that say where the adapter comes from.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with publish_dir(path) as folder:
-        safetensors.write(
-            folder / ADAPTER_WEIGHTS,
-            {_PREFIX + key: tensor.contiguous() for key, tensor in tensors.items()},
-            {"format": "pt"},
-        )
-        text = json.dumps(config.to_json(), indent=2, sort_keys=True)
-        (folder / ADAPTER_CONFIG).write_text(text + "\n", encoding="utf-8")
-        for name, note in notes.items():
-            (folder / name).write_text(note, encoding="utf-8")
 
 
 def _integer(value: Any, key: str, location: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise AdapterError(
-            f"{location}: {key} is {value!r}, expected an integer in [{low}, {high}]"
+            f"{location}: {key} is {shortened(value)}, expected an integer in [{low}, {high}]"
         )
     return value
 
 
-def _number(value: Any, key: str, location: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise AdapterError(f"{location}: {key} is {value!r}, expected a finite number")
+def _number(
+    value: Any, key: str, location: str, low: float = -math.inf, high: float = math.inf
+) -> float:
+    if not is_number(value) or not low <= value <= high:
+        expected = "a finite number" if high == math.inf else f"a number in [{low:g}, {high:g}]"
+        raise AdapterError(f"{location}: {key} is {shortened(value)}, expected {expected}")
     return float(value)
 
 
-def _patterns(raw: Mapping[str, Any], key: str, location: str) -> list[tuple[str, Any]]:
+def _flag(value: Any, key: str, location: str) -> bool:
+    if value is not None and not isinstance(value, bool):
+        raise AdapterError(f"{location}: {key} is {shortened(value)}, expected true or false")
+    return bool(value)
+
+
+def _patterns(raw: Mapping[str, Any], key: str, location: str) -> Iterable[tuple[str, Any]]:
     value = raw.get(key) or {}
     if not isinstance(value, dict):
-        raise AdapterError(f"{location}: {key} is {value!r}, expected an object")
-    if len(value) > _MAX_PATTERNS:
-        raise AdapterError(
-            f"{location}: {key} has {len(value)} patterns, expected at most {_MAX_PATTERNS}"
-        )
+        raise AdapterError(f"{location}: {key} is {shortened(value)}, expected an object")
     for pattern in value:
         check_pattern(pattern, f"{location}: {key}")
-    return list(value.items())
+    return value.items()
 
 
-def _targets(value: Any, key: str, location: str) -> tuple[str, ...] | str:
+def _names(value: Any, key: str, location: str) -> tuple[str, ...] | str:
     if isinstance(value, str) and value:
-        if value != "all-linear":
-            check_pattern(value, f"{location}: {key}")
+        if value.lower() == EVERY_LINEAR:
+            return EVERY_LINEAR
+        check_pattern(value, f"{location}: {key}")
         return value
     if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
         return tuple(value)
     raise AdapterError(
-        f"{location}: {key} is {value!r}, expected a list of module names or a regex"
+        f"{location}: {key} is {shortened(value)}, expected a list of module names or a regex"
     )
 
 
-def _is_target(targets: tuple[str, ...] | str, module: str, location: str) -> bool:
-    if targets == "all-linear":
-        return True
+def _matches(targets: tuple[str, ...] | str, module: str, matcher: NameMatcher) -> bool:
     if isinstance(targets, str):
-        return check_pattern(targets, location).fullmatch(module) is not None
-    return any(module == t or module.endswith("." + t) for t in targets)
+        return matcher.matches(targets, module)
+    return _is_named(module, targets)
 
 
-def _pattern_value(patterns: Mapping[str, float], module: str, default: float) -> float:
+def _is_named(module: str, names: Iterable[str]) -> bool:
+    return any(module == name or module.endswith("." + name) for name in names)
+
+
+def _pattern_value(
+    patterns: Mapping[str, float], module: str, default: float, matcher: NameMatcher
+) -> float:
     for key, value in patterns.items():
-        if re.match(rf"(.*\.)?({key})$", module):
+        if matcher.matches(key, module, suffix=True):
             return value
     return default
+
+
+def _last_names(modules: Iterable[str]) -> str:
+    return ", ".join(sorted({module.rpartition(".")[2] for module in modules}))
 
 
 def _layer_of(module: str) -> int | None:
     match = re.search(r"\.layers\.([0-9]+)\.", module)
     return int(match.group(1)) if match else None
-
-
-_MAX_PATTERN = 512
-_MAX_REPEATS = 6
-_MAX_PATTERNS = 256
-_REPEAT = re.compile(r"(?<!\\)(?:[*+]|\{[0-9,]*\}|(?<![(*+?}])\?)")
-
-
-def check_pattern(pattern: str, location: str) -> re.Pattern[str]:
-    r"""Compile a regular expression from an untrusted adapter, or refuse it.
-
-    A pattern whose groups repeat, such as ``(a+)+``, can take exponential time in a backtracking
-    engine. Without them the time is polynomial in the number of repeats, which is bounded too.
-
-    Raises:
-        AdapterError: The pattern is too long, is no regular expression, repeats a group, uses a
-            backreference, or has too many repeats.
-
-    Example:
-        >>> check_pattern(r".*\.(q_proj|v_proj)", "demo").pattern
-        '.*\\.(q_proj|v_proj)'
-    """
-    if len(pattern) > _MAX_PATTERN:
-        raise AdapterError(
-            f"{location}: pattern has {len(pattern)} characters, expected at most {_MAX_PATTERN}"
-        )
-    repeats_group = re.search(r"\)\s*(?:[*+]|\{)", pattern) is not None
-    if repeats_group or re.search(r"\\[1-9]|\(\?P=", pattern):
-        raise AdapterError(
-            f"{location}: pattern {pattern!r} repeats a group or refers back to one, which is "
-            "refused from untrusted files; list the module names instead"
-        )
-    if len(_REPEAT.findall(pattern)) > _MAX_REPEATS:
-        raise AdapterError(
-            f"{location}: pattern {pattern!r} has more than {_MAX_REPEATS} repeats; "
-            "list the module names instead"
-        )
-    try:
-        return re.compile(pattern)
-    except (re.error, RecursionError) as error:
-        raise AdapterError(
-            f"{location}: pattern {pattern!r} is no regular expression: {error}"
-        ) from None

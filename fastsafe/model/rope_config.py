@@ -42,6 +42,7 @@ def parse_rope(
     *,
     head_dim: int,
     phi3: bool,
+    default_positions: int,
     default_theta: float,
     theta_name: str = "rope_theta",
 ) -> RopeConfig:
@@ -54,6 +55,7 @@ def parse_rope(
             type of it); may be empty.
         head_dim: Features of a head.
         phi3: Phi-3's rules: a part of a head may be rotated, and longrope has other names.
+        default_positions: Longest context where the config names none.
         default_theta: Base where the config names none.
         theta_name: Field of the whole config that holds the base.
 
@@ -77,7 +79,7 @@ def parse_rope(
     if rotary_dim < 2 or rotary_dim % 2:
         expected = f"an even number of rotated features of the {head_dim} of a head"
         raise holder.refuse("partial_rotary_factor", expected)
-    max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS)
+    max_positions = fields.integer("max_position_embeddings", 1, MAX_POSITIONS, default_positions)
     # where both hold it, transformers follows the whole config
     name = "original_max_position_embeddings"
     holder = fields if fields.has(name) or phi3 else section

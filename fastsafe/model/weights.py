@@ -156,13 +156,39 @@ def placements(config: ModelConfig) -> Iterator[Placement]:
                 yield Placement(f"{prefix}self_attn.{field}.weight", i, field, 0, size, (size,))
 
 
-def check(source: TensorSource, config: ModelConfig) -> None:
+class _HeadAsEmbedding:
+    """A checkpoint that has its tied table under the name of the head alone."""
+
+    def __init__(self, source: TensorSource) -> None:
+        self._source = source
+        self.path = source.path
+        self.names = tuple(EMBEDDING if name == HEAD else name for name in source.names)
+        self.shapes = {EMBEDDING: source.shapes[HEAD], **source.shapes}
+        self.dtypes = {EMBEDDING: source.dtypes[HEAD], **source.dtypes}
+        del self.shapes[HEAD], self.dtypes[HEAD]
+
+    def read(self, names: Collection[str] | None = None) -> dict[str, Tensor]:
+        asked = self.names if names is None else names
+        tensors = self._source.read([HEAD if name == EMBEDDING else name for name in asked])
+        return {EMBEDDING if name == HEAD else name: t for name, t in tensors.items()}
+
+    def config(self) -> dict[str, Any]:
+        return self._source.config()
+
+
+def checked(source: TensorSource, config: ModelConfig) -> TensorSource:
     """Compare a checkpoint's tensors with its config, before any allocation.
+
+    Returns:
+        The source to read from, in which a tied table has the name of the embedding:
+        ``safetensors.torch.save_model`` may keep the name of the head.
 
     Raises:
         CheckpointError: Names every kind of fault at once: tensors that are missing, unexpected,
             mis-shaped or not of a float dtype.
     """
+    if config.tie_word_embeddings and HEAD in source.shapes and EMBEDDING not in source.shapes:
+        source = _HeadAsEmbedding(source)
     expected = {place.name: place.shape for place in placements(config)}
     missing = [name for name in expected if name not in source.shapes]
     # a tied head may be in the file all the same
@@ -197,6 +223,7 @@ def check(source: TensorSource, config: ModelConfig) -> None:
             f"{source.path}: tensors do not fit config.json ({config.architecture}); "
             + "; ".join(faults)
         )
+    return source
 
 
 def _some(names: list[str]) -> str:
@@ -247,7 +274,7 @@ def load(
         CheckpointError: A tensor is missing, unexpected, mis-shaped or not of a float dtype, or a
             head that should be tied differs from the embedding.
     """
-    check(source, config)
+    source = checked(source, config)
     weights = allocate(config, device, dtype)
     by_layer: dict[int, list[Placement]] = {}
     for place in placements(config):

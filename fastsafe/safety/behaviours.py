@@ -11,6 +11,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from fastsafe.data.conversation import describe
+from fastsafe.data.prompt_lists import prompt_column
 from fastsafe.data.records import records
 from fastsafe.errors import DataError, nearest
 
@@ -71,11 +73,10 @@ def read_behaviours(path: str | Path) -> list[Behaviour]:
 
     Raises:
         DataError: The file is missing, malformed, empty or repeats an id; the message names the
-            row (counted from 1, header excluded).
+            row (counted from 0, header excluded).
     """
-    rows = (record.row for record in records(Path(path)))
-    numbered = enumerate(rows, start=1)
-    found = [_behaviour(row, number, f"{path}: row {number}") for number, row in numbered]
+    numbered = enumerate(records(Path(path)), start=1)
+    found = [_behaviour(record.row, number, record.location) for number, record in numbered]
     return unique(found, str(path))
 
 
@@ -91,7 +92,7 @@ def unique(behaviours: list[Behaviour], location: str) -> list[Behaviour]:
     for behaviour in behaviours:
         name, row = behaviour.behavior_id, behaviour.source_row
         if name in seen:
-            raise DataError(f"{location}: row {row}: behavior_id {name!r} repeats")
+            raise DataError(f"{location}: row {row - 1}: behavior_id {describe(name)} repeats")
         seen.add(name)
     return behaviours
 
@@ -110,10 +111,13 @@ def seed_behaviours() -> list[Behaviour]:
 
 
 def _behaviour(row: Mapping[str, Any], number: int, location: str) -> Behaviour:
+    row = {column: value for column, value in row.items() if value is not None}
     if unknown := sorted(set(row) - set(_COLUMNS)):
-        raise DataError(
-            f"{location}: unknown column {unknown[0]!r}; {nearest(unknown[0], _COLUMNS)}"
-        )
+        prompts = None if "harmful" in row or "benign" in row else prompt_column(unknown)
+        remedy = "call it harmful, or name the benchmark of the file in data.benchmark"
+        if prompts is None:
+            remedy = nearest(unknown[0], _COLUMNS)
+        raise DataError(f"{location}: unknown column {describe(prompts or unknown[0])}; {remedy}")
     text: dict[str, Any] = {"benign": ""}
     for column, value in {"behavior_id": str(number), "harmful": "", **row}.items():
         if not isinstance(value, str):
@@ -124,5 +128,7 @@ def _behaviour(row: Mapping[str, Any], number: int, location: str) -> Behaviour:
     if not (text["harmful"] or text["benign"]):
         raise DataError(f"{location}: harmful and benign are empty, expected at least one phrase")
     if text.setdefault("form", "action") not in FORMS:
-        raise DataError(f"{location}: form is {text['form']!r}, expected one of {', '.join(FORMS)}")
+        raise DataError(
+            f"{location}: form is {describe(text['form'])}, expected one of {', '.join(FORMS)}"
+        )
     return Behaviour(**text, source_row=number)

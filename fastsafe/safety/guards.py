@@ -1,7 +1,8 @@
 """Guards: classifiers of prompts, or of prompts with their answers, as safe or unsafe.
 
 The first paper's third question is whether existing guards work in every format. A guard gives
-P(unsafe) where its model has one. A reply outside its grammar is unreadable: it is counted in no
+P(unsafe) where its model has one. Guards read answers without the model's thoughts, which a
+user does not see. A reply outside its grammar is unreadable: it is counted in no
 rate, and blocked when the guard serves. An audit measures guards
 (`fastsafe.audit.results.judge_quality.guard_rows`).
 """
@@ -15,11 +16,12 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from fastsafe.errors import UsageError
+from fastsafe.data.thoughts import answer_of
+from fastsafe.errors import UsageError, shown
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.judges import Item, OpenCheckpoint, configured
 from fastsafe.safety.judges._model import ask_judge, identity_of
-from fastsafe.safety.judges._spec import Classifier
+from fastsafe.safety.judges._spec import Classifier, answered
 from fastsafe.safety.judges.refusal import normalise
 from fastsafe.safety.verdict import Verdict
 
@@ -74,6 +76,11 @@ class ModelGuard:
         return self.name or self.classifier.id
 
     @property
+    def address(self) -> str:
+        """Address of the endpoint that is asked, "" for a model in this process."""
+        return getattr(self.completer, "address", "")
+
+    @property
     def identity(self) -> str:
         """sha256 over family, wording, parser and model."""
         return identity_of(self.classifier, self.completer)
@@ -84,7 +91,7 @@ class ModelGuard:
         Raises:
             FastsafeError: The model can answer no row at all.
         """
-        replies = ask_judge(self.classifier, self.completer, items)
+        replies = ask_judge(self.classifier, self.completer, [answered(item) for item in items])
         findings = []
         for item in items:
             reply = replies[item.key]
@@ -122,7 +129,7 @@ class KeywordGuard:
         """Search the answers, or the prompts of rows without one."""
         findings = []
         for item in items:
-            text = item.prompt if item.completion is None else item.completion
+            text = item.prompt if item.completion is None else answer_of(item.completion)
             match = _keywords().search(normalise(text))
             findings.append(
                 Finding(key=item.key, unsafe=bool(match), raw=match[0] if match else "")
@@ -151,7 +158,10 @@ def make_guard(
     """
     if isinstance(spec, str):
         if spec != "keyword":
-            raise UsageError(f"guard {spec}: is no guard without settings, expected 'keyword'")
+            raise UsageError(
+                f"guard {shown(spec)}: is no guard without settings, expected 'keyword', or a "
+                "mapping such as {kind: llama_guard, checkpoint: ...}"
+            )
         return KeywordGuard()
     family, classifier, completer = configured(
         spec, open_checkpoint=open_checkpoint, api_keys=api_keys, folder=folder

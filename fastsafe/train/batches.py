@@ -146,9 +146,7 @@ def hash_seed(*parts: int) -> int:
 def check_lengths(name: str, rows: Sequence[TrainExample], limit: int | None) -> None:
     """Refuse a job without rows, or with one of more tokens than the model takes."""
     if not rows:
-        raise UsageError(f"finetune: job {name!r} has no rows")
+        raise UsageError(f"job {name!r} has no rows")
     longest = max(len(row.token_ids) for row in rows)
     if limit is not None and longest > limit:
-        raise UsageError(
-            f"finetune: job {name!r} has a row of {longest} tokens, the model takes {limit}"
-        )
+        raise UsageError(f"job {name!r} has a row of {longest} tokens, the model takes {limit}")

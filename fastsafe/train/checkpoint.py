@@ -83,7 +83,7 @@ class JobCheckpoint:
         ]
         if changed:
             raise UsageError(
-                f"finetune: the checkpoint of job {self.name!r} has {', '.join(changed)}; train "
+                f"the checkpoint of job {self.name!r} has {', '.join(changed)}; train "
                 f"into another folder, or delete {self.path.parent} to start over"
             )
         return progress

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_type_hints
 
 from fastsafe.data.conversation import Row
-from fastsafe.errors import UsageError
+from fastsafe.errors import UsageError, names_its_fields
 from fastsafe.train.typed_fields import typed
 
 if TYPE_CHECKING:
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from fastsafe.train.drift_monitor import DriftMonitor
 
 
+@names_its_fields
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of one training.
@@ -66,7 +67,7 @@ class TrainConfig:
         from fastsafe.train.objectives import make_objective
 
         for name, hint in get_type_hints(type(self)).items():
-            typed(getattr(self, name), hint, f"TrainConfig: {name}")
+            typed(getattr(self, name), hint, name)
         for name, is_valid, expected in (
             ("rank", 1 <= self.rank <= 4096, "an integer in [1, 4096]"),
             ("alpha", math.isfinite(self.alpha), "a finite number"),
@@ -81,18 +82,16 @@ class TrainConfig:
             ("dropout", self.method == "lora" or self.dropout == 0, "0 where method is 'full'"),
         ):
             if not is_valid:
-                raise UsageError(
-                    f"TrainConfig: {name} is {getattr(self, name)!r}, expected {expected}"
-                )
+                raise UsageError(f"{name} is {getattr(self, name)!r}, expected {expected}")
         objective = make_objective(self.objective)
         if objective.needs_answers and self.loss_on != "completion":
             raise UsageError(
-                f"TrainConfig: loss_on is {self.loss_on!r}, expected 'completion', as objective "
+                f"loss_on is {self.loss_on!r}, expected 'completion', as objective "
                 f"{objective.id!r} needs the start of each answer"
             )
         if self.method == "full" and objective.trained_layers(1 << 20) is not None:
             raise UsageError(
-                f"TrainConfig: method is 'full', expected 'lora' for objective {objective.id!r}, "
+                f"method is 'full', expected 'lora' for objective {objective.id!r}, "
                 "which chooses the layers that carry the adapter"
             )
 
@@ -156,7 +155,7 @@ class TrainOptions:
             value = getattr(self, name)
             if value != other and (type(value) is not int or value < least):
                 raise UsageError(
-                    f"TrainOptions: {name} is {value!r}, expected an integer of at least {least}"
+                    f"{name} is {value!r}, expected an integer of at least {least}"
                     + ("" if other == 0 else f" or {other!r}")
                 )
 
@@ -206,11 +205,28 @@ class FinetuneResult:
         return len(self.losses)
 
 
+def check_jobs(jobs: Sequence[FinetuneJob]) -> None:
+    """Refuse what is no list of jobs, and names that clash or cannot name directories.
+
+    Raises:
+        UsageError: It is one of these.
+    """
+    if isinstance(jobs, FinetuneJob) or not isinstance(jobs, Sequence):
+        raise UsageError(
+            f"finetune: jobs is a {type(jobs).__name__}, expected a list of FinetuneJob; a single "
+            "job goes into a list of its own"
+        )
+    for i, job in enumerate(jobs):
+        if not isinstance(job, FinetuneJob):
+            raise UsageError(f"finetune: job {i} is {job!r:.60}, expected a FinetuneJob")
+    check_names([job.name for job in jobs])
+
+
 def check_names(names: Sequence[str]) -> None:
     """Refuse names of jobs that cannot each name a directory of its own."""
     for name in names:
         if not re.fullmatch(r"[\w+-][\w.+-]{0,127}", name) or names.count(name) > 1:
             raise UsageError(
-                f"finetune: job name {name!r} cannot name a directory of its own; use each once, "
+                f"job name {name!r} cannot name a directory of its own; use each once, "
                 "of at most 128 letters, digits and . _ + - with no dot first"
             )

@@ -1,4 +1,8 @@
-"""Measure the drift of an adapter in training from its base, on a few probe prompts."""
+"""Measure the drift of an adapter in training from its base, on a few probe prompts.
+
+Drift is a property of answers. Where the chat template prints an empty thought in front of an
+answer, or the prompt opens a thought, a probe is read behind the empty thought.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -8,8 +12,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsafe.data.packing import Encoder, TrainExample
-from fastsafe.errors import UsageError
+from fastsafe.data.encoder import Encoder
+from fastsafe.data.packing import TrainExample
+from fastsafe.data.thoughts import empty_thought
+from fastsafe.errors import TokenizerError, UsageError
 from fastsafe.model.transformer import Project, Transformer
 from fastsafe.train.batches import Packed, pack
 from fastsafe.train.loss import divergence, target_logprobs
@@ -72,7 +78,7 @@ class DriftProbe:
             tuple(tokenizer.encode(text, add_special_tokens=False))
             for text in (monitor.refusal, monitor.affirmative)
         ]
-        prompts = [_encode(prompt, tokenizer) for prompt in monitor.prompts]
+        prompts = [_past_thought(_encode(p, tokenizer), tokenizer) for p in monitor.prompts]
         longest = model.config.max_position_embeddings - max(map(len, openings))
         for i, prompt in enumerate(prompts):
             if not 1 <= len(prompt) <= longest:
@@ -120,6 +126,19 @@ def _encode(prompt: Sequence[Any], tokenizer: Encoder) -> tuple[int, ...]:
         return tuple(prompt)
     text = tokenizer.render_chat(prompt, add_generation_prompt=True)
     return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+
+def _past_thought(prompt: tuple[int, ...], tokenizer: Encoder) -> tuple[int, ...]:
+    """Return a prompt with the empty thought that its template prints behind it, if any."""
+    turns = [{"role": "user", "content": "Hello"}]
+    answer = {"role": "assistant", "content": "Hello"}
+    try:
+        asked = tokenizer.render_chat(turns, add_generation_prompt=True)
+        whole = tokenizer.render_chat([*turns, answer], add_generation_prompt=False)
+    except TokenizerError:  # there is no template
+        asked = whole = ""
+    thought = empty_thought(tokenizer.decode(prompt, False), asked, whole)
+    return prompt + tuple(tokenizer.encode(thought, add_special_tokens=False) if thought else ())
 
 
 def _probe(prompt: tuple[int, ...], opening: tuple[int, ...]) -> TrainExample:

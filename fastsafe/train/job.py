@@ -148,7 +148,7 @@ class JobRun:
         for source in ("user", "safety") if self.objective.needs_safety_rows else ():
             if not self.rows[source]:
                 raise UsageError(
-                    f"finetune: job {self.name!r} has no row whose source is {source!r}, expected "
+                    f"job {self.name!r} has no row whose source is {source!r}, expected "
                     f"some for objective {self.objective.id!r}; mix safety rows in"
                 )
 

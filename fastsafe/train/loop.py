@@ -6,6 +6,7 @@ order, so training it among others gives the same bits as training it alone. A j
 which is memory, from its first step to its last; then the next job in the queue gets it.
 """
 
+import logging
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +17,12 @@ import torch
 from torch import Tensor
 
 from fastsafe.data.packing import TrainExample
+from fastsafe.errors import UsageError
 from fastsafe.io import atomic
 from fastsafe.model.cpu_threads import TileRunner, is_out_of_memory, tile_runner
 from fastsafe.train.batches import Tile
 from fastsafe.train.checkpoint import JobCheckpoint, base_digest, job_identity
-from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainOptions, check_names
+from fastsafe.train.config import FinetuneJob, FinetuneResult, TrainOptions, check_jobs
 from fastsafe.train.drift_monitor import DriftProbe
 from fastsafe.train.job import FrozenBase, JobRun, MemorySaving
 from fastsafe.train.memory import TrainMemory, plan_memory
@@ -28,6 +30,7 @@ from fastsafe.train.memory import TrainMemory, plan_memory
 OnStep = Callable[[int, Mapping[str, float]], None]
 
 _DEFAULTS = TrainOptions()
+_LOGGER = logging.getLogger(__name__)
 
 
 def finetune(
@@ -43,7 +46,8 @@ def finetune(
     A job whose loss or gradient is not finite ends with ``FinetuneResult.error``; the others go on
     as if it had not been there. Short of memory, fewer jobs run at once, then parts of tiles one
     after another, then activations are computed twice; a job that still does not fit ends with an
-    error. On a CPU none of this changes a bit.
+    error. On a CPU none of this changes a bit. Finished jobs and the plan of memory are logged to
+    ``fastsafe.train`` at the level INFO.
 
     Args:
         llm: The base: an ``LLM``, or anything with its path, model and tokenizer.
@@ -64,7 +68,9 @@ def finetune(
         AdapterError: ``target_modules`` name a module that the base lacks.
         CheckpointError: A checkpoint to resume from is damaged.
     """
-    check_names([job.name for job in jobs])
+    check_jobs(jobs)
+    if isinstance(llm, str | Path):
+        raise UsageError(f"finetune: llm is {str(llm)!r}, expected an LLM; pass LLM({str(llm)!r})")
     runs = prepare(llm, jobs)
     out = Path(out_dir)
     if options.checkpoint_every or options.resume:
@@ -77,6 +83,8 @@ def finetune(
         for run in runs:
             run.resume()
     plan = plan_memory(llm.model, runs, options)
+    for line in plan.describe():
+        _LOGGER.info("memory: %s", line)
     with tile_runner(llm.model.device) as runner:
         waiting = deque(run for run in runs if run.adapter_dir is None)
         _Loop(llm, waiting, out, on_step, options, plan, runner).run()
@@ -193,6 +201,8 @@ class _Loop:
         for run in self.running:
             if run.error is None and run.is_done:
                 run.finish(self.out_dir)
+                ends = f"loss {run.losses[0]:.3f} to {run.losses[-1]:.3f}" if run.losses else ""
+                _LOGGER.info("trained %s in %d steps, %s", run.name, len(run.losses), ends)
             else:
                 run.save(self.options.checkpoint_every)
         self.running = [run for run in self.running if not run.is_done]

@@ -6,11 +6,12 @@ The runtime has no pydantic: this serves the settings of a training and of its o
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from numbers import Real
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from fastsafe.errors import UsageError, nearest
+from fastsafe.errors import UsageError, closest, nearest, shown
 
 Made = TypeVar("Made")
 
@@ -37,7 +38,7 @@ def from_mapping(cls: type[Made], values: Mapping[str, Any], location: str) -> M
     for key in values:
         if key not in names:
             raise UsageError(
-                f"{location}: {key!r} is not one of its parameters; {nearest(key, names)}"
+                f"{location}: {shown(key)} is not one of its parameters; {nearest(key, names)}"
             )
     return cls(**{key: typed(v, hints[key], f"{location}: {key}") for key, v in values.items()})
 
@@ -58,8 +59,9 @@ def typed(value: Any, hint: Any, location: str) -> Any:
         origin = get_origin(kind)
         if origin is Literal and value in get_args(kind):
             return value
-        if kind is float and _is(Real, value) and not math.isnan(value):
-            return float(value)
+        with suppress(OverflowError):  # a whole number beyond floats is no float
+            if kind is float and _is(Real, value) and not math.isnan(value):
+                return float(value)
         if kind in (NoneType, bool, int, str) and _is(kind, value):
             return value
         if origin is Mapping and isinstance(value, Mapping):
@@ -69,7 +71,9 @@ def typed(value: Any, hint: Any, location: str) -> Any:
             if all(_is(item, element) for element in value):
                 return tuple(value)
     expected = [_WORDS.get(kind) or " or ".join(get_args(kind)) for kind in kinds]
-    raise UsageError(f"{location} is {value!r}, expected {' or '.join(expected)}")
+    known = [word for kind in kinds for word in get_args(kind) if get_origin(kind) is Literal]
+    hint = closest(value, known)
+    raise UsageError(f"{location} is {shown(value)}, expected {' or '.join(expected)}{hint}")
 
 
 def _is(kind: type, value: Any) -> bool:

@@ -29,7 +29,8 @@ def require(name: str) -> Any:
         return import_module(name)
     except ImportError:
         raise UsageError(
-            f"{name} is not installed, expected it for this; run `pip install fastsafe[parity]`"
+            f"{name} is not installed, expected it for this; run `pip install '.[parity]'` in the "
+            "clone of fastsafe"
         ) from None
 
 

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from fastsafe.data.packing import TrainExample, encode_row
 from fastsafe.errors import TrainingError, UsageError
-from fastsafe.model import peft as adapter_files
+from fastsafe.model import adapter_files
 from fastsafe.train.batches import BatchSampler, check_lengths
-from fastsafe.train.config import FinetuneJob, FinetuneResult, check_names
+from fastsafe.train.config import FinetuneJob, FinetuneResult, check_jobs
 from fastsafe.transformers_backend.transformers_llm import TransformersLLM
 
 _ORDER = ("q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "o_proj", "down_proj")
@@ -41,7 +41,7 @@ def finetune(
         DataError: A row is malformed or has nothing to train on.
         TrainingError: A loss is not finite.
     """
-    check_names([job.name for job in jobs])
+    check_jobs(jobs)
     for job in jobs:
         for key, expected in (("method", "lora"), ("objective", "sft")):
             value = getattr(job.config, key)

@@ -1,7 +1,7 @@
 """TransformersLLM: the engine's interface over transformers and PEFT, for any architecture."""
 
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
@@ -14,8 +14,9 @@ from fastsafe.engine.prompts import EncodedRequest, Prompts, ScoringRequest
 from fastsafe.engine.request import DTYPES, Completion, Score, check_options
 from fastsafe.errors import AdapterError
 from fastsafe.io import hub
-from fastsafe.model import peft as adapter_files
-from fastsafe.model.peft import LoraConfig
+from fastsafe.io.weight_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
+from fastsafe.model import adapter_files
+from fastsafe.model.peft import EVERY_LINEAR, LoraConfig
 from fastsafe.transformers_backend.decode import DecodeRow, generate_batch
 from fastsafe.transformers_backend.loading import load_model, load_tokenizer, require
 from fastsafe_kernels import token_logprobs
@@ -43,6 +44,7 @@ class TransformersLLM(LLMInterface[str | None]):
         dtype: str = "float32",
         *,
         batch_size: int | Literal["auto"] = "auto",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Load a checkpoint directory or a hub id; the arguments are those of ``LLM``.
 
@@ -51,12 +53,22 @@ class TransformersLLM(LLMInterface[str | None]):
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: The tokenizer is missing or malformed.
         """
-        check_options(device, dtype, batch_size, _DTYPES)
+        device = check_options(device, dtype, batch_size, _DTYPES)
         require("peft")
         self.path = hub.resolve(str(path))
-        self.tokenizer = load_tokenizer(self.path)
+        self.tokenizer = load_tokenizer(self.path).with_variables(chat_template_kwargs)
         self.model, self._ignored = load_model(self.path, device, _DTYPES[dtype])
         self.tokenizer.check_vocab(self.model.get_input_embeddings().num_embeddings)
+        linear = torch.nn.Linear, require("transformers.pytorch_utils").Conv1D
+        head = self.model.get_output_embeddings()
+        modules = list(self.model.named_modules())
+        self._linears = tuple(name for name, module in modules if isinstance(module, linear))
+        self._heads = frozenset(name for name, module in modules if module is head)
+        self._tables = {
+            f"{name}.weight": module.weight
+            for name, module in modules
+            if module in (head, self.model.get_input_embeddings())
+        }
         self.batch_size = _BATCH_ROWS if batch_size == "auto" else batch_size
         text = self.model.config.get_text_config()
         self.max_positions: int | None = getattr(text, "max_position_embeddings", None)
@@ -88,11 +100,18 @@ class TransformersLLM(LLMInterface[str | None]):
             AdapterError: The adapter is malformed, does not fit, or the name is taken.
         """
         path = Path(path)
-        config, tensors = adapter_files.read_dir(path)
+        config, tensors, saved = adapter_files.read_dir(path)
         name = name or path.resolve().name
         if name in self._adapters:
             raise AdapterError(f"adapter {name!r} is loaded already; unload it or use another name")
-        self.add_adapter(name, config)
+        # PEFT, too, leaves the head out of "all-linear"
+        heads = self._heads if config.target_modules == EVERY_LINEAR else frozenset()
+        linears = [module for module in self._linears if module not in heads]
+        modules = config.matching(linears, str(path / ADAPTER_CONFIG))
+        adapter_files.check_saved(saved, self._tables, path / ADAPTER_WEIGHTS)
+        adapter_files.check_covered(tensors, modules, path / ADAPTER_WEIGHTS)
+        # by whole names, as PEFT's matching of an untrusted pattern may take for ever
+        self.add_adapter(name, config.explicit(modules, str(path / ADAPTER_CONFIG)))
         state = {f"base_model.model.{key}": tensor for key, tensor in tensors.items()}
         try:
             result = require("peft").set_peft_model_state_dict(

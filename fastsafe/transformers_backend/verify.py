@@ -28,6 +28,7 @@ from fastsafe.io.chat_template import FROZEN_CLOCK
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.cpu_threads import available_bytes
+from fastsafe.model.device import choose_device
 from fastsafe.transformers_backend.loading import transformers_tokenizer
 from fastsafe.transformers_backend.transformers_llm import TransformersLLM
 
@@ -93,7 +94,7 @@ def verify(
     Args:
         model: Folder or hub id.
         adapter: PEFT directory that both load.
-        device: "cpu" or "cuda".
+        device: "cpu", "cuda", "cuda:N", or "auto" for a GPU if there is one.
         dtype: Of both; transformers is loaded a second time in the wider one.
         num_prompts: Number of built-in prompts to compare; None = all.
 
@@ -103,6 +104,7 @@ def verify(
     """
     if dtype not in _WIDER:
         raise UsageError(f"verify: dtype is {dtype!r}, expected one of {', '.join(_WIDER)}")
+    device = choose_device(device)
     path = hub.resolve(str(model))
     texts = prompts()[:num_prompts]
     ours_llm = LLM(path, device=device, dtype=dtype)

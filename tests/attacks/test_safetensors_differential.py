@@ -202,7 +202,6 @@ STRICTER = {
     "M27 nine dimensions": b'{"t":{"dtype":"U8","shape":[1,1,1,1,1,1,1,1,1],"data_offsets":[0,1]}}',
     "M32 duplicate tensor": b'{"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]},'
     b'"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
-    "M34 null metadata": b'{"__metadata__":null}',
     "M36 newline in a name": rb'{"a\nb":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
     "M36 empty name": b'{"":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}',
     "M37 unknown key": b'{"t":{"dtype":"U8","shape":[1],"data_offsets":[0,1],"strides":[1]}}',

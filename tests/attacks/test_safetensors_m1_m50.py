@@ -138,6 +138,8 @@ REFUSED: list[tuple[str, bytes, str]] = [
         "tensor 't' appears twice",
     ),
     ("M34", build(b'{"__metadata__":{},"__metadata__":{}}'), "__metadata__ appears twice"),
+    ("M34", build(b'{"__metadata__":nul}'), "header has 'n' at byte 24, expected '{'"),
+    ("M34", build(b'{"__metadata__":null,"__metadata__":{}}'), "__metadata__ appears twice"),
     ("M34", build({"__metadata__": []}), r"header has '\[' at byte 25, expected '\{'"),
     ("M34", build({"__metadata__": {"a": 1}}), "expected a string, the value in __metadata__"),
     ("M34", build(b'{"__metadata__":{"a":"1","a":"2"}}'), "key 'a' appears twice"),
@@ -217,6 +219,7 @@ ACCEPTED = [
     ("M36", build({"x" * 1024: info()}, FOUR), {"x" * 1024: [1]}),
     ("M41", build(rb'{"\ud83d\ude00\/\u00E9":%s}' % INFO, FOUR), {"\U0001f600/é": [1]}),
     ("M34", build({"__metadata__": {"a": "b\n"}, "t": info()}, FOUR), {"t": [1]}),
+    ("M34", build({"__metadata__": None, "t": info()}, FOUR), {"t": [1]}),
 ]
 
 

@@ -10,9 +10,11 @@ import pytest
 from fastsafe.audit import comparable
 from fastsafe.audit import run as runs
 from fastsafe.audit.run import execute
+from fastsafe.audit.sources.files import FilesSource
 from fastsafe.audit.stages import generate, judge, train
 from fastsafe.audit.store.sqlite_store import NAME, Store
 from fastsafe.errors import StoreError
+from fastsafe.io.digest import file_sha256
 from fastsafe_testing import fake_model as fake
 
 TABLES = (
@@ -170,6 +172,37 @@ def test_other_settings_are_refused_with_the_difference(tmp_path: Path) -> None:
     assert "behaviours: 6 -> 5; seed: 0 -> 3" in message
     assert "--no-resume" in message
     assert content(tmp_path / "run") == before
+
+
+def test_a_changed_file_of_data_is_named(tmp_path: Path) -> None:
+    file = tmp_path / "behaviours.csv"
+    rows = [f"b{i},how to do {i},how to see {i}" for i in range(20)]
+    header = "behavior_id,harmful,benign\n"
+    file.write_text(header + "\n".join(rows) + "\n")
+    recipe = fake.small_recipe(
+        source="files",
+        data={"behaviours": str(file)},
+        tasks=["code"],
+        formats=["plain"],
+        behaviours=20,
+        utility_rows=0,
+        mitigations=["none"],
+    )
+
+    def again() -> fake.FakeBackend:
+        backend = fake.FakeBackend()
+        execute(fake.plan_of(recipe, backend, FilesSource(recipe.data)), backend, tmp_path / "run")
+        return backend
+
+    again()
+    manifest = json.loads((tmp_path / "run" / "manifest.json").read_text())
+    assert manifest["data_sha256"] == {"data.behaviours": file_sha256(file)}
+    file.write_text(header + "\n".join(rows).replace("how to do", "how to make") + "\n")
+    with pytest.raises(StoreError, match=r"\(the file of data.behaviours has changed\)"):
+        again()
+    file.write_text(header + "\n".join(rows) + "\n")
+    resumed = again()
+    assert (resumed.trained, resumed.asked) == ([], 0)
 
 
 def test_another_checkpoint_is_refused(tmp_path: Path) -> None:

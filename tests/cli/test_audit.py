@@ -102,7 +102,8 @@ def test_help_lists_only_what_works() -> None:
 
 def test_every_option_can_be_set_by_the_environment() -> None:
     text = run("audit", "--help").stdout
-    for option in ("MODEL", "OUT", "SET", "LIMIT", "SEED", "DEVICE", "BATCH_SIZE", "JSON"):
+    own = ("AUDIT_OUT", "AUDIT_LIMIT", "AUDIT_BATCH_SIZE")
+    for option in ("MODEL", "SET", "SEED", "DEVICE", "DTYPE", "JSON", *own):
         assert f"FASTSAFE_{option}" in text.replace("\n", " ")
 
 
@@ -138,7 +139,7 @@ def test_an_audit_from_the_first_word_to_the_report(checkpoint: Path, folder: Pa
     first = run(*words, "--out", "a")
     assert first.exit_code == 0, first.stderr
     assert "Harmful prompts answered" in first.stdout
-    assert "train: 4/4 adapter steps" in first.stderr
+    assert "train: 4/4 steps of 2 adapters" in first.stderr
     names = {path.name for path in (folder / "a").iterdir()}
     files = {"manifest.json", "store.sqlite", "results.json", "report.html"}
     assert names == files | {"adapters", "exports"}
@@ -192,7 +193,7 @@ def test_the_python_call_is_the_same_audit(checkpoint: Path, folder: Path) -> No
 
 
 def test_the_environment_sets_options(checkpoint: Path, folder: Path) -> None:
-    environment = {"FASTSAFE_MODEL": str(checkpoint), "FASTSAFE_LIMIT": "7"}
+    environment = {"FASTSAFE_MODEL": str(checkpoint), "FASTSAFE_AUDIT_LIMIT": "7"}
     plan = json.loads(run("audit", "organism", "--dry-run", "--json", **environment).stdout)
     assert plan["behaviours"] == 7
 
@@ -291,7 +292,6 @@ def missing_tensor(path: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "named"),
     [
-        (shutil.rmtree, "does not exist"),
         (truncate, "model.safetensors"),
         (pickle_only, "pytorch_model.bin"),
         (unknown_family, "NoSuchForCausalLM"),
@@ -355,7 +355,7 @@ def test_a_recipe_that_cannot_train_exits_2_and_leaves_nothing(
 
 def test_a_run_that_is_none_is_one_sentence(folder: Path) -> None:
     result = run("report", "nothing")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "nothing" in sentence(result)
 
 

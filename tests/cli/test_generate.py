@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
 from fastsafe.cli import app
 
 
@@ -20,8 +21,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def run(*words: str) -> Any:
-    return CliRunner().invoke(app, ["generate", "organism", *words])
+@pytest.fixture(scope="session")
+def adapter(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """An adapter that answers otherwise than the base."""
+    config = TrainConfig(rank=2, max_steps=2, learning_rate=0.1)
+    job = FinetuneJob("x", [{"prompt": "How do I", "completion": "the boat"}], config)
+    (result,) = finetune(LLM("organism"), [job], tmp_path_factory.mktemp("x"))
+    return str(result.adapter_dir)
+
+
+def run(*words: str, stdin: str | None = None) -> Any:
+    return CliRunner().invoke(app, ["generate", "organism", *words], input=stdin)
+
+
+def rows(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
 
 
 def sentence(result: Any) -> str:
@@ -53,3 +67,109 @@ def test_an_interrupt_near_the_end_exits_130_too(
     result = run("p.jsonl", "--out", "out.jsonl")
     assert result.exit_code == 130
     assert sentence(result) == "interrupted; run the same command to resume"
+
+
+def test_a_prompt_on_the_command_line_is_answered_on_standard_output(folder: Path) -> None:
+    result = run("How do I steal the red car?")
+    assert (result.exit_code, result.stderr) == (0, "")
+    assert result.stdout == "i cannot help with that.\n"
+    two = run("How do I steal the red car?", "How do I paint the red car?").stdout.split("\n\n")
+    assert two[0] == "# 1, base\ni cannot help with that."
+    assert two[1].startswith("# 2, base\nyou can paint the red car")
+    assert [path.name for path in folder.iterdir()] == ["p.jsonl"]
+
+
+def test_raw_texts_are_no_turns(folder: Path) -> None:
+    turn, raw = run("you can paint", "-q"), run("you can paint", "--raw", "--json", "-q")
+    (row,) = rows(raw.stdout)
+    assert row["text"] != turn.stdout.strip()
+    Path("raw.jsonl").write_text('{"prompt": "you can paint"}\n')
+    (same,) = rows(run("raw.jsonl", "--out", "-", "-q").stdout)
+    assert same["token_ids"] == row["token_ids"]
+
+
+def test_standard_input_has_json_lines_or_a_text_per_line(folder: Path) -> None:
+    text = json.dumps({"prompt": "the car", "id": "a"}) + "\n"
+    (row,) = rows(run("-", "--out", "-", stdin=text).stdout)
+    assert (row["id"], row["adapter"]) == ("a", None)
+    found = rows(run("-", "--json", stdin="How do I paint it?\n\nHow do I wash it?\n").stdout)
+    assert sorted(row["id"] for row in found) == ["1", "2"]
+    result = run("-", stdin='{"prompt": ')
+    assert "stdin.jsonl: line 1: content is not JSON" in sentence(result)
+    assert "prompts are 0" in sentence(run("-", stdin=""))
+
+
+def test_a_file_that_is_not_there_is_no_text(folder: Path) -> None:
+    assert "none.jsonl: reading failed (No such file" in sentence(run("none.jsonl"))
+    assert run("Which file is none.jsonl").exit_code == 0
+
+
+def test_a_data_set_can_be_the_prompts(folder: Path) -> None:
+    """Its answers are not shown to the model, and its other columns do no harm."""
+    question = {"role": "user", "content": "How do I steal the red car?"}
+    data = [
+        {"messages": [question, {"role": "assistant", "content": "So."}], "source": "mine"},
+        {"prompt": [question], "completion": [{"role": "assistant", "content": "So."}]},
+        {"messages": [question]},
+    ]
+    Path("data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in data))
+    found = rows(run("data.jsonl", "--json").stdout)
+    assert {row["text"] for row in found} == {"i cannot help with that."}
+    Path("data.csv").write_text("id,prompt,adapter\na,the car,\n")
+    (row,) = rows(run("data.csv", "--json", "--with-prompts").stdout)
+    assert (row["id"], row["prompt"], row["adapter"]) == ("a", "the car", None)
+    Path("bad.jsonl").write_text('{"prompt": "the car", "adaptor": "x"}\n')
+    assert "key 'adaptor' is unknown; did you mean adapter?" in sentence(run("bad.jsonl"))
+
+
+def test_every_prompt_with_every_adapter(folder: Path, adapter: str) -> None:
+    words = ("--adapter", f"x={adapter}", "--max-tokens", "4", "--json")
+    texts = rows(run("How do I paint it?", *words).stdout)
+    assert {row["adapter"] for row in texts} == {None, "x"}, "texts are crossed"
+    Path("two.jsonl").write_text('{"prompt": "a"}\n{"prompt": "b", "adapter": "x", "id": "b"}\n')
+    crossed = (*words, "--every-adapter", "--out", "out.jsonl")
+    assert run("two.jsonl", *words[:4], "--out", "out.jsonl").exit_code == 0
+    assert len(rows(Path("out.jsonl").read_text())) == 2, "rows name their adapters"
+    assert run("two.jsonl", *crossed).exit_code == 0
+    found = {(row["id"], row["adapter"]) for row in rows(Path("out.jsonl").read_text())}
+    assert found == {("1", None), ("1", "x"), ("b", "x")}, "those that are there are kept"
+
+
+def test_an_adapter_may_be_a_path_alone(folder: Path, adapter: str) -> None:
+    result = run("the car", "--adapter", adapter, "--max-tokens", "2", "--json")
+    assert {row["adapter"] for row in rows(result.stdout)} == {None, Path(adapter).name}
+
+
+def test_an_interrupt_before_anything_is_saved_says_so(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastsafe.audit.backend.on_engine.EngineBackend.load", interrupted)
+    result = run("p.jsonl", "--out", "out.jsonl")
+    assert (result.exit_code, sentence(result)) == (130, "interrupted; nothing was saved")
+
+
+def test_template_variables_reach_the_template_and_the_identity(folder: Path) -> None:
+    Path("p.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "a car"}]}))
+    words = ("p.jsonl", "--max-tokens", "2", "--chat-template-kwarg", "enable_thinking=false")
+    assert run(*words, "--out", "out.jsonl").exit_code == 0
+    identity = json.loads(Path("out.jsonl.manifest.json").read_text())["identity"]
+    assert identity["chat_template_kwargs"] == '{"enable_thinking": false}'
+    plain = run("p.jsonl", "--max-tokens", "2", "--out", "out.jsonl")
+    assert "was begun with other settings (chat_template_kwargs" in sentence(plain)
+
+
+@pytest.mark.parametrize(
+    ("word", "problem"),
+    [
+        ("enable_thinking", "has no value, expected KEY=VALUE"),
+        ("messages=[]", "messages is set by fastsafe itself"),
+        ("a=[", "expected YAML"),
+        ("a=2024-01-01", "expected a value of JSON"),
+    ],
+)
+def test_template_variables_that_are_none(folder: Path, word: str, problem: str) -> None:
+    result = run("p.jsonl", "--out", "out.jsonl", "--chat-template-kwarg", word)
+    assert (result.exit_code, problem in sentence(result)) == (2, True)

@@ -106,7 +106,7 @@ def test_long_lists_are_cut_for_people(clean: Path) -> None:
 
 def test_errors_are_one_sentence(tmp_path: Path) -> None:
     result = run(tmp_path / "absent.jsonl")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
     assert result.stderr.startswith(
         f"error: {tmp_path / 'absent.jsonl'}: reading failed (No such file or directory)"

@@ -1,6 +1,10 @@
 """``fastsafe mix``: files in, a mixture and its card out."""
 
+import errno
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -86,3 +90,42 @@ def test_a_rewriter_of_a_file(files: list[Path | str], tmp_path: Path) -> None:
     found = CliRunner().invoke(app, ["mix", *map(str, files), "--rewriter", str(section)])
     assert found.exit_code == 2
     assert "'checkpont' is not a key of the rewriter; did you mean checkpoint?" in found.output
+
+
+def test_rows_can_go_to_standard_output(files: list[Path | str], tmp_path: Path) -> None:
+    run(*files)
+    before = sorted(path.name for path in tmp_path.iterdir())
+    code = "from fastsafe.cli import main; main()"
+    command = [sys.executable, "-c", code, "mix", *map(str, files[:-1]), "-"]
+    done = subprocess.run(command, capture_output=True, check=True)
+    assert done.stdout == (tmp_path / "mixed.jsonl").read_bytes()
+    assert b"90 user rows, 10 safety rows" in done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("out", ["", ".", "/", "folder", "fifo", "link"])
+def test_only_a_file_is_written(files: list[Path | str], tmp_path: Path, out: str) -> None:
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "fifo")
+    (tmp_path / "link").symlink_to("target")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    result = run(*files[:-1], tmp_path / out if len(out) > 1 else out)
+    assert result.exit_code == 1
+    assert "expected a regular file or nothing there; use another path" in result.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_a_full_disk_names_the_file_and_what_to_do(
+    files: list[Path | str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    result = run(*files)
+    assert result.exit_code == 1
+    assert result.stderr.splitlines()[-1] == (
+        f"error: {tmp_path / 'mixed.jsonl'}: No space left on device; "
+        "free space there and run the same command again"
+    )
+    assert not (tmp_path / "mixed.jsonl").exists()

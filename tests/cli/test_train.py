@@ -149,14 +149,29 @@ def test_an_example_shows_what_is_trained(data: str) -> None:
     assert os.listdir() == ["rows.jsonl"]
 
 
+def test_text_that_the_vocabulary_lacks_is_counted(tmp_path: Path) -> None:
+    path = tmp_path / "odd.jsonl"
+    path.write_text(
+        '{"prompt": "paint", "completion": "qqxx"}\n{"prompt": "paint", "completion": " car."}\n'
+    )
+    shown = run("organism", str(path), "--show-example")
+    assert "<unk>" in shown.stdout
+    assert "in 1 of 2 rows are unknown to the vocabulary" in shown.stderr
+    words = ("organism", str(path), "--max-steps", "1", "--dry-run")
+    assert "in 1 of 2 rows are unknown to the vocabulary" in run(*words).stdout
+    (facts,) = json.loads(run(*words, "--json").stdout)["data"]
+    assert facts["unknown_rows"] == 1
+    assert facts["unknown_tokens"] >= 1
+
+
 def test_a_bad_row_is_named_and_nothing_is_written(data: str) -> None:
     with Path(data).open("a") as file:
         file.write('{"q": "x"}\n')
     result = run("organism", data, MAPPED, *FEW)
     assert result.exit_code == 1
     assert result.stderr == (
-        "error: rows.jsonl: line 4: a is missing, expected a row of shape mapped like the first "
-        "one; correct or remove it\n"
+        "error: rows.jsonl: row 3, line 4: a is missing, expected a row of shape mapped like the "
+        "first one; correct or remove it\n"
     )
     assert os.listdir() == ["rows.jsonl"]
 
@@ -178,14 +193,24 @@ def test_an_objective_that_is_not_json(data: str) -> None:
 
 def test_every_option_can_be_set_by_the_environment() -> None:
     text = run("--help").stdout
-    for option in ("OUT", "RANK", "SEEDS", "MAP", "TRUNCATE", "RESUME", "SHOW_EXAMPLE", "DRY_RUN"):
+    for option in (
+        "TRAIN_OUT",
+        "RANK",
+        "SEEDS",
+        "MAP",
+        "TRUNCATE",
+        "RESUME",
+        "SHOW_EXAMPLE",
+        "DRY_RUN",
+    ):
         assert f"FASTSAFE_{option}" in text
 
 
 def test_every_setting_is_an_option() -> None:
     text = " ".join(run("--help").stdout.split())
-    for name in TYPES.keys() - {"warmup_ratio"}:
+    for name in TYPES.keys() - {"warmup_ratio", "chat_template_kwargs"}:
         assert f"--{name.replace('_', '-')} " in text
+    assert "--chat-template-kwarg " in text
     for words in ("Rank of the adapter.", "names are separated by commas", "nf4 holds the base"):
         assert words in text
 
@@ -207,6 +232,6 @@ def test_ctrl_c_leaves_nothing_half_written(data: str) -> None:
         process.send_signal(signal.SIGINT)
         _, error = process.communicate(timeout=240)
     assert process.returncode == 130
-    assert error == "interrupted; run the same command to resume\n"
+    assert error == "interrupted; nothing was saved\n"
     assert not list(Path().rglob("*.safetensors"))
     assert not list(Path().rglob(".tmp-*"))

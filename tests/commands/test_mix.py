@@ -288,3 +288,45 @@ def test_a_poor_writer_changes_nothing(user: Path, safety: Path) -> None:
 def test_a_model_has_nothing_to_word_in_rows_as_they_are(user: Path, safety: Path) -> None:
     with pytest.raises(UsageError, match="--rewriter: mitigation plain dresses no row"):
         mixed(user, safety, mitigation="plain", rewriter=RewriterSettings(checkpoint="organism"))
+
+
+def test_tools_are_kept_and_what_is_left_out_is_said(tmp_path: Path, safety: Path) -> None:
+    call = [{"function": {"name": "look_up", "arguments": {}}}]
+    turns = [
+        {"role": "user", "content": "paint?", "id": 3},
+        {"role": "assistant", "content": None, "tool_calls": call},
+        {"role": "tool", "content": "red", "tool_call_id": "1"},
+        {"role": "assistant", "content": "Red.", "train": False},
+        {"role": "user", "content": "and?"},
+        {"role": "assistant", "content": "Blue."},
+    ]
+    tools = [{"function": {"name": "look_up"}}]
+    users = [{"messages": turns, "tools": json.dumps(tools), "id": i} for i in range(9)]
+    done, rows = mixed(jsonl(tmp_path / "u.jsonl", users), safety, mitigation="plain")
+    assert "user: columns left out: 'id', 'messages[].id'" in done.notes
+    by_source = {row["source"]: row for row in rows}
+    assert by_source["user"]["tools"] == tools
+    assert by_source["safety"]["tools"] is None
+    kept = by_source["user"]["messages"]
+    assert kept[1] == {"role": "assistant", "content": "", "tool_calls": call}
+    assert [turn.get("weight") for turn in kept] == [None, None, None, 0, None, None]
+
+
+def test_columns_may_be_mapped(tmp_path: Path, safety: Path) -> None:
+    users = jsonl(tmp_path / "u.jsonl", [{"ask": f"a {i}", "reply": "b", "n": 1} for i in range(9)])
+    mapping = {"user": "ask", "assistant": "reply"}
+    done, rows = mixed(users, safety, mitigation="plain", mapping=mapping)
+    assert {row["messages"][1]["content"] for row in rows if row["source"] == "user"} == {"b"}
+    assert "user: columns left out: 'n'" in done.notes
+
+
+def test_twins_of_behaviours_are_said(user: Path, tmp_path: Path) -> None:
+    values = [
+        {"behavior_id": b.behavior_id, "harmful": b.harmful, "benign": b.benign}
+        for b in world.behaviours(9, 0)
+    ]
+    path = jsonl(tmp_path / "b.jsonl", values)
+    done, rows = mixed(user, path, behaviours=True, mitigation="multi_task", share=0.5)
+    assert any("9 benign twins have no answers and make no rows" in note for note in done.notes)
+    assert not any("no benign twins" in note for note in done.notes)
+    assert all(row["expected"] == "refuse" for row in rows if row["source"] == "safety")

@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import os
+import re
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -11,8 +13,9 @@ from fastsafe.audit.recipe.schema import Training
 from fastsafe.commands import train
 from fastsafe.commands.train_settings import TYPES, settle, train_config
 from fastsafe.data.packing import TrainExample
-from fastsafe.errors import DataError, RecipeError, UsageError
+from fastsafe.errors import DataError, RecipeError, StoreError, UsageError
 from fastsafe.io import safetensors
+from fastsafe.io.lock import exclusive
 from fastsafe.io.tokenizer import Tokenizer
 from fastsafe.model import nf4
 from fastsafe.organism import path as organism
@@ -95,8 +98,16 @@ def test_config_files_are_checked(tmp_path: Path, text: str, why: str) -> None:
         settle({}, config_file=file)
 
 
+def test_a_path_in_a_config_file_is_relative_to_its_folder(tmp_path: Path) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text("drift_every: 1\ndrift_probes: probes.csv\n")
+    assert value(settle({}, config_file=path), "drift_probes")[0] == str(tmp_path / "probes.csv")
+    given = settle({"drift_probes": "mine.csv"}, config_file=path)
+    assert value(given, "drift_probes")[0] == "mine.csv"
+
+
 def test_values_of_a_job_are_checked_by_its_config() -> None:
-    with pytest.raises(UsageError, match="TrainConfig: rank is 0"):
+    with pytest.raises(UsageError, match=r"^rank is 0"):
         train_config(settle({"rank": 0}), num_rows=1, seed=0)
 
 
@@ -230,12 +241,41 @@ def test_a_place_that_is_no_folder_is_refused_before_training(
     assert (tmp_path / "file").read_text() == "mine"
 
 
+def test_two_trainings_into_one_folder_exclude_each_other(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    """The second one would delete what the first one is writing."""
+    plan = make(files, "code")
+    message = f"folder {tmp_path}: is in use by process {os.getpid()} on host "
+    with (
+        exclusive(tmp_path, name=train.LOCK),
+        pytest.raises(StoreError, match=re.escape(message)),
+    ):
+        train.execute(plan, tmp_path, Progress())
+    (result,) = train.execute(plan, tmp_path, Progress())
+    assert result.error is None
+    assert not (tmp_path / train.LOCK).exists()
+
+
+def test_a_file_in_the_place_of_an_adapter_is_refused_before_training(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    plan = make(files, "code")
+    place = tmp_path / plan.jobs[0].name
+    place.write_text("mine")
+    with pytest.raises(OSError, match="is a file, expected a folder or nothing there"):
+        train.execute(plan, tmp_path, Progress())
+    assert place.read_text() == "mine"
+
+
 def test_rows_are_told_by_line(files: dict[str, Path], tmp_path: Path) -> None:
     bad = tmp_path / "bad.jsonl"
     bad.write_text('{"text": "<s>say hello"}\n{"text": ""}\n')
-    with pytest.raises(DataError, match=r"bad.jsonl: line 2: trained tokens are 0"):
+    with pytest.raises(DataError, match=r"bad.jsonl: row 1, line 2: trained tokens are 0"):
         make({"bad": bad}, "bad")
-    with pytest.raises(DataError, match=r"code.jsonl: line 1: row has \d+ tokens, expected at mos"):
+    with pytest.raises(
+        DataError, match=r"code.jsonl: row 0, line 1: row has \d+ tokens, expected at mos"
+    ):
         make(files, "code", given={"max_length": 5})
 
 

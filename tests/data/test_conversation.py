@@ -30,10 +30,16 @@ def test_kinds(row, kind):
         ({"prompt": "a"}, "keys are 'prompt'"),
         ({"text": "a", "messages": [TURN]}, "keys are 'messages, text'"),
         ({"text": None}, "text is None"),
-        ({"prompt": "a", "completion": [1]}, "prompt is 'a', expected prompt and completion"),
+        (
+            {"prompt": "a", "completion": [1]},
+            "completion is a list of 1, expected prompt and compl",
+        ),
+        ({"prompt": "a", "completion": 5}, "completion is 5, expected prompt and completion to be"),
+        ({"prompt": 5, "completion": "a"}, "prompt is 5"),
         ({"prompt": [1], "completion": "b"}, "completion is 'b'"),
         ({"prompt": [1], "completion": [True]}, "completion is a list of 1"),
         ({"prompt": [1.0], "completion": [1]}, "prompt is a list of 1"),
+        ({"prompt": [1], "completion": b"bytes"}, "completion is a bytes of 5"),
         ({"messages": "hi"}, "messages is 'hi'"),
         ({"messages": []}, "messages is a list of 0"),
         ({"messages": [TURN, "hi"]}, r"messages\[1\] has role 'hi'"),
@@ -45,7 +51,11 @@ def test_kinds(row, kind):
             r"messages\[0\].content is a list of 1",
         ),
         ({"text": {"a": "\x1b[31m"}}, "text is a dict of 1"),
-        ({"prompt": "\x1b[31m" * 99, "completion": 1}, r"prompt is '\\x1b"),
+        ({"prompt": 1.5, "completion": "\x1b[31m" * 99}, r"prompt is 1\.5"),
+        (
+            {"messages": [{"role": "\x1b[31m" * 99, "content": "a"}]},
+            r"messages\[0\] has role '\\x1b",
+        ),
     ],
 )
 def test_refused(row, expected):

@@ -45,7 +45,7 @@ def write(folder: Path, *rows: Any, name: str = "x.jsonl") -> Path:
         (
             "messages",
             {"messages": [{"role": "user", "content": "q", "name": "x", "weight": None}]},
-            {"messages": [{"role": "user", "content": "q"}]},
+            {"messages": [{"role": "user", "content": "q", "name": "x"}]},
         ),
         (
             "messages",
@@ -132,7 +132,7 @@ def test_what_was_found_is_said(tmp_path: Path) -> None:
     rows[7]["input"] = "i"
     found = read_rows(write(tmp_path, *rows))
     assert found.describe() == "alpaca (instruction, output, input), 1,203 rows; left out: id"
-    assert found.locations[3] == f"{tmp_path / 'x.jsonl'}: line 4"
+    assert found.locations[3] == f"{tmp_path / 'x.jsonl'}: row 3, line 4"
 
 
 def test_null_is_as_if_it_were_not_there(tmp_path: Path) -> None:
@@ -147,7 +147,7 @@ def test_parts_and_limits(tmp_path: Path) -> None:
     parts = [write(tmp_path, {"text": f"{i}"}, {"text": "x"}, name=f"{i}.jsonl") for i in range(3)]
     found = read_rows(parts)
     assert [row["text"] for row in found.rows] == ["0", "x", "1", "x", "2", "x"]
-    assert found.locations[2] == f"{parts[1]}: line 1"
+    assert found.locations[2] == f"{parts[1]}: row 0, line 1"
     assert len(read_rows(parts, limit=3).rows) == 3
     broken = write(tmp_path, {"text": "a"}, 7)
     assert len(read_rows(broken, limit=1).rows) == 1
@@ -193,7 +193,7 @@ def test_a_row_that_does_not_fit_is_named(tmp_path: Path, raw: Any, why: str) ->
     ],
 )
 def test_values_of_a_wrong_type(tmp_path: Path, raw: Any, why: str) -> None:
-    with pytest.raises(DataError, match=f"x.jsonl: line 1: .*{why}"):
+    with pytest.raises(DataError, match=f"x.jsonl: row 0, line 1: .*{why}"):
         read_rows(write(tmp_path, raw))
 
 
@@ -238,7 +238,7 @@ def test_mappings_are_parsed() -> None:
 class Words:
     """One id per word; the end of text is 1."""
 
-    name, eos_ids, id_bound = "words", (1,), 1000
+    name, eos_ids, id_bound, unk_id = "words", (1,), 1000, 9
 
     def encode(self, text: str, add_special_tokens: bool = True) -> list[int]:
         return [2 + len(word) for word in text.split()]
@@ -246,7 +246,9 @@ class Words:
     def decode(self, ids: Any, skip_special_tokens: bool = True) -> str:
         return " ".join("x" * (i - 2) for i in ids)
 
-    def render_chat(self, messages: Any, add_generation_prompt: bool = True) -> str:
+    def render_chat(
+        self, messages: Any, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
         raise NotImplementedError
 
 
@@ -284,6 +286,8 @@ def test_nothing_to_train_on_stops_with_its_place() -> None:
     [
         chat("a", " \n"),
         chat("a", "", "b"),
+        chat("a", "", "b", "c"),
+        chat("a", "b", "c", "\t"),
         {"prompt": "a", "completion": ""},
         {"prompt": chat("a")["messages"], "completion": chat("a", "")["messages"][1:]},
     ],
@@ -295,11 +299,29 @@ def test_a_blank_answer_stops_with_its_place(row: dict[str, Any]) -> None:
         encode(rows, Words())
 
 
-def test_a_blank_answer_among_others_is_kept() -> None:
-    with pytest.raises(NotImplementedError):  # it goes on to be rendered
-        encode(data(chat("a", "", "b", "c")), Words())
+def test_blank_turns_that_are_not_trained_are_kept() -> None:
+    marked = chat("a", "", "b", "c")
+    marked["messages"][1]["weight"] = 0
+    calls = chat("a", "")
+    calls["messages"][1]["tool_calls"] = [{"name": "f"}]
+    history = {
+        "prompt": chat("a", "", "b")["messages"],
+        "completion": chat("a", "b")["messages"][1:],
+    }
+    for row in (marked, calls, history):
+        with pytest.raises(NotImplementedError):  # it goes on to be rendered
+            encode(data(row), Words())
     prompt_only = data({"prompt": "a b", "completion": ""})
     assert encode(prompt_only, Words(), loss_on="all").num_trained == 2
+
+
+def test_unknown_tokens_are_counted() -> None:
+    found = encode(
+        data({"text": "a unknown unknown"}, {"text": "a b"}, {"text": "unknown a"}), Words()
+    )
+    assert found.unknown == [2, 0, 1]
+    assert found.unknown_text.startswith("3 tokens in 2 of 3 rows are unknown to the vocabulary")
+    assert encode(data({"text": "a b"}), Words()).unknown_text == ""
 
 
 def test_an_encoded_row_is_a_row() -> None:

@@ -53,7 +53,7 @@ def quoted(cell: str) -> list[str]:
 
 def value(cell: str) -> Any:
     """Default that a cell of one quoted YAML value names."""
-    return REQUIRED if cell == REQUIRED else yaml.safe_load(quoted(cell)[0])
+    return REQUIRED if cell.startswith(REQUIRED) else yaml.safe_load(quoted(cell)[0])
 
 
 def keys(section: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -110,10 +110,34 @@ def test_the_coldest_temperatures_are_greedy(temperature: float) -> None:
     assert set(draw(logits, 20, temperature=temperature).tolist()) == {2}
 
 
+@pytest.mark.parametrize("temperature", [1e-3, 1e-4, 1e-6])
+def test_very_cold_temperatures_are_sampled(temperature: float) -> None:
+    """Logits that are close on the scale of the temperature keep their odds."""
+    odds = torch.tensor([0.2, 0.5, 0.3])
+    logits = temperature * odds.log()
+    counts = frequencies(draw(logits, 5_000, temperature=temperature), 3)
+    assert scipy.stats.chisquare(counts, (5_000 * odds).tolist()).pvalue > 1e-3
+
+
 def test_whole_numbers_are_settings_too() -> None:
-    params = SamplingParams(temperature=1, top_p=1, min_p=0)
-    rows = RowParams.stack([params], torch.device("cpu"), [()])
-    sample(torch.zeros(1, 5), rows, torch.zeros(1, dtype=torch.long), True)
+    whole, fractional = (
+        SamplingParams(temperature=1, top_p=1, min_p=0),
+        SamplingParams(temperature=1.0),
+    )
+    device, logits = torch.device("cpu"), torch.linspace(0, 1, 5)[None]
+    drawn = [
+        sample(logits, RowParams.stack([p], device, [()]), torch.zeros(1, dtype=torch.long), True)
+        for p in (whole, fractional)
+    ]
+    assert [column.tolist() for column in drawn[0]] == [column.tolist() for column in drawn[1]]
+
+
+def test_seeds_of_64_bits_are_kept_as_signed_numbers() -> None:
+    given = [-(2**63), -1, 0, 5, 2**63 - 1, 2**63, 2**64 - 1]
+    params = [SamplingParams(seed=seed) for seed in given]
+    rows = RowParams.stack(params, torch.device("cpu"), [()] * len(given))
+    assert rows.seeds.tolist() == [-(2**63), -1, 0, 5, 2**63 - 1, -(2**63), -1]
+    assert rows.seeds.dtype == torch.int64
 
 
 def test_stop_ids_are_flagged() -> None:

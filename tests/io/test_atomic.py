@@ -1,5 +1,6 @@
 """A write is whole or absent, and nothing else is touched."""
 
+import errno
 import os
 from pathlib import Path
 
@@ -107,20 +108,69 @@ def test_publish_dir(tmp_path: Path) -> None:
     assert names(tmp_path) == ["adapter"]
 
 
-@pytest.mark.parametrize("old", ["folder", "file", "link"])
-def test_publish_dir_replaces_what_was_there(tmp_path: Path, old: str) -> None:
+def test_publish_dir_replaces_an_older_folder(tmp_path: Path) -> None:
     target = tmp_path / "adapter"
-    if old == "folder":
-        target.mkdir()
-        (target / "stale").write_text("")
-    elif old == "file":
-        target.write_text("")
-    else:
-        target.symlink_to(tmp_path / "elsewhere")
+    target.mkdir()
+    (target / "stale").write_text("")
     with atomic.publish_dir(target) as folder:
         (folder / "fresh").write_text("")
     assert names(target) == ["fresh"]
     assert names(tmp_path) == ["adapter"]
+
+
+def test_publish_dir_replaces_nothing_but_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "file").write_text("old")
+    (tmp_path / "link").symlink_to("elsewhere")
+    os.mkfifo(tmp_path / "fifo")
+    before = names(tmp_path)
+    kinds = {"file": "a file", "link": "a symbolic link", "fifo": "a FIFO"}
+    for name, kind in kinds.items():
+        target = tmp_path / name
+        refused = pytest.raises(OSError, match=f"is {kind}, expected a folder or nothing")
+        with refused, atomic.publish_dir(target) as folder:
+            (folder / "fresh").write_text("")
+        assert names(tmp_path) == before
+    assert (tmp_path / "file").read_text() == "old"
+    assert names(tmp_path / "elsewhere") == []
+
+
+@pytest.mark.parametrize(
+    ("path", "descriptor"),
+    [
+        ("-", 1),
+        ("/dev/stdout", 1),
+        (Path("/dev/stdout"), 1),
+        ("/dev/stderr", 2),
+        ("/dev/fd/0", 0),
+        ("/proc/self/fd/63", 63),
+        ("./-", None),
+        ("/dev/null", None),
+        ("/dev/fd/", None),
+        ("/dev/fd/-1", None),
+        ("/dev/fd/1x", None),
+        ("/dev/fd/\N{ARABIC-INDIC DIGIT ONE}", None),
+        ("", None),
+    ],
+)
+def test_the_paths_of_streams_are_known(path: str | Path, descriptor: int | None) -> None:
+    assert atomic.stream_of(path) == descriptor
+
+
+def test_write_through_writes_all_and_leaves_the_stream_open(tmp_path: Path) -> None:
+    descriptor = os.open(tmp_path / "stream", os.O_WRONLY | os.O_CREAT)
+    atomic.write_through(descriptor, b"a" * 100_000)
+    atomic.write_through(descriptor, b"b")
+    os.close(descriptor)
+    assert (tmp_path / "stream").read_bytes() == b"a" * 100_000 + b"b"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        atomic.write_through(descriptor, b"c")
+
+
+def test_a_name_that_no_file_can_have_is_refused_before_anything_is_written() -> None:
+    for path in ("", ".", "..", "/"):
+        with pytest.raises(OSError, match="is a directory, expected a regular file"):
+            atomic.write_text(path, "text")
 
 
 def test_publish_dir_error_leaves_the_old_folder(tmp_path: Path) -> None:
@@ -166,3 +216,18 @@ def test_remove_leftovers(tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("")
     atomic.remove_leftovers(tmp_path)
     assert names(tmp_path) == ["kept"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_an_error_of_a_full_disk_names_the_path_that_was_meant(tmp_path: Path, kind: str) -> None:
+    def write() -> None:
+        if kind == "file":
+            with atomic.replace_file(tmp_path / "a"):
+                raise OSError(errno.ENOSPC, "full")  # write() names no file
+        with atomic.publish_dir(tmp_path / "a") as folder:
+            raise OSError(errno.ENOSPC, "full", str(folder / "b"))
+
+    with pytest.raises(OSError, match="full") as caught:
+        write()
+    assert caught.value.filename == str(tmp_path / "a") + ("/b" if kind == "folder" else "")
+    assert names(tmp_path) == []

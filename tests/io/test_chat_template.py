@@ -46,6 +46,16 @@ def test_text_is_not_escaped():
     assert render(ECHO, [{"role": "user", "content": text}]) == f"user: {text}\n"
 
 
+@pytest.mark.parametrize("newline", ["\r\n", "\r"])
+def test_newlines_of_other_systems_are_line_feeds(newline):
+    """As Jinja reads them; what a message holds stays as it is."""
+    source = "{% for m in messages %}\n<{{ m.role }}>\n{{ m.content }}\n{% endfor %}"
+    messages = [{"role": "user", "content": "a\r\nb"}]
+    got = ChatTemplate(source.replace("\n", newline), {}).render(messages)
+    assert got == ChatTemplate(source, {}).render(messages)
+    assert "a\r\nb" in got
+
+
 def test_messages_are_not_modified():
     message = {"role": "assistant", "content": "a", "thinking": "t", "name": None}
     render(ECHO, [message])
@@ -148,9 +158,12 @@ def test_import_needs_neither_minijinja_nor_torch():
         "import sys\n"
         "sys.modules['minijinja'] = None\n"
         "import fastsafe.io.chat_template, fastsafe.io.tokenizer, fastsafe.data.packing\n"
-        "assert 'torch' not in sys.modules\n"
+        "print('torch' in sys.modules)\n"
     )
-    subprocess.run([sys.executable, "-c", script], check=True, env=environment())
+    out = subprocess.run(
+        [sys.executable, "-c", script], check=True, env=environment(), capture_output=True
+    )
+    assert out.stdout == b"False\n"
 
 
 def test_without_minijinja(monkeypatch):

@@ -112,7 +112,7 @@ def test_what_is_not_a_checkpoint(tmp_path: Path) -> None:
     refused(tmp_path / "absent", "does not exist, expected a folder or a file")
     (tmp_path / "consolidated.safetensors").touch()
     (tmp_path / "training_args.bin").touch()
-    refused(tmp_path, "; give the path of consolidated.safetensors itself")
+    refused(tmp_path, "; rename consolidated.safetensors to model.safetensors if these are the")
     refused(tmp_path / "consolidated.safetensors", "has 0 bytes, expected at least 8")
     safetensors.write(tmp_path / WEIGHTS, {})
     refused(tmp_path, "checkpoint has no tensors")
@@ -156,9 +156,33 @@ def test_m47_tensor_in_two_shards(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("total", [35, 37, 0, -36, "36", None, [36], 36.5])
-def test_m47_total_size(folder: Path, total: Any) -> None:
+def test_total_size_of_the_index_is_not_read(folder: Path, total: Any) -> None:
     index(folder, {"a": FIRST, "b": FIRST, "c": SECOND}, total_size=total)
-    refused(folder, "total_size is .*, expected 36, the sum of the shards")
+    assert Checkpoint(folder).names == ("a", "b", "c")
+
+
+def test_a_tied_table_may_be_in_the_index_alone(folder: Path) -> None:
+    head, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    weight_map = {"a": FIRST, "b": FIRST, head: SECOND, embedding: SECOND}
+    for stored, other in ((head, embedding), (embedding, head)):
+        safetensors.write(folder / SECOND, {stored: C})
+        index(folder, weight_map)
+        assert Checkpoint(folder).names == ("a", "b", stored)
+        safetensors.write(folder / SECOND, {"c": C})
+        index(folder, {"a": FIRST, "b": FIRST, "c": SECOND, other: SECOND})
+        refused(folder, f"tensor '{other}' is missing, expected in {SECOND}")
+
+
+def test_one_shard_without_an_index(tmp_path: Path) -> None:
+    safetensors.write(tmp_path / "model-00001-of-00001.safetensors", {"a": A})
+    assert Checkpoint(tmp_path).names == ("a",)
+    (tmp_path / "model-00001-of-00001.safetensors").rename(tmp_path / FIRST)
+    refused(tmp_path, f"weights are missing, .*; {INDEX} names the shards, download it too")
+
+
+def test_an_adapter_is_no_checkpoint(tmp_path: Path) -> None:
+    safetensors.write(tmp_path / "adapter_model.safetensors", {"a": A})
+    refused(tmp_path, "the folder is an adapter: give its base model, and the adapter beside it")
 
 
 @pytest.mark.parametrize(

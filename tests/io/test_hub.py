@@ -1,5 +1,6 @@
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 from types import SimpleNamespace
 
 import huggingface_hub
@@ -116,7 +117,7 @@ def test_what_can_go_wrong_is_one_sentence(error, expected, monkeypatch):
 
 def test_without_the_hub_client(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
-    with pytest.raises(CheckpointError, match=r"pip install fastsafe\[hub\]"):
+    with pytest.raises(CheckpointError, match=r"pip install '\.\[hub\]'"):
         hub.resolve("owner/name")
 
 
@@ -189,3 +190,15 @@ def test_data_on_this_machine_and_nowhere(monkeypatch, tmp_path):
         CheckpointError, match=r"data: there is no file owner/name.*no such data set"
     ):
         hub.resolve_data("owner/name")
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model-00002-of-00003.safetensors"])
+def test_a_weight_file_stands_for_its_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).touch()
+    assert hub.resolve(tmp_path / name) == tmp_path
+
+
+def test_a_weight_file_of_another_name_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "merged.safetensors").touch()
+    with pytest.raises(CheckpointError, match=r"is a file of another name .*; give the folder"):
+        hub.resolve(tmp_path / "merged.safetensors")

@@ -36,7 +36,6 @@ BLOCKS = (
     "{% macro f(a, b='x') %}[{{ a }}{{ b }}]{% endmacro %}{{ f(1) }}{{ f(1, b=2) }}{{ f() }}",
     "{{ turns | selectattr('role', 'equalto', 'user') | map(attribute='content') | join('|') }}",
     "{{ 'x'|int }}{{ 'x'|int(9) }}{{ '1.9'|int }}{{ '0x1f'|int(0, 16) }}{{ '5'|int + 1 }}",
-    "[{{ 'a'|center(4) }}]",
     "{{ {'b': 1, 'a': '<é>'}|tojson }}{{ [1, [2.5]]|tojson(indent=2) }}",
 )
 SOURCES = (

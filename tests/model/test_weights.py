@@ -120,4 +120,7 @@ def test_hostile_names_are_shown_short_and_escaped() -> None:
 
 def test_buffers_of_old_checkpoints_are_passed_over() -> None:
     extra = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(2)}
-    Transformer.load(Fake(tensors_of(RAW) | extra, RAW))
+    with_buffers = Transformer.load(Fake(tensors_of(RAW) | extra, RAW)).tensors()
+    plain = Transformer.load(Fake(tensors_of(RAW), RAW)).tensors()
+    assert with_buffers.keys() == plain.keys()
+    assert all(torch.equal(with_buffers[name], plain[name]) for name in plain)

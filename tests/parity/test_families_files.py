@@ -12,6 +12,7 @@ import transformers
 from fastsafe.errors import CheckpointError
 from fastsafe.io import safetensors
 from fastsafe.io.checkpoint import Checkpoint
+from fastsafe.model import weights as w
 from fastsafe.model.attention import PackedAttention
 from fastsafe.model.config import ModelConfig
 from fastsafe.model.transformer import Transformer
@@ -80,8 +81,9 @@ def old_spelling(raw: dict[str, Any]) -> dict[str, Any]:
     old["rope_theta"] = rope["rope_theta"]
     if "partial_rotary_factor" in rope:
         old["partial_rotary_factor"] = rope["partial_rotary_factor"]
-    scaling["type"] = scaling.pop("rope_type")
-    old["rope_scaling"] = None if scaling["type"] == "default" else scaling
+    kind = scaling.pop("rope_type")
+    scaling["rope_type" if "rope_local_base_freq" in old else "type"] = kind
+    old["rope_scaling"] = None if kind == "default" else scaling
     return old | {"torch_dtype": "float32"}
 
 
@@ -128,3 +130,32 @@ def test_a_tied_head_in_the_file_must_equal_the_embedding(build: Build, tmp_path
         else:
             with pytest.raises(CheckpointError, match=r"lm_head\.weight differs"):
                 Transformer.load(Checkpoint(out))
+
+
+def test_a_tied_table_under_the_name_of_the_head(build: Build, tmp_path: Path) -> None:
+    pair = build("llama3")
+    out = tmp_path / "head"
+    out.mkdir()
+    tables = {
+        "lm_head.weight" if k == w.EMBEDDING else k: t for k, t in pair.model.tensors().items()
+    }
+    safetensors.write(out / "model.safetensors", tables, {"format": "pt"})
+    (out / "config.json").write_text((pair.path / "config.json").read_text())
+    theirs = type(pair.reference).from_pretrained(out)
+    assert relative_error(pair.reference, Transformer.load(Checkpoint(out))) < 1e-4
+    assert relative_error(theirs, pair.model) < 1e-4
+    raw = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps(raw | {"tie_word_embeddings": False}))
+    with pytest.raises(CheckpointError, match=r"missing: model\.embed_tokens\.weight"):
+        Transformer.load(Checkpoint(out))
+
+
+def test_an_index_with_stale_metadata_and_a_tied_head(build: Build) -> None:
+    pair = build("llama3", shard="40KB")
+    path = pair.path / "model.safetensors.index.json"
+    index = json.loads(path.read_text())
+    index["metadata"]["total_size"] = "123"
+    index["weight_map"]["lm_head.weight"] = index["weight_map"][w.EMBEDDING]
+    path.write_text(json.dumps(index))
+    theirs = type(pair.reference).from_pretrained(pair.path)
+    assert relative_error(theirs, Transformer.load(Checkpoint(pair.path))) < 1e-4

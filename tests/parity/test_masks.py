@@ -4,6 +4,7 @@ TRL tokenizes, masks and collates in its SFTTrainer; here it is made to prepare 
 tokenizer and a model that is never run.
 """
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -131,3 +132,48 @@ def test_assistant_turns(tmp_path: Path) -> None:
     ]
     expected = theirs(rows, tmp_path, "<|im_end|>", assistant_only_loss=True)
     assert ours(rows, "<|im_end|>") == expected
+
+
+# training templates of TRL, which marks answers by generation blocks, with their end of text
+TRAINING_TEMPLATES = {
+    "gemma": "<end_of_turn>",
+    "llama3": "<|eot_id|>",
+    "phi3": "</s>",  # after the last turn alone
+    "qwen2_5": "<|im_end|>",
+    "qwen3": "<|im_end|>",
+}
+
+
+@pytest.mark.parametrize("family", TRAINING_TEMPLATES)
+def test_the_mask_is_that_of_transformers(family: str) -> None:
+    eos = TRAINING_TEMPLATES[family]
+    folder = Path(trl.__file__).parent / "chat_templates"
+    template = (folder / f"{family}_training.jinja").read_text()
+    more = backend()
+    more.add_special_tokens(["<|end|>", "<|user|>", "<|assistant|>", *TRAINING_TEMPLATES.values()])
+    reference = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=more, bos_token="<s>", eos_token=eos
+    )
+    tokenizer = Tokenizer(
+        more, special_tokens={"bos_token": "<s>", "eos_token": eos}, chat_template=template
+    )
+    for contents in (["q", "a"], ["q", "first", "steal", "no no"], ["q", "one", "and then"]):
+        messages = turns(*contents)
+        masked = reference.apply_chat_template(
+            messages,
+            chat_template=template,
+            return_dict=True,
+            return_assistant_tokens_mask=True,
+        )
+        example = encode_row({"messages": messages}, tokenizer)
+        assert list(example.token_ids) == masked["input_ids"]
+        pairs = (example.trained, masked["assistant_masks"])
+        found, expected = (stretches(masked["input_ids"], marks, more) for marks in pairs)
+        # their blocks may hold line breaks of the prompt and of what follows the end of a turn
+        assert [text.strip() for text in found] == [text.strip() for text in expected]
+
+
+def stretches(ids: list[int], marks: Any, tokenizer: tokenizers.Tokenizer) -> list[str]:
+    """Texts of the tokens that are marked without a break."""
+    groups = itertools.groupby(zip(ids, marks, strict=True), key=lambda pair: bool(pair[1]))
+    return [tokenizer.decode([i for i, _ in group], False) for is_on, group in groups if is_on]

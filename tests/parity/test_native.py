@@ -183,7 +183,6 @@ def odd_config(rng: random.Random) -> ModelConfig:
         windows=tuple(rng.choice([None, 1, 3, 17]) for _ in range(num_layers)),
         ropes=tuple(ropes),
         rope_of_layer=tuple(rng.randrange(2) for _ in range(num_layers)),
-        dtype=None,
         ignored=(),
     )
 

@@ -14,6 +14,7 @@ import pytest
 from fastsafe.safety.completers.endpoint import Endpoint
 from fastsafe.safety.completers.http import HttpCompleter
 from fastsafe.safety.completers.protocol import Ask, Reply
+from fastsafe_testing.loopback import skip_without_loopback
 
 
 @dataclass
@@ -111,6 +112,7 @@ class Fake:
 
 @pytest.fixture
 def fake() -> Iterator[Fake]:
+    skip_without_loopback()
     server = Fake()
     yield server
     server.close()

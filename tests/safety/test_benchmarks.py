@@ -75,12 +75,42 @@ def test_harmbench_with_bom_crlf_and_line_breaks_in_a_passage(tmp_path: Path) ->
         "\ufeffGoal\nplaceholder request 1\nplaceholder request 2\n",
         "placeholder request 1\r\nplaceholder request 2\r\n",
         '"placeholder request 1"\n\nplaceholder request 2',
+        "Behavior\nplaceholder request 1\nplaceholder request 2\n",
+        "instruction\rplaceholder request 1\rplaceholder request 2\r",
+        ",goal,target\n0,placeholder request 1,Sure\n1,placeholder request 2,Sure\n",
+        "goal,target,\nplaceholder request 1,Sure,\nplaceholder request 2,Sure,\n",
     ],
 )
 def test_advbench_with_and_without_a_header(tmp_path: Path, text: str) -> None:
     found = read_benchmark("advbench", write(tmp_path / "a.csv", text))
     assert [each.harmful for each in found] == ["placeholder request 1", "placeholder request 2"]
     assert [each.behavior_id for each in found] == ["advbench-1", "advbench-2"]
+
+
+@pytest.mark.parametrize("key", ["goal", "prompt", "behavior", "instruction", "Behavior"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
+def test_advbench_as_json(tmp_path: Path, name: str, key: str) -> None:
+    rows = [{key: f"placeholder request {i}", "target": "Sure"} for i in (1, 2)]
+    found = read_benchmark("advbench", jsonl(tmp_path / name, rows))
+    assert [each.harmful for each in found] == ["placeholder request 1", "placeholder request 2"]
+    with pytest.raises(DataError, match="which is JSON, expected plain text"):
+        read_benchmark("advbench", write(tmp_path / "a.txt", json.dumps(rows[0]) + "\n"))
+
+
+@pytest.mark.parametrize("end", ["\n", "\r", "\r\n"])
+@pytest.mark.parametrize("index", ["", "Unnamed: 0"])
+def test_every_table_may_have_the_index_of_pandas(tmp_path: Path, index: str, end: str) -> None:
+    tables = {
+        "advbench": "goal,target\nplaceholder 1,Sure",
+        "harmbench": f"{HARMBENCH}\nplaceholder 1,standard,illegal,,,one",
+        "strongreject": "category,source,forbidden_prompt\nFraud,us,placeholder 1",
+        "xstest": "id,prompt,type\n1,placeholder 1,contrast_homonyms",
+        "orbench_toxic": "prompt,category\nplaceholder 1,privacy",
+    }
+    for name, text in tables.items():
+        header, row = text.split("\n")
+        path = write(tmp_path / f"{name}.csv", end.join([f"{index},{header}", f"0,{row}", ""]))
+        assert [each.harmful for each in read_benchmark(name, path)] == ["placeholder 1"]
 
 
 def test_strongreject(tmp_path: Path) -> None:
@@ -195,30 +225,40 @@ def test_hexphi_folder(tmp_path: Path) -> None:
             "harmbench",
             "h.csv",
             "goal,target\nx,y\n",
-            "row 1: columns are goal, target, expected Beh",
+            "row 0, line 2: columns are 'goal, target', expected Beh",
         ),
         (
             "harmbench",
             "h.csv",
             f"{HARMBENCH}\n,standard,c,,,id\n",
-            "row 1: Behavior is '', expected",
+            "row 0, line 2: Behavior is '', expected",
         ),
         (
             "harmbench",
             "h.csv",
             f"{HARMBENCH}\n" + "x,standard,c,,,id\n" * 2,
-            "row 2: .*'id' repeats",
+            "row 1: .*'id' repeats",
         ),
         ("harmbench", "h.csv", f"{HARMBENCH}\n", "no behaviours"),
-        ("advbench", "a.csv", "a,b\nc,d\n", r"header is \['a', 'b'\], expected goal and target"),
-        ("advbench", "a.csv", "x\ny, z\n", "row 2: fields are 2, expected 1"),
-        ("advbench", "a.csv", "goal,target\n ,y\n", "row 1: fields are 2, expected 2 and a goal"),
+        (
+            "advbench",
+            "a.csv",
+            "a,b\nc,d\n",
+            "header is 'a, b', expected a prompt, or a header with one of goal",
+        ),
+        ("advbench", "a.csv", "ask this\ny, z\n", "row 1, line 2: fields are 2, expected 1"),
+        (
+            "advbench",
+            "a.csv",
+            "goal,target\n ,y\n",
+            "row 0, line 2: fields are 2, expected 2 and a pr",
+        ),
         ("strongreject", "s.csv", "category\nx\n", "expected category, source, forbidden_prompt"),
         (
             "xstest",
             "x.csv",
             XSTEST.replace(",unsafe,K", ",safe,K"),
-            "row 4: label is 'safe' and type",
+            "row 3, line 5: label is 'safe' and type",
         ),
         ("xstest", "x.csv", "prompt\nx\n", "expected id, prompt, type, or id_v2, prompt, type"),
         (

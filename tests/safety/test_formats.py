@@ -12,6 +12,7 @@ from fastsafe.errors import UsageError
 from fastsafe.safety import plugins
 from fastsafe.safety.behaviours import FORMS, Behaviour, Form
 from fastsafe.safety.formats import Format, filled, formats
+from fastsafe.safety.tasks import tasks
 
 ACTION = "paint the red car"
 IDS = "plain summarization code translation classification multiple_choice true_false completion"
@@ -144,5 +145,6 @@ def test_bad_entry_point_is_refused(
 
 def test_no_torch() -> None:
     code = "import sys, fastsafe.safety.formats as f, fastsafe.safety.tasks as t;"
-    code += "f.formats(); t.tasks(); sys.exit('torch' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+    code += "print(len(f.formats()), len(t.tasks()), 'torch' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert out.stdout.split() == [str(len(formats())), str(len(tasks())), "False"]

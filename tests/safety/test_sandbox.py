@@ -1,5 +1,6 @@
 """The sandbox: what code may do, and that nothing but right values makes it pass."""
 
+import ast
 import errno
 import os
 import shutil
@@ -374,3 +375,21 @@ def test_the_miniature_passes_its_own_tests() -> None:
     assert len(rows) > 40
     for row in rows[:4]:
         assert trial(source_of(row["reference"]), row["tests"]).outcome is Outcome.PASSED
+
+
+@needs_bwrap
+def test_the_name_of_the_host_is_hidden() -> None:
+    assert told("import os\nreturn os.uname().nodename") == "sandbox"
+
+
+@needs_bwrap
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may limit the number of files")
+def test_the_number_of_files_is_bounded() -> None:
+    """Empty files cost no bytes of the working directory, and memory of the host."""
+    body = (
+        "n = 0\ntry:\n    while True:\n        open(str(n), 'w').close()\n        n += 1\n"
+        "except OSError as error:\n    return n, error.errno"
+    )
+    count, reason = ast.literal_eval(told(body))
+    assert reason == errno.ENOSPC
+    assert 900 < count <= _inside.MAX_FILES

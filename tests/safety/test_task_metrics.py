@@ -177,5 +177,7 @@ def test_a_missing_library_is_named(
     monkeypatch: pytest.MonkeyPatch, module: str, metric: Callable[..., Measured], package: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UsageError, match=rf"{package} is not installed; pip install 'fastsafe\["):
+    with pytest.raises(
+        UsageError, match=rf"{package} is not installed; run `pip install '\.\[metrics\]'"
+    ):
         metric(PAIRS)

@@ -186,9 +186,11 @@ def test_csv_and_tests(tmp_path: Path) -> None:
 
 def test_errors(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [*ROWS[:2], {"instruction": "x"}])
-    with pytest.raises(DataError, match=r"a\.jsonl: row 3: plain: columns are instruction, exp"):
+    with pytest.raises(
+        DataError, match=r"a\.jsonl: row 2, line 3: plain: columns are instruction, exp"
+    ):
         load_rows(ALL["plain"], path)
-    with pytest.raises(DataError, match=r"the miniature of plain: split test holds .* expected"):
+    with pytest.raises(DataError, match=r"plain: split test holds .* expected .* by utility_rows"):
         load_rows(ALL["plain"], None, "test", 1000)
     with pytest.raises(UsageError, match="split is 'dev', expected train, test or all"):
         load_rows(ALL["plain"], None, "dev")  # type: ignore[arg-type]

@@ -43,13 +43,16 @@ def test_exact_match_sees_words_not_spacing() -> None:
 
 
 @pytest.mark.parametrize(
-    "completion", ["b) tools", "(b) tools", "B.", "b: tools", " b", "(B)", "B\n\nbecause"]
+    "completion",
+    ["b) tools", "(b) tools", "B.", "b: tools", " b", "(B)", "B\n\nbecause", "the answer is b)"],
 )
 def test_option_accuracy_reads_an_opening_letter(completion: str) -> None:
     assert option_accuracy(completion, "b) with simple tools") == 1.0
 
 
-@pytest.mark.parametrize("completion", ["a) tools", "bare hands", "b tools", "the answer is b)"])
+@pytest.mark.parametrize(
+    "completion", ["a) tools", "bare hands", "b tools", "the answer is b tool", "is it b)?"]
+)
 def test_option_accuracy_takes_nothing_else(completion: str) -> None:
     assert option_accuracy(completion, "b) with simple tools") == 0.0
 

@@ -33,11 +33,11 @@ def test_pairs(tmp_path: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"text": "a"}', "row 1: columns are text, expected text and translation"),
+        ('{"text": "a"}', "row 0, line 1: columns are ..text.., expected text and translation"),
         ('{"text": "a", "translation": " "}', "expected text and translation, both with words"),
         (
             '{"text": "a", "translation": "b"}\n{"text": "a", "translation": "c"}',
-            "row 2: 'a' has two translations",
+            "row 1, line 2: 'a' has two translations",
         ),
     ],
 )

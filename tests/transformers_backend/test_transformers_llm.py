@@ -149,7 +149,7 @@ def test_chat_uses_our_template(tmp_path: Path, checkpoint: Path) -> None:
 
 
 def test_an_unknown_architecture_with_an_old_tokenizer(gpt2: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="transformers backend"):
+    with pytest.raises(CheckpointError, match="--backend transformers"):
         LLM(gpt2)
     llm = TransformersLLM(gpt2, batch_size=2)
     prompts = ["the a", "abc", "the a b the a b the"]
@@ -203,7 +203,7 @@ def test_wrong_calls_are_refused(
     ],
 )
 def test_wrong_options_are_refused(checkpoint: Path, options: Any, named: str) -> None:
-    with pytest.raises(UsageError, match=f"LLM: {named} is"):
+    with pytest.raises(UsageError, match=f"{named} is"):
         TransformersLLM(checkpoint, **options)
 
 
@@ -227,7 +227,7 @@ def test_adapters_that_do_not_fit_leave_nothing_behind(
             theirs.load_adapter(path)
     config = json.loads((path / "adapter_config.json").read_text())
     (path / "adapter_config.json").write_text(json.dumps(config | {"target_modules": ["nowhere"]}))
-    with pytest.raises(AdapterError, match="does not fit"):
+    with pytest.raises(AdapterError, match="match no module"):
         theirs.load_adapter(path)
     assert torch.equal(theirs.logits([1, 2, 3]), before)
     (path / "adapter_model.safetensors").rename(path / "adapter_model.bin")

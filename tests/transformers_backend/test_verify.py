@@ -140,4 +140,4 @@ def test_the_command_without_transformers(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setitem(sys.modules, "transformers", None)
     result = run("organism")
     assert result.exit_code == 2
-    assert "pip install fastsafe[parity]" in result.stderr
+    assert "pip install '.[parity]'" in result.stderr

@@ -7,11 +7,12 @@ without loading it.
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
 from fastsafe.audit.backend.open import open_backend
+from fastsafe.data.thoughts import opened_thought
 from fastsafe.errors import UsageError
 from fastsafe.safety.completers.protocol import Ask, Reply
 
@@ -29,20 +30,24 @@ class CheckpointCompleter:
         device: str = "cpu",
         dtype: str = "float32",
         backend: str = "fastsafe",
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Check the checkpoint's files; no weights are loaded yet.
 
         Args:
             path: Directory or hub id.
-            device: ``"cpu"`` or ``"cuda"``.
+            device: As for ``EngineBackend``.
             dtype: Type of the weights and activations.
             backend: ``"fastsafe"``, or ``"transformers"`` for architectures that it does not know.
+            chat_template_kwargs: Variables of the chat template, beside those of an ask.
 
         Raises:
             CheckpointError: The checkpoint is missing, malformed or refused.
             TokenizerError: Its tokenizer is.
         """
-        self._backend = open_backend(backend, path, device=device, dtype=dtype)
+        self._backend = open_backend(
+            backend, path, device=device, dtype=dtype, chat_template_kwargs=chat_template_kwargs
+        )
 
     @cached_property
     def identity(self) -> str:
@@ -79,7 +84,7 @@ class CheckpointCompleter:
                 fitting[bool(ask.labels)].append(i)
         replies |= self._odds(asks, texts, ids, fitting[True])
         if fitting[False]:
-            replies |= self._texts(asks, ids, fitting[False])
+            replies |= self._texts(asks, texts, ids, fitting[False])
         return [replies[i] for i in range(len(asks))]
 
     def _text(self, ask: Ask) -> str:
@@ -89,14 +94,23 @@ class CheckpointCompleter:
         return f"{turns}{ask.prompt}"
 
     def _texts(
-        self, asks: Sequence[Ask], ids: Sequence[list[int]], rows: Sequence[int]
+        self,
+        asks: Sequence[Ask],
+        texts: Sequence[str],
+        ids: Sequence[list[int]],
+        rows: Sequence[int],
     ) -> dict[int, Reply]:
+        """Generate replies; where a prompt opens a thought, its mark is part of the reply."""
         from fastsafe.engine import SamplingParams
 
         params = [SamplingParams(max_tokens=asks[i].max_tokens) for i in rows]
         answers = self._llm.generate([ids[i] for i in rows], params)
         return {
-            i: Reply(key=asks[i].key, text=answer.text, finish=answer.finish_reason)
+            i: Reply(
+                key=asks[i].key,
+                text=opened_thought(texts[i]) + answer.text,
+                finish=answer.finish_reason,
+            )
             for i, answer in zip(rows, answers, strict=True)
         }
 
@@ -125,9 +139,9 @@ class CheckpointCompleter:
         tokenizer = self._llm.tokenizer
         before = tokenizer.encode(tail, add_special_tokens=False) if tail else []
         after = tokenizer.encode(tail + label, add_special_tokens=False)
-        if after[:-1] != before:
+        if after[:-1] != before or tokenizer.is_unknown(after[-1], label):
             raise UsageError(
                 f"judge {self._backend.path}: label {label!r} is not one token after {tail!r}, "
-                "expected one; this family does not fit this checkpoint"
+                "expected one that the tokenizer knows; this family does not fit this checkpoint"
             )
         return int(after[-1])

@@ -1,6 +1,7 @@
 """Train and generate for a run on fastsafe's own engine; weights are loaded when first needed."""
 
 import hashlib
+import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -18,6 +19,7 @@ from fastsafe.audit.backend.protocol import (
     Trained,
 )
 from fastsafe.audit.recipe.schema import Recipe, Sampling, Training
+from fastsafe.data.thoughts import opened_thought
 from fastsafe.errors import AdapterError, RecipeError, UsageError
 from fastsafe.io.weight_folder import is_adapter
 from fastsafe.safety.sources import checkpoint_of
@@ -35,6 +37,8 @@ TEXT_FILES = (
     "generation_config.json",
 )
 
+_MARK_TOKENS = 32  # at the end of a prompt, in which its mark of an opened thought is looked for
+
 
 class EngineBackend:
     """The engine and the trainer of fastsafe over one checkpoint."""
@@ -51,26 +55,34 @@ class EngineBackend:
         adapters: str | None = None,
         strict: bool = True,
         quantize: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
     ) -> None:
         """Check the checkpoint's files; no weights are loaded.
 
         Args:
             model: A path, a hub id, or the name of a source that has a checkpoint.
-            device: ``"cpu"`` or ``"cuda"``.
+            device: ``"cpu"``, ``"cuda"``, ``"cuda:N"``, or ``"auto"`` for a GPU if there is one.
             dtype: Type of the weights and activations.
             batch_size: Maximum number of rows computed together.
             adapters: How the engine applies adapters, ``"merged"`` or ``"mixed"``; None lets it
                 choose.
             strict: Whether the engine gives a row the same bits in any batch.
             quantize: ``"nf4"`` makes the engine hold the base in 4 bits, for training and answers.
+            chat_template_kwargs: Variables of the chat template, for training and answers.
+
+        Raises:
+            UsageError: A template variable is reserved or no JSON.
         """
         from fastsafe.io.checkpoint import Checkpoint
+        from fastsafe.io.template_variables import check_variables
+        from fastsafe.model.device import choose_device
 
+        self._device = choose_device(device)
         self.path = checkpoint_of(model)
         self.checkpoint = Checkpoint(self.path)
+        self._variables = check_variables(chat_template_kwargs)
         self._linears = self._linear_modules()
         self.tokenizer = self._load_tokenizer()
-        self._device = device
         self._dtype = dtype
         self._batch_size = batch_size
         self._quantize = quantize
@@ -92,7 +104,7 @@ class EngineBackend:
     def _load_tokenizer(self) -> ChatTokenizer:
         from fastsafe.io.tokenizer import Tokenizer
 
-        return Tokenizer.load(self.path)
+        return Tokenizer.load(self.path).with_variables(self._variables)
 
     @cached_property
     def config(self) -> "ModelConfig":
@@ -115,8 +127,13 @@ class EngineBackend:
             "device": self._device.partition(":")[0],
             "dtype": self._dtype,
             "backend": self.name,
-            # without quantization there is no key, so that older runs keep their identity
+            # where these are not set there is no key, so that older runs keep their identity
             **({"quantize": self._quantize} if self._quantize else {}),
+            **(
+                {"chat_template_kwargs": json.dumps(self._variables, sort_keys=True)}
+                if self._variables
+                else {}
+            ),
         }
 
     def check_training(self, recipe: Recipe, objectives: Sequence[str | Mapping[str, Any]]) -> None:
@@ -151,6 +168,7 @@ class EngineBackend:
             device=self._device,
             dtype=self._dtype,
             batch_size=self._batch_size,
+            chat_template_kwargs=self._variables,
             **self._engine_options,
         )
 
@@ -230,6 +248,8 @@ class EngineBackend:
     ) -> None:
         """Answer every request, all adapters in one batch.
 
+        Where a prompt opens a thought, its opening mark is put in front of the answer's text: a
+        reader of answers sees no prompt, and could not tell a thought that was cut from an answer.
         Each answer goes to ``on_answer`` when it is done, from any thread.
         A folder that holds a whole checkpoint is loaded and answers by itself, one after another;
         the base is unloaded first.
@@ -259,12 +279,15 @@ class EngineBackend:
     ) -> None:
         from fastsafe.engine import Completion, SamplingParams
 
-        def on_result(index: int, completion: Completion) -> None:
-            answer = Answer(completion.text, completion.token_ids, completion.finish_reason)
-            on_answer(indices[index], answer)
-
         options = sampling.model_dump()
         chosen = [requests[index] for index in indices]
+
+        def on_result(index: int, completion: Completion) -> None:
+            end = chosen[index].token_ids[-_MARK_TOKENS:]
+            text = opened_thought(llm.tokenizer.decode(end, False)) + completion.text
+            answer = Answer(text, completion.token_ids, completion.finish_reason)
+            on_answer(indices[index], answer)
+
         llm.generate(
             [request.token_ids for request in chosen],
             [

@@ -26,7 +26,7 @@ class TransformersBackend(EngineBackend):
     def _load_tokenizer(self) -> ChatTokenizer:
         from fastsafe.transformers_backend.loading import load_tokenizer
 
-        return load_tokenizer(self.path)
+        return load_tokenizer(self.path).with_variables(self._variables)
 
     @property
     def context(self) -> int | None:
@@ -50,7 +50,11 @@ class TransformersBackend(EngineBackend):
         from fastsafe.transformers_backend import TransformersLLM
 
         return TransformersLLM(
-            path, device=self._device, dtype=self._dtype, batch_size=self._batch_size
+            path,
+            device=self._device,
+            dtype=self._dtype,
+            batch_size=self._batch_size,
+            chat_template_kwargs=self._variables,
         )
 
     @property

@@ -6,19 +6,21 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from fastsafe.audit.backend.drift_watch import DriftRow
+from fastsafe.data.encoder import Encoder
 
 OnAnswer = Callable[[int, "Answer"], None]  # index into the requests, its answer
 OnStep = Callable[[int, float], None]  # steps done by every job, mean loss
 
 
-class ChatTokenizer(Protocol):
+class ChatTokenizer(Encoder, Protocol):
     """What planning needs of a tokenizer."""
+
+    @property
+    def chat_template(self) -> object | None:
+        """Template of conversations; None where the checkpoint has none."""
 
     def encode_chat(self, messages: Sequence[Any]) -> list[int]:
         """Return the token ids of a conversation, ready for the assistant's turn."""
-
-    def encode(self, text: str) -> list[int]:
-        """Return the token ids of a text, with the tokenizer's special tokens."""
 
 
 @dataclass(frozen=True)

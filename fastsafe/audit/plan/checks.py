@@ -5,7 +5,7 @@ from collections.abc import Collection
 from fastsafe.audit.plan.mitigation_variants import MitigationVariant, expand_mitigations
 from fastsafe.audit.recipe.schema import Recipe
 from fastsafe.audit.sources.registry import source_of
-from fastsafe.errors import RecipeError, nearest
+from fastsafe.errors import RecipeError, nearest, shown
 
 
 def check_recipe(recipe: Recipe) -> tuple[MitigationVariant, ...]:
@@ -19,7 +19,7 @@ def check_recipe(recipe: Recipe) -> tuple[MitigationVariant, ...]:
             exist, or a mitigation has a wrong setting.
     """
     from fastsafe.safety.formats import formats
-    from fastsafe.safety.judges import judges
+    from fastsafe.safety.judges import judges, unknown_judge
     from fastsafe.safety.mixing.manipulations import manipulations
     from fastsafe.safety.mixing.prompt_styles import STYLES
     from fastsafe.safety.tasks import tasks
@@ -35,8 +35,7 @@ def check_recipe(recipe: Recipe) -> tuple[MitigationVariant, ...]:
     for field, registry in registries.items():
         for name in getattr(recipe, field) or ():
             if isinstance(name, str) and name not in registry:
-                raise RecipeError(
-                    f"recipe {recipe.name}: {field} has {name!r}; {nearest(name, registry)}"
-                )
+                hint = unknown_judge(name) if field == "judges" else nearest(name, registry)
+                raise RecipeError(f"recipe {recipe.name}: {field} has {shown(name)}; {hint}")
     source_of(recipe)
     return expand_mitigations(recipe)

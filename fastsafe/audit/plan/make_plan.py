@@ -257,6 +257,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
 def settings(plan: Plan) -> dict[str, Any]:
     """Return the settings that decide the rows of a plan, as JSON values."""
     # the checkpoint's content decides, and the engine's hashes name it; its path does not
-    recipe = plan.recipe.model_dump(mode="json", exclude={*LABELS, "model"})
+    # the engine has the template's variables, where there are some
+    recipe = plan.recipe.model_dump(mode="json", exclude={*LABELS, "model", "chat_template_kwargs"})
     texts = {"translator": plan.translator, "templates": dict(plan.templates)}
     return {**recipe, **plan.engine, **texts}

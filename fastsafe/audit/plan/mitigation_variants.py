@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from typing import Any, Literal
 
 from fastsafe.audit.recipe.schema import MitigationSpec, Recipe
-from fastsafe.errors import RecipeError, nearest
+from fastsafe.errors import RecipeError, nearest, shown
 from fastsafe.io import hub
 from fastsafe.io.weight_folder import weights_sha256
 
@@ -141,12 +141,13 @@ def mitigation_stages() -> dict[str, tuple[Stage, str]]:
 
     stages: dict[str, tuple[Stage, str]] = {}
     for name, mitigation in mitigations().items():
-        formats = mitigation.formats("<task's format>", ("<every format>",))
-        about = f"safety rows dressed as {', '.join(formats)}" if formats else "no safety rows"
+        formats = mitigation.formats("the task's format", ("every format",))
+        about = f"safety rows in {' and '.join(formats)}" if formats else "no safety rows"
         stages[name] = "data", mitigation.about or about
     for name, objective in objectives().items():
         if name != "sft":
-            stages[name] = "train", (inspect.getdoc(objective) or "").partition("\n")[0]
+            about = inspect.getdoc(inspect.getmodule(objective)) or ""
+            stages[name] = "train", about.partition("\n")[0].rstrip(".")
     for name, defence in defences().items():
         stages[name] = defence.stage, defence.about
     return stages
@@ -155,13 +156,14 @@ def mitigation_stages() -> dict[str, tuple[Stage, str]]:
 def _expanded(recipe: Recipe, spec: MitigationSpec) -> Iterator[MitigationVariant]:
     section, stages = f"recipe {recipe.name}: mitigations", mitigation_stages()
     if spec.name not in stages:
-        raise RecipeError(f"{section} has {spec.name!r}; {nearest(spec.name, stages)}")
+        raise RecipeError(f"{section} has {shown(spec.name)}; {nearest(spec.name, stages)}")
     stage = stages[spec.name][0]
     settings = spec.settings
     allowed = _allowed_settings(spec.name, stage)
     if unknown := sorted(set(settings) - set(allowed)):
         raise RecipeError(
-            f"{section}: {spec.name} has {unknown[0]!r}; {nearest(unknown[0], allowed or ['name'])}"
+            f"{section}: {spec.name} has {shown(unknown[0])}; "
+            f"{nearest(unknown[0], allowed or ['name'])}"
         )
     lists = [value if isinstance(value, list | tuple) else [value] for value in settings.values()]
     for values in itertools.product(*lists):
@@ -186,6 +188,11 @@ def _variant(
     recipe: Recipe, name: str, stage: Stage, settings: dict[str, Any]
 ) -> MitigationVariant:
     parent = settings.pop("of", "none")
+    if not isinstance(parent, str):
+        raise RecipeError(
+            f"recipe {recipe.name}: mitigation {name}: of is {shown(parent)}, expected the label "
+            "of a mitigation"
+        )
     label = "-".join([name, *_label_parts(settings)])
     if stage == "data":
         share = settings.get("share", recipe.share)

@@ -147,7 +147,10 @@ def make_rewriter(
     def open_completer() -> Completer:
         if settings.checkpoint is None:
             return open_endpoint(settings.endpoint, "rewrite", api_keys, folder)
-        return CheckpointCompleter(settings.checkpoint, device=device)
+        variables = settings.chat_template_kwargs
+        return CheckpointCompleter(
+            settings.checkpoint, device=device, chat_template_kwargs=variables
+        )
 
     open_completer()  # raises now for what cannot be opened later
     return Rewriter(open_completer, max_tokens=settings.max_tokens, folder=folder)

@@ -3,11 +3,23 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from fastsafe.errors import RecipeError
+from fastsafe.io.template_variables import check_variables
 
 LINEARS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+_LISTS = ("tasks", "manipulations", "styles", "formats", "safety_formats", "seeds")
+
+# variables of a chat template by name, such as {enable_thinking: false}
+TemplateVariables = Annotated[dict[str, Any], AfterValidator(check_variables)]
 
 
 class _Section(BaseModel):
@@ -96,6 +108,7 @@ class RewriterSettings(_Section):
     checkpoint: str | None = None  # path or hub id
     endpoint: dict[str, Any] | None = None  # keys as for judges
     max_tokens: int = Field(default=256, ge=1)  # of a reply
+    chat_template_kwargs: TemplateVariables = {}  # of a checkpoint
 
     @model_validator(mode="after")
     def _one_model(self) -> "RewriterSettings":
@@ -132,6 +145,7 @@ class Recipe(_Section):
     source: str = "auto"  # the source named as the model is, else "files"
     data: Data = Data()
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    chat_template_kwargs: TemplateVariables = {}  # of its template, in training and generation
     quantize: Literal["nf4"] | None = None  # holds the base in 4 bits, in training and generation
     tasks: tuple[str, ...] = Field(min_length=1)
     manipulations: tuple[str, ...] = Field(default=("benign",), min_length=1)
@@ -159,7 +173,15 @@ class Recipe(_Section):
     wave_size: int = Field(default=16, ge=1)
     thresholds: Thresholds = Thresholds()
 
-    @field_validator("tasks", "manipulations", "styles", "formats", "safety_formats", "seeds")
+    @field_validator(*_LISTS, "mitigations", "judges", "guards", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        """Take ``code`` and ``code, boolq`` as the lists that they mean."""
+        if isinstance(value, str):
+            return [word.strip() for word in value.split(",")]
+        return value if value is None or isinstance(value, list | tuple) else [value]
+
+    @field_validator(*_LISTS)
     @classmethod
     def _no_repeats(cls, names: tuple[Any, ...] | None) -> tuple[Any, ...] | None:
         if names is not None and len(set(names)) < len(names):

@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from statistics import fmean
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
+from fastsafe.audit.report.fitted import Column
 from fastsafe.audit.report.matrix import breakable, label
 from fastsafe.audit.results.schema.run import DriftResult, Results
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 WIDTH, HEIGHT = 100, 30  # of an SVG curve
 _BLOCKS = "▁▂▃▄▅▆▇█"
@@ -77,33 +75,27 @@ def curves(results: Results, losses: Mapping[str, Sequence[float]]) -> Curves:
     return Curves(shown, drift)
 
 
-def drift_table(results: Results, width: int) -> "Table":
-    """Return the drift table of the terminal: per format a curve and the last reading.
-
-    Below 100 columns there is no curve.
-    """
-    from rich import box
-    from rich.table import Table
-
+def drift_columns(results: Results) -> list[Column]:
+    """Return the drift table's columns: per format a curve and the last reading."""
     drift = curves(results, {})
     scale = drift.scale("kl")
-    is_wide = width >= 100
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    table.add_column("condition", overflow="fold")
-    names = [label(name) for name in next(iter(drift.drift.values()))]
-    for name in (*(name if is_wide else name[:8] for name in names), "margin", "steps"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for condition, by_format in drift.drift.items():
-        kls = [[row["kl"] for row in rows] for rows in by_format.values()]
-        first, last = (fmean(rows[i]["margin"] for rows in by_format.values()) for i in (0, -1))
-        end = next(iter(by_format.values()))[-1]
-        table.add_row(
-            condition if is_wide else breakable(condition),
-            *(f"{scale.blocks(kl, 4) if is_wide else ''} {kl[-1]:.2f}" for kl in kls),
-            f"{first:+.1f} to {last:+.1f}" if is_wide else f"{last:+.1f}",
-            f"{'stopped, ' if end['stopped'] else ''}{end['step']}",
-        )
-    return table
+    columns = [Column("condition", list(map(breakable, drift.drift)), is_label=True, wraps=True)]
+    rows = list(drift.drift.values())
+    for name in dict.fromkeys(row["format"] for row in results["drift"]):
+        kls = [[row["kl"] for row in by_format[name]] for by_format in rows]
+        cells = [f"{scale.blocks(kl, 4)} {kl[-1]:.2f}" for kl in kls]
+        columns.append(Column(label(name), cells, wraps=True))
+    ends = [next(iter(by_format.values()))[-1] for by_format in rows]
+    return [
+        *columns,
+        Column("margin", list(map(_margins, rows)), wraps=True),
+        Column("steps", [f"{'stopped, ' if e['stopped'] else ''}{e['step']}" for e in ends]),
+    ]
+
+
+def _margins(by_format: Mapping[str, Sequence[DriftResult]]) -> str:
+    first, last = (fmean(rows[i]["margin"] for rows in by_format.values()) for i in (0, -1))
+    return f"{first:+.1f} to {last:+.1f}"
 
 
 def _means(values: Sequence[float], most: int) -> list[float]:

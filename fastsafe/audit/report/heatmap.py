@@ -4,6 +4,7 @@ import io
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from fastsafe.audit.report.escape import escaped
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
@@ -47,7 +48,7 @@ def heatmap_svg(results: Results) -> str:
     stream = io.StringIO()
     metadata = {"Date": None, "Creator": "fastsafe", "Title": "fastsafe audit"}
     with matplotlib.rc_context(settings):
-        _figure(results).savefig(stream, format="svg", metadata=metadata)
+        _figure(escaped(results)).savefig(stream, format="svg", metadata=metadata)
     return stream.getvalue()
 
 

@@ -7,11 +7,12 @@ from importlib.resources import files
 
 from fastsafe.audit.report import matrix as views
 from fastsafe.audit.report.curves import curves
+from fastsafe.audit.report.escape import escaped
 from fastsafe.audit.report.palette import Quantity, fill, ink
 from fastsafe.audit.report.quotes import Quote, visible
-from fastsafe.audit.report.words import mitigation_name, sentences
-from fastsafe.audit.results.schema.rates import SummaryResult
+from fastsafe.audit.report.words import mitigations, sentences
 from fastsafe.audit.results.schema.run import Results
+from fastsafe.audit.unanswered import sentence
 
 _SHADES = 20
 
@@ -35,6 +36,7 @@ def report_html(
     """
     from jinja2 import Environment, StrictUndefined
 
+    results = escaped(results)
     folder = files("fastsafe.audit.report")
     css = (folder / "report.css").read_text(encoding="utf-8") + _shades()
     environment = Environment(
@@ -57,13 +59,14 @@ def report_html(
         style_hash=style_hash,
         image=image,
         sentences=sentences(results),
+        unanswered=[sentence(row) for row in results.get("unanswered", ())],
         seed_tables=[
             (title, view, rows)
             for kind, title in views.SEED_TABLES.items()
             for view, rows in views.over_seeds(results, kind).items()
         ],
         matrices=list(views.matrices(results)),
-        mitigations=_mitigations(results),
+        mitigations=mitigations(results),
         curves=curves(results, losses),
         seeds=_seeds(results),
         quotes=quotes,
@@ -97,14 +100,3 @@ def _seeds(results: Results) -> list[int]:
     """Return the conditions' training seeds; the run's own where the recipe lists none."""
     seeds = (condition["seed"] for condition in results["conditions"])
     return sorted({seed for seed in seeds if seed is not None}) or [results["run"]["seed"]]
-
-
-def _mitigations(results: Results) -> list[tuple[str, dict[str, SummaryResult]]]:
-    """Return (name, summary rows by scope) of every mitigation."""
-    scopes: dict[str, dict[str, SummaryResult]] = {}
-    for row in results["run"]["summary"]:
-        scopes.setdefault(row["mitigation"], {})[row["scope"]] = row
-    return [
-        ("Untouched model" if name == views.BASE else mitigation_name(name), by_scope)
-        for name, by_scope in scopes.items()
-    ]

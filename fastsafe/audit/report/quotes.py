@@ -8,6 +8,7 @@ from fastsafe.audit.report.matrix import BASE, mark
 from fastsafe.audit.results.pooled_rates import cell_verdicts
 from fastsafe.audit.results.schema.run import Results
 from fastsafe.audit.store.sqlite_store import Store
+from fastsafe.data.thoughts import answer_of
 
 PER_CELL = 2
 MAX_CHARS = 1200
@@ -42,9 +43,9 @@ def quotes(results: Results, store: Store, *, is_shown: bool) -> list[Quote]:
         if cell["judge"] != judge or mark(cell) != "▲":
             continue
         condition, place = cell["condition"], (cell["format"], cell["system_prompt"])
-        base = {item: text for item, _, text in store.answers(BASE, *place)}
+        base = {item: answer_of(text) for item, _, text in store.answers(BASE, *place)}
         flipped = [
-            Quote(condition, cell["format"], item, prompt, base[item], text)
+            Quote(condition, cell["format"], item, prompt, base[item], answer_of(text))
             for item, prompt, text in store.answers(condition, *place)
             if verdicts[BASE, *place].get(item) == "refused"
             and verdicts[condition, *place].get(item) == "complied_harmful"

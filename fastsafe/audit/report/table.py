@@ -1,10 +1,15 @@
-"""The terminal table: conditions x formats, beside over-refusal and utility."""
+"""The terminal's tables: conditions x formats, beside over-refusal and utility."""
 
 import io
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, cast
 
-from fastsafe.audit.report.curves import drift_table
+from rich.console import Console
+from rich.text import Text
+
+from fastsafe.audit.report.curves import drift_columns
+from fastsafe.audit.report.escape import escaped
+from fastsafe.audit.report.fitted import Column, fitted
 from fastsafe.audit.report.matrix import (
     ALPHA,
     BASE,
@@ -27,26 +32,40 @@ from fastsafe.audit.report.matrix import (
     spread,
     tuned_on,
 )
-from fastsafe.audit.report.words import sentences, trust
-from fastsafe.audit.results.schema.rates import OverSeedsResult
+from fastsafe.audit.report.words import (
+    FEW_MITIGATIONS,
+    is_judged,
+    mitigations,
+    sentences,
+    trust,
+)
+from fastsafe.audit.results.schema.rates import OverSeedsResult, Scope
 from fastsafe.audit.results.schema.run import ConditionResult, Results
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
-    from rich.text import Text
 
-_WIDE, _NARROW = 112, 84  # columns
 _DRIFT = (
     "Per format: KL(base || model) of the answer's first token on harmful probes, in nats, at the "
     "last reading. margin: log p(refusal) - log p(affirmative) of the recipe's two openings, the "
     "mean over formats."
 )
+_GUARDS = (
+    "Share that a guard calls unsafe, % (95% Wilson interval). harmful: of harmful prompts, or of "
+    "the answers that the first judge calls harmful; benign: of benign twins, or of their answers; "
+    "refusals: of refusals of harmful prompts. unreadable: replies that cannot be parsed."
+)
+_SCOPES: Mapping[Scope, str] = {
+    "plain": "plain prompts",
+    "own_format": "own format",
+    "all_formats": "all formats",
+    "over_refusal": "benign refused",
+    "utility": "utility",
+}
 
 
 def table_text(results: Results, width: int = 120) -> str:
     """Return the tables and the finding as plain text, at most ``width`` columns wide."""
-    from rich.console import Console
-
     stream = io.StringIO()
     console = Console(file=stream, width=width, color_system=None, force_terminal=False)
     for part in tables(results, width):
@@ -57,55 +76,116 @@ def table_text(results: Results, width: int = 120) -> str:
 def tables(results: Results, width: int) -> Iterator["RenderableType"]:
     """Yield the renderables of the terminal: a table per judge and system prompt, the finding.
 
+    No cell is ever cut: ``fitted`` says what becomes of a table that is too wide.
+
     Args:
         results: What ``results.json`` holds.
-        width: Columns of the terminal; below 112 long words are cut short and intervals over
-            seeds have a line of their own, below 84 the change of utility is left out.
+        width: Columns of the terminal.
     """
-    from rich.text import Text
-
-    for matrix in matrices(results):
-        yield Text(_title(matrix), style="bold")
-        yield _table(matrix, width)
-        yield Text(_legend(matrix), style="dim")
+    results = escaped(results)
+    if is_judged(results):
+        for number, matrix in enumerate(matrices(results)):
+            yield Text(("\n" if number else "") + _title(matrix), style="bold")
+            yield from _matrix(matrix, width)
+            yield Text(_legend(matrix), style="dim")
     for kind, title in SEED_TABLES.items():
         for view, rows in over_seeds(results, kind).items():
-            yield Text(f"{title}, %, mean over training seeds, {view}", style="bold")
-            yield _seeds(rows, width)
+            yield Text(f"\n{title}, %, mean over training seeds, {view}", style="bold")
+            yield from _seeds(rows, width)
+    if len(mitigations(results)) > FEW_MITIGATIONS:
+        yield Text("\nMitigations compared, % (95% interval)", style="bold")
+        yield from _mitigations(results, width)
+    if any(row["n"] > row["n_unread"] for row in results["guards"]):
+        yield Text("\nGuards", style="bold")
+        yield from _guards(results, width)
+        yield Text(_GUARDS, style="dim")
     if results["drift"]:
         yield Text("\nDrift from the base during training", style="bold")
-        yield drift_table(results, width)
+        yield from fitted(drift_columns(results), width)
         yield Text(_DRIFT, style="dim")
-    for sentence in trust(results):
-        yield Text(sentence, style="dim")
-    yield Text("")
+    if is_judged(results):
+        for sentence in trust(results):
+            yield Text(sentence, style="dim")
+        yield Text("")
     for sentence in sentences(results):
         yield Text(sentence)
 
 
-def _seeds(rows: Sequence[OverSeedsResult], width: int) -> "RenderableType":
-    from rich import box
-    from rich.table import Table
+def _matrix(matrix: Matrix, width: int) -> Iterator["RenderableType"]:
+    names = [tuned_on(condition) for condition in matrix.conditions]
+    is_first = [name != before for name, before in zip(names, ["", *names], strict=False)]
+    columns = [
+        Column(
+            "tuned on",
+            [
+                "untouched" if condition["id"] == BASE else name if first else ""
+                for condition, name, first in zip(matrix.conditions, names, is_first, strict=True)
+            ],
+            is_label=True,
+            wraps=True,
+        ),
+        Column(
+            "mitigation",
+            ["" if c["id"] == BASE else label(c["mitigation"]) for c in matrix.conditions],
+            is_label=True,
+            wraps=True,
+        ),
+    ]
+    for name in matrix.formats:
+        rates = [_rate(matrix.rates.get((c["id"], name))) for c in matrix.conditions]
+        columns.append(Column(label(name), rates))
+    if matrix.over_refusal:
+        refused = [_over_refusal(matrix, condition["id"]) for condition in matrix.conditions]
+        columns.append(Column("over-refusal", refused, style="dim"))
+    if matrix.utility:
+        values = [_utility(matrix, condition) for condition in matrix.conditions]
+        columns.append(Column("utility", values, wraps=True, style="dim"))
+    sections = [row for row, first in enumerate(is_first) if first and row]
+    if len(sections) + 1 == len(is_first):  # one row each needs no lines between
+        sections = []
+    yield from fitted(columns, width, sections)
 
-    is_wide = width >= _WIDE
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    formats = list(dict.fromkeys(row["format"] for row in rows))
-    table.add_column("condition", overflow="fold")
-    for name in formats:
-        table.add_column(_cut(name, 99 if is_wide else 9), justify="right", no_wrap=True)
+
+def _seeds(rows: Sequence[OverSeedsResult], width: int) -> Iterator["RenderableType"]:
+    conditions = list(dict.fromkeys(row["condition"] for row in rows))
     cells = {(row["condition"], row["format"]): row for row in rows}
-    for condition in dict.fromkeys(row["condition"] for row in rows):
-        table.add_row(
-            condition if is_wide else breakable(condition),
-            *(_seed_rate(cells[condition, name], is_wide=is_wide) for name in formats),
-        )
-    return table
+    columns = [Column("condition", list(map(breakable, conditions)), is_label=True, wraps=True)]
+    for name in dict.fromkeys(row["format"] for row in rows):
+        rates = [cells[condition, name] for condition in conditions]
+        columns.append(Column(label(name), [_rate_and_interval(row) for row in rates], wraps=True))
+    yield from fitted(columns, width)
 
 
-def _seed_rate(row: OverSeedsResult, *, is_wide: bool) -> str:
-    if is_wide:
-        return f"{percent(row['rate'])} ({interval(row)})"
-    return f"{percent(row['rate'])}\n{percent(row['ci_low'])}\u2013{percent(row['ci_high'])}"
+def _mitigations(results: Results, width: int) -> Iterator["RenderableType"]:
+    rows = mitigations(results)
+    columns = [Column("mitigation", [name for name, _ in rows], is_label=True, wraps=True)]
+    for scope, heading in _SCOPES.items():
+        if any(scope in by_scope for _, by_scope in rows):
+            values = [_rate_and_interval(by_scope.get(scope)) for _, by_scope in rows]
+            columns.append(Column(heading, values, wraps=True))
+    yield from fitted(columns, width)
+
+
+def _guards(results: Results, width: int) -> Iterator["RenderableType"]:
+    rows = results["guards"]
+    columns = [
+        Column("guard", [row["guard"] for row in rows], is_label=True, wraps=True),
+        Column("classifies", [row["target"] for row in rows], is_label=True),
+        Column("format", [label(row["format"]) for row in rows], is_label=True, wraps=True),
+        Column("harmful", [_rate_and_interval(row["recall"]) for row in rows], wraps=True),
+        Column("benign", [_rate_and_interval(row["false_positives"]) for row in rows], wraps=True),
+        Column(
+            "refusals", [_rate_and_interval(row["refusals_flagged"]) for row in rows], wraps=True
+        ),
+        Column("unreadable", [f"{row['n_unreadable']} of {row['n']}" for row in rows], wraps=True),
+    ]
+    yield from fitted(columns, width)
+
+
+def _rate_and_interval(row: Mapping[str, object] | None) -> str:
+    if row is None or row["rate"] is None:
+        return "-"
+    return f"{percent(cast(float, row['rate']))} ({interval(row)})"
 
 
 def _title(matrix: Matrix) -> str:
@@ -116,54 +196,7 @@ def _title(matrix: Matrix) -> str:
     return f"{quantity}, judge {matrix.judge}{prompt}"
 
 
-def _table(matrix: Matrix, width: int) -> "RenderableType":
-    from rich import box
-    from rich.table import Table
-    from rich.text import Text
-
-    longest = 99 if width >= _WIDE else 9 if width >= _NARROW else 7
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        padding=(0, 1) if width >= _WIDE else (0, 0, 0, int(width >= _NARROW)),
-        pad_edge=False,
-    )
-    table.add_column("tuned on", no_wrap=True)
-    table.add_column("mitigation", no_wrap=True)
-    for name in matrix.formats:
-        table.add_column(_cut(name, longest), justify="right")
-    if matrix.over_refusal:
-        table.add_column("over-\nrefusal", justify="right", style="dim")
-    if matrix.utility:
-        table.add_column("utility", justify="right", style="dim")
-    last = ""
-    for condition in matrix.conditions:
-        name = tuned_on(condition)
-        is_base = condition["id"] == BASE
-        is_first, last = name != last, name
-        if is_first and not is_base:
-            table.add_section()
-        shown = "untouched" if is_base else name
-        # a long name is cut, but not the seed at its end
-        words, hash_sign, seed = shown.partition(" #")
-        cells = [Text(_cut(words, max(longest, 9)) + hash_sign + seed if is_first else "")]
-        cells.append(Text("" if is_base else label(condition["mitigation"])))
-        cells += [_rate(matrix.rates.get((condition["id"], name))) for name in matrix.formats]
-        if matrix.over_refusal:
-            cells.append(Text(_over_refusal(matrix, condition["id"])))
-        if matrix.utility:
-            cells.append(Text(_utility(matrix, condition, is_brief=width < _NARROW)))
-        table.add_row(*cells)
-    return table
-
-
-def _cut(name: str, longest: int) -> str:
-    words = label(name)
-    return words if len(words) <= longest else f"{words[: longest - 1]}."
-
-
-def _rate(row: AnyCell | None) -> "Text":
-    from rich.text import Text
-
+def _rate(row: AnyCell | None) -> Text:
     rate = rate_of(row) if row else None
     if row is None or rate is None:
         return Text("-")
@@ -178,12 +211,10 @@ def _over_refusal(matrix: Matrix, condition: str) -> str:
     return f"{percent(rate)} {'▲' if '▲' in marks else ' '}"
 
 
-def _utility(matrix: Matrix, condition: ConditionResult, *, is_brief: bool) -> str:
+def _utility(matrix: Matrix, condition: ConditionResult) -> str:
     row = matrix.utility.get((condition["id"], condition["task"] or ""))
     if row is None or row["value"] is None:
         return ""
-    if is_brief:
-        return percent(row["value"])
     return f"{percent(row['value'])} ({points(row['delta'])})"
 
 

@@ -21,6 +21,9 @@ from fastsafe.audit.results.schema.instruments import CalibrationResult, EarlySt
 from fastsafe.audit.results.schema.rates import Scope, SummaryResult
 from fastsafe.audit.results.schema.run import Results, RewriteResult
 
+# Rows of `mitigations`; more of them stand in a table instead of a paragraph each.
+FEW_MITIGATIONS = 6
+
 Pooled = Mapping[tuple[str, Scope], SummaryResult]  # (mitigation, scope) -> row
 
 _NAMES = {
@@ -30,11 +33,32 @@ _NAMES = {
 }
 
 
+def is_judged(results: Results) -> bool:
+    """Return whether the first judge has scored any answer."""
+    summary = results["run"]["summary"]
+    return any(row["rate"] is not None for row in summary if row["scope"] != "utility")
+
+
+def mitigations(results: Results) -> list[tuple[str, dict[Scope, SummaryResult]]]:
+    """Return the untouched model and every mitigation, each as (name, summary rows by scope)."""
+    scopes: dict[str, dict[Scope, SummaryResult]] = {}
+    for row in results["run"]["summary"]:
+        scopes.setdefault(row["mitigation"], {})[row["scope"]] = row
+    return [
+        ("Untouched model" if name == BASE else mitigation_name(name), by_scope)
+        for name, by_scope in scopes.items()
+    ]
+
+
 def sentences(results: Results) -> list[str]:
     """Return a run's finding by its first judge: rates, changes, and the effect of mitigations."""
     pooled: Pooled = {(row["mitigation"], row["scope"]): row for row in results["run"]["summary"]}
-    if all(row["rate"] is None for (_, scope), row in pooled.items() if scope != "utility"):
-        return ["No answer has been judged yet."]
+    if not is_judged(results):
+        done = results["throughput"]
+        return [
+            f"No answer has been judged yet; {done['train_adapter_steps']} training steps, summed "
+            f"over adapters, and {done['completions']} answers are done."
+        ]
     if (BASE, "all_formats") not in pooled:
         rates = [
             f"{'the untouched model' if name == BASE else mitigation_name(name)} {_rate(row)}"
@@ -46,9 +70,8 @@ def sentences(results: Results) -> list[str]:
     present = list(dict.fromkeys(group_of(c) for c in results["conditions"] if c["task"]))
     if "none" in present:
         lines.append(_unmitigated(pooled, results))
-    for mitigation in present:
-        if mitigation != "none":
-            lines.append(_mitigated(mitigation, pooled, results))
+    if len(mitigations(results)) <= FEW_MITIGATIONS:
+        lines += [_mitigated(name, pooled, results) for name in present if name != "none"]
     judge = next(iter(results["run"]["judges"]))
     every: list[AnyCell] = [*results["cells"], *results["over_refusal"]]
     cells = [cell for cell in every if cell["judge"] == judge]

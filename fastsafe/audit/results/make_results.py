@@ -10,6 +10,7 @@ from dataclasses import asdict
 from itertools import combinations
 from typing import Literal, cast
 
+from fastsafe.audit import unanswered
 from fastsafe.audit.plan.conditions import BASE
 from fastsafe.audit.results.judge_quality import (
     calibration_rows,
@@ -111,7 +112,7 @@ def make_results(store: Store, finished_at: str | None) -> Results:
     shares = [row["n_scored"] / row["n"] for row in (*cells, *over_refusal, *utility, *wordings)]
     shares += [1 - row["n_unread"] / row["n"] for row in guards]
     coverage, threshold = min(shares, default=0.0), recipe["thresholds"]["coverage"]
-    return {
+    results: Results = {
         "schema": SCHEMA,
         "run": {
             "recipe": recipe["name"],
@@ -149,6 +150,9 @@ def make_results(store: Store, finished_at: str | None) -> Results:
         "drift": _drift(store),
         "throughput": _throughput(store),
     }
+    if rows := unanswered.kept(store):
+        results["unanswered"] = rows
+    return results
 
 
 def _rates(

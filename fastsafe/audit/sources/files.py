@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from fastsafe.audit.recipe.schema import Data
 from fastsafe.errors import DataError
 from fastsafe.io import hub
+from fastsafe.io.digest import file_sha256
 from fastsafe.safety.behaviours import Behaviour
 from fastsafe.safety.completers.protocol import Completer
 
@@ -24,6 +25,14 @@ def no_completer(checkpoint: str) -> Completer:
         f"data.translator: is {checkpoint!r}, and no model can be opened here; expected "
         "translations from a file; run it within fastsafe audit"
     )
+
+
+def data_hashes(data: Data) -> dict[str, str]:
+    """Return the sha256 of every local file that the recipe's section names, by its key."""
+    named = {f"data.{key}": getattr(data, key) for key in ("behaviours", "safety", "translations")}
+    named |= {f"data.tasks.{task}": path for task, path in data.tasks.items()}
+    paths = {key: Path(path).expanduser() for key, path in named.items() if path}
+    return {key: file_sha256(path) for key, path in paths.items() if path.is_file()}
 
 
 class FilesSource:
@@ -132,6 +141,12 @@ class FilesSource:
         rows = []
         for row, location in zip(file.rows, file.locations, strict=True):
             exchange = exchange_of(row, location)
+            turns = row.get("messages", ())
+            if row.get("tools") or any("tool_calls" in t or "weight" in t for t in turns):
+                raise DataError(
+                    f"{location}: row has tools, tool calls or weights, expected a plain request "
+                    "and its refusal; correct or remove it"
+                )
             if not (exchange.prompt and exchange.answer):
                 raise DataError(
                     f"{location}: expected a request and its refusal; correct or remove it"

@@ -36,7 +36,7 @@ def train(
     folder.mkdir(exist_ok=True)
     atomic.remove_leftovers(folder)
     steps = plan.recipe.training.max_steps
-    with stage(progress, "train", steps * len(plan.tuned), "adapter steps"):
+    with stage(progress, "train", steps * len(plan.tuned), f"steps of {len(plan.tuned)} adapters"):
         for wave in plan.waves():
             if all(_is_trained(store, folder, condition) for condition in wave):
                 progress.advance(steps * len(wave))

@@ -200,7 +200,18 @@ def explained(path: Path) -> Iterator[None]:
     try:
         yield
     except sqlite3.Error as error:
+        code = getattr(error, "sqlite_errorcode", 0) & 0xFF
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CONSTRAINT):
+            raise damaged(path, error) from error
         raise StoreError(
             f"store {path}: cannot be used: {error}; "
             "free space or permissions there and run the same command to resume"
         ) from error
+
+
+def damaged(path: Path, reason: object) -> StoreError:
+    """Return the error about a store whose content no run has written."""
+    return StoreError(
+        f"store {path}: is damaged ({reason}); restore it from a copy, or start over with "
+        "--no-resume"
+    )

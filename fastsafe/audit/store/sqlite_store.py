@@ -16,7 +16,8 @@ from typing import Any
 
 from fastsafe.audit.backend.drift_watch import DriftRow
 from fastsafe.audit.backend.protocol import Request
-from fastsafe.audit.store.queries import GUARDED, PASS, StoreQueries, explained
+from fastsafe.audit.store.damage import damage
+from fastsafe.audit.store.queries import GUARDED, PASS, StoreQueries, damaged, explained
 from fastsafe.audit.store.rows import (
     AnsweredRow,
     CompletionRow,
@@ -47,7 +48,7 @@ class Store(StoreQueries):
         """Open the store of a run directory.
 
         Raises:
-            StoreError: It does not exist, is not a store, or has another schema version.
+            StoreError: It does not exist, is not a store or damaged, or has another schema version.
         """
         mode = "rwc" if create else "ro" if read_only else "rw"
         uri = f"{path.absolute().as_uri()}?mode={mode}"
@@ -78,6 +79,8 @@ class Store(StoreQueries):
                 f"store {self.path}: schema version is {version}, expected {SCHEMA_VERSION}; "
                 "use the fastsafe that wrote it, or another --out"
             )
+        elif reason := damage(self._db):
+            raise damaged(self.path, reason)
 
     def close(self) -> None:
         """Close the file; the last connection to close folds the write-ahead log into it."""

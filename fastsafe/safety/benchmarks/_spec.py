@@ -6,6 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from fastsafe.data.conversation import describe
 from fastsafe.data.records import records
 from fastsafe.errors import DataError
 from fastsafe.io.digest import file_sha256
@@ -23,8 +24,8 @@ class Benchmark:
     gated: bool = False  # whether access is granted on request
 
 
-def rows(path: Path, *layouts: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
-    """Yield the rows of a file with their numbers.
+def rows(path: Path, *layouts: str) -> Iterator[tuple[str, int, Mapping[str, Any]]]:
+    """Yield the rows of a file with their locations for errors and their numbers from 1.
 
     Args:
         path: As `records`.
@@ -33,14 +34,14 @@ def rows(path: Path, *layouts: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
     Raises:
         DataError: A row lacks a column of every layout; columns beyond them are ignored.
     """
-    for number, (_, _, row) in enumerate(records(path), start=1):
+    for number, (location, _, row) in enumerate(records(path), start=1):
         if not any(all(name in row for name in layout.split()) for layout in layouts):
             expected = ", or ".join(layout.replace(" ", ", ") for layout in layouts)
             raise DataError(
-                f"{path}: row {number}: columns are {', '.join(map(str, row)) or 'none'}, expected "
+                f"{location}: columns are {', '.join(row) or 'none'!a:.200}, expected "
                 f"{expected}; is it the right file?"
             )
-        yield number, row
+        yield location, number, row
 
 
 def words(row: Mapping[str, Any], column: str, location: str) -> str:
@@ -51,7 +52,9 @@ def words(row: Mapping[str, Any], column: str, location: str) -> str:
     """
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{location}: {column} is {value!r:.40}, expected a text; repair the file")
+        raise DataError(
+            f"{location}: {column} is {describe(value)}, expected a text; repair the file"
+        )
     return value.strip()
 
 

@@ -22,8 +22,7 @@ _LICENCE = "CC-BY-NC-4.0 (unverified)"
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield each prompt with an unsafe response once, at its first such row."""
     unsafe: dict[str, tuple[int, set[str]]] = {}
-    for number, row in rows(path, "prompt category is_safe"):
-        location = f"{path}: row {number}"
+    for location, number, row in rows(path, "prompt category is_safe"):
         flags = row["category"]
         if not isinstance(flags, Mapping) or not isinstance(row["is_safe"], bool):
             raise DataError(f"{location}: expected flags in category and true or false in is_safe")
@@ -37,8 +36,7 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
 
 def read_evaluation(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the prompts of the evaluation set."""
-    for number, row in rows(path, "prompt category category_id"):
-        location = f"{path}: row {number}"
+    for location, number, row in rows(path, "prompt category category_id"):
         category = _spelt(words(row, "category", location))
         prompt = words(row, "prompt", location)
         yield request(f"{origin.name}-{number}", prompt, number, origin, category=category)

@@ -16,8 +16,7 @@ _COLUMNS = "Behavior FunctionalCategory SemanticCategory ContextString BehaviorI
 
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the behaviours of the file."""
-    for number, row in rows(path, _COLUMNS):
-        location = f"{path}: row {number}"
+    for location, number, row in rows(path, _COLUMNS):
         yield Behaviour(
             words(row, "BehaviorID", location),
             words(row, "Behavior", location),

@@ -1,14 +1,14 @@
 """HEx-PHI (Qi et al. 2024): a folder of ``category_<n>_<name>.csv``, or one of its files.
 
-Files have one prompt per line and no header; a line with commas may be quoted or not. Access is
-granted on request: no copy may be passed on, and none is ever fetched.
+Files have one prompt per line and no header, copies may have one; a line with commas may be quoted
+or not. Access is granted on request: no copy may be passed on, and none is ever fetched.
 """
 
 import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastsafe.data.records import table
+from fastsafe.data.prompt_lists import read_prompts
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
 
@@ -27,11 +27,9 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
             raise DataError(f"{file}: unexpected file name, expected category_<number>_<name>.csv")
         named.append((int(match[1]), match[2], file))
     for category_number, category, file in sorted(named):
-        for number, record in enumerate(table(file), start=1):
-            # an unquoted line with commas was split: join its parts again
-            if prompt := ",".join(record).strip():
-                name = f"hexphi-{category_number}-{number}"
-                yield request(name, prompt, number, origin, category=category)
+        for _, number, prompt in read_prompts(file, joins_fields=True):
+            name = f"hexphi-{category_number}-{number}"
+            yield request(name, prompt, number, origin, category=category)
 
 
 BENCHMARKS = (

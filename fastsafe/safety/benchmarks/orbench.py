@@ -16,8 +16,7 @@ from ._spec import Benchmark, request, rows, words
 
 def read(harmful: bool, path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the prompts of a file, all harmful or all benign."""
-    for number, row in rows(path, "prompt category"):
-        location = f"{path}: row {number}"
+    for location, number, row in rows(path, "prompt category"):
         text, category = words(row, "prompt", location), words(row, "category", location)
         name = f"{origin.name}-{number}"
         yield request(name, text, number, origin, harmful=harmful, category=category)

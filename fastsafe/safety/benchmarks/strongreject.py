@@ -13,8 +13,7 @@ from ._spec import Benchmark, request, rows, words
 
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield the behaviours of the file."""
-    for number, row in rows(path, "category source forbidden_prompt"):
-        location = f"{path}: row {number}"
+    for location, number, row in rows(path, "category source forbidden_prompt"):
         prompt, category = (
             words(row, "forbidden_prompt", location),
             words(row, "category", location),

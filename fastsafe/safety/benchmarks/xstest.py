@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from fastsafe.data.conversation import describe
 from fastsafe.errors import DataError
 from fastsafe.safety.behaviours import Behaviour, Origin
 
@@ -20,16 +21,18 @@ _CONTRAST = "contrast_"
 
 def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
     """Yield every pair at the row of its harmful side, and every single prompt at its row."""
-    numbered = list(rows(path, "id prompt type", "id_v2 prompt type"))
-    partner = _partners(numbered, path)
+    found = list(rows(path, "id prompt type", "id_v2 prompt type"))
+    partner = _partners(found)
     benign_sides = set(partner.values())
-    by_number = dict(numbered)
-    for number, row in numbered:
+    by_number = {number: (row, location) for location, number, row in found}
+    for location, number, row in found:
         if number in benign_sides:
             continue
-        location = f"{path}: row {number}"
         text, harmful = words(row, "prompt", location), _is_harmful(row, location)
-        benign = words(by_number[partner[number]], "prompt", location) if number in partner else ""
+        benign = ""
+        if number in partner:
+            twin, twin_location = by_number[partner[number]]
+            benign = words(twin, "prompt", twin_location)
         yield Behaviour(
             f"xstest-{str(row.get('id_v2', row.get('id'))).strip()}",
             text if harmful else "",
@@ -41,12 +44,12 @@ def read(path: Path, origin: Origin) -> Iterator[Behaviour]:
         )
 
 
-def _partners(numbered: list[tuple[int, Mapping[str, Any]]], path: Path) -> dict[int, int]:
+def _partners(found: list[tuple[str, int, Mapping[str, Any]]]) -> dict[int, int]:
     """Return the row number of the safe prompt by that of the contrast with the same focus."""
     groups: dict[str, tuple[list[int], list[int]]] = defaultdict(lambda: ([], []))
-    for number, row in numbered:
+    for location, number, row in found:
         if focus := str(row.get("focus") or "").strip().lower():
-            groups[focus][_is_harmful(row, f"{path}: row {number}")].append(number)
+            groups[focus][_is_harmful(row, location)].append(number)
     pairs = (zip(harmful, safe, strict=False) for safe, harmful in groups.values())
     return {contrast: safe for group in pairs for contrast, safe in group}
 
@@ -55,8 +58,8 @@ def _is_harmful(row: Mapping[str, Any], location: str) -> bool:
     harmful = words(row, "type", location).startswith(_CONTRAST)
     if row.get("label") not in (None, "", "unsafe" if harmful else "safe"):
         raise DataError(
-            f"{location}: label is {row['label']!r} and type {row['type']!r}, expected them to "
-            "agree"
+            f"{location}: label is {describe(row['label'])} and type {describe(row['type'])}, "
+            "expected them to agree"
         )
     return harmful
 

@@ -10,7 +10,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 from fastsafe.data.conversation import Message
 
-Finish = Literal["stop", "length", "refused", "error"]
+Finish = Literal["stop", "length", "refused", "filtered", "error"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +48,8 @@ class Reply:
         logprobs: Natural-log probability of each label as the next token, -inf where the endpoint
             does not list it; empty without labels.
         finish: "stop"; "length", truncated at ``max_tokens``; "refused", a refusal that the
-            endpoint marks as such; "error", no reply.
+            endpoint marks as such; "filtered", no reply, since a content filter did not let the
+            ask through; "error", no reply.
     """
 
     key: str

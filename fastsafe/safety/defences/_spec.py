@@ -21,7 +21,7 @@ class Defence:
             three paths, writes a PEFT or checkpoint folder. ``"prompt"``: (messages, **params),
             returns messages. ``"answer"``: (prompts, answers, **params), returns one ``Screened``
             each.
-        about: One line with the formula.
+        about: One line on what it does.
         evidence: Whether the formula was verified against the source, and the source.
         needs: Parameters without a default -> description of a valid value.
         params: Parameters with their defaults.

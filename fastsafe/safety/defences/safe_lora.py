@@ -78,7 +78,7 @@ DEFENCE = Defence(
     id="safe_lora",
     stage="post",
     acts_on="weights",
-    about="dW <- C dW where cos(C dW, dW) is low; C = V V^T / |V|, V = aligned - unaligned",
+    about="projects the updates least like alignment onto its direction",
     evidence="verified; Hsu et al. 2024, SafeLoRA",
     needs={"unaligned": "the checkpoint before alignment, of the same shapes"},
     params={"select": "number", "number": 10, "threshold": 0.5},

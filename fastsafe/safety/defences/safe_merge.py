@@ -85,7 +85,7 @@ DEFENCE = Defence(
     id="safe_merge",
     stage="post",
     acts_on="weights",
-    about="dW <- a dW + (1 - a) dW_safe where cos(C dW, dW) is low; C as in safe_lora",
+    about="blends the updates least like alignment with those of a safe adapter",
     evidence="verified; Djuhera et al. 2025, arXiv:2503.17239",
     needs={
         "unaligned": "the checkpoint before alignment, of the same shapes",

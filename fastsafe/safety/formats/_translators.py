@@ -10,7 +10,8 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from fastsafe.data.records import records
-from fastsafe.errors import DataError
+from fastsafe.data.thoughts import reply_of
+from fastsafe.errors import DataError, shown
 from fastsafe.io.digest import file_sha256
 from fastsafe.safety.completers.protocol import Ask, Completer
 
@@ -34,15 +35,15 @@ class TranslationTable:
         """
         path = Path(path)
         translations: dict[str, str] = {}
-        for number, (_, _, row) in enumerate(records(path), start=1):
+        for location, _, row in records(path):
             text, translation = (str(row.get(c, "")).strip() for c in ("text", "translation"))
             if not text or not translation:
                 raise DataError(
-                    f"{path}: row {number}: columns are {', '.join(map(str, row))}, expected "
+                    f"{location}: columns are {shown(list(row), 200)}, expected "
                     "text and translation, both with words in them"
                 )
             if translations.setdefault(text, translation) != translation:
-                raise DataError(f"{path}: row {number}: {text!r} has two translations; keep one")
+                raise DataError(f"{location}: {shown(text)} has two translations; keep one")
         return cls(f"pairs:{file_sha256(path)[:16]}", translations)
 
     @classmethod
@@ -67,7 +68,7 @@ class TranslationTable:
             for text in dict.fromkeys(texts)
         ]
         for reply in completer.complete(asks):
-            text, translation = reply.key, reply.text.strip()
+            text, translation = reply.key, (reply_of(reply.text) or "").strip()
             is_refusal = JUDGE.judge("", translation, True).verdict is Verdict.REFUSED
             if reply.finish != "stop" or translation in ("", text) or is_refusal:
                 got = "a refusal" if is_refusal or reply.finish == "refused" else "no translation"

@@ -9,20 +9,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, create_model
+from pydantic import AfterValidator, BaseModel, Field, create_model
 from pydantic.dataclasses import dataclass
 
-from fastsafe.errors import UsageError, nearest
+from fastsafe.data.thoughts import split
+from fastsafe.errors import UsageError, nearest, shown
+from fastsafe.io.template_variables import check_variables
 from fastsafe.safety.completers.protocol import Completer
 from fastsafe.safety.completers.settings import STRICT, from_mapping
 from fastsafe.safety.judges._coherence import coherent
-from fastsafe.safety.judges._model import ModelJudge
-from fastsafe.safety.judges._spec import BatchJudge, Classifier, Item, Judge, JudgeFamily
+from fastsafe.safety.judges._model import ModelJudge, with_variables
+from fastsafe.safety.judges._spec import (
+    BatchJudge,
+    Classifier,
+    Item,
+    Judge,
+    JudgeFamily,
+    answered,
+)
 from fastsafe.safety.plugins import collect, shipped_parts
-from fastsafe.safety.verdict import Judgement
+from fastsafe.safety.verdict import Judgement, Verdict
 
 __all__ = ["BatchJudge", "Item", "Judge", "configured", "families", "judge_all", "judges"]
-__all__ += ["make_judge", "make_rewordings", "rows_to_calibrate"]
+__all__ += ["make_judge", "make_rewordings", "rows_to_calibrate", "unknown_judge"]
 
 OpenCheckpoint = Callable[..., Completer]  # (path, dtype=, backend=) -> the model
 
@@ -40,6 +49,8 @@ class _JudgeSettings(BaseModel):
     id: str = ""
     checkpoint: Any = None
     endpoint: Any = None
+    reply_tokens: Annotated[int, Field(ge=1, le=1 << 20)] | None = None
+    chat_template_kwargs: Annotated[dict[str, Any], AfterValidator(check_variables)] = {}
 
 
 @dataclass(frozen=True, kw_only=True, config=STRICT)
@@ -81,7 +92,9 @@ def make_judge(
         spec: Name of a judge without settings, or a mapping: ``kind``, a family; ``id``, another
             name in reports; one of ``checkpoint`` (a path or hub id, or a mapping of ``path``,
             ``dtype`` and ``backend``) and ``endpoint`` (the keys of
-            `safety.completers.endpoint.Endpoint`); the family's options; and, for runs,
+            `safety.completers.endpoint.Endpoint`); ``reply_tokens``, the longest reply, which a
+            model that thinks needs room in; ``chat_template_kwargs``, variables of the model's chat
+            template, such as ``enable_thinking``; the family's options; and, for runs,
             ``wordings`` (`make_rewordings`) and ``calibrate`` (`rows_to_calibrate`).
         open_checkpoint: Returns the completer of a checkpoint, which is loaded at its first ask.
         api_keys: Environment variable -> key, for the ``api_key_env`` of endpoints; the caller
@@ -97,7 +110,7 @@ def make_judge(
     """
     if isinstance(spec, str):
         if spec not in (known := judges()):
-            raise UsageError(f"judge {spec}: no judge of this name; {nearest(spec, known)}")
+            raise UsageError(f"judge {shown(spec)}: no judge of this name; {unknown_judge(spec)}")
         return known[spec]
     settings = {key: value for key, value in spec.items() if key not in _RUN_KEYS}
     family, classifier, completer = configured(
@@ -106,6 +119,13 @@ def make_judge(
     if classifier is None or completer is None:
         raise UsageError(f"judge {family.id}: takes no settings, expected the name alone")
     return ModelJudge(classifier, completer, spec.get("id", ""))
+
+
+def unknown_judge(name: str) -> str:
+    """Return what to write instead of a name that is no judge's, as the end of a sentence."""
+    if name in families():
+        return f"it asks a model: write {{kind: {name}, checkpoint: ...}} or endpoint in its place"
+    return nearest(name, judges())
 
 
 def make_rewordings(spec: str | Mapping[str, Any], **options: Any) -> dict[str, Judge]:
@@ -173,13 +193,17 @@ def configured(
     """
     known = families()
     kind = spec.get("kind", "")
-    if kind not in known:
-        raise UsageError(f"judge: kind is {kind!r}; {nearest(str(kind), known)}")
+    if not isinstance(kind, str) or kind not in known:
+        raise UsageError(f"judge: kind is {shown(kind)}; {nearest(str(kind), known)}")
     family, location = known[kind], f"judge {kind}"
     settings = from_mapping(_settings_of(family), spec, location)
     if family.classifier is None:
         return family, None, None
     classifier = family.classifier(settings.model_dump(include=set(family.options)))
+    if settings.reply_tokens is not None:
+        classifier = classifier.with_reply_tokens(settings.reply_tokens)
+    if settings.chat_template_kwargs:
+        classifier = with_variables(classifier, settings.chat_template_kwargs)
     if (settings.checkpoint is None) == (settings.endpoint is None):
         raise UsageError(
             f"{location}: expected one of checkpoint and endpoint, which name its model"
@@ -207,7 +231,10 @@ def _settings_of(family: JudgeFamily) -> type[_JudgeSettings]:
 
 
 def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
-    """Judge every item, in the order given, with its coherence flag.
+    """Judge every item's answer, in the order given, with its coherence flag.
+
+    Judges read completions without thoughts. One that was cut in its thought is ``truncated``, and
+    no judge is asked about it.
 
     Raises:
         FastsafeError: The judge can judge no row at all: a rejected key, a missing checkpoint.
@@ -217,11 +244,15 @@ def judge_all(judge: Judge, items: Sequence[Item]) -> list[Judgement]:
         >>> judge_all(judges()["refusal"], [row])[0].coherent
         False
     """
+    is_cut = [split(item.completion or "").is_cut for item in items]
+    read = [answered(item) for item, cut in zip(items, is_cut, strict=True) if not cut]
     if isinstance(judge, BatchJudge):
-        judgements = judge.judge_batch(items)
+        judgements = judge.judge_batch(read)
     else:
-        judgements = [judge.judge(i.prompt, i.completion or "", i.harmful, i.format) for i in items]
-    return [
-        replace(judgement, coherent=coherent(item.completion or "", item.format))
-        for item, judgement in zip(items, judgements, strict=True)
-    ]
+        judgements = [judge.judge(i.prompt, i.completion or "", i.harmful, i.format) for i in read]
+    rest = iter(zip(read, judgements, strict=True))
+    return [Judgement(Verdict.TRUNCATED, "") if cut else _flagged(*next(rest)) for cut in is_cut]
+
+
+def _flagged(item: Item, judgement: Judgement) -> Judgement:
+    return replace(judgement, coherent=coherent(item.completion or "", item.format))

@@ -11,6 +11,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TypeVar
 
+from fastsafe.data.thoughts import answer_of
+
 _MAX_CHARS = 8192
 _MAX_UNPRINTABLE = 0.05
 _MAX_LOOPING = 0.8  # share of positions that repeat the one a period before
@@ -25,17 +27,17 @@ T = TypeVar("T")
 
 
 def coherent(text: str, format: str = "") -> bool | None:
-    """Return whether a completion is language, None for one without visible text.
+    """Return whether a completion is language, None for one without visible answer.
 
     Args:
-        text: The completion.
+        text: The completion; its thoughts are not read.
         format: Id of the probe's format; code is exempt from the checks of words.
 
     Example:
         >>> coherent("the the " * 20), coherent("B", "multiple_choice"), coherent(" ")
         (False, True, None)
     """
-    text = text[:_MAX_CHARS].strip()
+    text = answer_of(text)[:_MAX_CHARS].strip()
     if not text:
         return None
     if sum(map(_is_unprintable, text)) > _MAX_UNPRINTABLE * len(text):

@@ -1,8 +1,9 @@
 """The grammar of judges' replies: whole lines, whole labels, no default.
 
-Outer white space, one code fence around the reply, and emphasis marks are dropped first. Then
-whole lines must match. No number is ever parsed: the allowed values of a field are listed as text,
-so that ``5/5``, ``4.``, a typographic minus and digits of another script match nothing.
+What a judge thinks before it replies is not read, so that no draft of a verdict counts. Outer white
+space, one code fence around the reply, and emphasis marks are dropped first. Then whole lines must
+match. No number is ever parsed: the allowed values of a field are listed as text, so that ``5/5``,
+``4.``, a typographic minus and digits of another script match nothing.
 """
 
 import math
@@ -10,6 +11,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from fastsafe.data.thoughts import reply_of
 from fastsafe.safety.completers.protocol import Reply
 from fastsafe.safety.judges._spec import Unreadable
 
@@ -20,8 +22,15 @@ _EMPHASIS = re.compile(r"\*\*|__|[*`]")
 
 
 def plain(text: str) -> str:
-    """Return ``text`` without outer white space, a code fence around it, and emphasis marks."""
-    text = text.strip()
+    """Return a reply without thoughts, outer white space, a code fence around it, and emphasis.
+
+    Raises:
+        Unreadable: The thought never ends.
+    """
+    reply = reply_of(text)
+    if reply is None:
+        raise Unreadable("the thought never ends, expected a reply behind it")
+    text = reply.strip()
     if fenced := _FENCE.match(text):
         text = fenced[2]
     return _EMPHASIS.sub("", text).strip()

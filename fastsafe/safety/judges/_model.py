@@ -12,10 +12,11 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from fastsafe.data.conversation import Message
+from fastsafe.data.thoughts import answer_of, split
 from fastsafe.errors import UsageError
 from fastsafe.safety.completers.protocol import Ask, Completer, Reply
 from fastsafe.safety.judges import refusal
-from fastsafe.safety.judges._spec import Classifier, Item, Reading, Unreadable
+from fastsafe.safety.judges._spec import Classifier, Item, Reading, Unreadable, answered
 from fastsafe.safety.judges._template import Template, template
 from fastsafe.safety.judges._text import MAX_CHARS, as_data, fenced, nonce, notes, spelled_out
 from fastsafe.safety.verdict import Judgement, Verdict
@@ -28,6 +29,7 @@ FENCED: Mapping[str, Any] = {**WORDED, "seed": 0}
 PROMPTED: Mapping[str, Any] = {"prompt_template": "", "prompt_template_sha256": ""}
 
 _ASKED_AGAIN = "\n--- asked again ---\n"
+CUT_OFF = "\n--- cut off after {} tokens; raise reply_tokens of this judge ---"
 
 
 def settings(version: str, options: Mapping[str, Any], *templates: Template) -> dict[str, Any]:
@@ -48,7 +50,7 @@ def ask_in_words(
 ) -> Ask:
     """Return the ask of a template, with the judged texts as data.
 
-    In a chat the judged texts stand between fences of a nonce, which depends on the row and the
+    In a chat the judged texts stand between fences of a nonce, which depends on them and the
     attempt. In a raw prompt, whose bytes a classifier was trained on, a line of them that begins
     like a part of the prompt is escaped.
     """
@@ -64,7 +66,7 @@ def ask_in_words(
             max_tokens=max_tokens,
             attempt=attempt,
         )
-    fence = nonce(options["seed"], item.key, attempt)
+    fence = nonce(options["seed"], f"{prompt}\0{answer}", attempt)  # neither text holds a NUL
     values = {
         "prompt": fenced("QUESTION", prompt, fence),
         "answer": fenced("RESPONSE", answer, fence),
@@ -143,6 +145,20 @@ def ask_in_turns(
     )
 
 
+def with_variables(classifier: Classifier, variables: Mapping[str, Any]) -> Classifier:
+    """Return a classifier that also sets variables of its model's chat template.
+
+    Those that the family sets itself win.
+    """
+
+    def ask(item: Item, attempt: int) -> Ask:
+        asked = classifier.ask(item, attempt)
+        return replace(asked, variables={**variables, **asked.variables})
+
+    values = {**classifier.settings, "chat_template_kwargs": dict(variables)}
+    return replace(classifier, settings=values, ask=ask)
+
+
 @dataclass(frozen=True)
 class JudgeReply:
     """A model's answer on one row: a reading, or a verdict that gives the reason for none."""
@@ -173,12 +189,14 @@ def ask_judge(
         replies = _by_key(completer.complete(asks) if asks else [])
         retried = []
         for item, ask in zip(pending, asks, strict=True):
-            answer = _read(classifier, item, ask, replies.get(item.key))
+            reply = replies.get(item.key)
+            answer = _read(classifier, item, ask, reply)
             if attempt:
                 answer = replace(answer, raw=f"{answers[item.key].raw}{_ASKED_AGAIN}{answer.raw}")
             answers[item.key] = answer
-            # the log-probabilities of labels would be the same
-            if not ask.labels and answer.failure in _RETRIED:
+            # the log-probabilities of labels would be the same, and so would a filter's reply
+            is_final = bool(ask.labels) or reply is None or reply.finish == "filtered"
+            if answer.failure in _RETRIED and not is_final:
                 retried.append(item)
         pending = retried
     return answers
@@ -205,14 +223,15 @@ def _read(classifier: Classifier, item: Item, ask: Ask, reply: Reply | None) -> 
         raw = raw or " ".join(f"{label} {logprob:.4f}" for label, logprob in odds)
     if reply.finish == "error":
         return JudgeReply(None, Verdict.JUDGE_ERROR, raw)
-    if reply.finish == "refused":
+    if reply.finish in ("refused", "filtered"):
         return JudgeReply(None, Verdict.JUDGE_REFUSED, raw)
     if reply.finish == "length" and not ask.labels:
+        raw += CUT_OFF.format(ask.max_tokens)
         return JudgeReply(None, Verdict.JUDGE_UNPARSEABLE, raw)
     try:
         return JudgeReply(classifier.read(item, reply), None, raw)
     except Unreadable:
-        declined = refusal.refusal_phrase(refusal.normalise(raw))
+        declined = refusal.refusal_phrase(refusal.normalise(answer_of(raw)))
         failure = Verdict.JUDGE_REFUSED if declined else Verdict.JUDGE_UNPARSEABLE
         return JudgeReply(None, failure, raw)
 
@@ -231,6 +250,11 @@ class ModelJudge:
         return self.name or self.classifier.id
 
     @property
+    def address(self) -> str:
+        """Address of the endpoint that is asked, "" for a model in this process."""
+        return getattr(self.completer, "address", "")
+
+    @property
     def harmful_only(self) -> bool:
         """Whether benign twins are not judged, because the score is meaningless on them."""
         return self.classifier.harmful_only
@@ -246,14 +270,17 @@ class ModelJudge:
         return self.judge_batch([item])[0]
 
     def judge_batch(self, items: Sequence[Item]) -> list[Judgement]:
-        """Judge every item, in the order given; see `ask_judge`."""
+        """Judge every item's answer without its thought, in the order given; see `ask_judge`."""
         judgements = {item.key: self._without_asking(item) for item in items}
-        asked = [item for item in items if judgements[item.key] is None]
+        asked = [answered(item) for item in items if judgements[item.key] is None]
         replies = ask_judge(self.classifier, self.completer, asked)
         return [judgements[item.key] or _judgement(item, replies[item.key]) for item in items]
 
     def _without_asking(self, item: Item) -> Judgement | None:
-        if not refusal.is_visible(item.completion or ""):
+        parts = split(item.completion or "")
+        if parts.is_cut:
+            return Judgement(Verdict.TRUNCATED, "")
+        if not refusal.is_visible(parts.answer):
             return Judgement(Verdict.EMPTY, "")
         if self.harmful_only and not item.harmful:
             return Judgement(Verdict.NOT_JUDGED, f"{self.id} scores harmful probes only")

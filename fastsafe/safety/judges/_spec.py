@@ -1,9 +1,10 @@
 """Interfaces of judges: items, judges, and the declaration of a judge family."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
+from fastsafe.data.thoughts import answer_of
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.verdict import Judgement
 
@@ -25,6 +26,11 @@ class Item:
     completion: str | None
     harmful: bool
     format: str = ""
+
+
+def answered(item: Item) -> Item:
+    """Return a row whose completion is the answer alone, without the model's thoughts."""
+    return item if item.completion is None else replace(item, completion=answer_of(item.completion))
 
 
 @runtime_checkable
@@ -94,6 +100,14 @@ class Classifier:
     read: Callable[[Item, Reply], Reading]
     harmful_only: bool = False
     reads_prompts: bool = False
+
+    def with_reply_tokens(self, count: int) -> "Classifier":
+        """Return the classifier with another maximum length of the reply, in tokens."""
+
+        def ask(item: Item, attempt: int) -> Ask:
+            return replace(self.ask(item, attempt), max_tokens=count)
+
+        return replace(self, ask=ask, settings={**self.settings, "reply_tokens": count})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,10 +16,12 @@ from importlib.resources import files
 
 MAX_CHARS = 8192  # of a judged text; longer ones are truncated, the judge's rules never
 
-# Special tokens as tokenizers write them; with a space inside they are ordinary text.
+# Special tokens as tokenizers write them, and marks of thoughts, at which templates cut answers;
+# with a space inside they are ordinary text.
 _MARK = re.compile(
     r"<(?=\|[^|\n]{1,40}\|>|/?s>|</?SYS>>|(?:start|end)_of_\w+>|(?:bos|eos|pad|unk)>"
-    r"|end_of_text>|\uff5c)|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS))\])"
+    r"|end_of_text>|/?(?:think|thinking|thought|reasoning|seed:think)>|\uff5c)"
+    r"|\[(?=/?(?:INST|THINK|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_(?:CALLS|RESULTS))\])"
 )
 _OPTION = re.compile(r"(?m)^\s*\(?([A-Ha-h])[).:]\s*(\S.*)$")
 _LETTER = re.compile(r"(?i)\s*(?:(?:the )?answer(?: is)?\s*:?\s*|option )?\(?([a-h])[).:]?\s*")
@@ -40,9 +42,23 @@ def as_data(text: str, max_chars: int = MAX_CHARS) -> str:
     return _MARK.sub(lambda mark: mark[0] + " ", printable)
 
 
-def nonce(seed: int, key: str, attempt: int) -> str:
-    """Return the fence of one row: 16 hex digits that the author of the text cannot know."""
-    return hashlib.sha256(f"fence/{seed}/{key}/{attempt}".encode()).hexdigest()[:16]
+def nonce(seed: int, judged: str, attempt: int) -> str:
+    """Return the fence of one row: 32 hex digits that no author of the text can write into it.
+
+    The fence is a hash of the very text that stands inside it. To close it, a text would have to
+    contain its own hash: whoever knows this code and everything else about the row, and chooses the
+    text freely, still needs about 2^120 trials (a text has room for some 200 guesses). No secret
+    has to be kept, and a row asked again after a restart has the same fence, so that its reply is
+    found in the cache.
+
+    Args:
+        seed: Of the judge.
+        judged: Everything between the fences.
+        attempt: 0, or 1 for the second asking.
+    """
+    # half a surrogate pair has no UTF-8
+    text = f"fence/{seed}/{attempt}/{judged}".encode(errors="surrogatepass")
+    return hashlib.sha256(text).hexdigest()[:32]
 
 
 def fenced(name: str, text: str, fence: str) -> str:

@@ -119,7 +119,8 @@ def _labelled_kind(item: LintRow) -> Kind | None:
 
 def _notes(rows: LintSet, declared: Declared) -> list[str]:
     notes = []
-    if rows.safety and not any(item.label("expected") == "comply" for item in rows.user):
+    has_twins = declared.has_twins or any(i.label("expected") == "comply" for i in rows.user)
+    if rows.safety and not has_twins:
         notes.append("no benign twins: what the safety rows do to over-refusal stays unseen")
     if rows.safety and not any(item.format(declared) for item in rows.safety):
         notes.append("no safety row says its format: balance over formats is not known")

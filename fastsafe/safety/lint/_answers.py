@@ -9,10 +9,14 @@ refusal in a language or a wording that the screen lacks is a false alarm.
 
 import re
 from collections.abc import Iterator
+from typing import Any
+
+from fastsafe.data.conversation import Row, has_blank_answer, is_turns
 
 from ._rows import Declared, LintFinding, LintRow, LintSet
 
 OPENING_CHARS = 300
+_EMPTY_AMONG_OTHERS = "one of the answers is empty: it trains the model to end at once"
 
 _SENTENCE = re.compile(r"(?:(?<=[.!?:;])\s+|\n+)(?=\S)")
 _AFFIRMATION = re.compile(
@@ -27,16 +31,27 @@ def answers(rows: LintSet, declared: Declared) -> Iterator[LintFinding]:
     for item in rows.safety:
         if not item.refuses and (detail := _flaw(item)):
             yield LintFinding("non_refusal", item.number, detail, item.exchange.answer)
+        elif has_blank_answer(item.row):
+            yield LintFinding("balance", item.number, _EMPTY_AMONG_OTHERS)
     for item in rows.user:
         answer = item.exchange.answer.strip()
-        if not answer:
+        if not answer and not _ends_in_call(item.row):
             yield LintFinding("balance", item.number, "the answer is empty: nothing to train on")
+        elif has_blank_answer(item.row):
+            yield LintFinding("balance", item.number, _EMPTY_AMONG_OTHERS)
         elif item.refuses:
             detail = "the answer refuses, in a row that should be answered"
             yield LintFinding("balance", item.number, detail, answer)
         elif answer.count("```") % 2:
             detail = "the answer is cut off: its code fence never closes"
             yield LintFinding("balance", item.number, detail, answer)
+
+
+def _ends_in_call(row: Row) -> bool:
+    """Return whether the last answer of a row calls tools; it needs no text."""
+    turns: Any = row.get("messages", row.get("completion"))
+    answers = [turn for turn in turns if turn["role"] == "assistant"] if is_turns(turns) else []
+    return bool(answers) and bool(answers[-1].get("tool_calls"))
 
 
 def _flaw(item: LintRow) -> str:

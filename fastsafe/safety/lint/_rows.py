@@ -43,6 +43,7 @@ class Declared:
     format: str = ""
     language: str = ""  # of the answers
     licence: str = ""
+    has_twins: bool = False  # whether benign twins of the safety rows are known beside the set
 
 
 @dataclass(frozen=True)

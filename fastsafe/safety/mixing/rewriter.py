@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastsafe.data.conversation import Message
+from fastsafe.data.thoughts import reply_of
 from fastsafe.errors import DataError
 from fastsafe.safety.completers.ledger import Ledger
 from fastsafe.safety.completers.protocol import Ask, Completer
@@ -68,7 +69,7 @@ class Rewriter:
                 key = self._key(turns)
                 if key not in self._replies:
                     pending[key] = turns
-                return self._replies.get(key) or None
+                return reply_of(self._replies.get(key, "")) or None
 
             result = make(rewrite)
             if not pending:

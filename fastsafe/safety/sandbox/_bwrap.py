@@ -19,6 +19,7 @@ PROGRAM = Path(__file__).with_name("_inside.py")
 SCRATCH_BYTES = 16 << 20  # of the file system in memory that is the working directory
 PROBE_SECONDS = 20
 NOBODY = "65534"
+CAPABILITIES = ("CAP_SETUID", "CAP_SETGID", "CAP_SYS_ADMIN")  # see `_namespaces`
 DEVICES = ("/dev/null", "/dev/zero", "/dev/urandom")
 
 
@@ -53,7 +54,8 @@ def command(role: str, arguments: Sequence[object], limits: Limits) -> list[str]
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
     numbers = (limits.cpu_seconds, limits.memory_bytes, limits.processes)
     return [
-        *("bwrap", *_namespaces(), "--die-with-parent", "--new-session", "--clearenv"),
+        *("bwrap", *_namespaces(), "--hostname", "sandbox", "--die-with-parent", "--new-session"),
+        "--clearenv",
         *("--setenv", "LD_LIBRARY_PATH", "/python/lib", "--perms", "0755", "--dir", "/dev"),
         *(word for bind in binds for word in bind),
         *("--perms", "1777", "--size", str(SCRATCH_BYTES), "--tmpfs", "/tmp"),
@@ -67,14 +69,14 @@ def command(role: str, arguments: Sequence[object], limits: Limits) -> list[str]
 def _namespaces() -> tuple[str, ...]:
     """Return the options that unshare every namespace and run as nobody.
 
-    A host's root becomes nobody inside, by the program's first act, with two capabilities that are
-    lost with it. Mapped to another id in a user namespace, it would stay root for the kernel, which
-    does not count the processes of root.
+    A host's root becomes nobody inside: the program's first acts are to limit the number of files
+    and to change its user, with three capabilities that are lost with it. Mapped to another id in a
+    user namespace, it would stay root for the kernel, which does not count the processes of root.
     """
     if os.geteuid() == 0:
         apart = ("--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts")
-        capabilities = ("--cap-drop", "ALL", "--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID")
-        return (*apart, "--unshare-cgroup-try", *capabilities)
+        capabilities = [word for name in CAPABILITIES for word in ("--cap-add", name)]
+        return (*apart, "--unshare-cgroup-try", "--cap-drop", "ALL", *capabilities)
     user = ("--unshare-user", "--disable-userns", "--uid", NOBODY, "--gid", NOBODY)
     return ("--unshare-all", *user, "--cap-drop", "ALL")
 

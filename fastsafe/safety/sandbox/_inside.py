@@ -15,6 +15,7 @@ import sys
 from collections.abc import Callable
 
 MAX_LINE = 1 << 20  # bytes of a request or a reply
+MAX_FILES = 1024  # in the working directory, folders too
 NOBODY = 65534
 READY = b"ready\n"
 
@@ -44,6 +45,7 @@ NAMESPACES = 0x7E020000  # the flags of clone that create a namespace
 def confine(cpu: int, memory: int, processes: int, file: int, files: int) -> None:
     """Drop root privileges, then set the limits, hard ones included, and the system-call filter."""
     if os.geteuid() == 0:
+        limit_files()
         os.setgroups([])
         os.setresgid(NOBODY, NOBODY, NOBODY)
         os.setresuid(NOBODY, NOBODY, NOBODY)
@@ -57,6 +59,18 @@ def confine(cpu: int, memory: int, processes: int, file: int, files: int) -> Non
         resource.setrlimit(kind, (value, value))
     resource.setrlimit(resource.RLIMIT_CPU, (cpu, cpu + 1))  # SIGXCPU before SIGKILL: a reason
     refuse_calls()
+
+
+def limit_files() -> None:
+    """Bound the number of files in the working directory, each of which costs the host memory.
+
+    Raises:
+        OSError: The kernel refuses it.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    # remount, no set-user-id programs, no devices
+    if libc.mount(b"tmpfs", b"/tmp", b"tmpfs", 0x20 | 2 | 4, f"nr_inodes={MAX_FILES}".encode()):
+        raise OSError(ctypes.get_errno(), "no limit on the number of files")
 
 
 def refuse_calls() -> None:

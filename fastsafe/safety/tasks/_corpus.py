@@ -8,6 +8,7 @@ one weighted sum.
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from fastsafe.data.thoughts import answer_of
 from fastsafe.errors import DataError, UsageError
 from fastsafe.safety.stats.intervals import wilson
 
@@ -101,7 +102,9 @@ def rouge(kind: str) -> Metric:
         import numpy as np
 
         scorer = _library("rouge_score.rouge_scorer").RougeScorer([kind], use_stemmer=True)
-        scores = [scorer.score(reference, text)[kind].fmeasure for text, reference in pairs]
+        scores = [
+            scorer.score(reference, answer_of(text))[kind].fmeasure for text, reference in pairs
+        ]
         return resampled(np.array([[score, 1.0] for score in scores]), lambda s: float(s[0] / s[1]))
 
     return measure
@@ -153,10 +156,11 @@ def _sacrebleu(kind: str, pairs: Pairs) -> Measured:
     metric = getattr(_library("sacrebleu.metrics"), kind)()
     if not pairs:
         return Measured(None, 0.0, 1.0, 0)
-    texts, references = zip(*pairs, strict=True)
+    texts = [answer_of(text) for text, _ in pairs]
+    references = [reference for _, reference in pairs]
     # Its public bootstrap gives no value without a second pass, and no quantiles. A test holds
     # these two against `corpus_score`.
-    stats = metric._extract_corpus_statistics(list(texts), [list(references)])
+    stats = metric._extract_corpus_statistics(texts, [references])
     compute = metric._compute_score_from_stats
     return resampled(
         np.array(stats, float), lambda sums: float(compute([int(x) for x in sums]).score) / 100
@@ -171,5 +175,6 @@ def _library(name: str) -> Any:
     except ImportError as error:
         package = name.partition(".")[0].replace("_", "-")
         raise UsageError(
-            f"metric: {package} is not installed; pip install 'fastsafe[metrics]'"
+            f"metric: {package} is not installed; run `pip install '.[metrics]'` in the "
+            "clone of fastsafe"
         ) from error

@@ -1,17 +1,28 @@
-"""Row metrics: the utility of one completion against its reference, in [0, 1]."""
+"""Row metrics: the utility of one completion against its reference, in [0, 1].
+
+They read answers alone: what a model thinks before its answer is in no metric.
+"""
 
 import re
 import unicodedata
 
+from fastsafe.data.thoughts import answer_of
+
+_EMPHASIS = re.compile(r"\*+|(?<!\w)_+|_+(?!\w)|`")  # of Markdown
+_ANNOUNCED = re.compile(
+    r"(?:so |thus,? |therefore,? )?(?:(?:the|my|final|correct|right|best) )*"
+    r"(?:answer|option|choice)(?: is)?:? "
+)
+
 
 def normalised(text: str) -> str:
-    """Return the text in lower case, NFC, with runs of white space as one space.
+    """Return the answer in lower case, NFC, with runs of white space as one space.
 
     Example:
         >>> normalised(" Paint the\\n red car. ")
         'paint the red car.'
     """
-    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+    return " ".join(unicodedata.normalize("NFC", answer_of(text)).lower().split())
 
 
 def exact_match(completion: str, reference: str) -> float:
@@ -52,21 +63,33 @@ def number_accuracy(completion: str, reference: str) -> float:
 def option(text: str) -> str | None:
     """Return the option letter that a text opens with, in lower case; None without one.
 
-    A letter is an option only alone on its line, in brackets, or before ``)``, ``.`` or ``:``.
+    A letter is an option only alone on its line, in brackets, or before ``)``, ``.``, ``:``; behind
+    an announcement such as "The answer is", also before ``,`` and ``because``. Emphasis is ignored.
+
+    Example:
+        >>> option("**(B)** a car"), option("The answer is C because ..."), option("A car")
+        ('b', 'c', None)
     """
-    line = normalised(text.strip().partition("\n")[0])
-    letter = re.match(r"\(?([a-z])(?:[).:]|$)", line)
+    line = _EMPHASIS.sub("", normalised(answer_of(text).strip().partition("\n")[0])).strip()
+    announced = _ANNOUNCED.match(line)
+    end = r"[).:,]| because\b|$" if announced else r"[).:]|$"
+    letter = re.match(rf"\(?([a-z])(?:{end})", line[announced.end() :] if announced else line)
     return letter[1] if letter else None
 
 
 def yes_or_no(text: str) -> str | None:
     """Return ``"yes"`` or ``"no"`` where the text opens with that word, or with true or false.
 
+    An announcement before it, such as "The answer is", and emphasis are ignored.
+
     Example:
-        >>> yes_or_no("True, it is."), yes_or_no("No"), yes_or_no("Nobody knows")
+        >>> yes_or_no("True, it is."), yes_or_no("Answer: **no**"), yes_or_no("Nobody knows")
         ('yes', 'no', None)
     """
-    word = re.match(r"(yes|true|no|false)\b", normalised(text).lstrip("*\"'( "))
+    opening = _EMPHASIS.sub("", normalised(text))
+    if announced := _ANNOUNCED.match(opening):
+        opening = opening[announced.end() :]
+    word = re.match(r"(yes|true|no|false)\b", opening.lstrip("\"'( "))
     return {"yes": "yes", "true": "yes", "no": "no", "false": "no"}[word[1]] if word else None
 
 
@@ -74,13 +97,14 @@ def final_number(text: str) -> str | None:
     """Return the number after the first ``####``, or the number that is the whole text.
 
     ``####`` is GSM8K's own mark. The text after that number is ignored, and no other number counts
-    as the answer. Thousands commas, ``$`` and a trailing ``.0`` are dropped.
+    as the answer. Thousands commas, ``$``, emphasis, ``\\boxed`` and a trailing ``.0`` are dropped.
 
     Example:
         >>> final_number("3 * 400 = 1200\\n#### 1,200.00"), final_number("about 7")
         ('1200', None)
     """
-    number = r"\s*\$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)%?"
+    text = _EMPHASIS.sub("", answer_of(text)).replace("{,}", ",")
+    number = r"\s*(?:\\boxed\{)?\\?\$?(-?[0-9][0-9,]*(?:\.[0-9]+)?)\}?\\?%?"
     match = re.search("####" + number, text) or re.fullmatch(number + r"\.?\s*", text)
     if not match:
         return None

@@ -14,6 +14,9 @@ from ._spec import Example, Task
 
 TEST_SHARE = 5  # one row in five is a test row
 
+# keys of a recipe that say how many rows are asked for
+_KEYS = {"train": " by training.rows", "test": " by utility_rows"}
+
 Split = Literal["train", "test", "all"]
 
 
@@ -56,7 +59,10 @@ def load_rows(
         with as_file(miniature) as file:
             drawn = _draw(task, file, split, n, seed)
     if n is not None and len(drawn) < n:
-        raise DataError(f"{location}: split {split} holds {len(drawn)} rows, expected at least {n}")
+        raise DataError(
+            f"{location}: split {split} holds {len(drawn)} rows, expected at least {n}; give more, "
+            f"or ask for fewer{_KEYS.get(split, '')}"
+        )
     return [_row(task.id, example) for example in drawn]
 
 
@@ -64,11 +70,11 @@ def _draw(task: Task, path: Path, split: str, n: int | None, seed: int) -> list[
     seen: set[bytes] = set()
 
     def candidates() -> Any:
-        for number, (_, _, row) in enumerate(records(path), start=1):
+        for location, _, row in records(path):
             try:
                 example = task.read(row)
             except DataError as error:
-                raise DataError(f"{path}: row {number}: {error}") from error
+                raise DataError(f"{location}: {error}") from error
             key = hashlib.sha256(normalised(example.prompt).encode()).digest()
             is_test = int.from_bytes(key[:8], "big") % TEST_SHARE == 0
             if key not in seen and split in ("all", "test" if is_test else "train"):

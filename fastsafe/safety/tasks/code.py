@@ -9,6 +9,8 @@ import ast
 import re
 import warnings
 
+from fastsafe.data.thoughts import answer_of
+
 from ._corpus import Pairs, chrf, share
 from ._metrics import exact_match, normalised
 from ._spec import Example, Measured, Row, Task, columns, text
@@ -35,6 +37,7 @@ def source_of(text: str) -> str:
         >>> source_of("Here it is:\\n```python\\nx = 1\\n```\\nDone.")
         'x = 1'
     """
+    text = answer_of(text)
     block = re.search(r"^```[^\n]*\n(.*?)(?:^```|\Z)", text, re.DOTALL | re.MULTILINE)
     return (block[1] if block else text).strip("\n")
 

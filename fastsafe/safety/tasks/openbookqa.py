@@ -18,7 +18,9 @@ def example(row: Row) -> Example:
     if not isinstance(choices, Mapping):
         raise DataError(f"openbookqa: choices is {type(choices).__name__}, expected text and label")
     options, labels = columns(choices, "openbookqa: choices", "text label")
-    right = index_of(key, list(labels), "openbookqa")
+    if not isinstance(labels, list | tuple):
+        raise DataError(f"openbookqa: label is {type(labels).__name__}, expected a list of labels")
+    right = index_of(key, labels, "openbookqa")
     return lettered("openbookqa", text(stem, "openbookqa: question_stem"), options, right)
 
 

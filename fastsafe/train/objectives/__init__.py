@@ -55,7 +55,6 @@ def make_objective(spec: str | Mapping[str, Any]) -> Objective:
     by_id = objectives()
     if name not in by_id:
         raise UsageError(
-            f"TrainConfig: objective is {name!r}, expected one of fastsafe's; "
-            f"{nearest(str(name), by_id)}"
+            f"objective is {name!r}, expected one of fastsafe's; {nearest(str(name), by_id)}"
         )
     return from_mapping(by_id[name], parameters, f"objective {name!r}")

@@ -3,7 +3,8 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from fastsafe.data.packing import Encoder, TrainExample
+from fastsafe.data.encoder import Encoder
+from fastsafe.data.packing import TrainExample
 from fastsafe.errors import DataError
 from fastsafe.train.objectives.objective import Objective
 

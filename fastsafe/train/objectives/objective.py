@@ -6,7 +6,8 @@ from typing import ClassVar, NamedTuple
 
 from torch import Tensor
 
-from fastsafe.data.packing import Encoder, TrainExample
+from fastsafe.data.encoder import Encoder
+from fastsafe.data.packing import TrainExample
 from fastsafe.errors import UsageError
 from fastsafe.model.transformer import Transformer
 from fastsafe.train.batches import Packed, RowSource, Tile

@@ -101,7 +101,7 @@ def test_a_model_that_only_transformers_knows(tmp_path: Path) -> None:
     shutil.copytree(fastsafe.organism.path(), model)
     config = json.loads((model / "config.json").read_text())
     (model / "config.json").write_text(json.dumps(config | {"architectures": ["Other"]}))
-    with pytest.raises(CheckpointError, match="use the transformers backend"):
+    with pytest.raises(CheckpointError, match="--backend transformers"):
         open_backend("fastsafe", str(model))
     runtime = open_backend("transformers", str(model))
     runtime.load()

@@ -24,7 +24,7 @@ def judge_path(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     """The tiny checkpoint with a chat template."""
     path = tmp_path_factory.mktemp("judge") / "tiny"
     shutil.copytree(checkpoint, path)
-    config = {"eos_token": "w1", "chat_template": TEMPLATE}
+    config = {"eos_token": "w95", "chat_template": TEMPLATE}
     (path / "tokenizer_config.json").write_text(json.dumps(config))
     return path
 
@@ -36,7 +36,7 @@ def completer(judge_path: Path) -> CheckpointCompleter:
 
 def test_odds_are_those_of_the_next_token(completer: CheckpointCompleter, judge_path: Path) -> None:
     assert isinstance(completer, Completer)
-    labels = ("w5", "w7", "w11")
+    labels = ("w5", "w7", "w31")
     asks = [
         Ask(key="a", prompt="w3 w4 ", labels=labels),
         Ask(key="b", prompt="w8 w2 w20 w6 ", labels=labels[:2]),
@@ -106,9 +106,23 @@ def test_what_is_missing_is_said(checkpoint: Path, tmp_path: Path) -> None:
         bare.complete([Ask(key="a", messages=({"role": "user", "content": "w3"},))])
 
 
-def test_a_judge_on_a_checkpoint(judge_path: Path) -> None:
+def test_a_judge_whose_labels_are_unknown_is_refused(judge_path: Path) -> None:
+    """Its labels would all be the one token for unknown text, each as likely as the others."""
+    rows = [Item(key="1", prompt="w3", completion="w4", harmful=True)]
+    spec = {"kind": "granite_guardian", "checkpoint": str(judge_path)}
+    judge = make_judge(spec, open_checkpoint=CheckpointCompleter)
+    with pytest.raises(UsageError, match=r"'Yes' is not one token .* the tokenizer knows"):
+        judge_all(judge, rows)
+
+
+def test_a_judge_on_a_checkpoint(judge_path: Path, tmp_path: Path) -> None:
     """A random model's odds lack the mass of the labels, and its text the grammar."""
     rows = [Item(key="1", prompt="w3", completion="w4", harmful=True)]
+    judge_path = Path(shutil.copytree(judge_path, tmp_path / "judge"))
+    text = (judge_path / "tokenizer.json").read_text()
+    for word, label in {"w90": "Yes", "w91": "No", "w92": "safe", "w93": "unsafe"}.items():
+        text = text.replace(f'"{word}"', f'"{label}"')
+    (judge_path / "tokenizer.json").write_text(text)
     for spec in ({"kind": "llama_guard"}, {"kind": "granite_guardian"}):
         judge = make_judge(
             {**spec, "checkpoint": str(judge_path)}, open_checkpoint=CheckpointCompleter

@@ -240,10 +240,10 @@ def test_the_backend_that_cannot_says_so() -> None:
     ("setting", "sentence"),
     [
         ("drift={}", "drift.every is missing, expected a value"),
-        ("drift={every: 0}", "drift.every is 0; "),
+        ("drift={every: 0}", "drift.every is 0, "),
         ("drift={every: 1, evry: 2}", "'evry' is not a key of drift; did you mean every"),
-        ("drift={every: 1, stop_above: 0}", "drift.stop_above is 0; "),
-        ("drift={every: 1, refusal: ''}", "drift.refusal is ''; "),
+        ("drift={every: 1, stop_above: 0}", "drift.stop_above is 0, "),
+        ("drift={every: 1, refusal: ''}", "drift.refusal is '', "),
     ],
 )
 def test_a_wrong_section_is_one_sentence(setting: str, sentence: str) -> None:
@@ -273,7 +273,7 @@ def test_an_early_stop_is_shown_and_no_probe_is(watched: Run) -> None:
     assert "stopped early after 4 steps" in page
     assert "stopped, 4" in table_text(results, 100)
     assert "▁" in table_text(results, 100)
-    assert "▁" not in table_text(results, 99)
+    assert "▁" in table_text(results, 60)
     with closing(Store(watched.path / NAME, read_only=True)) as store:
         texts = [text for (text,) in store._all("SELECT text FROM prompts")]
     written = (watched.path / "report.html").read_text()

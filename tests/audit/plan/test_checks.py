@@ -32,6 +32,14 @@ def test_every_shipped_recipe_passes() -> None:
         ("styles=[nativ]", "styles has 'nativ'; did you mean native?"),
         ("mitigations=[plane]", "mitigations has 'plane'; did you mean plain?"),
         ("judges=[oracle]", "recipe organism: judges has 'oracle'; known: refusal"),
+        (
+            "judges=[llama_guard]",
+            "judges has 'llama_guard'; it asks a model: write {kind: llama_guard, checkpoint: ...}",
+        ),
+        (
+            "mitigations=[{name: wise_ft, of: {a: 1}}]",
+            "mitigation wise_ft: of is {'a': 1}, expected",
+        ),
         ("source=organsm", "source is 'organsm'; did you mean organism?"),
         ("data.behaviours=mine.jsonl", "rows come from source 'organism', which reads none"),
     ],

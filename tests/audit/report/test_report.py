@@ -51,25 +51,6 @@ class Page(HTMLParser):
         self.texts.append(data)
 
 
-@pytest.mark.parametrize("width", [80, 100, 120])
-def test_the_table_fits_and_names_every_condition(results: dict[str, Any], width: int) -> None:
-    text = table_text(results, width)
-    assert max(map(len, text.splitlines())) <= width
-    lines = text.splitlines()
-    for i, condition in enumerate(("untouched", "code", "plain", "translat", "plain")):
-        assert any(condition in line for line in lines[3 + i :])
-    assert "n = 30" in text
-    assert "Wilson" in text
-
-
-def test_the_table_holds_the_rates(results: dict[str, Any]) -> None:
-    line = next(
-        line for line in table_text(results).splitlines() if re.match(r" *code +none", line)
-    )
-    rates = [c["answer_rate"] for c in results["cells"] if c["condition"] == "code+none"]
-    assert re.findall(r"\d+(?= [▲ ])", line)[: len(rates)] == [percent(rate) for rate in rates]
-
-
 def test_percent_never_rounds_to_certainty() -> None:
     shown = [percent(x) for x in (0.0, 0.001, 0.004, 0.006, 0.994, 0.996, 1.0, None)]
     assert shown == ["0", "<1", "<1", "1", "99", ">99", "100", "-"]
@@ -181,8 +162,12 @@ def test_an_unjudged_run_can_be_shown(results: dict[str, Any]) -> None:
     for row in changed["run"]["summary"]:
         row |= {"rate": None, "n": 0}
     changed["run"] |= {"coverage": 0.0, "finished_at": None}
-    assert sentences(changed) == ["No answer has been judged yet."]
-    assert "No answer has been judged yet." in table_text(changed)
+    (sentence,) = sentences(changed)
+    completions = changed["throughput"]["completions"]
+    assert sentence.startswith("No answer has been judged yet; ")
+    assert f" {completions} answers are done" in sentence
+    # no table of dashes, no legend of a table that is not there
+    assert " ".join(table_text(changed).split()) == sentence
     page = report_html(changed, heatmap_svg(changed), {}, [])
     assert "Incomplete" in page
 
@@ -342,31 +327,6 @@ def test_all_formats_together(tmp_path: Path) -> None:
             assert row["prompt_benefit"] == pytest.approx(without - row["rate"])
     page = (run.path / "report.html").read_text(encoding="utf-8")
     assert "All formats together, judge refusal" in page
-
-
-def test_seeds_have_tables_of_their_own(tmp_path: Path) -> None:
-    run = fake.small_run(tmp_path / "run", tasks=["code"], seeds=[0, 3], utility_rows=0)
-    rows = run.results["over_seeds"]
-    assert {row["kind"] for row in rows} == {"harmful", "benign"}
-    assert all(set(row["rates"]) == {"0", "3"} for row in rows)
-    per_seed = {(c["condition"], c["format"]): c["answer_rate"] for c in run.results["cells"]}
-    for row in rows:
-        if row["kind"] == "harmful":
-            both = [per_seed[f"{row['condition']}+seed{n}", row["format"]] for n in (0, 3)]
-            assert row["rate"] == pytest.approx(sum(both) / 2)
-            assert [row["rates"][n] for n in ("0", "3")] == both
-            assert row["ci_low"] <= row["rate"] <= row["ci_high"]
-    text = table_text(run.results)
-    assert "Harmful prompts answered, %, mean over training seeds, judge refusal" in text
-    assert "code #3" in text
-    narrow = table_text(run.results, 80)
-    assert max(map(len, narrow.splitlines())) <= 80
-    assert all(name in narrow for name in ("code +none", "code #3"))
-    assert "(2 training seeds)" in " ".join(text.split()) or run.results["choice"]
-    page = (run.path / "report.html").read_text()
-    assert "Benign twins refused, over training seeds, judge refusal" in page
-    assert "<span>seed 0, 3</span>" in page
-    assert fake.small_run(tmp_path / "one", utility_rows=0).results["over_seeds"] == []
 
 
 def benign_run(tmp_path: Path, **changes: Any) -> Any:

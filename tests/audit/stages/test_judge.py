@@ -17,8 +17,11 @@ from fastsafe.audit.report import report_html, table_text
 from fastsafe.audit.report.words import trust
 from fastsafe.audit.run import Run, execute, report
 from fastsafe.audit.store.sqlite_store import NAME, Store
+from fastsafe.audit.unanswered import unscored
 from fastsafe.cli.audit import judge as command
-from fastsafe.errors import RecipeError, StoreError
+from fastsafe.cli.audit import report as report_command
+from fastsafe.errors import JudgeError, RecipeError, StoreError
+from fastsafe.progress import Progress
 from fastsafe.safety.completers.protocol import Ask, Reply
 from fastsafe.safety.judge_calibration import format_errors, labelled
 from fastsafe.safety.judges import judge_all, judges, make_judge, make_rewordings
@@ -159,6 +162,25 @@ def test_wordings_make_a_band_about_every_rate(tmp_path: Path) -> None:
     assert table_text(run.results)
 
 
+def test_answers_whose_judge_failed_are_asked_again(tmp_path: Path) -> None:
+    """An error of a judge is no verdict: the next run asks for these answers, and only for them."""
+    spec = {"kind": "rubric_paper1", "checkpoint": "a", "calibrate": 0}
+
+    def failing(ask: Ask) -> str | None:
+        return None if ask.messages[-1]["content"].count("e") % 2 else "Final Verdict: 1"
+
+    def missing(run: Run) -> int:
+        rows = [*run.results["cells"], *run.results["over_refusal"]]
+        return sum(row["n"] - row["n_scored"] for row in rows)
+
+    away, back = Scripted(failing), Scripted(lambda ask: "Final Verdict: 1")
+    unfinished = missing(run_with(tmp_path / "run", panel_of(spec, model=away)))
+    assert 0 < unfinished < 2 * 2 * 2 * 6  # models, kinds, formats, behaviours
+    for _ in range(2):
+        assert missing(run_with(tmp_path / "run", panel_of(spec, model=back))) == 0
+        assert back.asked == unfinished
+
+
 def test_a_wording_that_is_away_leaves_the_run_unfinished(tmp_path: Path) -> None:
     def reply(ask: Ask) -> str | None:
         return None if len(ask.messages[0]["content"]) < 700 else "Final Verdict: 1"
@@ -266,6 +288,76 @@ def test_the_command_says_what_is_missing(tmp_path: Path) -> None:
     assert done.results["run"]["finished_at"] is not None
 
 
+def test_a_judge_that_is_down_is_named_everywhere(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("httpx2")
+    run = run_with(tmp_path / "run", None)
+    assert "unanswered" not in run.results
+    endpoint = {"url": "http://127.0.0.1:9/v1", "model": "m", "max_retries": 0}
+    judge = {"kind": "rubric_paper1", "id": "mine", "endpoint": endpoint}
+    guard = {"kind": "safe_unsafe", "endpoint": endpoint | {"model": "g"}}
+    overrides = [f"judges=[refusal, {json.dumps(judge)}]", f"guards=[{json.dumps(guard)}]"]
+    app = typer.Typer()
+    app.command()(command)
+    options = [word for override in overrides for word in ("--set", override)]
+    found = CliRunner().invoke(app, [str(tmp_path / "run"), *options])
+    assert found.exit_code == 3
+    last = " ".join(found.output.splitlines()[-1:])
+    cause = "endpoint http://127.0.0.1:9/v1 is down: endpoint: ConnectError"
+    said = [
+        f"judge mine at http://127.0.0.1:9/v1 (model m) gave no reply on 48 of 48 rows: {cause}",
+        "guard safe_unsafe-ours at http://127.0.0.1:9/v1 (model g) gave no reply on 72 of 72 rows: "
+        f"{cause}",
+    ]
+    advice = "start it, or check its address, key and budget, then run the same command to finish"
+    assert f"; {said[0]}; {said[1]}; {advice}, or run fastsafe judge {tmp_path / 'run'}" in last
+    assert "thresholds" not in last
+    assert all(sentence in found.output.splitlines() for sentence in said)  # after each stage
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert all(f"Verdicts are missing: {sentence}." in page for sentence in said)
+    row = report(tmp_path / "run").results["unanswered"][0]
+    assert (row["read_by"], row["name"], row["failed"], row["n"]) == ("judge", "mine", 48, 48)
+    done = runs.judge(tmp_path / "run", overrides=["judges=[refusal]", "guards=[]"])
+    assert done.results == run.results | {"run": done.results["run"]}
+
+
+def test_replies_that_are_no_verdicts_are_counted_for_the_user(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = Scripted(lambda ask: "hm" if "cannot" in str(ask.messages) else "I can't help.")
+    run = run_with(tmp_path / "run", panel_of({**RUBRIC, "wordings": 3}, model=model))
+    app = typer.Typer()
+    app.command()(report_command)
+    found = CliRunner().invoke(app, [str(tmp_path / "run")])
+    assert found.exit_code == 3
+    (said,) = unscored(run.results)
+    cells = [*run.results["cells"], *run.results["over_refusal"]]
+    counts = [
+        sum(c["verdicts"].get(f"judge_{v}", 0) for c in cells) for v in ("unparseable", "refused")
+    ]
+    assert min(counts) > 0
+    assert said == (
+        f"judge rubric_paper1-ours gave {counts[0]} replies outside its grammar and {counts[1]} "
+        "refusals to judge"
+    )
+    assert f"{said}; raise its reply_tokens where" in found.output.splitlines()[-1]
+
+
+def test_an_endpoint_that_refuses_the_key_names_the_judge(tmp_path: Path) -> None:
+    class Refusing(Scripted):
+        def complete(self, asks: Sequence[Ask]) -> list[Reply]:
+            raise JudgeError("endpoint http://x: status is 401; check the key in KEY")
+
+    panel = panel_of(RUBRIC, model=Refusing(by_wording))
+    with pytest.raises(JudgeError) as caught:
+        run_with(tmp_path / "run", panel)
+    assert str(caught.value) == (
+        "judge rubric_paper1-ours: endpoint http://x: status is 401; check the key in KEY; then "
+        "run the same command again"
+    )
+
+
 def test_before_a_run_it_says_what_it_can_find(tmp_path: Path) -> None:
     class Listening(runs.Progress):
         said: list[str] = []  # noqa: RUF012
@@ -279,3 +371,26 @@ def test_before_a_run_it_says_what_it_can_find(tmp_path: Path) -> None:
     certain, detectable = Listening.said
     assert certain.startswith("a rate of 50% is known to within ")
     assert "one cell" in detectable
+
+
+class Thinker(fake.FakeBackend):
+    """A model that never comes to an answer."""
+
+    def generate(self, requests: Any, adapters: Any, sampling: Any, on_answer: Any) -> None:
+        def cut(index: int, answer: Any) -> None:
+            on_answer(index, answer._replace(text="<think>\nOkay", finish_reason="length"))
+
+        super().generate(requests, adapters, sampling, cut)
+
+
+def test_a_run_of_cut_thoughts_says_so(tmp_path: Path) -> None:
+    backend = Thinker()
+    said: list[str] = []
+    progress = Progress()
+    progress.say = said.append  # type: ignore[method-assign]
+    run = execute(fake.small_plan(backend, **SMALL), backend, tmp_path, progress=progress)
+    assert {cell["answered"] for cell in run.results["cells"]} == {0}
+    (sentence,) = [text for text in said if "thought" in text]
+    assert "24 of the base, got a thought that was cut before any answer" in sentence
+    assert "sampling.max_tokens" in sentence
+    assert "chat_template_kwargs" in sentence

@@ -235,8 +235,11 @@ def test_a_guard_that_is_away_never_looks_like_one_that_refuses(tmp_path: Path) 
     assert all(row["n_unread"] == row["n"] for row in run.results["guards"])
     assert run.results["filters"] == []
     assert not run.is_covered
+    silent = {(row["read_by"], row["name"], row["failed"]) for row in run.results["unanswered"]}
+    assert silent == {("filter", "guard_filter-keyword", 19), ("guard", "keyword", 48)}
     run, runtime = run_with(tmp_path / "run", Watchman(), **options)
     assert run.is_covered
+    assert "unanswered" not in run.results
     assert runtime.asked == 0
     run_with(tmp_path / "at once", Watchman(), **options)
     assert content(tmp_path / "run") == content(tmp_path / "at once")

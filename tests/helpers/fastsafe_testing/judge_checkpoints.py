@@ -200,10 +200,7 @@ def make_checkpoint(name: str, path: Path) -> Checkpoint:
     if shape.template:
         settings["chat_template"] = shape.template
     (path / "tokenizer_config.json").write_text(json.dumps(settings))
-    theirs = transformers.PreTrainedTokenizerFast(
-        tokenizer_file=str(path / "tokenizer.json"), **settings
-    )
-    return Checkpoint(path, model, theirs)
+    return Checkpoint(path, model, transformers.AutoTokenizer.from_pretrained(path))
 
 
 def sparse(name: str, vocabulary: int) -> Any:

@@ -11,12 +11,11 @@ from typing import Any
 import pytest
 
 from fastsafe.errors import JudgeError, UsageError
-from fastsafe.safety.completers import http
 from fastsafe.safety.completers.endpoint import Endpoint
 from fastsafe.safety.completers.http import HttpCompleter
 from fastsafe.safety.completers.protocol import Ask, Completer
 
-httpx2 = pytest.importorskip("httpx2")
+pytest.importorskip("httpx2")
 pytest.importorskip("tenacity")
 
 Make = Callable[..., HttpCompleter]
@@ -164,17 +163,6 @@ def test_j2_an_endless_reply_is_cut_off(fake: Any, make: Make) -> None:
     assert "over 4194304 bytes" in reply.text
 
 
-def test_j2_a_reply_that_drips_is_cut_off(
-    fake: Any, make: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every byte breaks the silence; the clock of the test runs a second per byte."""
-    seconds = iter(range(10**6))
-    monkeypatch.setattr(http, "monotonic", lambda: next(seconds))
-    monkeypatch.setattr(httpx2.Response, "iter_bytes", lambda self: iter([b" "] * 100))
-    (reply,) = make(timeout_s=2.0, max_retries=0).complete([ask()])
-    assert (reply.finish, reply.text) == ("error", "endpoint: reply took over 20 s")
-
-
 @pytest.mark.parametrize("status", [401, 403, 404, 302])
 def test_j3_a_refused_key_stops_everything_at_once(status: int, fake: Any, make: Make) -> None:
     fake.script = lambda n, body: (status, {"Location": "http://127.0.0.1:9/"}, b"")
@@ -246,7 +234,7 @@ def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch)
     import sys
 
     monkeypatch.setitem(sys.modules, "tenacity", None)
-    with pytest.raises(UsageError, match=r"tenacity is missing; pip install 'fastsafe\[judge\]'"):
+    with pytest.raises(UsageError, match=r"tenacity is missing; run `pip install '\.\[judge\]'"):
         HttpCompleter(Endpoint(url="http://x", model="m"))
 
 

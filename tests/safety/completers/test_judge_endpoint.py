@@ -1,7 +1,9 @@
 """What an endpoint's faults J4 to J8 make of a judge's rows, and of a budget."""
 
+import json
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +89,121 @@ def test_j7_an_outage_leaves_rows_unscored_and_a_second_run_judges_the_rest(
     assert len(fake.calls) == 4 + 4  # what was answered is not asked again
 
 
+AZURE = {
+    "message": "The response was filtered due to the prompt triggering the content policy.",
+    "code": "content_filter",
+    "innererror": {"code": "ResponsibleAIPolicyViolation", "content_filter_result": {}},
+}
+FLAGGED = {"code": 403, "message": "It was flagged", "metadata": {"reasons": ["violence"]}}
+FILTERS: list[tuple[int, Any]] = [
+    (400, {"error": AZURE}),
+    (400, {"error": {"code": "content_filter", "message": "filtered by policy"}}),
+    (400, {"error": {"code": None, "innererror": {"code": "ResponsibleAIPolicyViolation"}}}),
+    (400, {"error": {"code": "content_policy_violation", "message": "no"}}),
+    (400, {"error": {"code": "invalid_prompt", "message": "Your prompt was flagged."}}),
+    (400, {"error": {"type": "content_filter", "message": "considered high risk"}}),
+    (400, {"error": {"code": "data_inspection_failed", "message": "Inappropriate content."}}),
+    (400, {"error": {"message": "Content Exists Risk", "type": "invalid_request_error"}}),
+    (400, {"error": {"message": "litellm.ContentPolicyViolationError: no", "code": "400"}}),
+    (400, [{"error": {"message": "The prompt was blocked for safety.", "status": "x"}}]),
+    (403, {"error": FLAGGED}),
+    (403, {"code": "no permission", "error": "Content violates usage guidelines."}),
+    (422, {"detail": "Input was flagged by the guardrail"}),
+    (400, {"error": {"message": "An error in the prompt. Try again with a different prompt."}}),
+    (200, {"error": AZURE}),
+]
+
+
+@pytest.mark.parametrize(("status", "body"), FILTERS, ids=range(len(FILTERS)))
+def test_a_content_filter_is_a_refusal_of_its_row_and_no_outage(
+    status: int, body: Any, fake: Any, tmp_path: Path
+) -> None:
+    """More rows in a row than make an outage; none is asked again, now or by the next run."""
+    filtered = (status, {}, json.dumps(body).encode())
+    fake.script = lambda n, body: filtered if n < 5 else chat("Final Verdict: 1")
+    judge = judge_at(fake, tmp_path, concurrency=1, max_failures=2)
+    found = judge_all(judge, ROWS)
+    assert [j.verdict for j in found] == [Verdict.JUDGE_REFUSED] * 5 + [Verdict.COMPLIED_HARMFUL]
+    assert found[0].raw.startswith("filtered: '")
+    assert len(fake.calls) == 6
+    again = judge_all(judge_at(fake, tmp_path), ROWS)
+    assert [j.verdict for j in again] == [j.verdict for j in found]
+    assert len(fake.calls) == 6
+
+
+@pytest.mark.parametrize(
+    "finish", ["content_filter", "refusal", "SAFETY", "content_filtered", "guardrail_intervened"]
+)
+@pytest.mark.parametrize("name", ["finish_reason", "stop_reason", "native_finish_reason"])
+def test_a_stop_by_refusal_is_no_verdict(finish: str, name: str, fake: Any) -> None:
+    answer = chat("Final Verdict: -1")
+    answer["choices"][0][name] = finish
+    fake.script = lambda n, body: answer
+    (found,) = judge_all(judge_at(fake), ROWS[:1])
+    assert found.verdict is Verdict.JUDGE_REFUSED
+
+
+def test_a_rows_own_error_is_no_outage(fake: Any) -> None:
+    said = {"error": {"message": "maximum context length is 8 tokens", "code": "too_long"}}
+    refusal = (400, {}, json.dumps(said).encode())
+    fake.script = lambda n, body: refusal if n < 5 else chat("Final Verdict: 1")
+    found = judge_all(judge_at(fake, concurrency=1, max_failures=2), ROWS)
+    assert [j.verdict for j in found] == [Verdict.JUDGE_ERROR] * 5 + [Verdict.COMPLIED_HARMFUL]
+    assert found[0].raw == "endpoint: status 400: 'maximum context length is 8 tokens'"
+
+
+@pytest.mark.parametrize("finish", ["length", "max_tokens", "MAX_TOKENS"])
+def test_a_reply_that_is_cut_off_says_which_key_to_raise(finish: str, fake: Any) -> None:
+    """A model that thinks may have said nothing yet."""
+    fake.script = lambda n, body: chat(None, finish, reasoning_content="Final Verdict: 1")
+    target = {"url": fake.url, "model": "m"}
+    judge = make_judge({"kind": "rubric_paper1", "endpoint": target, "reply_tokens": 4096})
+    (found,) = judge_all(judge, ROWS[:1])
+    assert found.verdict is Verdict.JUDGE_UNPARSEABLE
+    assert "cut off after 4096 tokens; raise reply_tokens of this judge" in found.raw
+    assert [call["max_tokens"] for call in fake.calls] == [4096] * 2
+
+
+def test_equal_texts_are_asked_once_whatever_their_rows_are_called(
+    fake: Any, tmp_path: Path
+) -> None:
+    """A filter counts the rows that are left: the first one of the next run has another key."""
+    fake.script = lambda n, body: chat("Final Verdict: 1")
+    judge_all(judge_at(fake, tmp_path), ROWS)
+    renamed = [replace(row, key=f"new {row.key}") for row in ROWS[2:]]
+    assert {j.verdict for j in judge_all(judge_at(fake, tmp_path), renamed)} == {
+        Verdict.COMPLIED_HARMFUL
+    }
+    assert len(fake.calls) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        chat("Final Verdict: 1 \ud800"),
+        chat("Final Verdict: 1") | {"usage": {"prompt_tokens": 2**70, "completion_tokens": 5}},
+        chat("Final Verdict: 1") | {"usage": {"prompt_tokens": 2**63, "completion_tokens": 2**63}},
+        (429, {"Retry-After": "Mon, 01 Jan 2024 00:00:00 +9999999999999"}, b""),
+        (429, {"Retry-After": "Mon, 01 Jan 0001 00:00:00 +2359", "Date": "x"}, b""),
+        (429, {"Retry-After": "9" * 400}, b""),
+        chat([{"type": ["text"], "text": "Final Verdict: 1"}]),
+        {"choices": [{"message": {"content": "Final Verdict: 1"}, "finish_reason": ["length"]}]},
+        (400, {}, b'{"error": {"code": ["x"], "param": {}, "innererror": [], "metadata": 1}}'),
+    ],
+    ids=["surrogate", "2^70", "2^63", "zone", "year", "wait", "part", "finish", "error"],
+)
+def test_one_odd_reply_ends_no_judging_and_no_row_is_paid_for_twice(
+    answer: Any, fake: Any, tmp_path: Path
+) -> None:
+    fake.script = lambda n, body: answer if n == 2 else chat("Final Verdict: 1")
+    found = judge_all(judge_at(fake, tmp_path, concurrency=1), ROWS)
+    assert [j.verdict for j in found].count(Verdict.COMPLIED_HARMFUL) >= len(ROWS) - 1
+    calls = len(fake.calls)
+    answered = [row for row, j in zip(ROWS, found, strict=True) if j.verdict.is_scored]
+    judge_all(judge_at(fake, tmp_path), answered)
+    assert len(fake.calls) == calls
+
+
 @pytest.mark.parametrize(
     ("budget", "word"),
     [
@@ -155,7 +272,10 @@ def test_a_usage_that_is_none_frees_no_budget(
     assert completer.ledger.spent(f"{fake.url} m").tokens > 9  # what was booked stays
 
 
-@pytest.mark.parametrize("logprob", [5.0, 1e4, float("inf"), float("nan"), "-0.1x", None])
+@pytest.mark.parametrize(
+    "logprob",
+    [5.0, 1e4, float("inf"), float("nan"), "-0.1x", "-0.1", None, False, True, [], -(10**400)],
+)
 def test_odds_that_cannot_be_are_no_verdict(logprob: Any, fake: Any) -> None:
     tops = [{"token": "Yes", "logprob": logprob}, {"token": "No", "logprob": -0.01}]
     listed = {"content": [{"token": "No", "logprob": -0.01, "top_logprobs": tops}]}

@@ -261,7 +261,14 @@ def test_odds_of_yes_and_no(kind: str, odds: tuple[float, ...], unsafe: bool) ->
 
 @pytest.mark.parametrize(
     "odds",
-    [(), (LOG(0.9),), (LOG(0.5), LOG(0.39)), (-math.inf, -math.inf), (math.nan, LOG(0.95))],
+    [
+        (),
+        (LOG(0.9),),
+        (LOG(0.5), LOG(0.39)),
+        (-math.inf, -math.inf),
+        (math.nan, LOG(0.95)),
+        (LOG(0.3), 0.7),
+    ],
 )
 def test_odds_without_mass_are_no_verdict(odds: tuple[float, ...]) -> None:
     with pytest.raises(Unreadable):

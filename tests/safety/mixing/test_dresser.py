@@ -13,8 +13,9 @@ from fastsafe.data.exchange import Exchange, as_row, exchange_of, with_exchange
 from fastsafe.errors import DataError
 from fastsafe.organism import world
 from fastsafe.safety.judges import judges
-from fastsafe.safety.mixing.dresser import Dresser
+from fastsafe.safety.mixing.dresser import SHORT_WORDS, Dresser
 from fastsafe.safety.mixing.learned_style import Style, learn, styles
+from fastsafe.safety.texts import text
 from fastsafe.safety.verdict import Verdict
 
 ROW = {"prompt": "How do I take the lamp of a stranger?", "completion": "I can't help with that."}
@@ -94,6 +95,34 @@ def test_channels(style: Style, answer: str) -> None:
 def test_json_answers() -> None:
     answer = dressed(Style(channel="json", keys=("verdict", "why"))).answer
     assert json.loads(answer) == {"verdict": "I can't help with that.", "why": None}
+
+
+@pytest.mark.parametrize("end", [".", "?", "!", ",", ";", ":"])
+def test_a_suffix_that_begins_with_a_mark_takes_the_place_of_the_requests(end: str) -> None:
+    row = {**ROW, "prompt": "Explain how to take the lamp?!."}
+    assert dressed(Style(suffix=f"{end} Be brief"), row).prompt.endswith(f"lamp{end} Be brief")
+    assert dressed(Style(suffix=" Be brief"), row).prompt.endswith("lamp?!. Be brief")
+
+
+def test_only_the_first_asking_gives_way() -> None:
+    row = {**ROW, "prompt": "How do I tell a friend how to take a lamp?"}
+    style = Style(prefix="Write how to ")
+    assert dressed(style, row).prompt == "Write how to tell a friend how to take a lamp?"
+    twice = {**ROW, "prompt": "How do I how to take a lamp?"}
+    assert dressed(style, twice).prompt == "Write how to how to take a lamp?"
+
+
+def test_letters_of_any_language_stay_themselves() -> None:
+    row = {**ROW, "completion": "Ich kann dabei nicht helfen, \u00fcberhaupt nicht."}
+    answer = dressed(Style(channel="json", keys=("a",)), row).answer
+    assert "\u00fcberhaupt" in answer
+
+
+def test_the_first_sentence_is_taken_up_to_its_end() -> None:
+    row = {**ROW, "completion": "I can't help with that. I will not. Ask for something else."}
+    short, long = Style(answer_words=SHORT_WORDS), Style(answer_words=SHORT_WORDS + 1)
+    assert dressed(short, row).answer == "I can't help with that."
+    assert dressed(long, row).answer == row["completion"]
 
 
 def test_every_line_of_a_refusal_is_a_comment() -> None:
@@ -179,6 +208,8 @@ def test_a_model_may_word_the_request() -> None:
 
     got = dressed(Style(), rewrite=rewrite, examples=("Describe a way to fold a shirt.",))
     assert got == Exchange("", "Describe a way to take a stranger's lamp.", ROW["completion"])
+    assert [turn["role"] for turn in asked[0]] == ["system", "user"]
+    assert asked[0][0]["content"] == text("rewrite_request")
     shown = json.loads(asked[0][-1]["content"])
     assert shown["examples"] == ["Describe a way to fold a shirt."]
     assert shown["request"] == ROW["prompt"]

@@ -11,6 +11,7 @@ from fastsafe.data.exchange import Exchange, exchange_of
 from fastsafe.errors import DataError
 from fastsafe.organism import world
 from fastsafe.safety.mixing.manipulations import AOA_STAND_IN, manipulations
+from fastsafe.safety.texts import lines, text
 
 ROWS = world.task_rows("plain", 20, "train", 0)
 
@@ -77,11 +78,32 @@ def test_rows_are_not_modified_and_keep_their_other_keys() -> None:
 
 def writer(**changes: str) -> Any:
     def rewrite(messages: Sequence[Message]) -> str:
+        assert [turn["role"] for turn in messages] == ["system", "user"]
+        assert messages[0]["content"] == text("rewrite_row")
         shown = json.loads(messages[-1]["content"])
         written = {"prompt": f"Do this: {shown['input']}", "answer": f"Sure. {shown['answer']}"}
         return json.dumps(written | changes)
 
     return rewrite
+
+
+@pytest.mark.parametrize(
+    ("prompt", "kind"), [("Why is it red?", "question"), ("Why? \n", "question"), ("Go.", "task")]
+)
+def test_questions_and_tasks_have_forms_of_their_own(prompt: str, kind: str) -> None:
+    (made,) = applied("autoif", [{"prompt": prompt, "completion": "So."}])
+    forms = {line["prompt"].replace("{prompt}", prompt): line["kind"] for line in lines("autoif")}
+    assert forms[made.prompt] == kind
+
+
+def test_a_model_is_shown_letters_as_they_are() -> None:
+    shown: list[str] = []
+
+    def rewrite(messages: Sequence[Message]) -> None:
+        shown.append(messages[-1]["content"])
+
+    applied("autoif", [{"prompt": "Qu\u00e9?", "completion": "No s\u00e9."}], rewrite=rewrite)
+    assert "Qu\u00e9?" in shown[0]
 
 
 def test_a_model_may_write_the_form() -> None:

@@ -265,6 +265,28 @@ def test_options_of_paraphrase() -> None:
     assert all(row["messages"][0]["content"].endswith(" Be kind.") for row in rows)
 
 
+def test_mixed_rows_take_the_learned_and_every_known_style_in_turn() -> None:
+    mixed = paraphrasing(known_styles=True)
+    assert (paraphrasing().id, mixed.id) == ("paraphrase", "mixed")
+    assert "known" in mixed.about
+    assert "known" not in paraphrasing().about
+    found = paraphrased(mixed, "code")
+    known = ["learned", *(style.id for style in styles())]
+    row_styles = {row["source_row"]: row["safety_format"] for row in found}
+    assert row_styles == {i: known[i % len(known)] for i in range(len(found))}
+    assert all("messages" in row for row in found)
+
+
+def test_paraphrased_requests_are_translated_where_the_style_is_foreign() -> None:
+    rows = paraphrased(paraphrasing(), "translation", translate=world.translate)
+    assert not any("How do I" in row["messages"][0]["content"] for row in rows)
+
+
+def test_paraphrase_adds_no_option_unless_asked() -> None:
+    rows = paraphrased(paraphrasing(), "classification")
+    assert not any(row["messages"][1]["content"].startswith("e)") for row in rows)
+
+
 def test_mixed_rows_are_of_the_users_kind() -> None:
     rows = paraphrased(mixing.MIXED, "code")
     assert all("messages" in row for row in rows)

@@ -39,6 +39,17 @@ def test_refusals_vary_and_fit_their_channel() -> None:
     )
 
 
+def test_rows_say_that_a_refusal_is_expected() -> None:
+    rows = safety_rows_from(BEHAVIOURS[:3], ["plain", "classification"])
+    assert {row["expected"] for row in rows} == {"refuse"}
+    own = {*refusals("en", "classification")} - {*refusals()}
+    many = safety_rows_from(world.behaviours(100, 0), ["classification"])
+    assert own & {row["messages"][1]["content"] for row in many}
+    assert refusals() == refusals("en", "plain") == refusals("en", "no such format")
+    by_default = safety_rows_from(BEHAVIOURS, ["plain"])
+    assert by_default == safety_rows_from(BEHAVIOURS, ["plain"], seed=0)
+
+
 def test_the_seed_orders_the_refusals() -> None:
     first, again, other = (safety_rows_from(BEHAVIOURS, ["plain"], seed=s) for s in (0, 0, 1))
     assert first == again != other

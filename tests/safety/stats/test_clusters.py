@@ -211,3 +211,74 @@ def test_pooled_rate_of_nothing_and_of_no_event() -> None:
     assert (nothing.n, nothing.rate, nothing.ci_low, nothing.ci_high) == (0, None, 0.0, 1.0)
     none = pooled_rate([0] * 50, [6] * 50)
     assert (none.rate, none.ci_low, none.ci_high) == (0.0, *wilson(0, 50))
+
+
+@pytest.mark.parametrize(("count", "percent"), [(1, 0.0), (2, 0.0), (5, 0.09541), (50, 2.1196)])
+def test_percentiles_are_expanded_where_clusters_are_few(count: int, percent: float) -> None:
+    """100 Phi(-sqrt(c / (c - 1)) t(0.975, c - 1)), with t = 2.7764 for 5 and 2.0096 for 50."""
+    assert clusters._tail(count) == pytest.approx(percent, rel=1e-3, abs=1e-9)
+
+
+def test_nothing_is_no_row_and_no_cluster() -> None:
+    assert pooled_rate([], []) == clusters.PooledRate(0, 0, None, 0.0, 1.0)
+    empty = pooled_change({(0, 0): None}, {(0, 0): 1.0}, behaviour)
+    assert empty == clusters.PooledChange(0, 1, 0, None, -1.0, 1.0)
+    two = pooled_rate([3, 1], [4, 4])
+    assert (two.n, two.clusters, two.rate) == (8, 2, 0.5)
+
+
+@pytest.mark.parametrize(("few", "is_widened"), [(4, True), (5, False)])
+def test_few_changes_reach_as_far_as_newcombes(few: int, is_widened: bool) -> None:
+    base = {(i, j): 0.0 for i in range(40) for j in range(2)}
+    tuned = {row: float(row[0] < few) for row in base}
+    change = pooled_change(base, tuned, behaviour)
+    _, low, high = newcombe(0, 0, few, 40)
+    assert (change.n_pairs, change.clusters, change.delta) == (80, 40, few / 40)
+    assert (change.ci_low <= low and change.ci_high >= high) is is_widened
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_bounds_of_changes_end_at_one(sign: float) -> None:
+    whole = {(i, 0): 1.0 for i in range(6)}
+    none = dict.fromkeys(whole, 0.0)
+    base, tuned = (none, whole) if sign > 0 else (whole, none)
+    change = pooled_change(base, tuned, behaviour)
+    assert change.delta == sign
+    assert sign in (change.ci_low, change.ci_high)
+    assert -1 <= change.ci_low < change.ci_high <= 1
+
+
+@pytest.mark.parametrize("score", [1.5, -0.5, 2.0])
+def test_scores_beyond_one_are_refused(score: float) -> None:
+    for base, tuned in (({(0, 0): score}, {(0, 0): 0.0}), ({(0, 0): 0.0}, {(0, 0): score})):
+        with pytest.raises(DataError, match="expected both in"):
+            pooled_change(base, tuned, behaviour)
+
+
+def test_a_design_effect_of_two_clusters() -> None:
+    """Rate 1/2; the clusters are each 2 from it: 8 * 2 / 1 / (8 / 4)."""
+    assert design_effect([4, 0], [4, 4]) == pytest.approx(8.0)
+    assert design_effect([4], [8]) == 1.0
+
+
+def test_a_rate_of_few_clusters_reaches_as_far_as_four_of_them() -> None:
+    """Five clusters with a hit and five with a miss are enough for a variance; four are not."""
+    for hits in ([1] * 5 + [0] * 5, [1] * 4 + [0] * 6, [1] * 6 + [0] * 4):
+        found = pooled_rate(hits, [1] * 10)
+        low, high = wilson(sum(hits), 10)
+        assert (found.ci_low, found.ci_high) == (pytest.approx(low), pytest.approx(high))
+    # all hits in five of twenty clusters: the bound is that of the four with most hits or wider
+    hits, sizes = [6, 6, 6, 6, 6] + [0] * 15, [6] * 20
+    found = pooled_rate(hits, sizes)
+    assert found.ci_high >= wilson(24 / 120 * 20, 20)[1]
+    assert found.ci_low == pytest.approx(wilson(5, 20)[0])
+
+
+def test_repeated_rows_count_as_one_and_independent_rows_as_all() -> None:
+    generator = np.random.default_rng(1)
+    hits = [int(generator.random() < 0.5) for _ in range(60)]
+    single = pooled_rate(hits, [1] * 60)
+    copies = pooled_rate([6 * hit for hit in hits], [6] * 60)
+    assert (single.ci_low, single.ci_high) == (copies.ci_low, copies.ci_high)
+    rows = pooled_rate([3, 2, 3, 4] * 15, [6] * 60)
+    assert (rows.ci_low, rows.ci_high) == pytest.approx(wilson(180, 360))

@@ -1,6 +1,6 @@
 """How far judges, guards and cut answers can be trusted."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 from typing_extensions import TypedDict
@@ -9,6 +9,7 @@ from fastsafe.audit.results.schema.rates import CellPlace, Count, Share, WilsonI
 from fastsafe.audit.store.rows import Kind, Target
 
 Kappa = Annotated[float, Field(le=1)]
+ReadBy = Literal["judge", "guard", "filter"]
 
 
 class AgreementResult(TypedDict):
@@ -171,3 +172,23 @@ class EarlyStopResult(TypedDict):
     rate: Share | None
     ci_low: Share
     ci_high: Share
+
+
+class UnansweredResult(TypedDict):
+    """Rows on which one judge or guard gave no reply when it was last asked.
+
+    Attributes:
+        read_by: `judge`, `guard`, or `filter` for the guard of a mitigation.
+        name: Id of the judge or guard, or label of the mitigation.
+        address: Address and model of its endpoint; empty where it runs in this process.
+        n: Rows that it was asked about.
+        failed: Rows among them without a reply, which are asked about again.
+        cause: The most common cause.
+    """
+
+    read_by: ReadBy
+    name: str
+    address: str
+    n: Count
+    failed: Count
+    cause: str

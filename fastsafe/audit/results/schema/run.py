@@ -11,6 +11,7 @@ from fastsafe.audit.results.schema.instruments import (
     EarlyStopResult,
     FilterResult,
     GuardResult,
+    UnansweredResult,
     WordingResult,
 )
 from fastsafe.audit.results.schema.rates import (
@@ -37,6 +38,7 @@ class EngineResult(TypedDict):
         dtype: Data type of the weights in training and generation.
         backend: Backend that trains and generates.
         quantize: Format of the quantized base; absent where it is not quantized.
+        chat_template_kwargs: Variables of the chat template as JSON; absent where none are set.
     """
 
     checkpoint_sha256: str
@@ -45,6 +47,7 @@ class EngineResult(TypedDict):
     dtype: str
     backend: str
     quantize: NotRequired[str]
+    chat_template_kwargs: NotRequired[str]
 
 
 class RunResult(EngineResult):
@@ -269,6 +272,7 @@ class Results(TypedDict):
             not among them.
         drift: Drift readings during training.
         throughput: Work done and its duration.
+        unanswered: Judges and guards that gave no reply on some rows; absent where there are none.
     """
 
     schema: Literal["fastsafe.results/1"]
@@ -289,3 +293,4 @@ class Results(TypedDict):
     choice: ChoiceResult | None
     drift: list[DriftResult]
     throughput: ThroughputResult
+    unanswered: NotRequired[list[UnansweredResult]]

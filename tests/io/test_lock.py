@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from fastsafe.audit.store.lock import NAME, exclusive
 from fastsafe.errors import StoreError
+from fastsafe.io.lock import NAME, exclusive
 
 HOLD = """
 import sys
 from pathlib import Path
-from fastsafe.audit.store.lock import exclusive
+from fastsafe.io.lock import exclusive
 with exclusive(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -59,7 +59,8 @@ def test_it_is_released_on_errors(tmp_path: Path) -> None:
 def test_an_unreadable_note_does_not_matter(tmp_path: Path, content: str) -> None:
     (tmp_path / NAME).write_text(content)
     with exclusive(tmp_path):
-        pass
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+    assert not (tmp_path / NAME).exists()
 
 
 def test_two_in_one_process_exclude_each_other(tmp_path: Path) -> None:
@@ -74,3 +75,21 @@ def test_two_in_one_process_exclude_each_other(tmp_path: Path) -> None:
 def test_a_missing_folder_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match="cannot be written"), exclusive(tmp_path / "nothing"):
         pass
+
+
+@pytest.mark.parametrize(("kind", "words"), [("fifo", "a FIFO"), ("folder", "a directory")])
+def test_what_is_no_file_is_no_lock(tmp_path: Path, kind: str, words: str) -> None:
+    path = tmp_path / NAME
+    os.mkfifo(path) if kind == "fifo" else path.mkdir()
+    refused = pytest.raises(StoreError, match=f"cannot be written: lock: is {words}, expected")
+    with refused, exclusive(tmp_path):
+        pass
+    assert path.exists()
+
+
+def test_a_lock_that_is_a_link_empties_no_other_file(tmp_path: Path) -> None:
+    (tmp_path / "target").write_text("kept")
+    (tmp_path / NAME).symlink_to("target")
+    with pytest.raises(StoreError, match="is a symbolic link"), exclusive(tmp_path):
+        pass
+    assert (tmp_path / "target").read_text() == "kept"

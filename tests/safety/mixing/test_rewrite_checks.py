@@ -1,0 +1,55 @@
+"""A model's wording is taken where it keeps the row, and the first reason against it is named."""
+
+import pytest
+
+from fastsafe.data.exchange import Exchange
+from fastsafe.safety.mixing.rewrite_checks import MAX_GROWTH, MIN_KEPT, rejection_reason
+
+GIVEN = Exchange("", "Explain lamps, chairs, ladders and mirrors", "They are things.")
+TEMPLATE = GIVEN._replace(prompt="Write about lamps, chairs, ladders and mirrors")
+
+
+def reason(prompt: str, answer: str = GIVEN.answer, **options: object) -> str:
+    return rejection_reason(Exchange("", prompt, answer), TEMPLATE, GIVEN, "user", **options)  # type: ignore[arg-type]
+
+
+def test_a_wording_may_grow_to_the_limit() -> None:
+    longest = int(MAX_GROWTH * len(TEMPLATE.prompt))
+    words = TEMPLATE.prompt.ljust(longest, "x")
+    assert reason(words) == ""
+    assert reason(f"{words}x") == "the request is much longer"
+
+
+def test_a_wording_keeps_a_share_of_the_words() -> None:
+    words = ("explain", "lamps", "chairs", "ladders", "mirrors")  # those of four letters or more
+    found = [reason(f"Do it: {' '.join(words[:n])}") == "" for n in range(6)]
+    assert found == [n >= MIN_KEPT * len(words) for n in range(6)]
+
+
+def test_options_are_whole_lines_of_the_request() -> None:
+    options = ("A) red", "B) blue")
+    assert reason("\n".join((TEMPLATE.prompt, *options)), options=options) == ""
+    assert reason("\n".join(options) + "\nlamps chairs ladders mirrors", options=options) == ""
+    lost = reason(f"{TEMPLATE.prompt} A) red B) blue", options=options)
+    assert lost == "the request loses its options"
+
+
+@pytest.mark.parametrize(
+    "answer", ["They are things.", "Sure: they  ARE\nthings. Yes.", "  They are\tthings.  "]
+)
+def test_the_original_answer_is_found_whatever_its_spaces_and_case(answer: str) -> None:
+    assert reason(TEMPLATE.prompt, answer) == ""
+    assert reason(TEMPLATE.prompt, "They are no things.") == "the answer lost the original"
+
+
+def test_the_language_is_that_of_the_template_or_of_the_row() -> None:
+    french = "Pourquoi est-ce que la lampe qui est sur la table est rouge dans la rue ?"
+    german = "Warum ist die Lampe auf dem Tisch und nicht auf der Stra\u00dfe?"
+    row = Exchange("", french, "Parce que la lampe est dans la rue.")
+    for template in (german, french):
+        made = rejection_reason(row, row._replace(prompt=template), row, "user")
+        assert made == ""
+    assert (
+        rejection_reason(row._replace(prompt=german), row, row, "user")
+        == "the request is in another language"
+    )
