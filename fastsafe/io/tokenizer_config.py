@@ -186,8 +186,11 @@ def _added_file(
     if not all(type(index) is int for index in ids.values()):
         raise TokenizerError(f"{path}: an id is no integer, expected ids by token; {_OURS}")
     standard = [named.get(f"{name}_token") for name in _NAMED]
-    values = (value for value in (*standard, *extra) if "__type" not in (value or ()))
-    special = [_text(value) for value in values]
+    special = [
+        _text(value)
+        for value in (*standard, *extra)
+        if not (isinstance(value, dict) and "__type" in value)
+    ]
     return {
         index: tokenizers.AddedToken(text, normalized=text not in special, special=text in special)
         for text, index in ids.items()
