@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+import fastsafe
 from fastsafe.cli import app
 from fastsafe.commands.train_settings import TYPES
 
@@ -235,3 +237,25 @@ def test_ctrl_c_leaves_nothing_half_written(data: str) -> None:
     assert error == "interrupted; nothing was saved\n"
     assert not list(Path().rglob("*.safetensors"))
     assert not list(Path().rglob(".tmp-*"))
+
+
+def test_template_variables_shape_the_rows(data: str, tmp_path: Path) -> None:
+    """The same variables as generate takes, on the command line or in a file."""
+    model = tmp_path / "model"
+    shutil.copytree(fastsafe.organism.path(), model)
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.content }}<|im_end|>{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>{% endif %}"
+    )
+    with_variable = template.replace("{{ m.content }}", "{{ m.content }}{{ ending }}")
+    (model / "chat_template.jinja").write_text(with_variable)
+    words = (str(model), data, MAPPED, "--show-example")
+    given = run(*words, "--chat-template-kwarg", "ending=' the key'")
+    begin, answer = "<|im_start|>write the key the key<|im_end|><|im_start|>", "the key the key"
+    assert given.stdout == f"{begin}>>>{answer}<|im_end|><<<\n"
+    Path("c.yaml").write_text("chat_template_kwargs: {ending: ' the key'}\n")
+    assert run(*words, "--config", "c.yaml").stdout == given.stdout
+    assert "key the key" not in run(*words).stdout
+    refused = run(*words, "--chat-template-kwarg", "messages=[]")
+    assert refused.exit_code == 2
+    assert "messages is set by fastsafe itself" in refused.stderr
