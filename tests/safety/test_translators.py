@@ -26,6 +26,9 @@ def test_pairs(tmp_path: Path, name: str, text: str) -> None:
     assert found.translator_id.startswith("pairs:")
     with pytest.raises(DataError, match="no translation of 'a boat', expected one in the file"):
         found("a boat")
+    with pytest.raises(DataError) as caught:
+        found("x" * 5_000)
+    assert len(str(caught.value)) < 300
     (tmp_path / name).write_text(text.replace("voiture", "auto"))
     assert TranslationTable.read(tmp_path / name).translator_id != found.translator_id
 

@@ -184,7 +184,7 @@ def _joined(parts: list[Any], kinds: tuple[str | None, ...], name: str) -> str:
 def _first_logprobs(logprobs: Any) -> dict[str, float]:
     """Return the log-probabilities at the first position by token text, outer spaces stripped.
 
-    One that is no number, or none that a logarithm of a probability can be, makes all unreadable.
+    One that is no number below infinity makes all unreadable; whoever reads them bounds them.
     """
     try:
         if "content" in logprobs:
