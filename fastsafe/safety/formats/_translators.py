@@ -73,8 +73,8 @@ class TranslationTable:
             if reply.finish != "stop" or translation in ("", text) or is_refusal:
                 got = "a refusal" if is_refusal or reply.finish == "refused" else "no translation"
                 raise DataError(
-                    f"translator {translator_id}: {shown(text)} got {got}; use another model, or a file "
-                    "of pairs"
+                    f"translator {translator_id}: {shown(text)} got {got}; use another model, or a "
+                    "file of pairs"
                 )
             translations[text] = translation
         return cls(translator_id, translations)
@@ -87,8 +87,8 @@ class TranslationTable:
         """
         if text not in self.translations:
             raise DataError(
-                f"translator {self.translator_id}: no translation of {shown(text)}, expected one in "
-                "the file; add a row or use another translator"
+                f"translator {self.translator_id}: no translation of {shown(text)}, expected one "
+                "in the file; add a row or use another translator"
             )
         return self.translations[text]
 
