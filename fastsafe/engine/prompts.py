@@ -251,7 +251,8 @@ class Prompts(Generic[AdapterKey]):
         limit = self._max_positions
         if limit is not None and num_tokens > limit:
             raise UsageError(
-                f"{noun} needs {num_tokens} positions, the model has {limit}; shorten it"
+                f"{noun} needs {num_tokens} positions, config.json gives the model {limit}; "
+                "shorten it"
             )
 
     def _check_ids(self, ids: Sequence[int], noun: str) -> None:

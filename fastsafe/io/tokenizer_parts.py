@@ -13,6 +13,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fastsafe.errors import shown
 from fastsafe.io.json_file import parse_json, unique_keys
 
 MAX_GROWTH = 400  # times; ALBERT's chain of normalizers may reach 324 for one rare character
@@ -213,11 +214,11 @@ def _check_post_processor(steps: list[dict[str, Any]]) -> None:
             special = piece.get("SpecialToken")
             if not isinstance(special, dict):
                 continue
-            token = known.get(special.get("id"))
+            name = special.get("id")
+            token = known.get(name) if isinstance(name, str) else None
             if not isinstance(token, dict):
                 raise ValueError(
-                    f"post_processor adds {ascii(special.get('id'))[:80]}, expected one of its "
-                    "special_tokens"
+                    f"post_processor adds {shown(name)}, expected one of its special_tokens"
                 )
             ids += len(token["ids"]) if isinstance(token.get("ids"), list) else 1
     if copies > 2 or ids > MAX_POST_IDS:

@@ -227,6 +227,14 @@ BOMBS = {
     "nested decoders": {"decoder": steps("decoders", steps("decoders", *[replace("aa")] * 40))},
     "many steps": {"pre_tokenizer": steps("pretokenizers", *[{"type": "Whitespace"}] * 999)},
     "copies of the text": {"post_processor": steps("processors", *[COPIES] * 30)},
+    "an id of no token": {
+        "post_processor": {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": {"0x10": 1}, "type_id": 0}}],
+            "pair": [],
+            "special_tokens": {},
+        }
+    },
     "counts of counts": {"pre_tokenizer": regex("((a{999}){999}){999}")},
 }
 

@@ -175,7 +175,7 @@ def test_score_does_not_depend_on_the_batch(llm: LLM, adapters: list[str]) -> No
         (lambda m: m.generate([[]]), "prompt 0 is empty"),
         (lambda m: m.generate([[5], [96]]), r"prompt 1 has token id 96, expected ids in \[0, 96\)"),
         (lambda m: m.generate([[-1]]), "token id -1"),
-        (lambda m: m.generate([[5] * 128]), "needs 129 positions, the model has 128"),
+        (lambda m: m.generate([[5] * 128]), "needs 129 positions, config.json gives the model 128"),
         (lambda m: m.generate("hello"), "expected a list of prompts"),
         (lambda m: m.generate([1, 2]), "prompt 0 is 1, expected a text or a list of token ids"),
         (lambda m: m.generate([["w5"]]), r"prompt 0 is \['w5'\], expected a text or a list"),

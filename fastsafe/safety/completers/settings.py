@@ -55,7 +55,7 @@ def from_mapping(settings: type[T], mapping: Any, location: str) -> T:
 def _sentence(error: ErrorDetails, keys: list[str]) -> str:
     path = ".".join(map(str, error["loc"]))
     if error["type"] in _UNKNOWN:
-        return f" has no key {path!r}; {nearest(path, keys)}"
+        return f" has no key {shown(path)}; {nearest(path, keys)}"
     if error["type"] == "missing":
         return f": {path} is missing, expected a value"
     # a rule about several keys names them itself

@@ -52,6 +52,8 @@ def edit(run_dir: Path, statement: str, *values: Any) -> None:
         ("UPDATE events SET detail = ? WHERE stage = 'train'", '{"duration_s": "1"}'),
         ("UPDATE meta SET value = ? WHERE key = 'conditions'", '[{"id": "base", "task": {}}]'),
         ("UPDATE meta SET value = ? WHERE key = 'conditions'", "[5]"),
+        ("UPDATE meta SET value = replace(value, ?, 'another') WHERE key = 'recipe'", "plain"),
+        ("UPDATE losses SET loss = ?", float("-inf")),
     ],
 )
 def test_values_that_no_run_writes(run_dir: Path, statement: str, value: Any) -> None:

@@ -45,6 +45,7 @@ def test_every_family_can_be_made_on_a_checkpoint_and_an_endpoint(kind: str, scr
             "judge harmbench has no key 'wraping'; did you mean wrapping",
         ),
         ({"kind": "refusal", "seed": 1}, "has no key 'seed'"),
+        ({"kind": "refusal", "x" * 5000: 1}, r"has no key 'x{10,60}\.\.\.; "),
         ({"kind": "refusal"}, "takes no settings, expected the name alone"),
         ({"kind": "harmbench"}, "expected one of checkpoint and endpoint"),
         ({"kind": "harmbench", "checkpoint": "a", "endpoint": ENDPOINT}, "expected one of"),
