@@ -6,9 +6,11 @@ import sqlite3
 
 from fastsafe.safety.verdict import Verdict
 
+SEAL = "sealed_sha256"  # key in table meta
 _TOKENS = "typeof(text) != 'text' OR typeof(token_ids) != 'blob' OR length(token_ids) % 4"
 _VERDICT = f"verdict NOT IN ({', '.join(repr(str(verdict)) for verdict in Verdict)})"
 _NUMBER = "(typeof({0}) NOT IN ('real', 'integer') OR abs({0}) > 1.7976931348623157e308)"
+_SCORE = f"score IS NOT NULL AND {_NUMBER.format('score')}"
 # the numbers that the throughput of each stage is computed from
 _COUNTS = {
     "train": ("duration_s", "steps", "rows"),
@@ -20,30 +22,40 @@ _UNCOUNTED = " OR ".join(
     for stage, names in _COUNTS.items()
     for name in names
 )
+# what a run set out to do: its settings, and the cells of its plan
+_SEALED = (
+    f"SELECT key, value FROM meta WHERE key NOT IN ('{SEAL}', 'started_at', 'finished_at')"
+    " ORDER BY key",
+    "SELECT condition, kind, part, system_prompt, count(*) FROM planned GROUP BY 1, 2, 3, 4"
+    " ORDER BY 1, 2, 3, 4",
+)
 # table -> SQL condition that no row fulfils unless the file is damaged
 _DAMAGED = {
+    "meta": "key IN ('started_at', 'finished_at')"
+    " AND (NOT json_valid(value) OR json_type(value) NOT IN ('text', 'null'))",
     "prompts": _TOKENS,
     "completions": f"{_TOKENS} OR typeof(finish_reason) != 'text'",
     "planned": f"{_NUMBER.format('seed')} OR {_NUMBER.format('max_tokens')}"
     " OR typeof(part) != 'text' OR typeof(item) != 'text'",
-    "judgements": f"{_VERDICT} OR typeof(raw) != 'text'",
-    "guards": "verdict NOT IN ('safe', 'unsafe', 'unreadable') OR typeof(raw) != 'text'",
+    "judgements": f"{_VERDICT} OR typeof(raw) != 'text' OR {_SCORE}",
+    "guards": "verdict NOT IN ('safe', 'unsafe', 'unreadable') OR typeof(raw) != 'text'"
+    f" OR {_SCORE}",
     "losses": _NUMBER.format("loss"),
     "drift": f"{_NUMBER.format('kl')} OR {_NUMBER.format('margin')}",
     "utility": _NUMBER.format("value"),
     "events": f"NOT json_valid(detail) OR {_UNCOUNTED}",
 }
-META_DIGEST = "sha256"  # key in table meta
 
 
-def meta_digest(connection: sqlite3.Connection) -> str:
-    """Return the JSON text of the sha256 of what the run set out to do: all of meta but times."""
-    rows = connection.execute(
-        "SELECT key, value FROM meta WHERE key != ? AND key NOT IN ('started_at', 'finished_at')"
-        " ORDER BY key",
-        (META_DIGEST,),
-    ).fetchall()
-    return json.dumps(hashlib.sha256(repr(rows).encode()).hexdigest())
+def seal(connection: sqlite3.Connection) -> None:
+    """Record the hash of what the run set out to do, by which damage to it is noticed."""
+    row = (SEAL, json.dumps(_sealed(connection)))
+    connection.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
+
+
+def _sealed(connection: sqlite3.Connection) -> str:
+    rows = [connection.execute(query).fetchall() for query in _SEALED]
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 def damage(connection: sqlite3.Connection) -> str:
@@ -55,9 +67,10 @@ def damage(connection: sqlite3.Connection) -> str:
     (found,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if found != "ok":
         return str(found)
-    recorded = connection.execute("SELECT value FROM meta WHERE key = ?", (META_DIGEST,)).fetchone()
-    if recorded and recorded[0] != meta_digest(connection):  # older runs have none
-        return "table meta has values that no run writes"
+    query = "SELECT value FROM meta WHERE key = ?"
+    recorded = connection.execute(query, (SEAL,)).fetchone()
+    if recorded and recorded[0] != json.dumps(_sealed(connection)):  # older runs have none
+        return "its settings or its plan are not those that it was made with"
     for table, condition in _DAMAGED.items():
         query = f"SELECT count(*) FROM {table} WHERE {condition}"
         (count,) = connection.execute(query).fetchone()

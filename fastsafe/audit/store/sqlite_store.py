@@ -16,7 +16,7 @@ from typing import Any
 
 from fastsafe.audit.backend.drift_watch import DriftRow
 from fastsafe.audit.backend.protocol import Request
-from fastsafe.audit.store.damage import META_DIGEST, damage, meta_digest
+from fastsafe.audit.store.damage import damage, seal
 from fastsafe.audit.store.queries import GUARDED, PASS, StoreQueries, damaged, explained
 from fastsafe.audit.store.rows import (
     AnsweredRow,
@@ -108,8 +108,7 @@ class Store(StoreQueries):
             "INSERT OR REPLACE INTO meta VALUES (?, ?)",
             [(key, json.dumps(value)) for key, value in values.items()],
         )
-        row = (META_DIGEST, meta_digest(self._db))
-        self._db.execute("INSERT OR REPLACE INTO meta VALUES (?, ?)", row)
+        seal(self._db)
 
     def add_plan(
         self, rows: Iterable[PlannedRow], prompts: Mapping[str, tuple[str, Sequence[int]]]
@@ -123,6 +122,7 @@ class Store(StoreQueries):
             "INSERT INTO planned VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
             ((position, *vars(row).values()) for position, row in enumerate(rows)),
         )
+        seal(self._db)
 
     def adapter(self, condition: str, key: str) -> str | None:
         """Return the sha256 of the weights trained under ``key``, None where none are recorded."""

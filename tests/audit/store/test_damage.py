@@ -53,7 +53,10 @@ def edit(run_dir: Path, statement: str, *values: Any) -> None:
         ("UPDATE meta SET value = ? WHERE key = 'conditions'", '[{"id": "base", "task": {}}]'),
         ("UPDATE meta SET value = ? WHERE key = 'conditions'", "[5]"),
         ("UPDATE meta SET value = replace(value, ?, 'another') WHERE key = 'recipe'", "plain"),
+        ("UPDATE meta SET value = ? WHERE key = 'started_at'", "-1e400"),
+        ("UPDATE planned SET system_prompt = ? WHERE position = 3", "1e400"),
         ("UPDATE losses SET loss = ?", float("-inf")),
+        ("UPDATE judgements SET score = ?", float("inf")),
     ],
 )
 def test_values_that_no_run_writes(run_dir: Path, statement: str, value: Any) -> None:
