@@ -16,7 +16,7 @@ from typing import Annotated, NoReturn
 import typer
 
 import fastsafe
-from fastsafe.cli import audit, catalogue, generate, lint, mix, organism, train, verify
+from fastsafe.cli import audit, catalogue, fetch, generate, lint, mix, organism, train, verify
 from fastsafe.cli.command import Command, explained
 from fastsafe.cli.options import EXIT_ERROR, EXIT_USAGE, echo
 from fastsafe.errors import os_sentence
@@ -32,6 +32,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
     "train": train.train,
     "list": catalogue.list_parts,
     "inspect": catalogue.inspect,
+    "fetch": fetch.fetch,
 }
 ORGANISM_COMMANDS: dict[str, Callable[..., None]] = {
     "path": organism.organism_path,

@@ -8,7 +8,7 @@ from fastsafe.cli.options import AsJson, CheckpointName, echo, show
 
 KINDS = (
     *("tasks", "formats", "judges", "guards", "mitigations", "objectives", "manipulations"),
-    *("styles", "presets", "benchmarks", "sources", "models", "recipes"),
+    *("styles", "presets", "benchmarks", "sources", "models", "checkpoints", "recipes"),
 )
 
 

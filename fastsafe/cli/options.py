@@ -32,7 +32,10 @@ Verbose = Annotated[
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of text.")]
 CheckpointName = Annotated[
-    str, typer.Argument(metavar="CHECKPOINT", help="Checkpoint folder, hub id or 'organism'.")
+    str,
+    typer.Argument(
+        metavar="CHECKPOINT", help="Checkpoint folder, hub id, 'organism' or 'smollm2'."
+    ),
 ]
 Adapters = Annotated[
     list[str] | None,

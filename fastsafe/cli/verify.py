@@ -40,7 +40,7 @@ def verify(
     import dataclasses
     import json
 
-    from fastsafe.safety.sources import checkpoint_of
+    from fastsafe.io import hub
     from fastsafe.transformers_backend.verify import verify as compare
 
     adapters = adapter_paths(adapter)
@@ -49,7 +49,7 @@ def verify(
             f"--adapter: {len(adapters)} are given, expected at most one; verify one after another"
         )
     result = compare(
-        checkpoint_of(checkpoint),
+        hub.resolve(checkpoint),
         adapter=next(iter(adapters.values()), None),
         device=device,
         dtype=dtype,

@@ -4,6 +4,7 @@ import inspect as source_of
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable
+from importlib.metadata import entry_points
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,13 @@ def _models() -> dict[str, str]:
     return {name: family.models for name, family in FAMILIES.items()}
 
 
+def _checkpoints() -> dict[str, str]:
+    points = entry_points(group="fastsafe.checkpoints")
+    return {
+        point.name: (source_of.getdoc(point.load()) or "").partition("\n")[0] for point in points
+    }
+
+
 def _recipes() -> dict[str, str]:
     return {name: recipes.load(name).description for name in recipes.names()}
 
@@ -165,6 +173,7 @@ KINDS: dict[str, Callable[[], dict[str, str]]] = {
     "benchmarks": _benchmarks,
     "sources": _sources,
     "models": _models,
+    "checkpoints": _checkpoints,
     "recipes": _recipes,
 }
 _WHEN = {
@@ -182,10 +191,10 @@ def inspect(checkpoint: str) -> dict[str, Any]:
         AdapterError: The adapter is no plain LoRA.
     """
     from fastsafe.audit.backend.on_engine import EngineBackend
+    from fastsafe.io import hub
     from fastsafe.io.weight_folder import is_adapter
-    from fastsafe.safety.sources import checkpoint_of
 
-    folder = checkpoint_of(checkpoint)
+    folder = hub.resolve(checkpoint)
     if is_adapter(folder):
         return _inspect_adapter(folder)
     runtime = EngineBackend(checkpoint)

@@ -134,10 +134,10 @@ def lint_file(
 
 def _unknown_words(rows: Sequence[Row], checkpoint: str) -> list[str]:
     """Return a note on the rows whose last exchange the vocabulary of a checkpoint cannot write."""
+    from fastsafe.io import hub
     from fastsafe.io.tokenizer import Tokenizer
-    from fastsafe.safety.sources import checkpoint_of
 
-    tokenizer = Tokenizer.load(checkpoint_of(checkpoint))
+    tokenizer = Tokenizer.load(hub.resolve(checkpoint))
     exchanges = (exchange_of(row, f"row {i}") for i, row in enumerate(rows))
     unknown = [
         sum(tokenizer.encode(text).count(tokenizer.unk_id) for text in exchange)

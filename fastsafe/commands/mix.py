@@ -286,10 +286,10 @@ def _mitigation(settings: MixSettings, rewrite: Rewrite | None = None) -> Mitiga
 
 def _counter(checkpoint: str) -> CountTokens:
     """Return a function that counts the tokens of a row as encoded for training."""
+    from fastsafe.io import hub
     from fastsafe.io.tokenizer import Tokenizer
-    from fastsafe.safety.sources import checkpoint_of
 
-    tokenizer = Tokenizer.load(checkpoint_of(checkpoint))
+    tokenizer = Tokenizer.load(hub.resolve(checkpoint))
     return lambda row: len(encode_row(row, tokenizer).token_ids)
 
 

@@ -12,10 +12,10 @@ from fastsafe.commands.train_settings import Settings, settle, train_config
 from fastsafe.data import readers
 from fastsafe.data.mixture import mix
 from fastsafe.errors import DataError, TrainingError, UsageError
-from fastsafe.io import atomic
+from fastsafe.io import atomic, hub
 from fastsafe.io.lock import exclusive
 from fastsafe.progress import Progress, stage
-from fastsafe.safety.sources import checkpoint_of, sources
+from fastsafe.safety.sources import sources
 
 if TYPE_CHECKING:
     from fastsafe.data.packing import TrainExample
@@ -142,7 +142,6 @@ def plan(
     Raises:
         FastsafeError: The base, a data set or a setting is refused.
     """
-    from fastsafe.io import hub
     from fastsafe.io.checkpoint import Checkpoint
     from fastsafe.io.tokenizer import Tokenizer
     from fastsafe.model.config import ModelConfig
@@ -158,7 +157,7 @@ def plan(
             "options: method is 'full' and quantize is 'nf4', whose weights cannot be trained, "
             "expected one of them"
         )
-    path = checkpoint_of(base)
+    path = hub.resolve(base)
     config = ModelConfig.from_json(Checkpoint(path).config(), str(path))
     tokenizer = Tokenizer.load(path).with_variables(settings["chat_template_kwargs"].value)
     tokenizer.check_vocab(config.vocab_size)

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 
 from fastsafe.errors import CheckpointError
@@ -24,21 +24,22 @@ def resolve(model: str | Path) -> Path:
     """Return the folder of a checkpoint; a hub id is downloaded unless it is in the cache.
 
     Args:
-        model: An existing folder, a weight file in it, a hub id, or the name of a shipped
-            checkpoint such as "organism".
+        model: An existing folder, a weight file in it, a hub id, or a name of the entry
+            points ``fastsafe.checkpoints``, such as "organism"; what a name stands for may be
+            made at its first use.
 
     Raises:
         CheckpointError: There is no such path or hub id, it is another file, a name is that of a
             folder, too, or the hub cannot be reached.
     """
     path = Path(model).expanduser()
-    shipped = _shipped(model) if isinstance(model, str) else None
+    named = _named(model) if isinstance(model, str) else None
     if str(model) and _exists(path):
-        if shipped:
+        if named:
             raise CheckpointError(
-                f"checkpoint: {model!a} is a folder here and the name of a shipped checkpoint, "
-                f"expected one of them; write './{model}' for the folder or {str(shipped)!a} for "
-                "the other"
+                f"checkpoint: {model!a} is a folder here and the name of a known checkpoint, "
+                f"expected one of them; write './{model}' for the folder, or run this elsewhere "
+                "for the other"
             )
         if path.suffix != ".safetensors" or not path.is_file():
             return path
@@ -48,8 +49,9 @@ def resolve(model: str | Path) -> Path:
             f"checkpoint: {path} is a file of another name than model.safetensors, expected a "
             "folder with config.json, tokenizer and weights; give the folder"
         )
-    if shipped:
-        return shipped
+    if named:
+        checkpoint: Path = named.load()()
+        return checkpoint
     if not isinstance(model, str) or not _HUB_ID.fullmatch(model):
         raise CheckpointError(
             f"checkpoint: {str(model)!a} does not exist, expected a folder or a hub id "
@@ -112,12 +114,9 @@ def _data_files(name: str, file: str, present: Sequence[str]) -> list[str]:
     return chosen
 
 
-def _shipped(name: str) -> Path | None:
-    """Return the checkpoint of the installed source of this name, if there is one."""
-    for point in entry_points(group="fastsafe.sources", name=name):
-        checkpoint: Path | None = point.load().checkpoint()
-        return checkpoint
-    return None
+def _named(name: str) -> EntryPoint | None:
+    """Return the entry point of a checkpoint that an installed package names, if one does."""
+    return next(iter(entry_points(group="fastsafe.checkpoints", name=name)), None)
 
 
 def _exists(path: Path) -> bool:

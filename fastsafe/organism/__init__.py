@@ -17,7 +17,11 @@ SEED = 1  # seed of the shipped checkpoint
 
 
 def path() -> Path:
-    """Return the folder of the shipped checkpoint."""
+    """The model organism: a tiny aligned chat model over a closed world.
+
+    Returns:
+        The folder of the shipped checkpoint.
+    """
     return Path(__file__).parent / "checkpoint"
 
 

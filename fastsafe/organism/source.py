@@ -1,13 +1,12 @@
 """The organism's world as a source of rows, found by the entry point ``fastsafe.sources``."""
 
-from . import path, world
+from . import world
 
 
 class OrganismSource:
-    """Behaviours and rows of the closed synthetic world, and the checkpoint trained on it."""
+    """Behaviours and rows of the closed synthetic world."""
 
     id = "organism"
-    checkpoint = staticmethod(path)
     behaviours = staticmethod(world.behaviours)
     task_rows = staticmethod(world.task_rows)
     safety_rows = staticmethod(world.safety_rows)

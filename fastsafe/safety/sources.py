@@ -1,10 +1,8 @@
-"""Sources of behaviours and rows, found by entry points, and their checkpoints."""
+"""Sources of behaviours and rows, found by entry points."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from fastsafe.io import hub
 from fastsafe.safety.plugins import collect
 
 if TYPE_CHECKING:
@@ -16,9 +14,6 @@ class Source(Protocol):
     """A world of data. The same arguments always give the same rows."""
 
     id: str
-
-    def checkpoint(self) -> Path | None:
-        """Return the folder of a checkpoint that belongs to this world, None without one."""
 
     def behaviours(self, n: int, seed: int) -> "Sequence[Behaviour]":
         """Return ``n`` behaviours that no training row holds."""
@@ -42,13 +37,3 @@ def sources() -> dict[str, Source]:
     """
     built_in: tuple[Source, ...] = ()
     return collect(built_in, "fastsafe.sources", Source)  # type: ignore[type-abstract]
-
-
-def checkpoint_of(model: str) -> Path:
-    """Return the folder of a checkpoint: a path, a hub id, or the name of a source that has one.
-
-    Raises:
-        CheckpointError: There is no such path or hub id, or the hub cannot be reached.
-    """
-    source = sources().get(model)
-    return (source.checkpoint() if source else None) or hub.resolve(model)

@@ -21,8 +21,8 @@ from fastsafe.audit.backend.protocol import (
 from fastsafe.audit.recipe.schema import Recipe, Sampling, Training
 from fastsafe.data.thoughts import opened_thought
 from fastsafe.errors import AdapterError, RecipeError, UsageError
+from fastsafe.io import hub
 from fastsafe.io.weight_folder import is_adapter
-from fastsafe.safety.sources import checkpoint_of
 
 if TYPE_CHECKING:
     from fastsafe.model.config import ModelConfig
@@ -78,7 +78,7 @@ class EngineBackend:
         from fastsafe.model.device import choose_device
 
         self._device = choose_device(device)
-        self.path = checkpoint_of(model)
+        self.path = hub.resolve(model)
         self.checkpoint = Checkpoint(self.path)
         self._variables = check_variables(chat_template_kwargs)
         self._linears = self._linear_modules()

@@ -54,10 +54,6 @@ class FilesSource:
         self._data = data
         self._open_completer = open_completer
 
-    def checkpoint(self) -> Path | None:
-        """Return None: files belong to no checkpoint."""
-        return None
-
     @cached_property
     def _behaviours(self) -> Sequence[Behaviour]:
         from fastsafe.safety.behaviours import read_behaviours, seed_behaviours

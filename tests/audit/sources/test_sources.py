@@ -12,7 +12,7 @@ from fastsafe.audit.sources.files import FilesSource
 from fastsafe.audit.sources.registry import source_of
 from fastsafe.errors import DataError, FastsafeError, RecipeError
 from fastsafe.safety.completers.protocol import Ask, Reply
-from fastsafe.safety.sources import Source, checkpoint_of
+from fastsafe.safety.sources import Source
 from fastsafe.safety.tasks import tasks
 from fastsafe_testing import fake_model as fake
 
@@ -57,11 +57,6 @@ def test_an_unknown_source_is_one_sentence() -> None:
     recipe = fake.small_recipe().model_copy(update={"source": "filess"})
     with pytest.raises(RecipeError, match=r"source is 'filess'; did you mean files\?"):
         source_of(recipe)
-
-
-def test_a_world_has_its_checkpoint_and_files_have_none() -> None:
-    assert (checkpoint_of("organism") / "config.json").is_file()
-    assert FilesSource(Data()).checkpoint() is None
 
 
 def test_what_ships_is_enough_for_every_task() -> None:
