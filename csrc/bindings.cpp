@@ -76,8 +76,8 @@ void linear(Address y, cpu::Index y_row, bool accumulate,
   std::vector<cpu::Term> plan;
   plan.reserve(terms.size());
   for (const auto& [x, w] : terms) plan.push_back({matrix(x), matrix(w)});
-  cpu::linear(at(y), y_row, accumulate, plan.data(), static_cast<int>(plan.size()), at(bias),
-              threads);
+  cpu::Team team(threads);
+  cpu::linear(at(y), y_row, accumulate, plan.data(), static_cast<int>(plan.size()), at(bias), team);
 }
 
 // Addresses and sizes are checked by fastsafe/model/cpu_ops.py, not here.
@@ -127,10 +127,11 @@ void bind_cpu(py::module_& m) {
                               Address table, Index rows, Index width, Index heads, Index kv_heads,
                               Index dim, Index q_row, Index kv_row, Index key_page,
                               Index value_page, float scale, float cap, Index window) {
+    cpu::Team alone(1);
     cpu::paged_attention(at(out), at(keys), at(values), at(q), at(k), at(v),
                          {at<std::int64_t>(starts), at<std::int64_t>(positions),
                           at<std::int64_t>(cache_slots), at<std::int32_t>(table), rows, width, heads,
-                          kv_heads, dim, q_row, kv_row, key_page, value_page, scale, cap, window});
+                          kv_heads, dim, q_row, kv_row, key_page, value_page, scale, cap, window}, alone);
   }, free);
 }
 
@@ -185,7 +186,7 @@ void bind_decoder(py::module_& m) {
               const std::vector<std::tuple<Address, Address, Index, Index>>& rotations,
               Address starts, Address positions, Address cache_slots, Address table, Index rows,
               Index width, Address keys, Address values, Index key_page, Index value_page,
-              Index key_layer, Index value_layer) {
+              Index key_layer, Index value_layer, unsigned threads) {
              cpu::Step step{at<std::int64_t>(token_ids), tokens, at<std::int64_t>(keep), kept, {}, {},
                             {}, at(keys), at(values), key_layer, value_layer};
              for (const auto& [patches, end, kept_end] : segments)
@@ -201,7 +202,8 @@ void bind_decoder(py::module_& m) {
              step.paged.key_page = key_page;
              step.paged.value_page = value_page;
              const py::gil_scoped_release release;
-             decoder.forward(at(out), step);
+             cpu::Team team(threads);
+             decoder.forward(at(out), step, team);
            });
 }
 

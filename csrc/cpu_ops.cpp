@@ -2,8 +2,6 @@
 
 #include <atomic>
 #include <cmath>
-#include <exception>
-#include <thread>
 
 namespace fastsafe::cpu {
 
@@ -173,39 +171,22 @@ bool use_instruction_set(const std::string& name) {
 }
 
 void linear(float* y, Index y_row, bool accumulate, const Term* terms, int count,
-            const float* bias, unsigned threads) {
+            const float* bias, Team& team) {
   const Index columns = terms[0].w.rows;
   const Index panels = (columns + kWidth - 1) / kWidth;
-  const Index parts = std::min<Index>(threads, panels);
+  const Index parts = std::min<Index>(team.size(), panels);
   if (parts < 2) return product(y, y_row, accumulate, terms, count, bias);
   // columns are independent, so their bits do not depend on the number of threads
-  std::vector<std::exception_ptr> errors(parts);
-  const auto run = [&](Index part) noexcept {
-    try {
-      const Index begin = panels * part / parts * kWidth;
-      const Index end = std::min(columns, panels * (part + 1) / parts * kWidth);
-      std::vector<Term> own(terms, terms + count);
-      for (Term& term : own) {
-        term.w.data += begin * term.w.row_stride;
-        term.w.rows = end - begin;
-      }
-      product(y + begin, y_row, accumulate, own.data(), count, bias ? bias + begin : nullptr);
-    } catch (...) {
-      errors[part] = std::current_exception();
+  team.run(parts, [&](Index part) {
+    const Index begin = panels * part / parts * kWidth;
+    const Index end = std::min(columns, panels * (part + 1) / parts * kWidth);
+    std::vector<Term> own(terms, terms + count);
+    for (Term& term : own) {
+      term.w.data += begin * term.w.row_stride;
+      term.w.rows = end - begin;
     }
-  };
-  std::vector<std::thread> workers;
-  workers.reserve(parts);
-  Index part = 1;
-  try {
-    for (; part < parts; ++part) workers.emplace_back(run, part);
-  } catch (...) {  // the system has no more threads: this one does the rest
-  }
-  run(0);
-  for (; part < parts; ++part) run(part);
-  for (std::thread& worker : workers) worker.join();
-  for (const std::exception_ptr& error : errors)
-    if (error) std::rethrow_exception(error);
+    product(y + begin, y_row, accumulate, own.data(), count, bias ? bias + begin : nullptr);
+  });
 }
 
 FASTSAFE_OP(norm,

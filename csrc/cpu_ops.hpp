@@ -6,6 +6,7 @@
 #include <string>
 
 #include "gemm.hpp"
+#include "team.hpp"
 
 namespace fastsafe::cpu {
 
@@ -36,7 +37,7 @@ const char* instruction_set();
 bool use_instruction_set(const std::string& name);
 
 void linear(float* y, Index y_row, bool accumulate, const Term* terms, int count,
-            const float* bias, unsigned threads);
+            const float* bias, Team& team);
 
 // h = residual + alpha x (where residual is given), r = 1 / rms(h), y = h r w
 void norm(float* y, float* h, float* r, const float* x, const float* residual, const float* w,
@@ -63,6 +64,6 @@ void attention_backward(float* dq, float* dk, float* dv, const float* d_out,
 // writes k and v to their cache slots, then attends from every token over its row's context: keys are
 // [pages, kv_heads, dim, kLanes], values [pages, kv_heads, kLanes, dim in whole vectors]
 void paged_attention(float* out, float* keys, float* values, const float* q, const float* k,
-                     const float* v, const Paged& p);
+                     const float* v, const Paged& p, Team& team);
 
 }  // namespace fastsafe::cpu

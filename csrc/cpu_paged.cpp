@@ -123,45 +123,70 @@ FASTSAFE_INLINE void fetch(const float* keys, const float* values, Index row, In
   }
 }
 
+struct Item {  // some tokens of a row and one key/value head: their attention
+  Index row, kv, begin, end;
+};
+
+// Tokens of an item: enough to keep the keys in cache, few enough that a prompt occupies all threads.
+constexpr Index kItemTokens = 32;
+
+std::vector<Item> items_of(const Paged& p) {
+  std::vector<Item> items;
+  for (Index row = 0; row < p.rows; ++row)
+    for (Index kv = 0; kv < p.kv_heads; ++kv)
+      for (Index begin = p.starts[row]; begin < p.starts[row + 1]; begin += kItemTokens)
+        items.push_back({row, kv, begin, std::min(begin + kItemTokens, p.starts[row + 1])});
+  return items;
+}
+
 template <class Set>
-FASTSAFE_INLINE void paged_attention_body(float* out, float* keys, float* values, const float* q,
-                                          const float* k, const float* v, const Paged& p) {
+FASTSAFE_INLINE void attend_items_body(float* out, const float* keys, const float* values,
+                                       const float* q, const Paged& p, const Item* items,
+                                       Index count) {
   using Vec = typename Set::Vec;
   constexpr int W = Set::rows >= 12 ? 4 : 1;  // pages whose sums fit in registers
-  for (Index t = 0; t < p.starts[p.rows]; ++t)
-    write_token(keys, values, k + t * p.kv_row, v + t * p.kv_row, p.cache_slots[t], p);
   const Index group = p.heads / p.kv_heads;
-  for (Index row = 0; row < p.rows; ++row) {
-    const Index start = p.starts[row], pairs = (p.starts[row + 1] - start) * group;
-    for (Index kv = 0; kv < p.kv_heads; ++kv) {
-      if (kv + 1 < p.kv_heads)
-        fetch(keys, values, row, kv + 1, p);
-      else if (row + 1 < p.rows)
-        fetch(keys, values, row + 1, 0, p);
-      for (Index i = 0; i < pairs;) {
-        const Index token = start + i / group, left = pairs - i;
-        const Queries b = {p.table + row * p.width, kv,        p.positions[token], token,
-                           i % group,                 group};
-        if (left >= 4) {
-          attend<Vec, 4, W>(out, keys, values, q, b, p);
-          i += 4;
-        } else if (left >= 2) {
-          attend<Vec, 2, W>(out, keys, values, q, b, p);
-          i += 2;
-        } else {
-          attend<Vec, 1, W>(out, keys, values, q, b, p);
-          i += 1;
-        }
+  for (Index n = 0; n < count; ++n) {
+    const auto& [row, kv, begin, end] = items[n];
+    if (n + 1 < count) fetch(keys, values, items[n + 1].row, items[n + 1].kv, p);
+    const Index pairs = (end - begin) * group;
+    for (Index i = 0; i < pairs;) {
+      const Index token = begin + i / group, left = pairs - i;
+      const Queries b = {p.table + row * p.width, kv,        p.positions[token], token,
+                         i % group,                 group};
+      if (left >= 4) {
+        attend<Vec, 4, W>(out, keys, values, q, b, p);
+        i += 4;
+      } else if (left >= 2) {
+        attend<Vec, 2, W>(out, keys, values, q, b, p);
+        i += 2;
+      } else {
+        attend<Vec, 1, W>(out, keys, values, q, b, p);
+        i += 1;
       }
     }
   }
 }
 
+FASTSAFE_OP(attend_items,
+            (float* out, const float* keys, const float* values, const float* q, const Paged& p,
+             const Item* items, Index count),
+            (out, keys, values, q, p, items, count))
+
 }  // namespace
 
-FASTSAFE_OP(paged_attention,
-            (float* out, float* keys, float* values, const float* q, const float* k,
-             const float* v, const Paged& p),
-            (out, keys, values, q, k, v, p))
+void paged_attention(float* out, float* keys, float* values, const float* q, const float* k,
+                     const float* v, const Paged& p, Team& team) {
+  for (Index t = 0; t < p.starts[p.rows]; ++t)
+    write_token(keys, values, k + t * p.kv_row, v + t * p.kv_row, p.cache_slots[t], p);
+  const std::vector<Item> items = items_of(p);
+  const Index count = static_cast<Index>(items.size());
+  // contiguous items, whose pages are fetched ahead; several parts per thread, as they differ in size
+  const Index parts = team.size() < 2 ? 1 : std::min<Index>(count, 8 * team.size());
+  team.run(parts, [&](Index part) {
+    const Index first = count * part / parts, last = count * (part + 1) / parts;
+    attend_items(out, keys, values, q, p, items.data() + first, last - first);
+  });
+}
 
 }  // namespace fastsafe::cpu

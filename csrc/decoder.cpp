@@ -33,6 +33,18 @@ void expect_below(const std::int64_t* values, Index count, Index end, const char
                   " is not in [0, " + std::to_string(end) + ")");
 }
 
+constexpr Index kWorthSharing = 1 << 15;  // elements
+
+// work(begin, count) over blocks of rows
+template <class Work>
+void by_rows(Team& team, Index rows, Index columns, const Work& work) {
+  const Index parts = rows * columns < kWorthSharing ? 1 : std::min<Index>(rows, team.size());
+  team.run(parts, [&](Index part) {
+    const Index begin = rows * part / parts;
+    work(begin, rows * (part + 1) / parts - begin);
+  });
+}
+
 }  // namespace
 
 Decoder::Decoder(const Sizes& sizes, std::vector<Layer> layers, const float* embedding,
@@ -53,7 +65,7 @@ Index Decoder::workspace_bytes(Index hidden, Index intermediate, Index heads, In
 float* Decoder::grow(int buffer, Index count) { return aligned(buffers_[buffer], count); }
 
 void Decoder::multiply(float* y, const float* x, Index rows, std::size_t layer, Name name,
-                       const Step& step, bool kept) {
+                       const Step& step, bool kept, Team& team) {
   const Linear& base = layers_[layer].linears[name];
   const Index in = base.in, out = base.out;
   const auto patch_of = [&](const Segment& segment) -> const Patch* {
@@ -65,7 +77,7 @@ void Decoder::multiply(float* y, const float* x, Index rows, std::size_t layer, 
   };
   const auto product = [&](Index begin, Index end, const float* weight) {
     const Term term = {{x + begin * in, end - begin, in, in, 1}, {weight, out, in, in, 1}};
-    if (end > begin) linear(y + begin * out, out, false, &term, 1, base.bias, 1);
+    if (end > begin) linear(y + begin * out, out, false, &term, 1, base.bias, team);
   };
   Index begin = 0, end = 0;  // of consecutive segments with one weight
   const float* weight = nullptr;
@@ -78,27 +90,40 @@ void Decoder::multiply(float* y, const float* x, Index rows, std::size_t layer, 
     end = kept ? segment.kept_end : segment.end;
   }
   product(begin, rows, weight);
+  updates_.clear();
+  Index room = 0;
   begin = 0;
   for (const Segment& segment : step.segments) {
     end = kept ? segment.kept_end : segment.end;
     const Patch* patch = patch_of(segment);
-    if (patch && patch->rank && end > begin) {
-      const Index count = end - begin, rank = patch->rank;
-      float* shrunk = grow(kShrunk, count * rank);
-      const Term down = {{x + begin * in, count, in, in, 1}, {patch->a, rank, in, in, 1}};
-      linear(shrunk, rank, false, &down, 1, nullptr, 1);
-      for (const Part& part : patch->parts) {
-        const Index r = part.last - part.first;
-        const Term up = {{shrunk + part.first, count, r, rank, 1},
-                         {part.b, part.end - part.begin, r, r, 1}};
-        linear(y + begin * out + part.begin, out, true, &up, 1, nullptr, 1);
+    if (patch && patch->rank)
+      for (; begin < end; begin += kUpdateRows) {
+        updates_.push_back({patch, begin, std::min(begin + kUpdateRows, end), room});
+        room += (updates_.back().end - begin) * patch->rank;
       }
-    }
     begin = end;
+  }
+  float* shrunk = room ? grow(kShrunk, room) : nullptr;
+  team.run(static_cast<Index>(updates_.size()), [&](Index i) {
+    const Update& u = updates_[i];
+    add_update(y + u.begin * out, x + u.begin * in, u.end - u.begin, base, *u.patch, shrunk + u.room);
+  });
+}
+
+void Decoder::add_update(float* y, const float* x, Index rows, const Linear& base, const Patch& patch,
+                         float* shrunk) {
+  Team alone(1);
+  const Index rank = patch.rank;
+  const Term down = {{x, rows, base.in, base.in, 1}, {patch.a, rank, base.in, base.in, 1}};
+  linear(shrunk, rank, false, &down, 1, nullptr, alone);
+  for (const Part& part : patch.parts) {
+    const Index r = part.last - part.first;
+    const Term up = {{shrunk + part.first, rows, r, rank, 1}, {part.b, part.end - part.begin, r, r, 1}};
+    linear(y + part.begin, base.out, true, &up, 1, nullptr, alone);
   }
 }
 
-void Decoder::attend(float* out, float* qkv, std::size_t layer, const Step& step) {
+void Decoder::attend(float* out, float* qkv, std::size_t layer, const Step& step, Team& team) {
   const Layer& weights = layers_[layer];
   const Sizes& s = sizes_;
   const Index row = (s.heads + 2 * s.kv_heads) * s.dim, width = s.heads * s.dim;
@@ -125,23 +150,27 @@ void Decoder::attend(float* out, float* qkv, std::size_t layer, const Step& step
   paged.window = weights.window;
   const float* k = qkv + width;
   paged_attention(out, step.keys + layer * step.key_layer, step.values + layer * step.value_layer,
-                  qkv, k, k + s.kv_heads * s.dim, paged);
+                  qkv, k, k + s.kv_heads * s.dim, paged, team);
 }
 
-void Decoder::add_norm(const float** y, float* h, const float* x, const float* weight, Index rows) {
+void Decoder::add_norm(const float** y, float* h, const float* x, const float* weight, Index rows,
+                       Team& team) {
   const Index columns = sizes_.hidden;
   *y = h;
   if (weight) {
     float* normed = grow(kNormed, rows * columns);
-    norm(normed, h, nullptr, x ? x : h, x ? h : nullptr, weight, rows, columns,
-         sizes_.residual_scale, sizes_.eps, sizes_.one_plus);
+    by_rows(team, rows, columns, [&](Index begin, Index count) {
+      const Index at = begin * columns;
+      norm(normed + at, h + at, nullptr, x ? x + at : h + at, x ? h + at : nullptr, weight, count,
+           columns, sizes_.residual_scale, sizes_.eps, sizes_.one_plus);
+    });
     *y = normed;
   } else if (x) {
     for (Index i = 0; i < rows * columns; ++i) h[i] += sizes_.residual_scale * x[i];
   }
 }
 
-void Decoder::forward(float* out, const Step& step) {
+void Decoder::forward(float* out, const Step& step, Team& team) {
   const Sizes& s = sizes_;
   expect_below(step.token_ids, step.tokens, s.vocab, "token id");
   expect_below(step.keep, step.kept, step.tokens, "kept token");
@@ -156,7 +185,7 @@ void Decoder::forward(float* out, const Step& step) {
     const bool last = i + 1 == layers_.size();
     const auto run = [&](Name name, Buffer buffer, const float* from, bool kept) {
       float* to = grow(buffer, rows * layer.linears[name].out);
-      multiply(to, from, rows, i, name, step, kept);
+      multiply(to, from, rows, i, name, step, kept, team);
       return to;
     };
     const auto norm_out = [&](float* z, const float* weight) {
@@ -164,9 +193,9 @@ void Decoder::forward(float* out, const Step& step) {
         norm(z, nullptr, nullptr, z, nullptr, weight, rows, s.hidden, 1.0f, s.eps, s.one_plus);
       x = z;
     };
-    add_norm(&y, h, x, layer.attention_norm, rows);
+    add_norm(&y, h, x, layer.attention_norm, rows, team);
     float* mixed = grow(kMixed, rows * s.heads * s.dim);
-    attend(mixed, run(kQkv, kWide, y, false), i, step);
+    attend(mixed, run(kQkv, kWide, y, false), i, step, team);
     if (last) {  // from here on only the kept tokens are computed
       float* kept_mixed = grow(kWide, step.kept * s.heads * s.dim);
       gather(kept_mixed, mixed, step.keep, step.kept, s.heads * s.dim);
@@ -178,14 +207,16 @@ void Decoder::forward(float* out, const Step& step) {
       rows = step.kept;
     }
     norm_out(run(kO, kOut, mixed, last), layer.attention_out_norm);
-    add_norm(&y, h, x, layer.mlp_norm, rows);
+    add_norm(&y, h, x, layer.mlp_norm, rows, team);
     const Index inner = layer.linears[kDown].in;
     const float* gate_up = run(kGateUp, kWide, y, last);
     float* active = grow(kGated, rows * inner);
-    gated(active, gate_up, rows, inner, s.gelu);
+    by_rows(team, rows, inner, [&](Index begin, Index count) {
+      gated(active + begin * inner, gate_up + 2 * begin * inner, count, inner, s.gelu);
+    });
     norm_out(run(kDown, kOut, active, last), layer.mlp_out_norm);
   }
-  add_norm(&y, h, x, final_norm_, rows);
+  add_norm(&y, h, x, final_norm_, rows, team);
   std::memcpy(out, y, rows * s.hidden * sizeof(float));
 }
 

@@ -72,18 +72,29 @@ class Decoder {
   // planner asks it for every device: Transformer.forward holds no more.
   static Index workspace_bytes(Index hidden, Index intermediate, Index heads, Index kv_heads,
                                Index dim, Index tokens, Index itemsize);
-  // out [kept, hidden]; not thread-safe
-  void forward(float* out, const Step& step);
+  // out [kept, hidden]; not thread-safe. The team shares columns of products and rows of the rest,
+  // which changes no bit.
+  void forward(float* out, const Step& step, Team& team);
 
  private:
   void multiply(float* y, const float* x, Index rows, std::size_t layer, Name name,
-                const Step& step, bool kept);
-  void attend(float* out, float* qkv, std::size_t layer, const Step& step);
+                const Step& step, bool kept, Team& team);
+  // adds the adapter of a segment to its rows of y
+  void add_update(float* y, const float* x, Index rows, const Linear& base, const Patch& patch,
+                  float* shrunk);
+  void attend(float* out, float* qkv, std::size_t layer, const Step& step, Team& team);
   // h += x unless x is null, then y = norm(h), or y = h if norm is null
-  void add_norm(const float** y, float* h, const float* x, const float* norm, Index rows);
+  void add_norm(const float** y, float* h, const float* x, const float* norm, Index rows, Team& team);
   float* grow(int buffer, Index count);
 
+  struct Update {  // rows [begin, end) of a segment; its products with A at `room`
+    const Patch* patch;
+    Index begin, end, room;
+  };
+  static constexpr Index kUpdateRows = 64;
+
   Sizes sizes_;
+  std::vector<Update> updates_;
   std::vector<Layer> layers_;
   const float *embedding_, *final_norm_;
   std::vector<float> buffers_[7];

@@ -64,6 +64,15 @@ FASTSAFE_INLINE void last_rows(Index rows, const float* x, Index row, Index colu
   }
 }
 
+// asks for a block of w, which may be in memory only, while the one before it is computed
+FASTSAFE_INLINE void fetch_block(const Matrix& w, Index n, Index columns, Index k0, Index depth) {
+  if (w.column_stride != 1) return;
+  for (Index j = 0; j < columns; ++j) {
+    const float* from = w.data + (n + j) * w.row_stride + k0;
+    for (Index k = 0; k < depth; k += kLanes) __builtin_prefetch(from + k, 0, 2);
+  }
+}
+
 // panel[k, j] = w[n + j, k0 + k], zero beyond the last row of w
 template <class Vec>
 FASTSAFE_INLINE void pack(const Matrix& w, Index n, Index columns, Index k0, Index depth,
@@ -124,6 +133,10 @@ FASTSAFE_INLINE void gemm(float* y, Index y_row, Into into, const Term* terms, i
       const Matrix &x = terms[term].x, &w = terms[term].w;
       for (Index k = 0; k < x.columns; k += kDepth) {
         const Index depth = std::min(kDepth, x.columns - k);
+        if (k + depth < x.columns)
+          fetch_block(w, n, columns, k + depth, std::min(kDepth, x.columns - k - depth));
+        else if (n + kWidth < width)
+          fetch_block(w, n + kWidth, std::min(kWidth, width - n - kWidth), 0, std::min(kDepth, x.columns));
         pack<Vec>(w, n, columns, k, depth, panel);
         const float* from = x.data + k * x.column_stride;
         Index m = 0;

@@ -217,6 +217,7 @@ class Decoder:
         value_page: int,
         key_layer: int,
         value_layer: int,
+        threads: int,
     ) -> None:
         """Segments: patches, end, kept end. Rotations: cos, sin, stride of a row, columns."""
 

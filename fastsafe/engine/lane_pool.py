@@ -1,9 +1,10 @@
-"""Lane pool: runs the rows of one call on as many lanes as there are cores, and streams results."""
+"""Lane pool: runs the rows of one call on a lane per core, or on one for all; streams results."""
 
 import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from queue import SimpleQueue
 from typing import Any
 
@@ -19,6 +20,9 @@ from fastsafe.model.transformer import Transformer
 
 # Rows that make it worth starting another lane.
 _ROWS_PER_LANE = 8
+# Weights that no cache holds: cores that compute steps of their own would each read all of them
+# from memory, so they share the steps of one lane instead.
+_SHARED_BYTES = 1 << 25
 # Most prompt tokens of a step. On a CPU their activations stay near the L2 cache; a GPU in strict
 # mode computes a step of this size even if it holds fewer tokens.
 _PROMPT_TOKENS = {"cpu": 512, "cuda": 4096}
@@ -51,6 +55,8 @@ class LanePool:
         fits: Callable[[Lane], bool],
         make: Callable[[], Lane],
         reader: Callable[[Lane], StepReader],
+        *,
+        weights: int,
     ) -> Iterator[EndedRow]:
         """Compute rows and yield each as it ends.
 
@@ -62,6 +68,7 @@ class LanePool:
             fits: Returns whether an idle lane can compute the rows; one that cannot is dropped.
             make: Makes a lane that can.
             reader: Makes the reader of a lane.
+            weights: Bytes that a step reads.
 
         Raises:
             Exception: The first error in a lane, once the other lanes have stopped.
@@ -88,8 +95,9 @@ class LanePool:
             finally:
                 results.put(None)
 
-        with one_thread_each(device) as num_threads:
-            running = min(num_threads, -(-len(rows) // _ROWS_PER_LANE))
+        one_lane = nullcontext(1)
+        with one_lane if shares_steps(weights) else one_thread_each(device) as num_lanes:
+            running = min(num_lanes, -(-len(rows) // _ROWS_PER_LANE))
             threads = [
                 threading.Thread(target=run_lane, args=(number,), name=f"lane {number}")
                 for number in range(running)
@@ -115,8 +123,13 @@ class LanePool:
                         thread.join()
 
 
+def shares_steps(weights: int) -> bool:
+    """Return whether a CPU's cores share the steps of one lane, by the bytes of the weights."""
+    return weights > _SHARED_BYTES
+
+
 def plan_lane(model: Transformer, merged: bool, batch_size: int, longest: int) -> LaneMemory:
-    """Plan the memory of one lane: a core of a CPU, or the GPU.
+    """Plan the memory of one lane: a core of a CPU, all of them, or the GPU.
 
     Args:
         model: The base, whose weights are in memory already.
@@ -130,7 +143,8 @@ def plan_lane(model: Transformer, merged: bool, batch_size: int, longest: int) -
     device, weights = model.device, weight_bytes(model.config, model.dtype.itemsize)
     budget = available_bytes(str(device))
     if device.type == "cpu":
-        budget = int(budget * _HOST_SHARE / (os.cpu_count() or 1))
+        lanes = 1 if shares_steps(weights) else os.cpu_count() or 1
+        budget = int(budget * _HOST_SHARE / lanes)
     memory = plan_memory(
         model.config,
         itemsize=model.dtype.itemsize,

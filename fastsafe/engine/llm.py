@@ -16,7 +16,7 @@ from fastsafe.engine.interface import LLMInterface
 from fastsafe.engine.lane import Lane
 from fastsafe.engine.lane_pool import EndedRow, LanePool, plan_lane
 from fastsafe.engine.paged_cache import is_native, page_tokens
-from fastsafe.engine.planner import MAX_ROWS, Mode, choose_adapters
+from fastsafe.engine.planner import MAX_ROWS, Mode, choose_adapters, weight_bytes
 from fastsafe.engine.prompts import EncodedRequest, Prompts, ScoringRequest
 from fastsafe.engine.readers import LabelScorer, Sampler, Scorer, StepReader
 from fastsafe.engine.request import DTYPES, Completion, Score, check_options
@@ -312,7 +312,8 @@ class LLM(LLMInterface[int]):
             self._invariant_products = lane.model.invariant_products
             return lane
 
-        return self._lanes.run(rows, device, fits, make, reader)
+        weights = weight_bytes(self.model.config, self.model.dtype.itemsize)
+        return self._lanes.run(rows, device, fits, make, reader, weights=weights)
 
     def _choose_mode(self, slots: Sequence[int]) -> tuple[Mode, str]:
         """Choose how adapters are applied to rows of these slots; returns it and the reason."""

@@ -1,13 +1,15 @@
 """A decoder's forward pass on a CPU in fp32 as one call, on ``fastsafe._native``.
 
 Computes ``Transformer.forward`` without a graph, by the same operations and so with the same bits;
-but no Python runs between them, so threads do not wait for the interpreter's lock.
+but no Python runs between them, so threads do not wait for the interpreter's lock. As many threads
+as torch is set to share each operation, which changes no bit.
 """
 
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 import fastsafe._native as _native
@@ -67,7 +69,7 @@ def runs_natively(model: Transformer) -> bool:
 
 
 class NativeDecoder:
-    """The forward pass of one thread; calls share one workspace.
+    """The forward pass; calls share one workspace, so only one may run at a time.
 
     Args:
         model: A model that ``runs_natively``; its weights are not copied.
@@ -173,6 +175,7 @@ class NativeDecoder:
             values[0].stride(0),
             _distance(keys),
             _distance(values),
+            torch.get_num_threads(),
         )
         return out
 
