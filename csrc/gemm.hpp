@@ -64,6 +64,20 @@ FASTSAFE_INLINE void last_rows(Index rows, const float* x, Index row, Index colu
   }
 }
 
+// what fits in a register, of which a square block is transposed; float: nothing
+template <class Vec>
+struct Transposed {
+  using Type = float;
+};
+template <>
+struct Transposed<Sixteen> {
+  using Type = Sixteen;
+};
+template <>
+struct Transposed<Two<Eight>> {
+  using Type = Eight;
+};
+
 // asks for a block of w, which may be in memory only, while the one before it is computed
 FASTSAFE_INLINE void fetch_block(const Matrix& w, Index n, Index columns, Index k0, Index depth) {
   if (w.column_stride != 1) return;
@@ -84,18 +98,22 @@ FASTSAFE_INLINE void pack(const Matrix& w, Index n, Index columns, Index k0, Ind
     return;
   }
   if (columns < kWidth) std::memset(panel, 0, depth * kWidth * sizeof(float));
-  for (Index block = 0; block < depth; block += kLanes) {
-    const Index end = std::min(block + kLanes, depth);
+  using Block = typename Transposed<Vec>::Type;
+  constexpr Index size = sizeof(Block) / sizeof(float);
+  for (Index block = 0; block < depth; block += size) {
+    const Index end = std::min(block + size, depth);
     Index first = 0;
-    if (!kIsTwo<Vec> && w.column_stride == 1 && end - block == kLanes)
-      for (; first + kLanes <= columns; first += kLanes) {
-        Sixteen rows[kLanes];
+    if constexpr (size > 1)
+      if (w.column_stride == 1 && end - block == size)
+        for (; first + size <= columns; first += size) {
+          Block rows[size];
 #pragma GCC unroll 16
-        for (int j = 0; j < kLanes; ++j) rows[j] = load<Sixteen>(from + (first + j) * w.row_stride + block);
-        transpose(rows);
+          for (Index j = 0; j < size; ++j)
+            rows[j] = load<Block>(from + (first + j) * w.row_stride + block);
+          transpose(rows);
 #pragma GCC unroll 16
-        for (int k = 0; k < kLanes; ++k) store(panel + (block + k) * kWidth + first, rows[k]);
-      }
+          for (Index k = 0; k < size; ++k) store(panel + (block + k) * kWidth + first, rows[k]);
+        }
     for (Index j = first; j < columns; ++j)
       for (Index k = block; k < end; ++k)
         panel[k * kWidth + j] = from[j * w.row_stride + k * w.column_stride];
