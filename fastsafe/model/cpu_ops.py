@@ -1,10 +1,13 @@
 """The operations of a layer on a CPU in fp32, on ``fastsafe._native``: no graph, no copies.
 
 Each runs on one core with the GIL released, except ``linear``, which takes as many threads as torch
-is set to. A row's bits follow from the row alone, however many rows there are, and are the same on
-every x86 CPU with AVX2 or AVX-512.
+is set to, or as ``shared_products`` says. A row's bits follow from the row alone, however many rows
+there are, and are the same on every x86 CPU with AVX2 or AVX-512.
 """
 
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple, NoReturn
 
 import torch
@@ -13,8 +16,26 @@ from torch import Tensor
 import fastsafe._native as _native
 from fastsafe_kernels._spec import INTERPRET
 
-# Multiplications from which starting threads pays off, about a millisecond on one core.
-_WORTH_THREADS = 1 << 27
+# Multiplications from which sharing pays off, about a tenth of a millisecond on one core.
+_WORTH_THREADS = 1 << 23
+_shared = threading.local()  # threads that share this thread's products
+
+
+@contextmanager
+def shared_products(threads: int) -> Iterator[None]:
+    """Have this many threads share the products that this thread computes; no bit changes.
+
+    Unlike torch's own number of threads, on which the order of its sums depends.
+    """
+    _shared.threads = threads
+    try:
+        yield
+    finally:
+        _shared.threads = None
+
+
+def _product_threads() -> int:
+    return getattr(_shared, "threads", None) or torch.get_num_threads()
 
 
 def runs_natively(x: Tensor) -> bool:
@@ -67,7 +88,7 @@ def linear(
     if all(a.numel() == 0 for a, _ in terms):
         y = y.zero_() if accumulate_into is None else y
         return y if bias is None else y.add_(bias)
-    threads = torch.get_num_threads() if rows * width * x.shape[1] > _WORTH_THREADS else 1
+    threads = _product_threads() if rows * width * x.shape[1] > _WORTH_THREADS else 1
     _native.linear(
         y.data_ptr(),
         y.stride(0),

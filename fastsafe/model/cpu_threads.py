@@ -2,8 +2,8 @@
 
 A tile is a set of whole sequences, of one adapter where adapters are merged or trained. Small
 matrices gain little when one product is split over cores, independent tiles do; and because a
-tile is always computed by one thread, its bits do not depend on how many cores there are or on
-what runs beside it.
+tile is computed by one thread, its bits do not depend on how many cores there are or on what runs
+beside it. The products of a tile that is alone are shared by all cores, which changes no bit.
 """
 
 import os
@@ -16,6 +16,8 @@ from typing import TypeVar
 
 import torch
 
+from fastsafe.model.cpu_ops import shared_products
+
 T = TypeVar("T")
 R = TypeVar("R")
 
@@ -23,14 +25,17 @@ R = TypeVar("R")
 class TileRunner:
     """Maps a function over tiles; made by ``tile_runner``."""
 
-    def __init__(self, pool: ThreadPoolExecutor | None) -> None:
+    def __init__(self, pool: ThreadPoolExecutor | None, threads: int) -> None:
         self._pool = pool
+        self._threads = threads
 
     def map(self, fn: Callable[[T], R], tiles: Sequence[T]) -> Iterator[R]:
         """Yield the results of ``fn`` in the order of ``tiles``; raise the first error."""
         if self._pool is None or len(tiles) == 1:
-            return map(fn, tiles)
-        return self._pool.map(fn, tiles)
+            with shared_products(self._threads):
+                yield from map(fn, tiles)
+        else:
+            yield from self._pool.map(fn, tiles)
 
 
 class _SingleThreaded:
@@ -97,10 +102,10 @@ def tile_runner(device: torch.device) -> Iterator[TileRunner]:
     """Yield a runner; on a CPU, torch is set to one thread while it lives."""
     with one_thread_each(device) as threads:
         if threads == 1:
-            yield TileRunner(None)
+            yield TileRunner(None, threads)
         else:
             with ThreadPoolExecutor(threads, thread_name_prefix="tile") as pool:
-                yield TileRunner(pool)
+                yield TileRunner(pool, threads)
 
 
 def available_bytes(device: str) -> int:

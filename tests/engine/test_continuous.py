@@ -58,15 +58,29 @@ def load(checkpoint: Path, adapter_dirs: dict[str, Path], **options: Any) -> LLM
     return llm
 
 
-@pytest.fixture(scope="module", params=["merged", "mixed"])
+@pytest.fixture(scope="module", params=["merged", "mixed", "merged shared", "mixed shared"])
 def llm(
     checkpoint: Path, adapter_dirs: dict[str, Path], request: pytest.FixtureRequest
 ) -> Iterator[LLM]:
-    """On two lanes."""
+    """On two lanes, or on one whose steps two threads share, as for weights that no cache holds."""
+    mode, *shared = request.param.split()
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
-    yield load(checkpoint, adapter_dirs, adapters=request.param)
+    with pytest.MonkeyPatch.context() as patch:
+        if shared:
+            patch.setattr("fastsafe.engine.lane_pool._SHARED_BYTES", 0)
+        yield load(checkpoint, adapter_dirs, adapters=mode)
     torch.set_num_threads(threads)
+
+
+def test_cores_that_share_steps_change_no_bit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    many, each, names = requests(24, seed=8)
+    found = []
+    for shared_bytes in (0, 1 << 40):
+        monkeypatch.setattr("fastsafe.engine.lane_pool._SHARED_BYTES", shared_bytes)
+        llm._lanes._idle.clear()
+        found.append(llm.generate(many, each, names))
+    assert found[0] == found[1]
 
 
 def check_idle(llm: LLM) -> None:

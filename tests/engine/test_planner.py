@@ -149,6 +149,7 @@ def test_a_lane_needs_no_memory_for_weights_that_are_there(
     model = Transformer(config, weights.allocate(config, torch.device("cpu"), dtype))
     monkeypatch.setattr(lane_pool, "available_bytes", lambda device: 8 * GIB)
     monkeypatch.setattr("os.cpu_count", lambda: 32)
+    monkeypatch.setattr(lane_pool, "_SHARED_BYTES", 1 << 40)
     found = lane_pool.plan_lane(model, False, 8, 64)
     assert found.batch_size == 8
     assert found.bytes["weights"] == planner.weight_bytes(config, dtype.itemsize)

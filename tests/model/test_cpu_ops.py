@@ -1,6 +1,7 @@
 """The C++ operations are as exact as torch's on every instruction set, and bit-equal among them."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -68,7 +69,26 @@ def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
         torch.set_num_threads(threads)
         found.append(cpu_ops.linear(x, w))
     torch.set_num_threads(before)
+    with cpu_ops.shared_products(3):
+        found.append(cpu_ops.linear(x, w))
     assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_callers_at_once_get_their_own_products(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The threads that share products belong to one caller at a time; others compute alone."""
+    monkeypatch.setattr(cpu_ops, "_WORTH_THREADS", 0)
+    pairs = [(torch.randn(n, 130), torch.randn(200, 130)) for n in range(1, 9)]
+    wanted = [cpu_ops.linear(x, w) for x, w in pairs]
+
+    def products(index: int) -> bool:
+        x, w = pairs[index % len(pairs)]
+        with cpu_ops.shared_products(1 + index % 4):
+            return all(
+                torch.equal(cpu_ops.linear(x, w), wanted[index % len(pairs)]) for _ in range(200)
+            )
+
+    with ThreadPoolExecutor(6) as pool:
+        assert all(pool.map(products, range(48)))
 
 
 def test_instruction_sets_agree_to_the_bit() -> None:
