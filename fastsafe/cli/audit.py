@@ -204,9 +204,11 @@ def _finish(
         # a file or pipe has no width of its own
         has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
         console = Console(highlight=False, width=None if has_width else _FILE_WIDTH)
-        for part in tables(run.results, console.width):
-            console.print(part)
-        console.print(f"\nreport: {run.path / 'report.html'}", soft_wrap=True, markup=False)
+        with console.capture() as printed:  # rich would end the process where a pipe is closed
+            for part in tables(run.results, console.width):
+                console.print(part)
+            console.print(f"\nreport: {run.path / 'report.html'}", soft_wrap=True, markup=False)
+        sys.stdout.write(printed.get())
     silent = [sentence(row) for row in run.results.get("unanswered", ())]
     if not run.is_covered:
         covered, required = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))

@@ -17,6 +17,7 @@ from fastsafe.cli.command import OWN_VARIABLES
 from fastsafe.commands import generate, lint
 from fastsafe.engine import SamplingParams
 from fastsafe.errors import DataError
+from fastsafe_testing import fake_model as fake
 
 # the same idea, whose help says what it does for the command
 SAME = {"seed", "dtype", "share", "show_completions", "map", "tokenizer"}
@@ -162,8 +163,14 @@ def test_completion_is_offered() -> None:
     assert "mitigation-sweep" in done.stdout.split()
 
 
-def test_a_reader_that_leaves_ends_the_command_quietly() -> None:
-    script = f"{FASTSAFE} list mitigations | true; exit ${{PIPESTATUS[0]}}"
+@pytest.mark.parametrize("command", ["list mitigations", "report run"])
+def test_a_reader_that_leaves_ends_the_command_quietly(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if command == "report run":
+        fake.small_run(tmp_path / "run")
+    script = f"{FASTSAFE} {command} | true; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
     assert done.stderr == ""
     assert done.returncode in (0, 141)  # 0 where the pipe took all before its reader left
