@@ -111,7 +111,7 @@ def code_lines(source: str) -> int:
 BUDGETS = {
     "the runtime: io, data, model, engine, train": 10_250,
     "the science: safety": 5_400,
-    "what is above: audit, commands, transformers_backend, organism, cli": 9_800,
+    "what is above: audit, commands, transformers_backend, organism, smollm2, cli": 10_000,
     "kernels": 4_180,
 }
 RUNTIME = {"io", "data", "model", "engine", "train"}
@@ -135,7 +135,7 @@ def test_the_size_stays_what_was_promised() -> None:
     native = [path.read_text("utf-8") for path in SOURCES if path.suffix in {".cpp", ".hpp"}]
     code = [line for text in native for line in map(str.strip, text.splitlines()) if line]
     code = [line for line in code if not line.startswith("//")]
-    assert len(code) <= 2_500, "files, pages and batches, and a decoder on a CPU"
+    assert len(code) <= 2_700, "files, pages and batches, and a decoder on a CPU that cores share"
 
 
 def test_code_lines_are_counted() -> None:

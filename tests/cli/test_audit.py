@@ -94,7 +94,7 @@ def test_help_lists_only_what_works() -> None:
     commands = [line.split()[0] for line in listed if line.strip()]
     assert commands == [
         *("audit", "report", "judge", "generate", "verify", "mix", "lint", "train"),
-        *("list", "inspect", "organism"),
+        *("list", "inspect", "fetch", "organism"),
     ]
     for command in commands:
         assert run(command, "--help").exit_code == 0

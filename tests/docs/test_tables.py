@@ -220,4 +220,4 @@ def test_sampling_and_calls_of_the_engine() -> None:
 def test_groups_of_plugins(group: str, part: type) -> None:
     rows = {quoted(row[0])[0]: row[1] for row in table("plugins", "group")}
     assert re.search(rf"\.{part.__name__}`", rows[f"fastsafe.{group}"])
-    assert len(rows) == 7
+    assert len(rows) == 8, "with the functions of checkpoints"

