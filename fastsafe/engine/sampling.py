@@ -42,7 +42,7 @@ class RowParams(NamedTuple):
         return cls(
             torch.tensor(signed, dtype=torch.int64, device=device),
             floats(temperatures),
-            torch.tensor([p.top_k for p in params], device=device),
+            torch.tensor([p.top_k for p in params], dtype=torch.int64, device=device),
             floats([p.top_p for p in params]),
             floats([p.min_p for p in params]),
             _padded(stop_ids, device),
