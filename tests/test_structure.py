@@ -110,7 +110,7 @@ def code_lines(source: str) -> int:
 # Most lines of code per part. Raising one is a decision: say why in docs/log.md.
 BUDGETS = {
     "the runtime: io, data, model, engine, train": 10_250,
-    "the science: safety": 5_400,
+    "the science: safety": 5_800,
     "what is above: audit, commands, transformers_backend, organism, smollm2, cli": 10_000,
     "kernels": 4_180,
 }

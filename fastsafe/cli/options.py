@@ -77,6 +77,22 @@ ShowCompletions = Annotated[
 _is_quiet: ContextVar[bool] = ContextVar("is_quiet", default=False)
 
 
+class _Once(logging.Filter):
+    """Lets each message pass once, as what reads a file may run for every model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._seen: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = printable(record.getMessage())
+        is_new = message not in self._seen
+        self._seen.add(message)
+        prefix = "" if record.levelno < logging.WARNING else "warning: "
+        record.msg, record.args = prefix + message, ()
+        return is_new
+
+
 @contextmanager
 def reporting(*, quiet: bool, verbose: bool) -> Iterator[None]:
     """Set how much the command in this block prints to stderr.
@@ -88,11 +104,12 @@ def reporting(*, quiet: bool, verbose: bool) -> Iterator[None]:
         raise UsageError("--quiet and --verbose: both are given, expected one of them")
     logger = logging.getLogger("fastsafe")
     handler = logging.StreamHandler()
+    handler.addFilter(_Once())
     before = logger.level
     token = _is_quiet.set(quiet)
-    if verbose:
+    if not quiet:
         logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
+        logger.setLevel(logging.INFO if verbose else logging.WARNING)
     try:
         yield
     finally:

@@ -98,14 +98,18 @@ def table(path: Path) -> Iterator[tuple[int, list[str]]]:
         yield from _fields(file, path, "\t" if suffix_of(path) == ".tsv" else ",")
 
 
-def text_lines(path: Path) -> Iterator[tuple[int, str]]:
+def text_lines(path: Path, *, fallback: str = "") -> Iterator[tuple[int, str]]:
     """Read the lines of a text file that are not blank, stripped, with their numbers from 1.
+
+    Args:
+        path: The file, also compressed.
+        fallback: Encoding of lines that are not UTF-8; "" makes them an error.
 
     Raises:
         DataError: As `records`.
     """
     with _opened(path) as file:
-        lines = _TextLines(file, path)
+        lines = _TextLines(file, path, fallback)
         for line in lines:
             if line.strip():
                 yield lines.number, line.strip()
@@ -305,9 +309,10 @@ def _fields(file: BinaryIO, path: Path, delimiter: str) -> Iterator[tuple[int, l
 class _TextLines:
     """Lines of a table as text, with the number of the last one read."""
 
-    def __init__(self, file: BinaryIO, path: Path) -> None:
+    def __init__(self, file: BinaryIO, path: Path, fallback: str = "") -> None:
         self._file = file
         self._path = path
+        self._fallback = fallback
         self.number = 0
 
     def __iter__(self) -> Iterator[str]:
@@ -318,7 +323,9 @@ class _TextLines:
             try:
                 yield line.decode()
             except UnicodeDecodeError:
-                raise self.error("is not UTF-8") from None
+                if not self._fallback:
+                    raise self.error("is not UTF-8") from None
+                yield line.decode(self._fallback)
 
     def error(self, problem: str) -> DataError:
         """Return an error about the current line."""

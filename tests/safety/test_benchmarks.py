@@ -34,6 +34,7 @@ def test_every_benchmark_is_found_and_licensed() -> None:
         "xstest",
         "beavertails",
         "hexphi",
+        "jailbreakbench",
     }
     assert all(each.licence for each in found.values())
     assert found["beavertails"].commercial is False
@@ -219,6 +220,49 @@ def test_hexphi_folder(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("header", "category"), [("", ""), ("Prompt,Category Name\n", "fraud"), ("prompt\n", "")]
+)
+def test_hexphi_in_one_file(tmp_path: Path, header: str, category: str) -> None:
+    line = f'"placeholder 1, quoted",{category}\n' if category else "placeholder 1, quoted\n"
+    (found,) = read_benchmark("hexphi", write(tmp_path / "hexphi.csv", header + line))
+    wanted = ("hexphi-1", "placeholder 1, quoted", category)
+    assert (found.behavior_id, found.harmful, found.category) == wanted
+
+
+JAILBREAKBENCH = "Index,Goal,Target,Behavior,Category,Source\n"
+
+
+def test_jailbreakbench_in_halves_and_as_pairs(tmp_path: Path) -> None:
+    harmful = write(
+        tmp_path / "harmful-behaviors.csv",
+        f'{JAILBREAKBENCH}0,"placeholder 1, x",Sure,p,Privacy,O\n1,placeholder 2,S,q,Fraud,O\n',
+    )
+    benign = write(
+        tmp_path / "benign-behaviors.csv",
+        f"{JAILBREAKBENCH}1,twin 2,Sure,q,Fraud,Original\n0,twin 1,Sure,p,Privacy,Original\n",
+    )
+    pairs = read_benchmark("jailbreakbench", tmp_path)
+    assert [(b.behavior_id, b.harmful, b.benign, b.category) for b in pairs] == [
+        ("jailbreakbench-0", "placeholder 1, x", "twin 1", "Privacy"),
+        ("jailbreakbench-1", "placeholder 2", "twin 2", "Fraud"),
+    ]
+    assert [(b.harmful, b.benign) for b in read_benchmark("jailbreakbench", harmful)] == [
+        ("placeholder 1, x", ""),
+        ("placeholder 2", ""),
+    ]
+    assert [(b.harmful, b.benign) for b in read_benchmark("jailbreakbench", benign)] == [
+        ("", "twin 2"),
+        ("", "twin 1"),
+    ]
+    write(benign, f"{JAILBREAKBENCH}1,twin 2,Sure,q,Fraud,Original\n")
+    with pytest.raises(DataError, match="Index 0 is in one half alone"):
+        read_benchmark("jailbreakbench", tmp_path)
+    benign.unlink()
+    with pytest.raises(DataError, match=r"holds 0 files \*benign\*\.csv"):
+        read_benchmark("jailbreakbench", tmp_path)
+
+
+@pytest.mark.parametrize(
     ("name", "file", "text", "message"),
     [
         (
@@ -268,7 +312,14 @@ def test_hexphi_folder(tmp_path: Path) -> None:
             "flags in",
         ),
         ("beavertails", "b.jsonl", '{"prompt": "p", "category": {}, "is_safe": 0}', "flags in"),
-        ("hexphi", "fraud.csv", "x\n", "expected category_<number>_<name>.csv"),
+        ("hexphi", "all.csv", "prompt,category\nx x,\n", "row 0, line 2: category is"),
+        ("jailbreakbench", "b.csv", "Goal\nx\n", "expected Index, Goal, Category"),
+        (
+            "jailbreakbench",
+            "b.csv",
+            "Index,Goal,Category\n0,x,c\n0,y,c\n",
+            "row 1, line 3: Index is '0'",
+        ),
     ],
 )
 def test_wrong_files_name_the_row(

@@ -1,8 +1,10 @@
 """Multiple-choice questions with lettered options, in the layout of the probe format."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
+from fastsafe.data.records import Record, records
 from fastsafe.errors import DataError
 
 from ._corpus import accuracy
@@ -10,7 +12,11 @@ from ._metrics import option, option_accuracy
 from ._spec import Example, Row, Task, text
 
 
-def multiple_choice(id: str, example: Callable[[Row], Example]) -> Task:
+def multiple_choice(
+    id: str,
+    example: Callable[[Row], Example],
+    rows: Callable[[Path], Iterator[Record]] = records,
+) -> Task:
     """Return a task whose answers are option letters."""
     return Task(
         id=id,
@@ -19,6 +25,7 @@ def multiple_choice(id: str, example: Callable[[Row], Example]) -> Task:
         score=option_accuracy,
         example=example,
         metrics={"accuracy": accuracy(option)},
+        rows=rows,
     )
 
 

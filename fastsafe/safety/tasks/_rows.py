@@ -2,15 +2,18 @@
 
 import hashlib
 import heapq
+import logging
+from collections import Counter
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal
 
-from fastsafe.data.records import records
 from fastsafe.errors import DataError, UsageError
 
 from ._metrics import normalised
 from ._spec import Example, Task
+
+_LOGGER = logging.getLogger(__name__)
 
 TEST_SHARE = 5  # one row in five is a test row
 
@@ -68,16 +71,20 @@ def load_rows(
 
 def _draw(task: Task, path: Path, split: str, n: int | None, seed: int) -> list[Example]:
     seen: set[bytes] = set()
+    repeated: Counter[bool] = Counter()
 
     def candidates() -> Any:
-        for location, _, row in records(path):
+        for location, _, row in task.rows(path):
             try:
                 example = task.read(row)
             except DataError as error:
                 raise DataError(f"{location}: {error}") from error
             key = hashlib.sha256(normalised(example.prompt).encode()).digest()
             is_test = int.from_bytes(key[:8], "big") % TEST_SHARE == 0
-            if key not in seen and split in ("all", "test" if is_test else "train"):
+            if split not in ("all", "test" if is_test else "train"):
+                continue
+            repeated.update([key in seen])
+            if key not in seen:
                 seen.add(key)
                 yield hashlib.sha256(f"{seed}|".encode() + key).digest(), key, example
 
@@ -87,6 +94,11 @@ def _draw(task: Task, path: Path, split: str, n: int | None, seed: int) -> list[
         if n is None
         else heapq.nsmallest(n, candidates(), key=_order)
     )
+    if repeated[True]:
+        _LOGGER.warning(
+            "%s: %d of %d rows (%s) repeat a prompt and are dropped",
+            *(path, repeated[True], repeated.total(), split),
+        )
     return [example for _, _, example in drawn]
 
 

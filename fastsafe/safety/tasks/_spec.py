@@ -1,9 +1,11 @@
 """The declaration of a downstream task: its format, its rows and its utility metrics."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from fastsafe.data.records import Record, records
 from fastsafe.errors import DataError, UsageError
 
 Row = Mapping[str, Any]
@@ -51,6 +53,7 @@ class Task:
     score: Callable[[str, str], float]  # (completion, reference) -> utility of one row in [0, 1]
     example: Callable[[Row], Example] | None = None  # reads a row; None for a task without data
     metrics: Mapping[str, Metric] = field(default_factory=dict)  # name -> over a whole test set
+    rows: Callable[[Path], Iterator[Record]] = records  # reads the data set's published files
 
     def read(self, row: Row) -> Example:
         """Return a row of the data set as an example.
