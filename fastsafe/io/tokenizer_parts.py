@@ -13,6 +13,7 @@ from base64 import b64decode
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from fastsafe.errors import shown
 from fastsafe.io.json_file import parse_json, unique_keys
 
 MAX_GROWTH = 400  # times; ALBERT's chain of normalizers may reach 324 for one rare character
@@ -216,7 +217,7 @@ def _check_post_processor(steps: list[dict[str, Any]]) -> None:
             token = known.get(special.get("id"))
             if not isinstance(token, dict):
                 raise ValueError(
-                    f"post_processor adds {ascii(special.get('id'))[:80]}, expected one of its "
+                    f"post_processor adds {shown(special.get('id'), 80)}, expected one of its "
                     "special_tokens"
                 )
             ids += len(token["ids"]) if isinstance(token.get("ids"), list) else 1

@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsafe.errors import AdapterError
+from fastsafe.errors import AdapterError, shown
 from fastsafe.io import safetensors
 from fastsafe.io.atomic import publish_dir
 from fastsafe.io.json_file import read_json
 from fastsafe.io.weight_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from fastsafe.model.json_fields import shortened
 from fastsafe.model.peft import LoraConfig, parse_config
 
 _PREFIX = "base_model.model."
@@ -206,6 +205,6 @@ def _check_replaced(modules: Any, saved: Iterable[str], location: str) -> None:
         for module in modules
     ):
         raise AdapterError(
-            f"{location}: modules_to_save is {shortened(modules)}, expected null or modules whose "
+            f"{location}: modules_to_save is {shown(modules)}, expected null or modules whose "
             "tensors are in the adapter's file; take what was not trained out of the list"
         )

@@ -124,7 +124,7 @@ def test_partial_and_mis_shaped_adapters_are_refused_whole(
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
         ({"init_lora_weights": "OLoRA"}, "'OLoRA', .* convert the adapter to plain LoRA"),
         ({"init_lora_weights": "kaiming"}, "init_lora_weights is 'kaiming', expected true, false"),
-        ({"kasa_config": {}}, "kasa_config is an object of 0 items, which is not supported"),
+        ({"kasa_config": {}}, "kasa_config is {}, which is not supported"),
         ({"use_rslora": "false"}, "use_rslora is 'false', expected true or false"),
         ({"target_parameters": ["mlp.down_proj.weight"]}, "target_parameters is"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is"),
