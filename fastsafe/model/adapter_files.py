@@ -86,7 +86,8 @@ def read_dir(path: Path) -> AdapterFiles:
     lora: dict[str, Tensor] = {}
     saved: dict[str, Tensor] = {}
     adapters: set[str | None] = set()
-    for name, tensor in safetensors.read(location).items():
+    tensors = safetensors.read(location)
+    for name, tensor in tensors.items():
         key = name.removeprefix(_PREFIX)
         if key.startswith("layers."):  # transformers, too, adds what is missing
             key = f"model.{key}"
@@ -100,6 +101,11 @@ def read_dir(path: Path) -> AdapterFiles:
         raise AdapterError(
             f"{location}: holds weights of {len(adapters)} adapters "
             f"({', '.join(sorted(map(repr, adapters)))[:80]}), expected one; save each with PEFT"
+        )
+    if len(lora) + len(saved) < len(tensors):
+        raise AdapterError(
+            f"{location}: two tensors have one name but for its prefix, expected one of each; save "
+            "the adapter with PEFT"
         )
     _check_replaced(raw.get("modules_to_save"), saved, str(path / ADAPTER_CONFIG))
     return AdapterFiles(config, lora, saved)

@@ -93,6 +93,10 @@ def test_minimal_config_loads(model: Transformer, write: Callable[..., Path]) ->
             r"holds weights of 2 adapters \('default', None\), expected one",
         ),
         (
+            lambda t: t.update({FIRST.removeprefix("base_model.model."): t[FIRST] + 1}),
+            "two tensors have one name but for its prefix",
+        ),
+        (
             lambda t: t.update({FIRST.replace("lora_A.weight", "lora_B.bias"): torch.ones(16)}),
             "is a trained bias, which is not supported; merge the adapter",
         ),
