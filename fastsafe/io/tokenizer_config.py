@@ -31,13 +31,11 @@ class TokenizerConfig:
     """What the files beside tokenizer.json say.
 
     Attributes:
-        fields: tokenizer_config.json.
         special_tokens: Text of "bos_token", "eos_token", ...; the variables of chat templates.
         added_tokens: Tokens to add to those of tokenizer.json, in this order.
         templates: Chat templates by name.
     """
 
-    fields: Mapping[str, Any]
     special_tokens: Mapping[str, str]
     added_tokens: tuple[tokenizers.AddedToken, ...]
     templates: Mapping[str, str]
@@ -101,7 +99,6 @@ def read_config(
             f"{path}: {len(added)} tokens are added, expected at most {MAX_ADDED_TOKENS}; {_OURS}"
         )
     return TokenizerConfig(
-        fields,
         {name: token.content for name, token in special.items()},
         tuple(added),
         _templates(folder, fields),
