@@ -31,19 +31,22 @@ class _ShortRepr(reprlib.Repr):
 
     def repr_int(self, x: int, level: int) -> str:
         # Python refuses to write a number of thousands of digits
-        return repr(x) if x.bit_length() < 512 else f"<a number of {x.bit_length()} bits>"
+        return repr(x) if x.bit_length() < 512 else f"an integer of {x.bit_length()} bits"
 
 
 def shown(value: object, limit: int = 60) -> str:
     """Return the ``repr`` of a value from outside, of at most ``limit`` characters.
 
-    A value of any size and depth costs little, and control characters are escaped.
+    Of a longer list or mapping only the number of items is told. A value of any size and depth
+    costs little, and control characters are escaped.
 
     Example:
-        >>> shown("a" * 1_000_000, limit=8)
-        "'aaaa..."
+        >>> shown("a" * 1_000_000, limit=8), shown([1, 2, 3, 4, 5])
+        ("'aaaa...", 'a list of 5')
     """
     text = repr(value[:limit]) if isinstance(value, str) else _ShortRepr().repr(value)
+    if isinstance(value, list | tuple | dict) and (len(value) > 4 or len(text) > limit):
+        return f"a {type(value).__name__} of {len(value)}"
     return text if len(text) <= limit else f"{text[: limit - 3]}..."
 
 

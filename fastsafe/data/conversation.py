@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
-from fastsafe.errors import DataError
+from fastsafe.errors import DataError, shown
 
 Role = Literal["system", "user", "assistant", "tool"]
 Kind = Literal["prompt", "messages", "text", "tokens"]
@@ -73,14 +73,14 @@ def kind_of(row: Row, location: str) -> Kind:
 def _check_messages(messages: Any, location: str) -> None:
     if not isinstance(messages, list | tuple) or not messages:
         raise DataError(
-            f"{location}: messages is {describe(messages)}, expected a list of turns; "
+            f"{location}: messages is {shown(messages)}, expected a list of turns; "
             "give one turn or more"
         )
     for i, message in enumerate(messages):
         role = message.get("role") if isinstance(message, Mapping) else message
         if not isinstance(message, Mapping) or role not in ROLES:
             raise DataError(
-                f"{location}: messages[{i}] has role {describe(role)}, expected one of "
+                f"{location}: messages[{i}] has role {shown(role)}, expected one of "
                 f"{', '.join(ROLES)}; rename it"
             )
         # OpenAI's turns that call tools have no content
@@ -91,7 +91,7 @@ def _check_messages(messages: Any, location: str) -> None:
 def _check_text(value: Any, key: str, location: str) -> None:
     if not isinstance(value, str):
         raise DataError(
-            f"{location}: {key} is {describe(value)}, expected a string; write the text there"
+            f"{location}: {key} is {shown(value)}, expected a string; write the text there"
         )
 
 
@@ -107,7 +107,7 @@ def _check_pair(prompt: Any, completion: Any, location: str) -> None:
     is_known = isinstance(prompt, str) or is_turns(prompt) or _are_ids(prompt)
     key, value = ("completion", completion) if is_known else ("prompt", prompt)
     raise DataError(
-        f"{location}: {key} is {describe(value)}, expected prompt and completion to be both "
+        f"{location}: {key} is {shown(value)}, expected prompt and completion to be both "
         "strings, both lists of turns or both lists of token ids; write them alike"
     )
 
@@ -150,7 +150,7 @@ def _check_tokens(token_ids: Any, trained: Any, location: str) -> None:
     for key, value, kind in (("token_ids", token_ids, int), ("trained", trained, bool)):
         if not isinstance(value, list | tuple) or any(type(item) is not kind for item in value):
             raise DataError(
-                f"{location}: {key} is {describe(value)}, expected a list of {kind.__name__}; "
+                f"{location}: {key} is {shown(value)}, expected a list of {kind.__name__}; "
                 "write one per token"
             )
     if len(token_ids) != len(trained):
@@ -158,12 +158,3 @@ def _check_tokens(token_ids: Any, trained: Any, location: str) -> None:
             f"{location}: trained has {len(trained)} marks, expected {len(token_ids)}, one per "
             "token; write both equally long"
         )
-
-
-def describe(value: Any) -> str:
-    """Return what a value of an untrusted row is, for errors: short and escaped."""
-    if isinstance(value, str):
-        return f"{value[:40]!a}"
-    if isinstance(value, list | tuple | Mapping | bytes):
-        return f"a {type(value).__name__} of {len(value)}"
-    return f"{value!a}"[:40]

@@ -9,9 +9,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fastsafe.data.conversation import describe
 from fastsafe.data.records import records, suffix_of, table, text_lines
-from fastsafe.errors import DataError
+from fastsafe.errors import DataError, shown
 
 # names of the column of prompts in published lists, by precedence; case and spaces do not matter
 PROMPT_COLUMNS = (
@@ -103,7 +102,7 @@ def _in_table(
         text = fields[column].strip()
         if _is_json(text):
             raise DataError(
-                f"{location}: prompt is {describe(text)}, which is JSON, expected plain text; call "
+                f"{location}: prompt is {shown(text)}, which is JSON, expected plain text; call "
                 "the file .jsonl"
             )
         yield ListedPrompt(location, number, text)

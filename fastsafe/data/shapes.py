@@ -7,9 +7,9 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from string import ascii_uppercase
 from typing import Any, NamedTuple
 
-from fastsafe.data.conversation import describe, is_turns, kind_of, turns_of
+from fastsafe.data.conversation import is_turns, kind_of, turns_of
 from fastsafe.data.turns import check_row_marks, read_tools, read_turn, read_turns, unread_keys
-from fastsafe.errors import DataError, UsageError
+from fastsafe.errors import DataError, UsageError, shown
 
 Raw = Mapping[str, Any]
 
@@ -89,8 +89,7 @@ def _alpaca(raw: Raw, location: str) -> dict[str, Any]:
     for exchange in history:
         if not isinstance(exchange, list | tuple) or len(exchange) != 2:
             raise DataError(
-                f"{location}: history has {describe(exchange)}, expected pairs of question and "
-                "answer"
+                f"{location}: history has {shown(exchange)}, expected pairs of question and answer"
             )
         messages += turns_of(*exchange)
     question = raw["instruction"]
@@ -105,14 +104,14 @@ def _sharegpt(raw: Raw, location: str) -> dict[str, Any]:
     """Convert a row of ShareGPT; its turns may have role and content in place of from and value."""
     turns = raw["conversations"]
     if not isinstance(turns, list | tuple):
-        raise DataError(f"{location}: conversations is {describe(turns)}, expected a list of turns")
+        raise DataError(f"{location}: conversations is {shown(turns)}, expected a list of turns")
     messages = _opening(raw)
     for i, turn in enumerate(turns):
         given = turn if isinstance(turn, Mapping) else {}
         speaker = given.get("from", given.get("role"))
         if not isinstance(speaker, str) or speaker not in _SPEAKERS:
             raise DataError(
-                f"{location}: conversations[{i}] is from {describe(speaker)}, expected one of "
+                f"{location}: conversations[{i}] is from {shown(speaker)}, expected one of "
                 f"{', '.join(_SPEAKERS)}; rename it, or name the column of turns with role and "
                 "content by --map messages=COLUMN"
             )
@@ -132,7 +131,7 @@ def _choices(answer_key: str) -> Callable[[Raw, str], dict[str, Any]]:
         choices, answer = raw["choices"], raw[answer_key]
         is_list = isinstance(choices, list | tuple) and 2 <= len(choices) <= len(ascii_uppercase)
         if not is_list or not all(isinstance(choice, str) for choice in choices):
-            raise DataError(f"{location}: choices is {describe(choices)}, expected 2 to 26 texts")
+            raise DataError(f"{location}: choices is {shown(choices)}, expected 2 to 26 texts")
         if isinstance(answer, int) and not isinstance(answer, bool):
             if not 0 <= answer < len(choices):
                 raise DataError(
@@ -171,7 +170,7 @@ def _opening(raw: Raw) -> list[dict[str, Any]]:
 def _text(value: Any, key: str, location: str) -> str:
     if not isinstance(value, str):
         raise DataError(
-            f"{location}: {key} is {describe(value)}, expected a string; write the text there"
+            f"{location}: {key} is {shown(value)}, expected a string; write the text there"
         )
     return value
 

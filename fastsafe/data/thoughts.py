@@ -46,10 +46,9 @@ _PAIRS = (
     _Pair(r"<\|inner_prefix\|>", r"<\|inner_suffix\|>"),  # Apertus
     _Pair("<unused94>thought", "<unused95>"),  # MedGemma
     _Pair(r"<\|channel>thought", r"<channel\|>"),  # Gemma 4
-    # gpt-oss: every channel but the final one; decoded without special tokens, "assistantfinal"
-    _Pair(
-        rf"{_CHANNEL}(?!final){_HEADER_END}", rf"{_CHANNEL}final{_HEADER_END}|assistantfinal(?=\S)"
-    ),
+    # gpt-oss: every channel but the final one; then the same decoded without special tokens
+    _Pair(rf"{_CHANNEL}(?!final){_HEADER_END}", rf"{_CHANNEL}final{_HEADER_END}"),
+    _Pair(r"\A(?:analysis|commentary)(?=.*assistantfinal\S)", r"assistantfinal(?=\S)", True),
     _Pair("Here(?: is|'s) my thought process:", "Here(?: is|'s) my response:", True),  # Granite 3.2
     _Pair("Here are my reasoning steps:", r"\[BEGIN FINAL RESPONSE\]", True),  # Apriel
 )
@@ -59,9 +58,10 @@ _SCAN = re.compile(
     "|".join(
         [f"(?P<o{i}>{pair.opening})|(?P<c{i}>{pair.closing})" for i, pair in enumerate(_PAIRS)]
         + [_FENCE]
-    )
+    ),
+    re.DOTALL,
 )
-_ANY = re.compile("|".join(f"{pair.opening}|{pair.closing}" for pair in _PAIRS))
+_ANY = re.compile("|".join(f"{pair.opening}|{pair.closing}" for pair in _PAIRS), re.DOTALL)
 _OPENED = re.compile(rf"(?:{'|'.join(pair.opening for pair in _PAIRS)})\s*\Z")
 _EMPTY = re.compile(
     r"\s*(?:"
@@ -223,8 +223,7 @@ def _fence_after(fence: str, text: str, begin: int, run: re.Match[str]) -> str:
     before = text[max(begin, run.start() - _LINE_CHARS) : run.start()].rpartition("\n")[2]
     if before.strip():
         return fence
-    line_end = text.find("\n", run.end())
-    info = text[run.end() : line_end if line_end >= 0 else None].strip()
+    info = text[run.end() : run.end() + _LINE_CHARS].partition("\n")[0].strip()
     if "`" in info:
         return fence
     if not fence:
@@ -240,7 +239,16 @@ def _is_quoted(text: str, begin: int, mark: re.Match[str]) -> bool:
         return True
     # a fence of code is no quote
     before, after = before.replace("```", ""), after.replace("```", "")
-    return any(before.count(quote) % 2 and quote in after for quote in '"`')
+    return any(_is_between(before, after, quote) for quote in '"`')
+
+
+def _is_between(before: str, after: str, quote: str) -> bool:
+    """Return whether a quote is open before a place on a line, and closed behind it."""
+    if not before.count(quote) % 2 or quote not in after:
+        return False
+    left, right = before.rpartition(quote)[2], after.partition(quote)[0]
+    # one that stands before a space opens nothing, as in 6" of rain; one behind a space closes none
+    return not (left + right).strip() or not (left[:1].isspace() or right[-1:].isspace())
 
 
 def _unwrapped(answer: str) -> str:

@@ -8,8 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fastsafe.data.conversation import describe
-from fastsafe.errors import DataError
+from fastsafe.errors import DataError, shown
 
 _REASONING = ("reasoning_content", "thinking", "reasoning")
 # marks of whether an answer is trained, as in OpenAI's, Mistral's, Axolotl's and ms-swift's rows
@@ -53,7 +52,7 @@ def read_turn(turn: Mapping[str, Any], location: str) -> dict[str, Any]:
     for key, remedy in _REFUSED.items():
         if key in given and given[key] not in _EMPTY:
             raise DataError(
-                f"{location}: key {key} is {describe(given[key])}, which is not supported; {remedy}"
+                f"{location}: key {key} is {shown(given[key])}, which is not supported; {remedy}"
             )
     read = {key: given[key] for key in ("role",) if key in given}
     if "content" in given:
@@ -66,7 +65,7 @@ def read_turn(turn: Mapping[str, Any], location: str) -> dict[str, Any]:
     for key in _TEXTS:
         if key in given:
             if not isinstance(given[key], str):
-                raise DataError(f"{location}: {key} is {describe(given[key])}, expected a string")
+                raise DataError(f"{location}: {key} is {shown(given[key])}, expected a string")
             read[key] = given[key]
     if not _is_trained(given, location):
         read["weight"] = 0
@@ -98,7 +97,7 @@ def read_tools(row: Mapping[str, Any], location: str) -> list[Any] | None:
             tools = json.loads(tools)
         except (ValueError, RecursionError):
             raise DataError(
-                f"{location}: tools is {describe(tools)}, expected a list of functions, or JSON of "
+                f"{location}: tools is {shown(tools)}, expected a list of functions, or JSON of "
                 "one; correct or drop it"
             ) from None
     if not tools or (isinstance(tools, str) and not tools.strip()):
@@ -106,7 +105,7 @@ def read_tools(row: Mapping[str, Any], location: str) -> list[Any] | None:
     is_list = isinstance(tools, list | tuple) and all(isinstance(each, Mapping) for each in tools)
     if not is_list or not _is_json(tools):
         raise DataError(
-            f"{location}: tools is {describe(tools)}, expected a list of functions, or JSON of one;"
+            f"{location}: tools is {shown(tools)}, expected a list of functions, or JSON of one;"
             " correct or drop it"
         )
     return list(tools)
@@ -124,7 +123,7 @@ def check_row_marks(row: Mapping[str, Any], location: str) -> None:
         is_mark = word in ("true", "false") or (word and "weight" in key)
         if is_mark and word not in (("false",) if key in _INVERSE_MARKS else ("true", "1", "1.0")):
             raise DataError(
-                f"{location}: {key} of the row is {describe(value)}, and rows have no weights here;"
+                f"{location}: {key} of the row is {shown(value)}, and rows have no weights here;"
                 " remove rows that are not to be trained, or drop the key"
             )
 
@@ -140,7 +139,7 @@ def _reasoning(given: Mapping[str, Any], location: str) -> dict[str, str]:
     found = {key: given[key] for key in _REASONING if key in given}
     for key, text in found.items():
         if not isinstance(text, str):
-            raise DataError(f"{location}: {key} is {describe(text)}, expected a string")
+            raise DataError(f"{location}: {key} is {shown(text)}, expected a string")
     if len(set(found.values())) > 1:
         raise DataError(
             f"{location}: {' and '.join(found)} differ, expected one text of reasoning; drop one"
@@ -154,7 +153,7 @@ def _tool_calls(given: Mapping[str, Any], location: str) -> list[Any]:
     is_list = is_list and all(map(name_of, calls)) and _is_json(calls)
     if given.get("role") != "assistant" or not is_list:
         raise DataError(
-            f"{location}: tool_calls is {describe(calls)} of role {describe(given.get('role'))}, "
+            f"{location}: tool_calls is {shown(calls)} of role {shown(given.get('role'))}, "
             "expected the assistant's list of calls, each with the name of a function; correct or "
             "drop it"
         )
@@ -180,7 +179,7 @@ def _is_trained(given: Mapping[str, Any], location: str) -> bool:
         value = given[key]
         if not isinstance(value, bool | int | float) or value not in (0, 1):
             raise DataError(
-                f"{location}: {key} is {describe(value)}, expected 1 or true to train the answer, "
+                f"{location}: {key} is {shown(value)}, expected 1 or true to train the answer, "
                 "0 or false to leave it untrained; other weights are not supported"
             )
         marks[key] = bool(value) != (key in _INVERSE_MARKS)
@@ -190,7 +189,7 @@ def _is_trained(given: Mapping[str, Any], location: str) -> bool:
     if wanted and not is_answer:
         raise DataError(
             f"{location}: {next(iter(marks))} asks to train a turn of role "
-            f"{describe(given.get('role'))}, expected the assistant's alone to be trained; drop the"
+            f"{shown(given.get('role'))}, expected the assistant's alone to be trained; drop the"
             " mark, or train all tokens with loss_on all"
         )
     return wanted or not is_answer

@@ -123,7 +123,7 @@ def publish_dir(path: Path | str) -> Iterator[Path]:
             path.rename(old)
         try:
             temporary.rename(path)
-        except OSError:
+        except BaseException:
             if os.path.lexists(old):
                 old.rename(path)
             raise

@@ -18,7 +18,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from fastsafe.errors import TokenizerError
+from fastsafe.errors import TokenizerError, shown
 from fastsafe.io.template_source import for_minijinja
 
 # The present time inside a template. Llama 3.x prints the date into every system prompt, and the
@@ -120,8 +120,8 @@ def _text(reply: Mapping[str, Any] | None) -> str:
         )
     if "refused" in reply:
         raise TokenizerError(
-            f"chat template: the conversation is refused ({quote(reply['refused'])}), expected "
-            "the roles and the order that this model knows; change the messages"
+            f"chat template: the conversation is refused ({shown(reply['refused'], 200)}), "
+            "expected the roles and the order that this model knows; change the messages"
         )
     if "length" in reply:
         raise TokenizerError(
@@ -131,15 +131,10 @@ def _text(reply: Mapping[str, Any] | None) -> str:
     if "error" in reply:
         place = f"line {reply['line']}" if reply["line"] else "the template"
         raise TokenizerError(
-            f"chat template: {place} is refused ({quote(reply['error'])}), expected a template "
-            "that renders within its limits; use the one that the model's authors publish"
+            f"chat template: {place} is refused ({shown(reply['error'], 200)}), expected a "
+            "template that renders within its limits; use the one that the model's authors publish"
         )
     return str(reply["text"])
-
-
-def quote(untrusted: str) -> str:
-    """Shorten and escape text of the template's author: it may hold terminal sequences."""
-    return ascii(untrusted.partition("\n")[0][:200])
 
 
 class _Worker:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 from fastsafe.errors import CheckpointError
 
-# Weights, configuration and chat templates. Nothing that holds code or pickles is ever fetched,
-# nor a second copy of the weights in another layout.
+# Weights, configuration and chat templates, also those of additional_chat_templates. Nothing that
+# holds code or pickles is ever fetched, nor a second copy of the weights in another layout.
 ALLOWED = ("*.safetensors", "*.json", "*.jinja")
-IGNORED = ("*/*", "consolidated*")
+IGNORED = ("*/*.safetensors", "*/*.json", "consolidated*")
 DATA_SUFFIXES = (".parquet", ".jsonl", ".ndjson", ".csv", ".json")  # the first there is wins
 
 _WEIGHT_SHARD = re.compile(r"model-\d+-of-\d+\.safetensors", re.ASCII)

@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 from typing import Any, NoReturn
 
-from fastsafe.errors import CheckpointError
+from fastsafe.errors import CheckpointError, shown
 from fastsafe.io.checkpoint_file import open_file, read_file
 
 MAX_DEPTH = 64  # nesting of lists and objects
@@ -91,7 +91,7 @@ def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique: dict[str, Any] = {}
     for key, value in pairs:
         if key in unique:
-            raise ValueError(f"JSON has the key {key!r} twice, expected once")
+            raise ValueError(f"JSON has the key {shown(key)} twice, expected once")
         unique[key] = value
     return unique
 

@@ -30,7 +30,8 @@ _REFUSED = {
         rf"{_NUMBER}(?:\.[0-9_]+)?[eE][-+]?[0-9]"
     ),
     "a whole number with a point as JSON, which prints without the point here": re.compile(
-        rf"{_NUMBER}\.0+(?![0-9]).*\|\s*tojson\b", re.DOTALL
+        rf"\A(?>.*?{_NUMBER}\.0+(?![0-9])).*\|\s*tojson\b",
+        re.DOTALL,  # linear in time
     ),
     "title() before another call or index": re.compile(r"\.\s*title\(\s*\)\s*[.\[(]"),
 }

@@ -17,9 +17,9 @@ from typing import IO, Any, Self
 
 import tokenizers
 
-from fastsafe.errors import CheckpointError, TokenizerError
+from fastsafe.errors import CheckpointError, TokenizerError, shown
 from fastsafe.io import tokenizer_parts
-from fastsafe.io.chat_template import ChatTemplate, quote
+from fastsafe.io.chat_template import ChatTemplate
 from fastsafe.io.checkpoint_file import read_file
 from fastsafe.io.template_variables import check_variables
 from fastsafe.io.tokenizer_class import apply_class
@@ -294,8 +294,8 @@ def _rust(name: str, doing: str, *, silent: bool = False) -> Iterator[None]:
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise
         raise TokenizerError(
-            f"{name}: {doing} is refused ({quote(str(error))}), expected input and a file that "
-            "the tokenizers library accepts; check both"
+            f"{name}: {doing} is refused ({shown(str(error), 200)}), expected input and a file "
+            "that the tokenizers library accepts; check both"
         ) from error
 
 
@@ -370,7 +370,7 @@ def _read_backend(path: Path) -> tuple[tokenizers.Tokenizer, bool]:
         tokenizer_parts.check_parts(parts)
     except ValueError as error:
         raise TokenizerError(
-            f"{path}: {quote(str(error))[1:-1]}; use the file that the model's authors publish"
+            f"{path}: {shown(str(error), 300)[1:-1]}; use the file that the model's authors publish"
         ) from error
     with _rust(str(path), "load", silent=True):
         backend = tokenizers.Tokenizer.from_buffer(data)

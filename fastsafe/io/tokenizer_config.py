@@ -11,7 +11,7 @@ from typing import Any
 
 import tokenizers
 
-from fastsafe.errors import CheckpointError, TokenizerError
+from fastsafe.errors import CheckpointError, TokenizerError, shown
 from fastsafe.io.chat_template import MAX_SOURCE_CHARS
 from fastsafe.io.checkpoint_file import read_file
 from fastsafe.io.json_file import read_optional_object
@@ -31,13 +31,11 @@ class TokenizerConfig:
     """What the files beside tokenizer.json say.
 
     Attributes:
-        fields: tokenizer_config.json.
         special_tokens: Text of "bos_token", "eos_token", ...; the variables of chat templates.
         added_tokens: Tokens to add to those of tokenizer.json, in this order.
         templates: Chat templates by name.
     """
 
-    fields: Mapping[str, Any]
     special_tokens: Mapping[str, str]
     added_tokens: tuple[tokenizers.AddedToken, ...]
     templates: Mapping[str, str]
@@ -101,7 +99,6 @@ def read_config(
             f"{path}: {len(added)} tokens are added, expected at most {MAX_ADDED_TOKENS}; {_OURS}"
         )
     return TokenizerConfig(
-        fields,
         {name: token.content for name, token in special.items()},
         tuple(added),
         _templates(folder, fields),
@@ -122,7 +119,7 @@ def read_eos_ids(folder: Path) -> list[int]:
     ids = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(each) is int and each >= 0 for each in ids):
         raise TokenizerError(
-            f"{path}: eos_token_id is {ascii(value)[:80]}, expected an id or a list of ids; {_OURS}"
+            f"{path}: eos_token_id is {shown(value, 80)}, expected an id or a list of ids; {_OURS}"
         )
     return ids
 
@@ -168,7 +165,7 @@ def _decoder(value: Any, path: Path) -> dict[int, tokenizers.AddedToken]:
     """Read ``added_tokens_decoder``: an object of tokens by id."""
     if not isinstance(value, dict) or not all(key.isascii() and key.isdigit() for key in value):
         raise TokenizerError(
-            f"{path}: added_tokens_decoder is {ascii(value)[:80]}, expected tokens by id; {_OURS}"
+            f"{path}: added_tokens_decoder is {shown(value, 80)}, expected tokens by id; {_OURS}"
         )
     return {
         int(key[:10]): _token({"special": False, **token}, path, f"added_tokens_decoder {key[:10]}")
@@ -208,7 +205,7 @@ def _token(value: Any, path: Path, name: str) -> tokenizers.AddedToken:
     flags = {flag: flags[flag] for flag in _FLAGS if flag in flags}
     if not isinstance(content, str) or not all(type(flag) is bool for flag in flags.values()):
         raise TokenizerError(
-            f"{path}: {name} is {ascii(value)[:80]}, expected a text, or an object with content "
+            f"{path}: {name} is {shown(value, 80)}, expected a text, or an object with content "
             f"and flags; {_OURS}"
         )
     default = not isinstance(value, dict) or "__type" not in value  # so transformers writes them
@@ -250,7 +247,7 @@ def _config_templates(value: Any, folder: Path) -> dict[str, str]:
         isinstance(text, str) for item in named.items() for text in item
     ):
         raise TokenizerError(
-            f"{folder / 'tokenizer_config.json'}: chat_template is {ascii(value)[:80]}, expected "
+            f"{folder / 'tokenizer_config.json'}: chat_template is {shown(value, 80)}, expected "
             f"a text, a list of {{name, template}}, or an object of templates by name; {_OURS}"
         )
     return named

@@ -27,9 +27,9 @@ _CHILDREN = ("normalizers", "pretokenizers", "processors", "decoders")
 _JSON = json.JSONDecoder(object_pairs_hook=unique_keys)
 _UNICODE_GROWTH = {"NFD": 4, "NFC": 3, "NFKD": 18, "NFKC": 18, "Lowercase": 3, "BertNormalizer": 12}
 # One class, escape or character, at least once: such a pattern matches no empty text.
-_PLAIN = re.compile(r"(\\.|\[\^?[^]\\]+\]|[^\\()[\]*+?{}|.^$])+(\+|\{[1-9]\d*,?\d*\})?")
-_COUNT = re.compile(r"\{(\d*),?(\d*)\}")
-_CLASS_OR_ESCAPE = re.compile(r"\[\^?\]?(\\.|[^]\\])*\]|\\[^1-9gk]", re.DOTALL)
+_PLAIN = re.compile(r"(\\.|\[\^?[^]\\]+\]|[^\\()[\]*+?{}|.^$])+(\+|\{[1-9]\d*(,\d*)?\})?")
+_COUNT = re.compile(r"\{(\d*)(?:,(\d*))?\}")
+_CLASS_OR_ESCAPE = re.compile(r"\[\^?\]?(\\.|[^]\\])*+\]?|\\[^1-9gk]", re.DOTALL)
 _REPEATED_GROUP = re.compile(r"\)[*+{]|\\[1-9gk]")
 _THREE_LOOPS = re.compile(r"([*+]|,\})([^|]*?([*+]|,\})){2}")
 

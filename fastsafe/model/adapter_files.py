@@ -11,12 +11,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastsafe.errors import AdapterError
+from fastsafe.errors import AdapterError, shown
 from fastsafe.io import safetensors
 from fastsafe.io.atomic import publish_dir
 from fastsafe.io.json_file import read_json
 from fastsafe.io.weight_folder import ADAPTER_CONFIG, ADAPTER_WEIGHTS
-from fastsafe.model.json_fields import shortened
 from fastsafe.model.peft import LoraConfig, parse_config
 
 _PREFIX = "base_model.model."
@@ -87,7 +86,8 @@ def read_dir(path: Path) -> AdapterFiles:
     lora: dict[str, Tensor] = {}
     saved: dict[str, Tensor] = {}
     adapters: set[str | None] = set()
-    for name, tensor in safetensors.read(location).items():
+    tensors = safetensors.read(location)
+    for name, tensor in tensors.items():
         key = name.removeprefix(_PREFIX)
         if key.startswith("layers."):  # transformers, too, adds what is missing
             key = f"model.{key}"
@@ -101,6 +101,11 @@ def read_dir(path: Path) -> AdapterFiles:
         raise AdapterError(
             f"{location}: holds weights of {len(adapters)} adapters "
             f"({', '.join(sorted(map(repr, adapters)))[:80]}), expected one; save each with PEFT"
+        )
+    if len(lora) + len(saved) < len(tensors):
+        raise AdapterError(
+            f"{location}: two tensors have one name but for its prefix, expected one of each; save "
+            "the adapter with PEFT"
         )
     _check_replaced(raw.get("modules_to_save"), saved, str(path / ADAPTER_CONFIG))
     return AdapterFiles(config, lora, saved)
@@ -206,6 +211,6 @@ def _check_replaced(modules: Any, saved: Iterable[str], location: str) -> None:
         for module in modules
     ):
         raise AdapterError(
-            f"{location}: modules_to_save is {shortened(modules)}, expected null or modules whose "
+            f"{location}: modules_to_save is {shown(modules)}, expected null or modules whose "
             "tensors are in the adapter's file; take what was not trained out of the list"
         )

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from fastsafe.errors import CheckpointError
+from fastsafe.errors import CheckpointError, shown
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Fields:
 
     def refuse(self, name: str, expected: str) -> CheckpointError:
         """Build the error for a field whose value cannot be used."""
-        value = "missing" if self.raw.get(name) is None else shortened(self.raw[name])
+        value = "missing" if self.raw.get(name) is None else shown(self.raw[name])
         return CheckpointError(f"{self.location}: {name} is {value}, expected {expected}")
 
     def has(self, name: str) -> bool:
@@ -105,17 +105,3 @@ def is_number(value: Any) -> TypeGuard[int | float]:
         )
     except OverflowError:  # an integer beyond the range of a float
         return False
-
-
-def shortened(value: Any) -> str:
-    """Show a value in about 60 characters, without rendering a huge one."""
-    nests = isinstance(value, list) and any(isinstance(item, list | Mapping) for item in value)
-    if isinstance(value, list) and len(value) <= 4 and not nests:
-        return "[" + ", ".join(map(shortened, value)) + "]"
-    if isinstance(value, list | Mapping):
-        kind = "a list" if isinstance(value, list) else "an object"
-        return f"{kind} of {len(value)} items"
-    if isinstance(value, int) and value.bit_length() > 128:
-        return f"an integer of {value.bit_length()} bits"
-    text = ascii(value) if isinstance(value, str) else repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."

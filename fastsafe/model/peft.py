@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from fastsafe.errors import AdapterError
-from fastsafe.model.json_fields import is_number, shortened
+from fastsafe.errors import AdapterError, shown
+from fastsafe.model.json_fields import is_number
 from fastsafe.model.name_patterns import NameMatcher, check_pattern
 
 _MAX_RANK = 4096
@@ -149,7 +149,7 @@ class LoraConfig:
                     )
         if not chosen:
             raise AdapterError(
-                f"{location}: target_modules {shortened(self.target_modules)} match no module of "
+                f"{location}: target_modules {shown(self.target_modules)} match no module of "
                 f"the base model; its linear modules are {_last_names(known)}"
             )
         return tuple(chosen)
@@ -236,22 +236,22 @@ def parse_config(raw: Any, location: str) -> LoraConfig:
         raise AdapterError(f"{location}: is a {type(raw).__name__}, expected a JSON object")
     if raw.get("peft_type") != "LORA":
         raise AdapterError(
-            f"{location}: peft_type is {shortened(raw.get('peft_type'))}, expected 'LORA'; convert "
+            f"{location}: peft_type is {shown(raw.get('peft_type'))}, expected 'LORA'; convert "
             "the adapter to PEFT's LoRA format"
         )
     if raw.get("bias", "none") not in ("none", "all", "lora_only"):  # the tensors say whether any
-        raise AdapterError(f"{location}: bias is {shortened(raw['bias'])}, expected 'none'")
+        raise AdapterError(f"{location}: bias is {shown(raw['bias'])}, expected 'none'")
     init = raw.get("init_lora_weights")
     if init and init is not True and not (isinstance(init, str) and init.lower() in _INITS):
         raise AdapterError(
-            f"{location}: init_lora_weights is {shortened(init)}, expected true, false or "
+            f"{location}: init_lora_weights is {shown(init)}, expected true, false or "
             f"{', '.join(_INITS)}: others may change the base weights; convert the adapter to "
             "plain LoRA with PEFT first"
         )
     for key in sorted(raw.keys() - _INERT - _USED):
         if raw[key] not in (None, False, [], {}, "", 0) or (raw[key] == {} and key in _VARIANTS):
             raise AdapterError(
-                f"{location}: {ascii(key)[1:-1][:60]} is {shortened(raw[key])}, which is not"
+                f"{location}: {ascii(key)[1:-1][:60]} is {shown(raw[key])}, which is not"
                 " supported; only plain linear LoRA is (no DoRA, no trained tokens)"
             )
     _refuse_parameters(raw.get("target_parameters"), location)
@@ -260,9 +260,7 @@ def parse_config(raw: Any, location: str) -> LoraConfig:
     if isinstance(layers, int) and not isinstance(layers, bool):
         layers = [layers]
     if layers is not None and not isinstance(layers, list):
-        raise AdapterError(
-            f"{location}: layers_to_transform is {shortened(layers)}, expected integers"
-        )
+        raise AdapterError(f"{location}: layers_to_transform is {shown(layers)}, expected integers")
     if layers:
         _check_layers_pattern(raw.get("layers_pattern"), location)
         layers = tuple(_integer(i, "layers_to_transform", location, 0, 10**6) for i in layers)
@@ -297,7 +295,7 @@ def _refuse_parameters(names: Any, location: str) -> None:
         and all(isinstance(name, str) and not f".{name}".endswith(known) for name in names)
     ):
         raise AdapterError(
-            f"{location}: target_parameters is {shortened(names)}, which is not supported; train "
+            f"{location}: target_parameters is {shown(names)}, which is not supported; train "
             "LoRA on linear modules"
         )
 
@@ -307,7 +305,7 @@ def _check_layers_pattern(patterns: Any, location: str) -> None:
         name in _NUMBERED for name in (patterns if isinstance(patterns, list) else [patterns])
     ):
         raise AdapterError(
-            f"{location}: layers_pattern is {shortened(patterns)}, expected null or 'layers', as "
+            f"{location}: layers_pattern is {shown(patterns)}, expected null or 'layers', as "
             "the base model calls its layers"
         )
 
@@ -315,7 +313,7 @@ def _check_layers_pattern(patterns: Any, location: str) -> None:
 def _integer(value: Any, key: str, location: str, low: int, high: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
         raise AdapterError(
-            f"{location}: {key} is {shortened(value)}, expected an integer in [{low}, {high}]"
+            f"{location}: {key} is {shown(value)}, expected an integer in [{low}, {high}]"
         )
     return value
 
@@ -325,20 +323,20 @@ def _number(
 ) -> float:
     if not is_number(value) or not low <= value <= high:
         expected = "a finite number" if high == math.inf else f"a number in [{low:g}, {high:g}]"
-        raise AdapterError(f"{location}: {key} is {shortened(value)}, expected {expected}")
+        raise AdapterError(f"{location}: {key} is {shown(value)}, expected {expected}")
     return float(value)
 
 
 def _flag(value: Any, key: str, location: str) -> bool:
     if value is not None and not isinstance(value, bool):
-        raise AdapterError(f"{location}: {key} is {shortened(value)}, expected true or false")
+        raise AdapterError(f"{location}: {key} is {shown(value)}, expected true or false")
     return bool(value)
 
 
 def _patterns(raw: Mapping[str, Any], key: str, location: str) -> Iterable[tuple[str, Any]]:
     value = raw.get(key) or {}
     if not isinstance(value, dict):
-        raise AdapterError(f"{location}: {key} is {shortened(value)}, expected an object")
+        raise AdapterError(f"{location}: {key} is {shown(value)}, expected an object")
     for pattern in value:
         check_pattern(pattern, f"{location}: {key}")
     return value.items()
@@ -353,7 +351,7 @@ def _names(value: Any, key: str, location: str) -> tuple[str, ...] | str:
     if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
         return tuple(value)
     raise AdapterError(
-        f"{location}: {key} is {shortened(value)}, expected a list of module names or a regex"
+        f"{location}: {key} is {shown(value)}, expected a list of module names or a regex"
     )
 
 

@@ -11,10 +11,9 @@ from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from fastsafe.data.conversation import describe
 from fastsafe.data.prompt_lists import prompt_column
 from fastsafe.data.records import records
-from fastsafe.errors import DataError, nearest
+from fastsafe.errors import DataError, nearest, shown
 
 Form = Literal["action", "request"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -92,7 +91,7 @@ def unique(behaviours: list[Behaviour], location: str) -> list[Behaviour]:
     for behaviour in behaviours:
         name, row = behaviour.behavior_id, behaviour.source_row
         if name in seen:
-            raise DataError(f"{location}: row {row - 1}: behavior_id {describe(name)} repeats")
+            raise DataError(f"{location}: row {row - 1}: behavior_id {shown(name)} repeats")
         seen.add(name)
     return behaviours
 
@@ -117,7 +116,7 @@ def _behaviour(row: Mapping[str, Any], number: int, location: str) -> Behaviour:
         remedy = "call it harmful, or name the benchmark of the file in data.benchmark"
         if prompts is None:
             remedy = nearest(unknown[0], _COLUMNS)
-        raise DataError(f"{location}: unknown column {describe(prompts or unknown[0])}; {remedy}")
+        raise DataError(f"{location}: unknown column {shown(prompts or unknown[0])}; {remedy}")
     text: dict[str, Any] = {"benign": ""}
     for column, value in {"behavior_id": str(number), "harmful": "", **row}.items():
         if not isinstance(value, str):
@@ -129,6 +128,6 @@ def _behaviour(row: Mapping[str, Any], number: int, location: str) -> Behaviour:
         raise DataError(f"{location}: harmful and benign are empty, expected at least one phrase")
     if text.setdefault("form", "action") not in FORMS:
         raise DataError(
-            f"{location}: form is {describe(text['form'])}, expected one of {', '.join(FORMS)}"
+            f"{location}: form is {shown(text['form'])}, expected one of {', '.join(FORMS)}"
         )
     return Behaviour(**text, source_row=number)

@@ -3,11 +3,12 @@
 import copy
 import json
 import os
+import time
 
 import pytest
 
 from fastsafe.errors import TokenizerError
-from fastsafe.io import chat_template, tokenizer, tokenizer_config
+from fastsafe.io import chat_template, tokenizer, tokenizer_config, tokenizer_parts
 from fastsafe.io.tokenizer import Tokenizer
 
 GOOD = {
@@ -278,6 +279,16 @@ def test_panics_print_nothing(changes, tmp_path, capfd):
     with pytest.raises(TokenizerError):
         Tokenizer.load(write(tmp_path, changes)).encode("a" * 60 + "b c")
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("pattern", ["a{" + "1" * 100_000, "[" * 100_000, "[a" * 50_000])
+def test_a_long_pattern_is_checked_in_linear_time(pattern):
+    """A quadratic search takes a minute or longer here."""
+    parts = {"normalizer": replace("x", "y") | {"pattern": {"Regex": pattern}}}
+    begin = time.process_time()
+    tokenizer_parts.check_parts(parts)
+    assert not tokenizer_parts.can_panic(parts)
+    assert time.process_time() - begin < 5
 
 
 def test_what_others_print_meanwhile_is_kept(capfd):

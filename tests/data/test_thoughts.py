@@ -74,6 +74,12 @@ def test_a_closing_mark_alone_ends_a_thought_of_the_prompt(opening: str, closing
         ("analysisTheft.assistantfinalNo.", "No."),
         ("He said: Here is my response: x", "He said: Here is my response: x"),
         ("analysisResult = 3", "analysisResult = 3"),
+        ("The name assistantfinalize is free.", "The name assistantfinalize is free."),
+        ('<think>It is 6" wide.</think>A 6" pipe.', 'A 6" pipe.'),
+        ('<think>She asks "why?</think> "Why" is a word.', '"Why" is a word.'),
+        ("<think>Is it `x?</think>No, `y`.", "No, `y`."),
+        ('text.split(" </think> ")', 'text.split(" </think> ")'),
+        ('It is "</think> or <think>" there.', 'It is "</think> or <think>" there.'),
     ],
 )
 def test_answers(text: str, answer: str) -> None:

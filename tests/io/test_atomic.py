@@ -118,6 +118,27 @@ def test_publish_dir_replaces_an_older_folder(tmp_path: Path) -> None:
     assert names(tmp_path) == ["adapter"]
 
 
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt])
+def test_publish_dir_keeps_an_older_folder_if_the_new_one_cannot_have_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: type[BaseException]
+) -> None:
+    target = tmp_path / "adapter"
+    target.mkdir()
+    (target / "old").write_text("")
+    rename = Path.rename
+
+    def fails_for_the_new(path: Path, to: Path) -> Path:
+        if (path / "fresh").exists():
+            raise error
+        return rename(path, to)
+
+    monkeypatch.setattr(Path, "rename", fails_for_the_new)
+    with pytest.raises(error), atomic.publish_dir(target) as folder:
+        (folder / "fresh").write_text("")
+    assert names(tmp_path) == ["adapter"]
+    assert names(target) == ["old"]
+
+
 def test_publish_dir_replaces_nothing_but_a_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "file").write_text("old")

@@ -56,10 +56,16 @@ def test_what_the_allow_list_lets_through():
     files = [
         *("config.json", "model.safetensors", "model-00001-of-00002.safetensors"),
         *("model.safetensors.index.json", "tokenizer.json", "chat_template.jinja"),
+        "additional_chat_templates/tool_use.jinja",
     ]
     others = [
         *("pytorch_model.bin", "modeling_x.py", "training_args.bin", "rng.pth", "model.pkl"),
-        *("original/consolidated.00.pth", "onnx/config.json", "consolidated.safetensors"),
+        *(
+            "original/consolidated.00.pth",
+            "onnx/config.json",
+            "onnx/x.safetensors",
+            "consolidated.safetensors",
+        ),
         *("model.gguf", "tf_model.h5", "README.md", "tokenizer.model", "a.json/x.py"),
     ]
     allowed = huggingface_hub.utils.filter_repo_objects(

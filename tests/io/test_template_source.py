@@ -1,5 +1,7 @@
 """Chat templates render as in Jinja, or are refused by name."""
 
+import time
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -46,6 +48,7 @@ def test_templates_print_what_jinja_prints(source: str) -> None:
         ("{{ 1e20 }}", "a number with an exponent"),
         ("{% if 1.5E+3 > 2 %}a{% endif %}", "a number with an exponent"),
         ("{{ 2.0|tojson }}", "whole number with a point as JSON"),
+        ("{{ [0.5, 10.00, 3] | first | tojson }}", "whole number with a point as JSON"),
         ("{{ messages[0]|attr('role') }}", "attr"),
         ("{{ 'a'.title().strip() }}", "title"),
     ],
@@ -59,3 +62,12 @@ def test_what_would_print_something_else_is_refused(source: str, problem: str) -
 def test_any_source_is_read_in_linear_time(part: str) -> None:
     source: Any = part * (100_000 // len(part))
     assert for_minijinja.__wrapped__(source) == source
+
+
+@pytest.mark.parametrize("part", ["1.0 ", "1.0|", "1_", "| ", ".title() "])
+def test_the_code_of_a_tag_is_read_in_linear_time(part: str) -> None:
+    """A quadratic search takes half a minute or longer here."""
+    begin = time.process_time()
+    with suppress(TokenizerError):
+        for_minijinja.__wrapped__("{{ " + part * (300_000 // len(part)) + "}}")
+    assert time.process_time() - begin < 5

@@ -93,6 +93,10 @@ def test_minimal_config_loads(model: Transformer, write: Callable[..., Path]) ->
             r"holds weights of 2 adapters \('default', None\), expected one",
         ),
         (
+            lambda t: t.update({FIRST.removeprefix("base_model.model."): t[FIRST] + 1}),
+            "two tensors have one name but for its prefix",
+        ),
+        (
             lambda t: t.update({FIRST.replace("lora_A.weight", "lora_B.bias"): torch.ones(16)}),
             "is a trained bias, which is not supported; merge the adapter",
         ),
@@ -124,7 +128,7 @@ def test_partial_and_mis_shaped_adapters_are_refused_whole(
         ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights is 'pissa_niter_4'"),
         ({"init_lora_weights": "OLoRA"}, "'OLoRA', .* convert the adapter to plain LoRA"),
         ({"init_lora_weights": "kaiming"}, "init_lora_weights is 'kaiming', expected true, false"),
-        ({"kasa_config": {}}, "kasa_config is an object of 0 items, which is not supported"),
+        ({"kasa_config": {}}, "kasa_config is {}, which is not supported"),
         ({"use_rslora": "false"}, "use_rslora is 'false', expected true or false"),
         ({"target_parameters": ["mlp.down_proj.weight"]}, "target_parameters is"),
         ({"alora_invocation_tokens": [1]}, "alora_invocation_tokens is"),

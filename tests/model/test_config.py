@@ -83,7 +83,7 @@ BOMBS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "rope list too short": (
         {"rope_scaling": LONGROPE | {"long_factor": [1.0] * 7}},
-        "long_factor is a list of 7 items, expected a list of 8 numbers",
+        "long_factor is a list of 7, expected a list of 8 numbers",
     ),
     "rope list of zeros": (
         {"rope_scaling": LONGROPE | {"short_factor": [0.0] * 8}},

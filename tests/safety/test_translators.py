@@ -36,7 +36,7 @@ def test_pairs(tmp_path: Path, name: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"text": "a"}', "row 0, line 1: columns are ..text.., expected text and translation"),
+        ('{"text": "a"}', "row 0, line 1: columns are 'text', expected text and translation"),
         ('{"text": "a", "translation": " "}', "expected text and translation, both with words"),
         (
             '{"text": "a", "translation": "b"}\n{"text": "a", "translation": "c"}',

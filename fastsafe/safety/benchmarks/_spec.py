@@ -6,9 +6,8 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from fastsafe.data.conversation import describe
 from fastsafe.data.records import records
-from fastsafe.errors import DataError
+from fastsafe.errors import DataError, shown
 from fastsafe.io.digest import file_sha256
 from fastsafe.safety.behaviours import Behaviour, Origin
 
@@ -52,9 +51,7 @@ def words(row: Mapping[str, Any], column: str, location: str) -> str:
     """
     value = row.get(column)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(
-            f"{location}: {column} is {describe(value)}, expected a text; repair the file"
-        )
+        raise DataError(f"{location}: {column} is {shown(value)}, expected a text; repair the file")
     return value.strip()
 
 

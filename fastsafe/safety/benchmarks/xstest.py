@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastsafe.data.conversation import describe
-from fastsafe.errors import DataError
+from fastsafe.errors import DataError, shown
 from fastsafe.safety.behaviours import Behaviour, Origin
 
 from ._spec import Benchmark, rows, words
@@ -58,7 +57,7 @@ def _is_harmful(row: Mapping[str, Any], location: str) -> bool:
     harmful = words(row, "type", location).startswith(_CONTRAST)
     if row.get("label") not in (None, "", "unsafe" if harmful else "safe"):
         raise DataError(
-            f"{location}: label is {describe(row['label'])} and type {describe(row['type'])}, "
+            f"{location}: label is {shown(row['label'])} and type {shown(row['type'])}, "
             "expected them to agree"
         )
     return harmful

@@ -39,7 +39,7 @@ class TranslationTable:
             text, translation = (str(row.get(c, "")).strip() for c in ("text", "translation"))
             if not text or not translation:
                 raise DataError(
-                    f"{location}: columns are {shown(list(row), 200)}, expected "
+                    f"{location}: columns are {shown(', '.join(row), 200)}, expected "
                     "text and translation, both with words in them"
                 )
             if translations.setdefault(text, translation) != translation:
