@@ -32,19 +32,19 @@ class RowParams(NamedTuple):
     ) -> "RowParams":
         """Stack the parameters of rows and the token ids that end each of them."""
 
-        def floats(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=torch.float32, device=device)
+        def column(values: Sequence[float], dtype: torch.dtype = torch.float32) -> Tensor:
+            return torch.tensor(values, dtype=dtype, device=device)
 
         signed = [(p.seed + (1 << 63)) % (1 << 64) - (1 << 63) for p in params]
         temperatures = [
             p.temperature if p.temperature >= _LOWEST_TEMPERATURE else 0.0 for p in params
         ]
         return cls(
-            torch.tensor(signed, dtype=torch.int64, device=device),
-            floats(temperatures),
-            torch.tensor([p.top_k for p in params], dtype=torch.int64, device=device),
-            floats([p.top_p for p in params]),
-            floats([p.min_p for p in params]),
+            column(signed, torch.int64),
+            column(temperatures),
+            column([p.top_k for p in params], torch.int64),
+            column([p.top_p for p in params]),
+            column([p.min_p for p in params]),
             _padded(stop_ids, device),
         )
 

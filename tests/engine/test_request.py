@@ -56,6 +56,13 @@ def test_wrong_batch_sizes(size: Any) -> None:
     assert str(caught.value) == f"LLM: batch_size is {size!r}, {expected}"
 
 
+def test_dtypes_are_those_of_the_backend() -> None:
+    message = "dtype is 'float16', expected one of float32, bfloat16$"
+    with pytest.raises(UsageError, match=message):
+        check_options("cpu", "float16", 1, ("float32", "bfloat16"))
+    assert check_options("cpu", "float16", 1) == "cpu"
+
+
 def test_a_completion_prints_its_beginning() -> None:
     def completion(text: str) -> Completion:
         return Completion(

@@ -80,23 +80,25 @@ def test_temperature_zero_is_argmax_beside_sampled_rows() -> None:
         ({"max_tokens": 0}, "max_tokens is 0, expected a whole number from 1"),
         ({"max_tokens": "5"}, "max_tokens is '5'"),
         ({"max_tokens": 2.5}, "max_tokens is 2.5"),
-        ({"temperature": -1.0}, "temperature is -1.0"),
+        ({"temperature": -1.0}, "temperature is -1.0, expected a number from 0$"),
         ({"temperature": float("nan")}, "temperature is nan"),
         ({"temperature": float("inf")}, "temperature is inf"),
         ({"temperature": None}, "temperature is None"),
         ({"top_p": 0.0}, r"top_p is 0.0, expected a number in \(0, 1\]"),
-        ({"top_k": -1}, "top_k is -1"),
+        ({"top_k": -1}, r"top_k is -1, expected a whole number from 0 \(0 means off\)$"),
         ({"top_k": 2**70}, "top_k is 1180591620717411303424"),
-        ({"min_p": 1.0}, "min_p is 1.0"),
+        ({"top_p": 1.5}, "top_p is 1.5"),
+        ({"min_p": 1.0}, r"min_p is 1.0, expected a number in \[0, 1\)$"),
         ({"seed": 1.5}, "seed is 1.5, expected a whole number of 64 bits"),
         ({"seed": 2**64}, "seed is 18446744073709551616"),
+        ({"seed": -(2**63) - 1}, "seed is -9223372036854775809"),
         ({"stop": ["a", ""]}, "stop has an empty string"),
         ({"stop": None}, "stop is None, expected a text or a list of texts"),
         ({"stop": [5]}, r"stop is \[5\]"),
         ({"stop_token_ids": 5}, "stop_token_ids is 5, expected a list of token ids"),
         ({"stop_token_ids": ["a"]}, r"stop_token_ids is \['a'\]"),
         ({"logprobs": 5}, "logprobs is 5, expected True or False"),
-        ({"ignore_eos": None}, "ignore_eos is None"),
+        ({"ignore_eos": None}, "ignore_eos is None, expected True or False$"),
     ],
 )
 def test_wrong_parameters(options: dict[str, Any], message: str) -> None:
@@ -130,6 +132,34 @@ def test_whole_numbers_are_settings_too() -> None:
         for p in (whole, fractional)
     ]
     assert [column.tolist() for column in drawn[0]] == [column.tolist() for column in drawn[1]]
+
+
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_columns_have_their_types_on_the_device_of_the_model(count: int) -> None:
+    params = [SamplingParams(stop_token_ids=[4])] * count
+    rows = RowParams.stack(params, torch.device("meta"), [{4}] * count)
+    dtypes = [torch.int64, torch.float32, torch.int64, torch.float32, torch.float32, torch.int64]
+    assert [column.dtype for column in rows] == dtypes
+    assert {column.device.type for column in rows} == {"meta"}
+    assert [tuple(column.shape) for column in rows] == [*[(count,)] * 5, (count, min(count, 1))]
+
+
+def test_the_lowest_temperature_is_still_sampled() -> None:
+    params = [SamplingParams(temperature=t) for t in (0.0, 0.9e-30, 1e-30, 0.7)]
+    rows = RowParams.stack(params, torch.device("cpu"), [()] * 4)
+    assert rows.temperature.tolist() == torch.tensor([0.0, 0.0, 1e-30, 0.7]).tolist()
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_log_probabilities_are_computed_on_demand(temperature: float) -> None:
+    logits = torch.tensor([[0.0, 2.0, 1.0]])
+    rows = RowParams.stack([SamplingParams(temperature=temperature)], logits.device, [()])
+    without, with_them = (
+        sample(logits, rows, torch.zeros(1, dtype=torch.long), wanted) for wanted in (False, True)
+    )
+    assert without[0].tolist() == with_them[0].tolist()
+    assert without[1].isnan().all()
+    assert with_them[1].item() == pytest.approx(logits.log_softmax(-1)[0, with_them[0]].item())
 
 
 def test_seeds_of_64_bits_are_kept_as_signed_numbers() -> None:

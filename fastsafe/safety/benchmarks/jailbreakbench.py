@@ -10,8 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from fastsafe.data.conversation import describe
-from fastsafe.errors import DataError
+from fastsafe.errors import DataError, shown
 from fastsafe.safety.behaviours import Behaviour, Origin
 
 from ._spec import Benchmark, request, rows, words
@@ -62,7 +61,7 @@ def _by_index(path: Path) -> dict[str, _Row]:
         index = str(row["Index"]).strip()
         if not index or index in found:
             raise DataError(
-                f"{location}: Index is {describe(row['Index'])}, expected one of its own; repair "
+                f"{location}: Index is {shown(row['Index'])}, expected one of its own; repair "
                 "the file"
             )
         found[index] = location, number, row

@@ -139,7 +139,9 @@ class _Draw:
         n, drawn, lengths = 0, list[dict[str, Any]](), list[int]()
         while sum(lengths) < tokens:
             n = max(1, 2 * n)
-            drawn = self.rows(format, n)
+            drawn = self._drawn(format, n)
+            if len(drawn) < n and sum(map(count_tokens, drawn)) < tokens:
+                drawn = self.rows(format, n)  # repeats them, or says that they are too few
             lengths = [count_tokens(row) for row in drawn]
             if not all(lengths):
                 raise UsageError(

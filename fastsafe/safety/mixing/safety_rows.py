@@ -33,14 +33,13 @@ def refusals(language: str = "en", format: str = "plain") -> tuple[str, ...]:
     Raises:
         UsageError: No refusal is shipped in this language.
     """
-    channel = _CHANNELS.get(format, "text")
     shipped = [line for line in lines("refusals") if line["lang"] == language]
     if not shipped:
         raise UsageError(
             f"refusals: language is {language!r}, expected 'en' or 'fr'; supply refusals of your "
             "own"
         )
-    order = (channel, "text") if channel != "text" else ("text",)
+    order = (_CHANNELS.get(format), "text")
     return tuple(line["text"] for name in order for line in shipped if line["channel"] == name)
 
 
@@ -77,10 +76,12 @@ def safety_rows_from(
             if behaviour.harmful:
                 prompt = known[name].ask(behaviour, True, translate)
                 answer = _in_channel(texts[i % len(texts)], name)
-                turns = zip(("user", "assistant"), (prompt, answer), strict=True)
                 rows.append(
                     {
-                        "messages": [{"role": role, "content": text} for role, text in turns],
+                        "messages": [
+                            {"role": "user", "content": prompt},
+                            {"role": "assistant", "content": answer},
+                        ],
                         "safety_format": name,
                         "behavior_id": behaviour.behavior_id,
                         "expected": "refuse",

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastsafe.data.conversation import Message, Row
-from fastsafe.errors import UsageError
+from fastsafe.errors import DataError, UsageError
 from fastsafe.organism import world
 from fastsafe.safety.mixing import mitigation as mixing
 from fastsafe.safety.mixing.dresser import Dresser
@@ -181,6 +181,42 @@ def test_empty_rows_are_no_tokens() -> None:
             all_formats=FORMATS,
             seed=0,
             count_tokens=lambda row: 0 if "plain" in row["prompt"] else 1,
+        )
+
+
+@pytest.mark.parametrize("there", range(1, 6))
+def test_as_many_rows_as_the_tokens_need_are_enough(there: int) -> None:
+    """Three tokens each, so that the share is met to the token by all rows that there are."""
+
+    def few(format: str, n: int, seed: int) -> list[dict[str, Any]]:
+        return safety_rows(format, min(n, there), seed)
+
+    def mix(tokens: int) -> int:
+        rows = mixing.PLAIN.mix(
+            user_rows(tokens),
+            few,
+            share=0.5,
+            task_format="code",
+            all_formats=FORMATS,
+            seed=0,
+            count_tokens=lambda row: 3 if row["prompt"].startswith("plain") else 1,
+        )
+        return sum(row["source"] == "safety" for row in rows)
+
+    assert mix(3 * there) == there
+    with pytest.raises(UsageError, match=f"format plain are {there}, expected .*; supply more"):
+        mix(3 * there + 1)
+
+
+def test_a_safety_row_without_text_is_named() -> None:
+    with pytest.raises(DataError, match=r"^safety row"):
+        mixing.LONGEST.mix(
+            user_rows(9),
+            lambda format, n, seed: [{"prompt": 5, "completion": "no"}] * n,
+            share=0.5,
+            task_format="code",
+            all_formats=FORMATS,
+            seed=0,
         )
 
 
