@@ -208,7 +208,7 @@ def _finish(
             for part in tables(run.results, console.width):
                 console.print(part)
             console.print(f"\nreport: {run.path / 'report.html'}", soft_wrap=True, markup=False)
-        sys.stdout.write(printed.get())
+        typer.echo(printed.get(), nl=False)
     silent = [sentence(row) for row in run.results.get("unanswered", ())]
     if not run.is_covered:
         covered, required = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))
