@@ -201,16 +201,22 @@ def _finish(
 
         from fastsafe.audit.report import tables
 
+        class Printer(Console):
+            def on_broken_pipe(self) -> None:
+                raise BrokenPipeError  # rich would exit with 1
+
         # a file or pipe has no width of its own
         has_width = sys.stdout.isatty() or "COLUMNS" in os.environ
-        console = Console(highlight=False, width=None if has_width else _FILE_WIDTH)
+        console = Printer(highlight=False, width=None if has_width else _FILE_WIDTH)
         for part in tables(run.results, console.width):
             console.print(part)
         console.print(f"\nreport: {run.path / 'report.html'}", soft_wrap=True, markup=False)
     silent = [sentence(row) for row in run.results.get("unanswered", ())]
     if not run.is_covered:
         covered, required = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))
-        what_to_do = f"{how_to_finish}, or lower thresholds.coverage"
+        cells = (*run.results["cells"], *run.results["over_refusal"])
+        is_partial = any(cell["verdicts"].get("not_judged") for cell in cells)
+        what_to_do = how_to_finish + ("" if is_partial else ", or lower thresholds.coverage")
         if silent:
             what_to_do = (
                 f"{'; '.join(silent)}; start it, or check its address, key and budget, then "

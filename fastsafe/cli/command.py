@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from typing import Any
 
 import typer
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from typer.core import TyperCommand, TyperOption
 
 from fastsafe.cli.options import (
@@ -26,7 +28,7 @@ from fastsafe.cli.options import (
     remark,
     reporting,
 )
-from fastsafe.errors import FastsafeError, os_sentence
+from fastsafe.errors import FastsafeError, os_sentence, shown
 
 PREFIX = "FASTSAFE_"
 # Words whose options mean different things in different commands: their variables are
@@ -65,7 +67,8 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
-            error.message = error.message.removeprefix("Value error, ")  # pydantic's word
+            if isinstance(error.__cause__, ValidationError):
+                error.message = _in_our_words(error.__cause__.errors()[0])
             if choice := re.fullmatch(r"'(.*)' is not one of (.*)\.", error.message, re.DOTALL):
                 known = re.findall(r"'([^']*)'", choice[2])
                 if close := get_close_matches(choice[1], known, n=1):
@@ -80,6 +83,15 @@ class Command(TyperCommand):
                 if close := _meant(name, known, str(self.name)):
                     remark(f"warning: {name} sets no option; did you mean {close}?")
         return super().invoke(ctx)
+
+
+def _in_our_words(error: ErrorDetails) -> str:
+    """Return what is wrong with the value of an option."""
+    from fastsafe.safety.completers.settings import expected
+
+    words = expected(error)
+    # an error of typer's own names the value itself
+    return words if error["type"] == "value_error" else f"it is {shown(error['input'])}, {words}"
 
 
 def _variables(command: Any) -> Iterator[str]:
