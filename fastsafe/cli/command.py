@@ -57,7 +57,19 @@ class Command(TyperCommand):
                 option.callback = _split_values
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of the command line; refuse a second value that would replace a first."""
+        """Parse the words of the command line; with --json, what is wrong is JSON, too."""
+        as_json = "--json" in args  # of which the parser takes the words
+        try:
+            return self._parsed(ctx, args)
+        except Exception as error:
+            # typer's own class of these errors is private
+            message = getattr(error, "format_message", None)
+            if message is None or not as_json:
+                raise
+            fail(message(), EXIT_USAGE, as_json=True)
+
+    def _parsed(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words; refuse a second value that would replace a first."""
         if not ctx.resilient_parsing:
             given: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
             for option in given:

@@ -142,6 +142,15 @@ def test_help_cuts_no_sentence() -> None:
 
 
 def test_errors_are_json_where_results_are() -> None:
+    for words in (
+        ["list", "--json"],
+        ["list", "a", "--jso", "--json"],
+        ["lint", "a", "b", "--json"],
+    ):
+        result = run(*words)
+        assert (result.exit_code, json.loads(result.stderr)["exit_code"]) == (2, 2)
+    result = run("generate", "organism", "x", "--max-tokens=0", "--json")
+    assert "it is '0', expected at least 1" in json.loads(result.stderr)["error"]
     result = run("inspect", "none", "--json")
     assert result.stdout == ""
     assert json.loads(result.stderr)["exit_code"] == result.exit_code == 2
@@ -202,6 +211,12 @@ def test_an_unfinished_run_is_told_to_go_on_and_not_to_lower_the_bar(
     result = run("report", str(tmp_path / "a"))
     assert result.exit_code == 3
     assert result.stderr.endswith("expected 0.950; finish it with fastsafe audit\n")
+    judged = run("judge", str(tmp_path / "a"), "--json")
+    assert judged.exit_code == json.loads(judged.stderr)["exit_code"] == 3
+    assert json.loads(judged.stdout.splitlines()[-1]) == {
+        **{"event": "run_finished", "results": str(tmp_path / "a" / "results.json")},
+        "covered": False,
+    }
 
 
 def test_a_terminal_without_unicode_shows_arrows() -> None:
