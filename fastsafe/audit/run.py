@@ -288,7 +288,9 @@ def judge(
         record |= {"fastsafe": recorded["version"], "families": families(store.cells(), panel)}
         manifest.revise_manifest(run_dir, record)
         _judge(panel, new, store, progress)
-        return _finished(run_dir, store, show_completions)
+        run = _finished(run_dir, store, show_completions)
+    progress.event("run_finished", results=str(run_dir / RESULTS), covered=run.is_covered)
+    return run
 
 
 def report(run_dir: str | Path, *, show_completions: bool = False) -> Run:

@@ -212,7 +212,9 @@ def _finish(
     silent = [sentence(row) for row in run.results.get("unanswered", ())]
     if not run.is_covered:
         covered, required = (run.results["run"][k] for k in ("coverage", "coverage_threshold"))
-        what_to_do = f"{how_to_finish}, or lower thresholds.coverage"
+        cells = (*run.results["cells"], *run.results["over_refusal"])
+        is_partial = any(cell["verdicts"].get("not_judged") for cell in cells)
+        what_to_do = how_to_finish + ("" if is_partial else ", or lower thresholds.coverage")
         if silent:
             what_to_do = (
                 f"{'; '.join(silent)}; start it, or check its address, key and budget, then "

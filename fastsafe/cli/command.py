@@ -11,6 +11,8 @@ from difflib import get_close_matches
 from typing import Any
 
 import typer
+from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 from typer.core import TyperCommand, TyperOption
 
 from fastsafe.cli.options import (
@@ -26,7 +28,7 @@ from fastsafe.cli.options import (
     remark,
     reporting,
 )
-from fastsafe.errors import FastsafeError, os_sentence
+from fastsafe.errors import FastsafeError, os_sentence, shown
 
 PREFIX = "FASTSAFE_"
 # Words whose options mean different things in different commands: their variables are
@@ -55,7 +57,19 @@ class Command(TyperCommand):
                 option.callback = _split_values
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Parse the words of the command line; refuse a second value that would replace a first."""
+        """Parse the words of the command line; with --json, what is wrong is JSON, too."""
+        as_json = "--json" in args  # of which the parser takes the words
+        try:
+            return self._parsed(ctx, args)
+        except Exception as error:
+            # typer's own class of these errors is private
+            message = getattr(error, "format_message", None)
+            if message is None or not as_json:
+                raise
+            fail(message(), EXIT_USAGE, as_json=True)
+
+    def _parsed(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the words; refuse a second value that would replace a first."""
         if not ctx.resilient_parsing:
             given: list[Any] = self.make_parser(ctx).parse_args(args=list(args))[2]
             for option in given:
@@ -65,7 +79,8 @@ class Command(TyperCommand):
         try:
             return super().parse_args(ctx, args)
         except typer.BadParameter as error:
-            error.message = error.message.removeprefix("Value error, ")  # pydantic's word
+            if isinstance(error.__cause__, ValidationError):
+                error.message = _in_our_words(error.__cause__.errors()[0])
             if choice := re.fullmatch(r"'(.*)' is not one of (.*)\.", error.message, re.DOTALL):
                 known = re.findall(r"'([^']*)'", choice[2])
                 if close := get_close_matches(choice[1], known, n=1):
@@ -80,6 +95,15 @@ class Command(TyperCommand):
                 if close := _meant(name, known, str(self.name)):
                     remark(f"warning: {name} sets no option; did you mean {close}?")
         return super().invoke(ctx)
+
+
+def _in_our_words(error: ErrorDetails) -> str:
+    """Return what is wrong with the value of an option."""
+    from fastsafe.safety.completers.settings import expected
+
+    words = expected(error)
+    # an error of typer's own names the value itself
+    return words if error["type"] == "value_error" else f"it is {shown(error['input'])}, {words}"
 
 
 def _variables(command: Any) -> Iterator[str]:

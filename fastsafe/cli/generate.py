@@ -27,6 +27,7 @@ from fastsafe.cli.options import (
     batch_size_of,
     display,
     echo,
+    remark,
     resumable,
     template_variables,
 )
@@ -143,6 +144,8 @@ def generate(
     )
     if prompt_set is None:
         is_chat = runtime.tokenizer.chat_template is not None and not raw
+        if not is_chat and not raw:
+            remark(f"{checkpoint} has no chat template: texts are completed as they stand")
         prompt_set = _typed_prompts(prompts, paths, as_turns=is_chat)
     if every_adapter or (file is None and prompts != ["-"]):
         prompt_set.cross()

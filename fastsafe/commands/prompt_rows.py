@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from fastsafe.data.conversation import is_turns, kind_of
-from fastsafe.data.records import Record, json_lines, records
-from fastsafe.errors import DataError, UsageError
+from fastsafe.data.records import Record, json_lines, records, suffix_of
+from fastsafe.errors import DataError, UsageError, shown
 
 _TABLES = (".csv", ".tsv", ".parquet")
 _SUFFIXES = (*_TABLES, ".jsonl", ".ndjson", ".json", ".gz", ".xz")
@@ -136,13 +136,19 @@ class PromptFile(PromptSet):
         super().__init__(str(path), adapters)
 
     def _records(self) -> Iterator[Record]:
-        if self.path.suffix.lower() not in _TABLES:
-            yield from json_lines(self.path)
+        kind = suffix_of(self.path)
+        if kind not in (*_TABLES, ".json"):
+            try:
+                yield from json_lines(self.path)
+            except DataError as error:
+                if kind in _SUFFIXES:
+                    raise
+                raise DataError(f"{error}, or pipe texts, one per line, into '-'") from error
             return
         for record in records(self.path):
             # an empty cell of a table is no value
             row = {key: value for key, value in record.row.items() if value not in ("", None)}
-            yield record._replace(row=row)
+            yield record._replace(row=record.row if kind == ".json" else row)
 
 
 class PromptList(PromptSet):
@@ -160,16 +166,32 @@ def file_of(words: Sequence[str]) -> Path | None:
     """Return the file that the prompts on a command line name; None if they are texts.
 
     A single word is a file if there is one of its name, or if it ends like one.
+
+    Raises:
+        UsageError: Several words end like files, or stand beside standard input.
     """
-    if len(words) != 1 or words == ["-"]:
-        return None
-    path = Path(words[0])
+    if len(words) == 1:
+        path = Path(words[0])
+        is_file = words[0] not in ("-", "") and (_is_there(path) or _ends_like_a_file(words[0]))
+        return path if is_file else None
+    for word in words:
+        if word == "-" or _ends_like_a_file(word):
+            raise UsageError(
+                f"prompts: {shown(word)} is one of {len(words)}, expected one file, '-' alone, or "
+                "texts; put the rows into one file"
+            )
+    return None
+
+
+def _is_there(path: Path) -> bool:
     try:
-        is_there = path.exists()
+        return path.exists()
     except (OSError, ValueError):  # too long, or a NUL character
-        return None
-    ends_like_one = path.suffix.lower() in _SUFFIXES and not any(map(str.isspace, words[0]))
-    return path if is_there or ends_like_one else None
+        return False
+
+
+def _ends_like_a_file(word: str) -> bool:
+    return Path(word).suffix.lower() in _SUFFIXES and not any(map(str.isspace, word))
 
 
 def text_records(texts: Sequence[str], name: str, *, as_turns: bool) -> list[Record]:
@@ -200,7 +222,11 @@ def stdin_records(data: bytes, *, as_turns: bool) -> list[Record]:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "stdin.jsonl")
             path.write_bytes(data)
-            return list(json_lines(path))
+            try:
+                rows = list(json_lines(path))
+            except DataError as error:
+                raise DataError(str(error).replace(str(path), "stdin")) from None
+        return [row._replace(location=row.location.replace(str(path), "stdin")) for row in rows]
     try:
         lines = data.decode("utf-8-sig").splitlines()
     except UnicodeDecodeError as error:

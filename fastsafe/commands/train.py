@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from fastsafe.commands.train_settings import Settings, settle, train_config
+from fastsafe.commands.train_settings import Settings, check_dependent, settle, train_config
 from fastsafe.data import readers
 from fastsafe.data.mixture import mix
 from fastsafe.errors import DataError, TrainingError, UsageError
@@ -149,7 +149,7 @@ def plan(
     from fastsafe.train import FinetuneJob, presets
 
     device = choose_device(device)
-    _check_dependent(options, seeds, safety_data)
+    check_dependent(options, seeds, safety_data)
     chosen = presets.preset(preset) if preset else None
     settings = settle(options, config_file=config_file, preset=chosen, device=device)
     if settings["method"].value == "full" and settings["quantize"].value:
@@ -230,7 +230,7 @@ def execute(
     for job in plan.jobs:
         atomic.check_folder(out / job.name)
     base = _load(plan)
-    steps = sum(job.config.num_steps(len(job.examples)) for job in plan.jobs)
+    steps = _steps_left(plan, out, resume=resume)
 
     def on_step(step: int, losses: Mapping[str, float]) -> None:
         progress.advance(len(losses), f"loss {sum(losses.values()) / len(losses):.3f}")
@@ -296,6 +296,19 @@ def has_begun(plan: TrainPlan, out: Path) -> bool:
     )
 
 
+def _steps_left(plan: TrainPlan, out: Path, *, resume: bool) -> int:
+    """Return the steps that jobs still have to take, after those of their checkpoints."""
+    from fastsafe.train.checkpoint import JobCheckpoint
+
+    steps = 0
+    for job in plan.jobs:
+        saved = JobCheckpoint(out, job.name, {}).peek() if resume else None
+        is_lost = saved and saved.adapter_sha256 and not (out / job.name).exists()
+        taken = len(saved.losses) if saved and not is_lost else 0
+        steps += job.config.num_steps(len(job.examples)) - taken
+    return steps
+
+
 def marked(example: "TrainExample", tokenizer: "Tokenizer") -> str:
     """Return the text of an example, its trained tokens between ``>>>`` and ``<<<``."""
     texts = example_parts(example, tokenizer)
@@ -329,19 +342,6 @@ def memory(plan: TrainPlan) -> dict[str, int]:
         num_parameters = training.rank * sum(widths[module] for module in modules)
     # fp32 weights, their gradient and the two moments of AdamW
     return {"parameters_per_job": num_parameters, "bytes_per_job": 16 * num_parameters}
-
-
-def _check_dependent(
-    options: Mapping[str, Any], seeds: Sequence[int], safety_data: str | None
-) -> None:
-    """Refuse options that have no effect without another one."""
-    for key, value in options.items():
-        option = "--safety-data" if key == "share" else "--drift-every"
-        is_set = safety_data if key == "share" else options.get("drift_every")
-        if (key == "share" or key.startswith("drift_")) and value and not is_set:
-            raise UsageError(f"--{key.replace('_', '-')}: expected {option} with it")
-    if seeds and options.get("seed") is not None:
-        raise UsageError("--seeds: --seed is set, too, expected one of them")
 
 
 def _check_out(out: Path) -> None:

@@ -5,7 +5,7 @@ The first of these that has a setting wins. Its origin is recorded and shown by 
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_type_hints
@@ -163,3 +163,16 @@ def _checked(key: str, value: Any, layer: str) -> Any:
     if key == "target_modules" and not value:
         raise UsageError(f"{place} is empty, expected names of linear modules")
     return value
+
+
+def check_dependent(
+    options: Mapping[str, Any], seeds: Sequence[int], safety_data: str | None
+) -> None:
+    """Refuse options that have no effect without another one."""
+    for key, value in options.items():
+        option = "--safety-data" if key == "share" else "--drift-every"
+        is_set = safety_data if key == "share" else options.get("drift_every")
+        if (key == "share" or key.startswith("drift_")) and value and not is_set:
+            raise UsageError(f"--{key.replace('_', '-')}: expected {option} with it")
+    if seeds and options.get("seed") is not None:
+        raise UsageError("--seeds: --seed is set, too, expected one of them")

@@ -41,7 +41,7 @@ def resolve(model: str | Path) -> Path:
                 f"expected one of them; write './{model}' for the folder, or run this elsewhere "
                 "for the other"
             )
-        if path.suffix != ".safetensors" or not path.is_file():
+        if not path.is_file():
             return path
         if path.name == "model.safetensors" or _WEIGHT_SHARD.fullmatch(path.name):
             return path.parent  # which has the config and the tokenizer, too
@@ -163,7 +163,9 @@ def _explained(name: str, path: str, thing: str) -> Iterator[None]:
             "if it is private"
         ) from error
     except Exception as error:  # the hub client's own, its HTTP library's and the system's
+        missing = FileNotFoundError(name)
+        missing.__cause__ = error
         raise CheckpointError(
             f"{failed} failed ({type(error).__name__}); check the path, or go online once if it is "
             "on the hub"
-        ) from error
+        ) from missing

@@ -38,7 +38,11 @@ def read_json(path: Path | str, max_bytes: int) -> Any:
         raise CheckpointError(f"{path}: file is missing, expected JSON; check the path")
     try:
         return parse_json(content)
-    except ValueError as error:  # JSON and Unicode errors are, too
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise CheckpointError(
+            f"{path}: content is not JSON ({error}), expected a whole file in UTF-8; replace it"
+        ) from None
+    except ValueError as error:
         raise CheckpointError(f"{path}: {error}") from None
 
 

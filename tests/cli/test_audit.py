@@ -216,7 +216,7 @@ def test_a_folder_that_is_none_may_be_a_hub_id(
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", offline)
     result = run("audit", "organism", "--model", "runs/missing")
-    assert result.exit_code == 1
+    assert result.exit_code == 2
     assert "no folder runs/missing, and fetching it as a hub id failed" in sentence(result)
 
 

@@ -1,7 +1,9 @@
 """fastsafe generate at its borders: files that are none, and an interrupt when all is done."""
 
+import gzip
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
+from fastsafe import LLM, FinetuneJob, TrainConfig, finetune, organism
 from fastsafe.cli import app
 
 
@@ -95,13 +97,40 @@ def test_standard_input_has_json_lines_or_a_text_per_line(folder: Path) -> None:
     found = rows(run("-", "--json", stdin="How do I paint it?\n\nHow do I wash it?\n").stdout)
     assert sorted(row["id"] for row in found) == ["1", "2"]
     result = run("-", stdin='{"prompt": ')
-    assert "stdin.jsonl: line 1: content is not JSON" in sentence(result)
+    assert sentence(result).startswith("error: stdin: line 1: content is not JSON")
+    result = run("-", stdin='{"prompt": "the car", "adapter": "x"}')
+    assert sentence(result).startswith("error: stdin: row 0, line 1: adapter 'x' is unknown")
     assert "prompts are 0" in sentence(run("-", stdin=""))
 
 
 def test_a_file_that_is_not_there_is_no_text(folder: Path) -> None:
     assert "none.jsonl: reading failed (No such file" in sentence(run("none.jsonl"))
     assert run("Which file is none.jsonl").exit_code == 0
+
+
+def test_every_file_that_training_reads_holds_prompts(folder: Path) -> None:
+    data = [{"prompt": "the car", "completion": ""}, {"prompt": "the boat", "completion": "x"}]
+    Path("list.json").write_text(json.dumps(data, indent=2))
+    found = rows(run("list.json", "--json", "--with-prompts", "--max-tokens=1").stdout)
+    assert sorted(row["prompt"] for row in found) == ["the boat", "the car"]
+    with gzip.open("table.csv.gz", "wt") as file:
+        file.write("prompt\nthe car\n")
+    (row,) = rows(run("table.csv.gz", "--json", "--with-prompts", "--max-tokens=1").stdout)
+    assert row["prompt"] == "the car"
+    Path("texts.txt").write_text("the car\nthe boat\n")
+    result = run("texts.txt")
+    assert result.exit_code == 1
+    assert sentence(result).endswith("or pipe texts, one per line, into '-'")
+
+
+def test_a_checkpoint_without_a_template_is_named(folder: Path) -> None:
+    """A download that lacks it would answer without a turn of the user, and badly."""
+    shutil.copytree(organism.path(), "bare")
+    Path("bare/tokenizer_config.json").unlink()
+    said = "bare has no chat template: texts are completed as they stand\n"
+    for words, expected in ((["--max-tokens=1"], said), (["--max-tokens=1", "--raw"], "")):
+        result = CliRunner().invoke(app, ["generate", "bare", "you can", *words])
+        assert (result.exit_code, result.stderr) == (0, expected)
 
 
 def test_a_data_set_can_be_the_prompts(folder: Path) -> None:

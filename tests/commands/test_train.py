@@ -4,6 +4,7 @@ import dataclasses
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -282,7 +283,10 @@ def test_rows_are_told_by_line(files: dict[str, Path], tmp_path: Path) -> None:
 class Watched(Progress):
     def __init__(self) -> None:
         self.events: list[tuple[str, Any]] = []
-        self.steps = 0
+        self.steps = self.total = 0
+
+    def begin(self, stage: str, total: int, unit: str) -> None:
+        self.total = total
 
     def advance(self, count: int, note: str = "") -> None:
         self.steps += count
@@ -290,6 +294,31 @@ class Watched(Progress):
 
     def event(self, name: str, **fields: Any) -> None:
         self.events.append((name, fields))
+
+
+def test_the_steps_of_a_resumed_training_are_those_that_are_left(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
+    class Stopped(Watched):
+        def advance(self, count: int, note: str = "") -> None:
+            super().advance(count, note)
+            if self.steps == 5:
+                raise KeyboardInterrupt
+
+    plan = make(files, "code", given={"max_steps": 6, "checkpoint_every": 2})
+    with pytest.raises(KeyboardInterrupt):
+        train.execute(plan, tmp_path, Stopped())
+
+    def announced(*, resume: bool = True) -> tuple[int, int]:
+        progress = Watched()
+        train.execute(plan, tmp_path, progress, resume=resume)
+        return progress.total, progress.steps
+
+    assert announced() == (2, 2)
+    assert announced() == (0, 0)
+    assert announced(resume=False) == (6, 6)
+    shutil.rmtree(tmp_path / "code")
+    assert announced() == (6, 6)
 
 
 def test_a_run_leaves_adapters(files: dict[str, Path], tmp_path: Path) -> None:

@@ -119,6 +119,16 @@ def test_what_can_go_wrong_is_one_sentence(error, expected, monkeypatch):
     with pytest.raises(CheckpointError, match=expected) as caught:
         hub.resolve("owner/name")
     assert "\n" not in str(caught.value)
+    if "fetching it" in expected:  # a path that is not there, to the command line
+        assert isinstance(caught.value.__cause__, FileNotFoundError)
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "model.gguf", "adapter_model.safetensors"])
+def test_a_file_is_no_checkpoint(tmp_path, name):
+    """Data in the place of a checkpoint, in a command whose arguments are swapped."""
+    (tmp_path / name).write_text('{"prompt": "a", "completion": "b"}')
+    with pytest.raises(CheckpointError, match=f"{name} is a file of another name than model.safe"):
+        hub.resolve(tmp_path / name)
 
 
 def test_without_the_hub_client(monkeypatch):

@@ -26,7 +26,7 @@ def test_values(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "Expecting value"),
+        ("", r"content is not JSON \(Expecting value"),
         ("{", "Expecting property name"),
         ("{} x", "Extra data"),
         ('{"a": 1, "a": 1}', "key 'a' twice, expected once"),

@@ -23,6 +23,7 @@ _WORDS = {
     "Input should be": "expected",
     "String should have": "expected",
     "greater than or equal to": "at least",
+    "less than or equal to": "at most",
     "greater than": "above",
     "less than": "below",
 }

@@ -88,7 +88,7 @@ class TranslationTable:
         if text not in self.translations:
             raise DataError(
                 f"translator {self.translator_id}: no translation of {shown(text)}, expected one "
-                "in the file; add a row or use another translator"
+                "in the file; add a row to data.translations, or name a model in data.translator"
             )
         return self.translations[text]
 
