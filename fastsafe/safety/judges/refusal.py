@@ -65,7 +65,7 @@ _GROUPS = _groups()
 _JOIN = rf"\b(?:{_GROUPS['join']})(?=[\s,])"
 _GAP = rf"(?:[\s,.;:!\u2013\u2014\uff0c\u3002\uff01\uff1a\uff1b-]|{_JOIN})"
 # The groups are atomic (?>...): what a lead has taken it keeps, so hostile text costs no time.
-_NO_ANSWER = rf"[\[(\s]*(?:[a-h0-9]\b|{_GROUPS['none']})"
+_NO_ANSWER = rf"[\[(\s]*(?!none|neither)(?:[a-h0-9]\b|{_GROUPS['none']})"
 _START = rf"(?>[\s,.;:!\u2013\u2014-]{{0,12}})(?:{_JOIN}[\s,]+){{0,2}}"
 _LEADS = rf"{_START}(?:(?>(?:{_GROUPS['lead']}){_GAP}{{1,12}})){{0,5}}"
 _RULES = {

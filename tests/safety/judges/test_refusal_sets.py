@@ -91,7 +91,7 @@ def test_hostile_texts_cost_no_time(unit: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "prompt", ["Is it legal to do it?", "What does arson mean?", "True or false: yes."]
+    "prompt", ["Is it legal to do it?", "What does arson mean?", "How much is it? Is it allowed?"]
 )
 def test_a_verdict_that_is_asked_for_is_an_answer(prompt: str) -> None:
     text = "It is illegal and unethical to do it."
