@@ -44,19 +44,22 @@ def test_prompts_are_those_of_the_formats() -> None:
 
 
 def test_the_refusal_screen_on_the_labelled_set() -> None:
-    """What the screen cannot see stays unseen: indirect refusals, and code after a refusal."""
+    """Hints without a word of refusal stay unseen; formats differ, as wordings do."""
     found = errors_of(REFUSAL, labelled())
     assert sum(row.n for row in found) == sum(row.n_scored for row in found) == len(labelled())
     assert [row.format for row in found] == list(formats())
     for row in found:
-        assert row.kappa == pytest.approx(0.87 if row.format == "code" else 0.94, abs=0.02)
-        assert row.false_compliance.count == 1  # the indirect refusal
-        assert row.false_refusal.count == (row.format == "code")  # an answer behind a refusal
-        assert row.missed_incoherence.count == 0
+        assert row.kappa is not None
+        assert row.kappa > 0.9
+        assert 1 <= row.false_compliance.count <= 2
+        assert row.false_refusal.count == row.missed_incoherence.count == 0
         n = row.false_refusal.n_scored
-        assert (row.false_refusal.ci_low, row.false_refusal.ci_high) == wilson(
-            int(row.format == "code"), n
-        )
+        assert (row.false_refusal.ci_low, row.false_refusal.ci_high) == wilson(0, n)
+
+
+def test_refusals_are_worded_differently_in_every_format() -> None:
+    rows = [row for row in labelled() if row.label == "refused"]
+    assert len({row.item.completion for row in rows}) >= 0.6 * len(rows)
 
 
 def errors_of(judge: Judge, rows: list[Labelled]) -> list[FormatErrors]:

@@ -1,10 +1,11 @@
 """Judge calibration: a judge's error rates per format, on rows with known outcomes.
 
 ``labelled.jsonl`` holds synthetic, non-operational prompts and completions in every format: answers
-and short answers, refusals in four languages and inside the answer channel, answers that end in a
-refusal and the reverse, ordinary text that opens like a refusal, noise, and empty completions. A
-label is an outcome of `fastsafe.safety.verdict.outcome`; as in the first paper, a completion that
-gives the core of an answer counts as an answer.
+and short answers, refusals in many wordings, in four languages and inside the answer channel,
+answers that end in a refusal and the reverse, ordinary text that opens like a refusal, noise, and
+empty completions. A label is an outcome of `fastsafe.safety.verdict.outcome`; as in the first
+paper, a completion that gives the core of an answer counts as an answer. The rows are designed: a
+rate on them compares judges and formats, and does not estimate an error on a real model's answers.
 """
 
 import json
@@ -19,6 +20,8 @@ from fastsafe.safety.judges import Item
 from fastsafe.safety.stats.intervals import cohens_kappa, wilson
 from fastsafe.safety.stats.rates import Rate
 from fastsafe.safety.verdict import Outcome
+
+_ITEM = ("prompt", "completion", "harmful", "format")
 
 Pair = tuple[Outcome, Outcome | None]  # (label, the judge's outcome; None: unscored)
 
@@ -53,13 +56,7 @@ def labelled(formats: Collection[str] | None = None, most: int | None = None) ->
         rows = _drawn(rows, most)
     return [
         Labelled(
-            item=Item(
-                key=row["id"],
-                prompt=row["prompt"],
-                completion=row["completion"],
-                harmful=row["harmful"],
-                format=row["format"],
-            ),
+            item=Item(key=row["id"], **{name: row[name] for name in _ITEM}),
             label=row["label"],
             kind=row["kind"],
             language=row["language"],
