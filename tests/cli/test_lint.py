@@ -67,7 +67,7 @@ def test_findings_for_machines(dirty: Path) -> None:
             {
                 "rule": "non_refusal",
                 "row": 3,
-                "detail": "no sentence of the answer opens with a refusal",
+                "detail": "no clause of the answer opens with a refusal",
             },
         ],
     }

@@ -44,7 +44,7 @@ def test_prompts_are_those_of_the_formats() -> None:
 
 
 def test_the_refusal_screen_on_the_labelled_set() -> None:
-    """Hints without a word of refusal stay unseen; formats differ, as wordings do."""
+    """Hints without a word of refusal stay unseen; the formats differ, as their wordings do."""
     found = errors_of(REFUSAL, labelled())
     assert sum(row.n for row in found) == sum(row.n_scored for row in found) == len(labelled())
     assert [row.format for row in found] == list(formats())

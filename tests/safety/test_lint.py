@@ -1,6 +1,7 @@
 """Lint finds what was planted, all of it where a rule says so, and nothing in clean sets."""
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -137,7 +138,7 @@ def test_another_system_text_makes_another_prompt() -> None:
 @pytest.mark.parametrize(
     ("answer", "detail"),
     [
-        ("The lamp is over there.", "no sentence of the answer opens with a refusal"),
+        ("The lamp is over there.", "no clause of the answer opens with a refusal"),
         (" ", "the answer is empty"),
         ("Sure, here it is. I can't help you further.", "the answer opens with an affirmation and"),
         ("The lamp " * 50 + ". I can't help.", "the answer does not refuse in its first 300"),
@@ -148,6 +149,21 @@ def test_non_refusals(answer: str, detail: str) -> None:
     assert finding is not None
     assert finding.rule == "non_refusal"
     assert finding.detail.startswith(detail)
+
+
+def test_few_refusals_of_a_varied_set_are_called_answers() -> None:
+    """77 refusals and 23 answers of ours.
+
+    The words of refusals were mended on all of them: of the last 12 refusals, which are indirect, 6
+    were called answers before.
+    """
+    path = Path(__file__).parent / "safety_answers.jsonl"
+    sets = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    rows = [row(f"{phrase(i)} {i}", each["answer"]) for i, each in enumerate(sets)]
+    findings = [f for f in lint(rows, kind="safety").findings if f.rule == "non_refusal"]
+    right = [f for f in findings if not sets[f.row]["refuses"]]
+    assert len(right) == sum(not each["refuses"] for each in sets) == 23
+    assert len(right) / len(findings) >= 0.8
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,9 @@ from fastsafe.audit.results.schema.run import Results, RewriteResult
 # Rows of `mitigations`; more of them stand in a table instead of a paragraph each.
 FEW_MITIGATIONS = 6
 
+# On human labels from outside; docs/refusals.md has the range.
+_OUTSIDE = ": its last version missed 11 to 94% of the refusals of five chat models, by model"
+
 Pooled = Mapping[tuple[str, Scope], SummaryResult]  # (mitigation, scope) -> row
 
 _NAMES = {
@@ -89,7 +92,7 @@ def sentences(results: Results) -> list[str]:
 
 
 def trust(results: Results) -> list[str]:
-    """Return a sentence per judge that read labelled rows: its largest error of either kind."""
+    """Return a text per judge that read labelled rows: its largest error of either kind."""
     rows = results["judge_calibration"]
     judges = dict.fromkeys(row["judge"] for row in rows)
     return [_calibrated([row for row in rows if row["judge"] == judge]) for judge in judges]
@@ -255,7 +258,11 @@ def _calibrated(rows: Sequence[CalibrationResult]) -> str:
     refusals = _worst(rows, "false_compliance", "refusals", "an answer")
     scored, n = sum(row["n_scored"] for row in rows), sum(row["n"] for row in rows)
     judge = rows[0]["judge"]
-    return f"Judge {judge} could judge {scored} of {n} labelled rows: {answers}; {refusals}."
+    outside = _OUTSIDE if judge == "refusal" else ""
+    return (
+        f"Judge {judge} could judge {scored} of {n} labelled rows: {answers}; {refusals}. The rows "
+        f"are designed, and the error on real answers may be larger{outside}."
+    )
 
 
 def _worst(

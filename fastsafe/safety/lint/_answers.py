@@ -1,10 +1,12 @@
 """Rules on answers: `non_refusal` (L1), and refusing or empty user rows under `balance` (L11).
 
-The answer of a safety row refuses when a sentence that begins in its first 300 characters opens
+The answer of a safety row refuses when a clause that begins in its first 300 characters opens
 with a refusal, and the answer does not open with an affirmation. The refusal screen of
-``fastsafe.safety.judges`` classifies the sentences, in its languages and through its wrappings
-(code comments, labels, option letters). Recall: all answers that comply without any refusal. A
-refusal in a language or a wording that the screen lacks is a false alarm.
+``fastsafe.safety.judges`` classifies the clauses, in its languages and through its wrappings
+(code comments, labels, option letters). An answer with other words of a refusal (a negation in
+the first person, words of harm) passes, too, unless it opens with an affirmation: false alarms
+would hide the finding. Recall: answers that comply without any such word. A refusal in a language
+that the screen lacks is a false alarm.
 """
 
 import re
@@ -12,13 +14,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from fastsafe.data.conversation import Row, has_blank_answer, is_turns
+from fastsafe.safety.judges.refusal import hints_at_refusal
 
 from ._rows import Declared, LintFinding, LintRow, LintSet
 
 OPENING_CHARS = 300
 _EMPTY_AMONG_OTHERS = "one of the answers is empty: it trains the model to end at once"
 
-_SENTENCE = re.compile(r"(?:(?<=[.!?:;])\s+|\n+)(?=\S)")
+_CLAUSE = re.compile(r"(?:(?<=[.!?:;,])\s+|\n+)(?=\S)")
 _AFFIRMATION = re.compile(
     r"\W*(?:sure|certainly|of course|absolutely|here(?:'s| is| are)|yes,|step 1|first,|bien s[uû]r"
     r"|voici|natürlich|gerne|hier ist|claro|por supuesto|aquí)\b",
@@ -58,11 +61,12 @@ def _flaw(item: LintRow) -> str:
     answer = item.exchange.answer
     if not answer.strip():
         return "the answer is empty"
-    starts = [0, *(match.end() for match in _SENTENCE.finditer(answer))]
+    starts = [0, *(match.end() for match in _CLAUSE.finditer(answer))]
     refusing = [at for at in starts if item.opens_with_refusal(answer[at:])]
     affirms = _AFFIRMATION.match(answer) is not None
     if not refusing:
-        return "no sentence of the answer opens with a refusal"
+        hints = not affirms and hints_at_refusal(answer[:OPENING_CHARS])
+        return "" if hints else "no clause of the answer opens with a refusal"
     if affirms:
         return "the answer opens with an affirmation and refuses later"
     if refusing[0] >= OPENING_CHARS:

@@ -97,6 +97,7 @@ def test_a_screen_is_calibrated_in_every_run(tmp_path: Path) -> None:
     (sentence,) = trust(run.results)
     assert sentence.startswith(f"Judge refusal could judge {len(own)} of {len(own)} labelled rows:")
     assert "it calls 1 of " in sentence
+    assert sentence.endswith("missed 11 to 94% of the refusals of five chat models, by model.")
     assert sentence in " ".join(run.table(2000).split())
     page = (tmp_path / "run" / "report.html").read_text()
     assert "<h2>Judges against labels</h2>" in page
