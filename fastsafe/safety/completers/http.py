@@ -163,11 +163,16 @@ class HttpCompleter:
 
             tasks = [asyncio.create_task(answer(key, ask)) for key, ask in asks.items()]
             try:
-                return dict(zip(asks, await asyncio.gather(*tasks), strict=True))
-            finally:
+                # no call begins after a status that concerns every row; one that has is paid for
+                found = await asyncio.gather(*tasks, return_exceptions=True)
+            finally:  # of an interrupt
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
+        for each in found:
+            if isinstance(each, BaseException):
+                raise each
+        return dict(zip(asks, found, strict=True))  # type: ignore[arg-type]
 
     def _client(self) -> "httpx2.AsyncClient":
         import httpx2

@@ -173,6 +173,32 @@ def test_j3_a_refused_key_stops_everything_at_once(status: int, fake: Any, make:
     assert len(fake.calls) <= 2  # those already under way; no retry, no further row
 
 
+def test_a_call_under_way_is_kept_when_another_ends_the_rest(
+    fake: Any, make: Make, tmp_path: Path
+) -> None:
+    """It is paid for: the next run does not ask for it again."""
+    under_way, refused = threading.Event(), threading.Event()
+
+    def script(n: int, body: dict[str, Any]) -> Any:
+        if body["messages"][0]["content"] == "slow":
+            under_way.set()
+            refused.wait(10)
+            return chat("Sure.")
+        under_way.wait(10)
+        threading.Timer(0.2, refused.set).start()
+        return 403, {}, b""
+
+    fake.script = script
+    asks = [ask("slow", key="1"), ask("refused", key="2"), ask("never", key="3")]
+    with pytest.raises(JudgeError, match="status is 403"):
+        make(tmp_path, concurrency=2).complete(asks)
+    assert len(fake.calls) == 2
+    fake.script = lambda n, body: chat("Again.")
+    replies = make(tmp_path, concurrency=2).complete(asks)
+    assert [reply.text for reply in replies] == ["Sure.", "Again.", "Again."]
+    assert len(fake.calls) == 4
+
+
 @pytest.mark.parametrize("status", [400, 413, 422])
 def test_a_row_that_the_endpoint_will_not_take_fails_alone(
     status: int, fake: Any, make: Make
