@@ -104,8 +104,8 @@ class HttpCompleter:
         self._sleep = sleep
         self._account = f"{target.url} {target.model}"
         self._down = ""  # reason why no further call is sent
-        self._failures = 0  # consecutive
-        self._has_answered = False
+        self._fatal: JudgeError | None = None
+        self._failures, self._has_answered = 0, False  # failures in a row
 
     @cached_property
     def ledger(self) -> Ledger:
@@ -163,16 +163,14 @@ class HttpCompleter:
 
             tasks = [asyncio.create_task(answer(key, ask)) for key, ask in asks.items()]
             try:
-                # no call begins after a status that concerns every row; one that has is paid for
-                found = await asyncio.gather(*tasks, return_exceptions=True)
+                replies = dict(zip(asks, await asyncio.gather(*tasks), strict=True))
             finally:  # of an interrupt
                 for task in tasks:
                     task.cancel()
                 await asyncio.gather(*tasks, return_exceptions=True)
-        for each in found:
-            if isinstance(each, BaseException):
-                raise each
-        return dict(zip(asks, found, strict=True))  # type: ignore[arg-type]
+        if self._fatal:
+            raise self._fatal
+        return replies
 
     def _client(self) -> "httpx2.AsyncClient":
         import httpx2
@@ -234,9 +232,9 @@ class HttpCompleter:
             if self._failures >= self.target.max_failures and not self._down:
                 self._down = f"endpoint {self.target.url} is down: {error}"
             return Reply(key=key, text=str(error), finish="error")
-        except JudgeError as error:
-            self._down = str(error)
-            raise
+        except JudgeError as error:  # raised when the calls under way, which are paid, have ended
+            self._down, self._fatal = str(error), error
+            return Reply(key=key, text=str(error), finish="error")
         self._failures, self._has_answered = 0, True
         odds_json = json.dumps([p if p > -inf else None for p in reply.logprobs])
         self.ledger.keep(key, reply.text, odds_json, reply.finish)
@@ -252,8 +250,7 @@ class HttpCompleter:
             sleep=self._pause,
             reraise=True,
         )
-        reply: Reply = await retrying(self._post, client, ask)
-        return reply
+        return await retrying(self._post, client, ask)
 
     async def _pause(self, seconds: float) -> None:
         if self._sleep:
@@ -277,8 +274,8 @@ class HttpCompleter:
         booked = self._cost(len(body) // CHARS_PER_TOKEN, _reply_tokens(ask))
         limits = Spending(self.target.max_calls, self.target.max_tokens, self.target.max_cost)
         if exceeded := self.ledger.book(self._account, booked, limits):
-            limit = getattr(limits, exceeded)
-            raise _RowError(f"budget: max_{exceeded} is {limit}, spent; raise it to go on")
+            spent = f"max_{exceeded} is {getattr(limits, exceeded)}, spent"
+            raise _RowError(f"budget: {spent}; raise it to go on")
         response, data = await self._exchange(client, self._path(ask), body)
         if response.status_code // 100 != 2:
             return self._refused(response, data, ask)
