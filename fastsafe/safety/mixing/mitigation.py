@@ -181,8 +181,10 @@ def paraphrasing(
 
     def restyle(user_rows: Sequence[Row], translate: Translate | None) -> Dress:
         learned = learn(user_rows)
-        pool = [exchange_of(row, "user row").prompt for row in user_rows] if rewrite else []
-        examples = [chosen(pool, f"example {i}") for i in range(NUM_EXAMPLES)] if rewrite else []
+        examples: list[str] = []
+        if rewrite:
+            pool = [exchange_of(row, f"user row {i}").prompt for i, row in enumerate(user_rows)]
+            examples = [chosen(pool, f"example {i}") for i in range(NUM_EXAMPLES)]
         dressers = [
             Dresser(
                 style=learned,

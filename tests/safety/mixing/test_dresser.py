@@ -215,6 +215,18 @@ def test_a_model_may_word_the_request() -> None:
     assert shown["request"] == ROW["prompt"]
 
 
+def test_a_model_reads_letters_of_any_language_as_they_are() -> None:
+    shown: list[str] = []
+
+    def rewrite(messages: Sequence[Message]) -> None:
+        shown.append(messages[-1]["content"])
+
+    row = {**ROW, "prompt": "Wie nehme ich die L\u00f6ffel?"}
+    dressed(Style(), row, rewrite=rewrite, examples=("\u00dcbe.",))
+    assert row["prompt"] in shown[0]
+    assert "\u00dcbe." in shown[0]
+
+
 @pytest.mark.parametrize(
     ("written", "flaw"),
     [

@@ -32,6 +32,8 @@ def test_options_are_whole_lines_of_the_request() -> None:
     assert reason("\n".join(options) + "\nlamps chairs ladders mirrors", options=options) == ""
     lost = reason(f"{TEMPLATE.prompt} A) red B) blue", options=options)
     assert lost == "the request loses its options"
+    alone = ("lamps and chairs", "ladders and mirrors")
+    assert reason("\n".join(alone), options=alone) == ""
 
 
 @pytest.mark.parametrize(
@@ -49,6 +51,10 @@ def test_the_language_is_that_of_the_template_or_of_the_row() -> None:
     for template in (german, french):
         made = rejection_reason(row, row._replace(prompt=template), row, "user")
         assert made == ""
+    short = row._replace(prompt="Pourquoi est-ce que la lampe est rouge?")
+    translated = short._replace(prompt="Warum ist die Lampe auf dem Tisch und nicht auf dem Stuhl?")
+    worded = short._replace(prompt=f"{german} Und rouge?")
+    assert rejection_reason(worded, translated, short, "user") == ""
     assert (
         rejection_reason(row._replace(prompt=german), row, row, "user")
         == "the request is in another language"
