@@ -44,6 +44,7 @@ SCHEMA = "fastsafe.completions/1"
 # rows in memory at once: many batches, as the last batch of a window is rarely full
 WINDOW_ROWS = 4096
 _SYNC_EVERY_S = 1.0
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NOFOLLOW
 _MAX_MANIFEST_BYTES = 1 << 20
 
 
@@ -146,13 +147,13 @@ def open_completions(
     Raises:
         StoreError: The file is in use, has another identity, is damaged or cannot be written.
     """
-    if path.exists() and not path.is_file():
-        raise StoreError(
-            f"{path}: is not a regular file, expected a JSONL file to write; use another --out"
-        )
+    try:
+        atomic.check_file(path)
+    except OSError as error:
+        raise StoreError(f"{path}: {error.strerror}") from error
     manifest = path.with_name(path.name + ".manifest.json")
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, _OPEN, 0o644)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -50,10 +50,17 @@ def test_what_is_no_file_is_refused(folder: Path) -> None:
     os.mkfifo("pipe")
     result = run("pipe", "--out", "out.jsonl")
     assert "pipe: is not a regular file, expected JSONL that can be read twice" in sentence(result)
-    for out in ("pipe", ".", "/dev/full"):
+    Path("link").symlink_to("elsewhere.jsonl")
+    kinds = {
+        "pipe": "a FIFO",
+        ".": "a directory",
+        "/dev/full": "a device",
+        "link": "a symbolic link",
+    }
+    for out, kind in kinds.items():
         result = run("p.jsonl", "--out", out)
-        assert f"{out}: is not a regular file, expected a JSONL file to write" in sentence(result)
-    assert sorted(path.name for path in folder.iterdir()) == ["p.jsonl", "pipe"]
+        assert f"{out}: is {kind}, expected a regular file or nothing there" in sentence(result)
+    assert sorted(path.name for path in folder.iterdir()) == ["link", "p.jsonl", "pipe"]
 
 
 def test_an_interrupt_near_the_end_exits_130_too(
