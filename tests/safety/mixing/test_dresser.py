@@ -221,6 +221,8 @@ def test_rows_are_of_the_styles_kind() -> None:
 def test_rows_without_request_or_refusal_are_refused(row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"safety\.jsonl: row 3: a request or its answer is empty"):
         Dresser(style=Style())(row, "safety.jsonl: row 3")
+    with pytest.raises(DataError, match=r"^safety\.jsonl: row 4\b"):
+        Dresser(style=Style())({**row, "prompt": 5}, "safety.jsonl: row 4")
 
 
 def test_a_model_may_word_the_request() -> None:
