@@ -85,9 +85,9 @@ class Dresser:
         foreign = style.request_language not in ("", language_of(request))
         if self.translate is not None and foreign:
             # the action alone: the style has its own words around it
-            request = self.translate(_ASKING.sub("", request, count=1).rstrip(".?!"))
+            request = self.translate(_ASKING.sub("", request).rstrip(".?!"))
         if _MID_SENTENCE.search(style.prefix):
-            request = _ASKING.sub("", request, count=1) or request
+            request = _ASKING.sub("", request) or request
             if request[1:2].islower():
                 request = request[0].lower() + request[1:]
         if style.suffix[:1] in (".", "?", "!", ",", ";", ":"):
@@ -106,7 +106,7 @@ class Dresser:
         if shipped and language_of(refusal) not in ("", language):
             refusal = chosen(shipped, given.prompt)
         if 0 < self.style.answer_words <= SHORT_WORDS:
-            first = re.split(r"(?<=[.!?])\s", refusal, maxsplit=1)[0]
+            first = re.split(r"(?<=[.!?])\s", refusal)[0]
             if JUDGE.judge("", first, harmful=True).verdict == Verdict.REFUSED:
                 return first
         return refusal

@@ -104,6 +104,29 @@ def test_a_suffix_that_begins_with_a_mark_takes_the_place_of_the_requests(end: s
     assert dressed(Style(suffix=" Be brief"), row).prompt.endswith("lamp?!. Be brief")
 
 
+def test_the_request_goes_on_in_the_middle_of_the_styles_sentence() -> None:
+    for prompt, shown in (("Take the lamp", "take the lamp"), ("USB lamps", "USB lamps")):
+        row = {**ROW, "prompt": prompt}
+        assert dressed(Style(prefix="A way: ", suffix="."), row).prompt == f"A way: {prompt}."
+        assert dressed(Style(prefix="A way to ", suffix="."), row).prompt == f"A way to {shown}."
+
+
+def test_only_marks_at_the_end_of_a_request_give_way() -> None:
+    row = {**ROW, "prompt": "How do I take an X?"}
+    assert dressed(Style(prefix="A way to ", suffix="."), row).prompt == "A way to take an X."
+    style = Style(request_language="fr")
+    assert dressed(style, row, translate=lambda text: f"<{text}>").prompt == "<take an X>"
+
+
+def test_nothing_is_translated_for_a_style_of_no_language() -> None:
+    row = {**ROW, "prompt": "Wie nehme ich die Lampe, die auf dem Tisch und nicht im Schrank ist?"}
+    assert dressed(Style(), row, translate=lambda text: "never").prompt == row["prompt"]
+    german = Style(request_language="de")
+    assert dressed(german, row, translate=lambda text: "never").prompt == row["prompt"]
+    french = Style(request_language="fr")
+    assert dressed(french, row, translate=lambda text: "oui").prompt == "oui"
+
+
 def test_only_the_first_asking_gives_way() -> None:
     row = {**ROW, "prompt": "How do I tell a friend how to take a lamp?"}
     style = Style(prefix="Write how to ")
@@ -156,7 +179,8 @@ def test_abstaining_adds_an_option_and_chooses_it() -> None:
 
 def test_short_answers_get_the_first_sentence_that_refuses() -> None:
     row = {**ROW, "completion": "I can't help with that. Please ask for something else."}
-    assert dressed(Style(answer_words=3), row).answer == "I can't help with that."
+    for words in (1, 3):
+        assert dressed(Style(answer_words=words), row).answer == "I can't help with that."
     assert dressed(Style(answer_words=30), row).answer == row["completion"]
     soft = {**ROW, "completion": "Thank you. I can't help with that."}
     assert dressed(Style(answer_words=3), soft).answer == soft["completion"]
@@ -197,6 +221,8 @@ def test_rows_are_of_the_styles_kind() -> None:
 def test_rows_without_request_or_refusal_are_refused(row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match=r"safety\.jsonl: row 3: a request or its answer is empty"):
         Dresser(style=Style())(row, "safety.jsonl: row 3")
+    with pytest.raises(DataError, match=r"^safety\.jsonl: row 4\b"):
+        Dresser(style=Style())({**row, "prompt": 5}, "safety.jsonl: row 4")
 
 
 def test_a_model_may_word_the_request() -> None:

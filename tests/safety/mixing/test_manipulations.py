@@ -167,3 +167,11 @@ def test_rows_say_who_worded_them() -> None:
 def test_rows_without_texts_are_refused(id: str, row: dict[str, Any]) -> None:
     with pytest.raises(DataError, match="row 1: "):
         manipulations()[id].apply([ROWS[0], row])
+
+
+def test_manipulations_say_what_they_are() -> None:
+    about = {name: each.about for name, each in manipulations().items()}
+    assert about["autoif_aoa"] == f"{about['autoif']}; {about['aoa']}"
+    assert "system text" in about["aoa"]
+    assert "instructions" in about["autoif"]
+    assert len(set(about.values())) == 4

@@ -363,7 +363,7 @@ def test_every_known_style_takes_the_kind_of_the_users_rows() -> None:
         (user_rows(20), SAFETY_TALK, "prompt"),
         (talks, SAFETY_ROW, "messages"),
     ):
-        rows = restyled(mixing.MIXED, user, safety)
+        rows = restyled(paraphrasing(known_styles=True), user, safety)
         assert {row["safety_format"] for row in rows} == set(MIXED_STYLES)
         assert all(key in row for row in rows)
 
@@ -383,7 +383,7 @@ def test_every_known_style_with_options_abstains_when_asked() -> None:
 
 def test_a_row_that_cannot_be_restyled_is_named() -> None:
     with pytest.raises(DataError, match="safety row 0: a request or its answer is empty"):
-        restyled(mixing.PARAPHRASE, user_rows(5), {**SAFETY_ROW, "prompt": " "})
+        restyled(paraphrasing(), user_rows(5), {**SAFETY_ROW, "prompt": " "})
     many: list[dict[str, Any]] = user_rows(2 * SAMPLE)  # a style is learned from every other one
     many[3]["prompt"] = 5
     with pytest.raises(DataError, match=r"^user row 3\b"):

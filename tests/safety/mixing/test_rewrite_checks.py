@@ -3,6 +3,7 @@
 import pytest
 
 from fastsafe.data.exchange import Exchange
+from fastsafe.safety.lint import Kind
 from fastsafe.safety.mixing.rewrite_checks import MAX_GROWTH, MIN_KEPT, rejection_reason
 
 GIVEN = Exchange("", "Explain lamps, chairs, ladders and mirrors", "They are things.")
@@ -59,3 +60,39 @@ def test_the_language_is_that_of_the_template_or_of_the_row() -> None:
         rejection_reason(row._replace(prompt=german), row, row, "user")
         == "the request is in another language"
     )
+
+
+def test_half_of_the_words_of_four_letters_are_enough() -> None:
+    row = Exchange("", "Fold many blue caps", "They are things.")
+    found = {
+        prompt: rejection_reason(row._replace(prompt=prompt), row, row, "user")
+        for prompt in ("Do: many blue it", "Do: many it", "Do it")
+    }
+    lost = "the request loses its words"
+    assert list(found.values()) == ["", lost, lost]
+
+
+def test_an_answer_is_in_the_language_of_the_template_or_of_the_row() -> None:
+    french = "Parce que la lampe qui est sur la table est rouge dans la rue."
+    german = "Weil die Lampe auf dem Tisch und nicht auf der Stra\u00dfe ist."
+    given = GIVEN._replace(answer=french)
+    template = TEMPLATE._replace(answer=german)
+    # as the template has it, and as the row has it
+    assert rejection_reason(template, template, given, "user") == ""
+    kept = TEMPLATE._replace(answer=f"Oui. {french}")
+    assert rejection_reason(kept, template, given, "user") == ""
+
+
+def test_a_row_of_no_known_language_may_be_worded_in_any() -> None:
+    row = Exchange("", "lamps, chairs", "They are things.")
+    german = "Warum sind lamps und chairs nicht auf"
+    assert rejection_reason(row._replace(prompt=german), row, row, "user") == ""
+
+
+@pytest.mark.parametrize(
+    ("kind", "answer"), [("user", "I can't help with that."), ("safety", "They are things.")]
+)
+def test_a_flaw_of_the_row_itself_is_not_the_models(kind: Kind, answer: str) -> None:
+    given, template = GIVEN._replace(answer=answer), TEMPLATE._replace(answer=answer)
+    worded = template._replace(prompt="Tell of lamps, chairs, ladders and mirrors")
+    assert rejection_reason(worded, template, given, kind) == ""
