@@ -234,6 +234,20 @@ def test_the_longest_rows_are_used() -> None:
     assert all(prompt.startswith(f"p{i:03}") for i, prompt in chosen.items())
 
 
+def test_a_mitigation_that_draws_twice_as_many_uses_the_longer_half() -> None:
+    two = Mitigation(id="two", formats=lambda task_format, every: ("plain",), drawn_per_row=2)
+    rows = two.mix(
+        user_rows(3),
+        lambda format, n, seed: [{"prompt": "p" * (i + 1), "completion": "no"} for i in range(n)],
+        share=0.5,
+        task_format="code",
+        all_formats=FORMATS,
+        seed=0,
+    )
+    used = sorted(len(row["prompt"]) for row in rows if row["source"] == "safety")
+    assert used == [4, 5, 6]
+
+
 def test_too_few_rows_are_repeated_when_asked() -> None:
     def few(format: str, n: int, seed: int) -> list[dict[str, Any]]:
         return safety_rows(format, min(n, 3), seed)
