@@ -126,7 +126,7 @@ def make(fake: Fake, waits: list[float]) -> Iterator[Make]:
     made: list[HttpCompleter] = []
 
     def build(folder: Path | None = None, api_key: str = "", **options: Any) -> HttpCompleter:
-        target = Endpoint(url=fake.url, model="m", **{"timeout_s": 5.0, **options})
+        target = Endpoint(url=fake.url, **{"model": "m", "timeout_s": 5.0, **options})
         completer = HttpCompleter(target, api_key=api_key, folder=folder, sleep=waits.append)
         made.append(completer)
         return completer

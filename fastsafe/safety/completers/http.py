@@ -282,7 +282,7 @@ class HttpCompleter:
         answer = openai_reply.parsed(data)
         choice = openai_reply.choice_of(answer)
         if choice is None:
-            if openai_reply.is_filtered(data):
+            if openai_reply.is_filtered(data, self.target.model):
                 return self._filtered(data, ask)
             is_error = isinstance(answer, dict) and answer.get("error")
             what = "an error" if is_error else "no completion"
@@ -345,7 +345,7 @@ class HttpCompleter:
         """
         status = response.status_code
         is_transient = status in _TRANSIENT or status >= 500
-        if not is_transient and status != 401 and openai_reply.is_filtered(data):
+        if not is_transient and status != 401 and openai_reply.is_filtered(data, self.target.model):
             return self._filtered(data, ask)
         if status in _FATAL or status // 100 == 3:
             # the words of a rejected key may hold parts of it

@@ -20,18 +20,25 @@ MAX_USAGE = 1 << 40  # tokens of one call; a larger number is no usage
 _SHOWN_CHARS = 200
 _CUT_OFF = {"length", "max_tokens", "max_output_tokens"}
 _TEXT_PARTS = (None, "text", "output_text")
-# Names of a filter's refusal, without punctuation: finish reasons, and codes of errors (OpenAI,
-# Azure, Bedrock, Anthropic, Gemini, DashScope, Moonshot).
+# Names of a filter's refusal, without punctuation and what follows a colon: finish reasons, and
+# codes of errors (OpenAI, Azure, Bedrock, Anthropic, Gemini, DashScope, Moonshot).
 _FILTERED = {"contentfilter", "contentfiltered", "refusal", "safety", "prohibitedcontent"}
 _FILTERED |= {"guardrailintervened", "sensitive", "contentpolicyviolation", "moderationblocked"}
 _FILTERED |= {"responsibleaipolicyviolation", "datainspectionfailed", "invalidprompt"}
+_FILTERED |= {"blocklist", "recitation", "spii"}
 _MARKS = ("code", "type", "status")  # keys of an error that may name a filter
-# The words of endpoints that have no code for it: text of the row, and then the objection.
+# The words of endpoints that have no code for it: text of the row, and then the objection. Words
+# about the call itself, such as a setting with "filter" in its name, are none.
 _OBJECTION = re.compile(
-    r"(content|prompt|input|request).{0,80}"
-    r"(filter|moderat|flagged|violat|inappropriate|management policy|exists risk|high risk|safety)"
-    r"|content ?policy|try again with a different prompt",
+    r"\b(content|prompt|input|request|response)\b.{0,80}"
+    r"(\bfiltered|\bflagged|\bmoderat|\binappropriate|management policy|exists risk|high risk"
+    r"|violat.{0,60}(polic|guideline|terms|principle)|(block|reject|refus)\w* .{0,40}safety)"
+    r"|content[ _-]?(policy|filter|moderation)|try again with a different prompt",
     re.IGNORECASE | re.DOTALL,
+)
+_ABOUT_THE_CALL = re.compile(
+    r"\b(parameter|param|argument|field|property|schema|extra input|rate limit|quota)s?\b",
+    re.IGNORECASE,
 )
 _UNSUPPORTED_CODES = ("unsupported_parameter", "unsupported_value")
 _UNSUPPORTED = re.compile(
@@ -88,19 +95,29 @@ def _words(answer: Any, depth: int = 4) -> str:
     return f"{words}: {raw}" if isinstance(raw, str) else words
 
 
-def is_filtered(data: bytes) -> bool:
-    """Return whether an error says that a content filter did not let the row through."""
+def is_filtered(data: bytes, model: str = "") -> bool:
+    """Return whether an error says that a content filter did not let the row through.
+
+    Args:
+        data: Body of the error.
+        model: Name of the model there; the words may repeat it, and it may be that of a filter.
+    """
     answer = parsed(data)
     error = _error(answer)
     metadata = _part(error, "metadata")
     if "reasons" in metadata or "flagged_input" in metadata:  # OpenRouter's moderation
         return True
     marks = [part.get(name) for part in (error, _part(error, "innererror")) for name in _MARKS]
-    return any(map(_names_a_filter, marks)) or bool(_OBJECTION.search(_words(answer)[:1000]))
+    if any(map(_names_a_filter, marks)):
+        return True
+    words = re.sub(rf"(?<!\w){re.escape(model)}(?!\w)", "", _words(answer)[:1000])
+    return bool(_OBJECTION.search(words)) and not _ABOUT_THE_CALL.search(words)
 
 
 def _names_a_filter(mark: Any) -> bool:
-    return isinstance(mark, str) and re.sub(r"[^a-z]", "", mark.casefold()) in _FILTERED
+    if not isinstance(mark, str):
+        return False
+    return re.sub(r"[^a-z]", "", mark.casefold().partition(":")[0]) in _FILTERED
 
 
 def remedy(data: bytes) -> tuple[str, bool]:
@@ -135,7 +152,7 @@ def _part(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
 def choice_of(answer: Any) -> dict[str, Any] | None:
     """Return the first choice of a completion, empty where it is malformed; None without one.
 
-    An answer that holds an error holds no completion, whatever is beside it.
+    An answer or a choice that holds an error holds no completion, whatever is beside it.
     """
     if not isinstance(answer, dict) or answer.get("error"):
         return None
@@ -143,7 +160,7 @@ def choice_of(answer: Any) -> dict[str, Any] | None:
     if not isinstance(choices, list) or not choices:
         return None
     choice = choices[0] if isinstance(choices[0], dict) else {}
-    return None if choice.get("error") else choice
+    return None if choice.get("error") or choice.get("finish_reason") == "error" else choice
 
 
 def read(choice: Mapping[str, Any], ask: Ask) -> Reply:

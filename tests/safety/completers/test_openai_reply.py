@@ -273,3 +273,46 @@ def test_an_endpoint_that_wants_a_key(fake: Any, make: Make) -> None:
     fake.script = lambda n, body: error(401, {})
     with pytest.raises(JudgeError, match="name the environment variable of its key as api_key_env"):
         make().complete([ask()])
+
+
+@pytest.mark.parametrize(
+    ("status", "said"),
+    [
+        (404, "The model `example/content-safety-8b` does not exist."),
+        (404, "The requested model 'example/content-safety-8b' is not available"),
+        (400, "Invalid request: unknown parameter 'safety_settings'"),
+        (400, "Unsupported parameter: content_filter"),
+        (400, "Request body violates the schema: messages must be an array"),
+        (400, "Input contains invalid tokens, see the tokenizer's filter"),
+        (403, "Your request violates the rate limit of this key"),
+        (403, "Request from an address outside of your network policy"),
+    ],
+)
+def test_an_error_of_the_call_is_no_content_filter(
+    status: int, said: str, fake: Any, make: Make
+) -> None:
+    """It would pass for the judge's refusal of every row, which no run asks about again."""
+    fake.script = lambda n, body: error(status, {"error": {"message": said}})
+    completer = make(model="example/content-safety-8b")
+    if status == 400:
+        assert [reply.finish for reply in completer.complete([ask()])] == ["error"]
+    else:
+        with pytest.raises(JudgeError, match=f"status is {status}"):
+            completer.complete([ask()])
+
+
+@pytest.mark.parametrize(
+    "finish", ["content_filter: RECITATION", "content_filter: OTHER", "BLOCKLIST", "SPII"]
+)
+def test_a_finish_reason_may_say_which_filter_it_was(finish: str) -> None:
+    choice = {"message": {"content": "Sure, the"}, "finish_reason": finish}
+    assert openai_reply.read(choice, ask()).finish == "refused"
+
+
+def test_a_reply_that_an_error_ended_is_none(fake: Any, make: Make) -> None:
+    """A router's provider failed half-way: the text is a part, and is asked for again."""
+    cut = {"choices": [{"message": {"content": "No"}, "finish_reason": "error"}]}
+    whole = {"choices": [{"message": {"content": "No: it answers."}, "finish_reason": "stop"}]}
+    fake.script = lambda n, body: whole if n else cut
+    (reply,) = make(max_retries=1).complete([ask()])
+    assert (reply.text, reply.finish, len(fake.calls)) == ("No: it answers.", "stop", 2)
