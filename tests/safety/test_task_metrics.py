@@ -111,6 +111,9 @@ def test_nothing_measured_is_no_number(id: str) -> None:
         (" 42. \n", "42"),
         ("The answer is 42", None),
         ("42 apples", None),
+        ("6*7", None),
+        ("#### 6*7 = 42", "6"),
+        ("#### **42**", "42"),
         ("####", None),
         ("\u0664\u0662", None),
         ("", None),
@@ -181,3 +184,18 @@ def test_a_missing_library_is_named(
         UsageError, match=rf"{package} is not installed; run `pip install '\.\[metrics\]'"
     ):
         metric(PAIRS)
+
+
+@pytest.mark.parametrize(
+    ("text", "wanted"),
+    [
+        ("The answer is B, since it floats", "b"),
+        ("The answer is B, a boat", "b"),
+        ("The answer is A, B", None),
+        ("The answer is A, B and C", None),
+        ("Options: none", None),
+        ("Option A, C or D", None),
+    ],
+)
+def test_a_list_of_options_is_no_answer(text: str, wanted: str | None) -> None:
+    assert option(text) == wanted

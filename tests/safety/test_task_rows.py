@@ -168,6 +168,16 @@ def test_duplicates_share_a_split_and_stand_once(tmp_path: Path) -> None:
     assert "x" not in {row["reference"] for row in train + test}
 
 
+def test_prompts_about_thoughts_are_compared_whole(tmp_path: Path) -> None:
+    """What stands before a mark of thoughts is no thought in a request."""
+    about = [
+        {**row, "instruction": f"{row['instruction']} in </think> and all behind it"}
+        for row in ROWS
+    ]
+    path = write(tmp_path / "a.jsonl", about)
+    assert len(load_rows(ALL["plain"], path, "all")) == len(ROWS)
+
+
 def test_a_longer_draw_begins_with_the_shorter(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", ROWS)
     every = load_rows(ALL["plain"], path, "train", seed=1)

@@ -8,21 +8,26 @@ import unicodedata
 
 from fastsafe.data.thoughts import answer_of
 
-_EMPHASIS = re.compile(r"\*+|(?<!\w)_+|_+(?!\w)|`")  # of Markdown
+_EMPHASIS = re.compile(r"(?<!\w)[*_]+|[*_]+(?!\w)|`")  # of Markdown
 _ANNOUNCED = re.compile(
     r"(?:so |thus,? |therefore,? )?(?:(?:the|my|final|correct|right|best) )*"
     r"(?:answer|option|choice)(?: is)?:? "
 )
 
 
-def normalised(text: str) -> str:
-    """Return the answer in lower case, NFC, with runs of white space as one space.
+def folded(text: str) -> str:
+    """Return a text in lower case, NFC, with runs of white space as one space.
 
     Example:
-        >>> normalised(" Paint the\\n red car. ")
+        >>> folded(" Paint the\\n red car. ")
         'paint the red car.'
     """
-    return " ".join(unicodedata.normalize("NFC", answer_of(text)).lower().split())
+    return " ".join(unicodedata.normalize("NFC", text).lower().split())
+
+
+def normalised(text: str) -> str:
+    """Return the answer of a completion, folded."""
+    return folded(answer_of(text))
 
 
 def exact_match(completion: str, reference: str) -> float:
@@ -70,9 +75,11 @@ def option(text: str) -> str | None:
         >>> option("**(B)** a car"), option("The answer is C because ..."), option("A car")
         ('b', 'c', None)
     """
-    line = _EMPHASIS.sub("", normalised(answer_of(text).strip().partition("\n")[0])).strip()
+    line = _EMPHASIS.sub("", folded(answer_of(text).strip().partition("\n")[0])).strip()
     announced = _ANNOUNCED.match(line)
-    end = r"[).:,]| because\b|$" if announced else r"[).:]|$"
+    # a comma before another letter is a list of options
+    comma = r"|,(?! [a-z](?:[,.)]|$| and\b| or\b))"
+    end = rf"[).:]{comma}| because\b|$" if announced else r"[).:]|$"
     letter = re.match(rf"\(?([a-z])(?:{end})", line[announced.end() :] if announced else line)
     return letter[1] if letter else None
 

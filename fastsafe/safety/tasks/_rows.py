@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from fastsafe.errors import DataError, UsageError
 
-from ._metrics import normalised
+from ._metrics import folded
 from ._spec import Example, Task
 
 _LOGGER = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ def _draw(task: Task, path: Path, split: str, n: int | None, seed: int) -> list[
                 example = task.read(row)
             except DataError as error:
                 raise DataError(f"{location}: {error}") from error
-            key = hashlib.sha256(normalised(example.prompt).encode()).digest()
+            key = hashlib.sha256(folded(example.prompt).encode()).digest()
             is_test = int.from_bytes(key[:8], "big") % TEST_SHARE == 0
             if split not in ("all", "test" if is_test else "train"):
                 continue
