@@ -211,9 +211,8 @@ def template_variables(words: Sequence[str]) -> dict[str, Any]:
     Raises:
         UsageError: A word has another form, a name is repeated or reserved, or a value is no JSON.
     """
-    import yaml
-
     from fastsafe.io.template_variables import check_variables
+    from fastsafe.yaml_file import parse_yaml
 
     option = "--chat-template-kwarg"
     variables: dict[str, Any] = {}
@@ -223,10 +222,10 @@ def template_variables(words: Sequence[str]) -> dict[str, Any]:
             problem = "is given twice" if equals else "has no value"
             raise UsageError(f"{option}: {name!a:.80} {problem}, expected KEY=VALUE once per key")
         try:
-            variables[name] = yaml.safe_load(value)
-        except (yaml.YAMLError, ValueError, RecursionError):
+            variables[name] = parse_yaml(value)
+        except ValueError as error:
             raise UsageError(
-                f"{option}: {name!a:.80} has the value {value!a:.80}, expected YAML"
+                f"{option}: {name!a:.80} has the value {value!a:.80}, expected YAML: {error}"
             ) from None
     return check_variables(variables, option)
 

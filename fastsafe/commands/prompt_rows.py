@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -228,7 +229,8 @@ def stdin_records(data: bytes, *, as_turns: bool) -> list[Record]:
                 raise DataError(str(error).replace(str(path), "stdin")) from None
         return [row._replace(location=row.location.replace(str(path), "stdin")) for row in rows]
     try:
-        lines = data.decode("utf-8-sig").splitlines()
+        # at line ends alone: a text may hold a form feed or a Unicode separator
+        lines = re.split(r"\r\n|\r|\n", data.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise DataError(f"stdin: byte {error.start} is not UTF-8; convert the text") from None
     texts = [line for line in lines if line.strip()]

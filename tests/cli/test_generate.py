@@ -103,6 +103,8 @@ def test_standard_input_has_json_lines_or_a_text_per_line(folder: Path) -> None:
     assert (row["id"], row["adapter"]) == ("a", None)
     found = rows(run("-", "--json", stdin="How do I paint it?\n\nHow do I wash it?\n").stdout)
     assert sorted(row["id"] for row in found) == ["1", "2"]
+    found = rows(run("-", "--json", stdin="one\u2028line\x0c with marks\r\nanother\rlast").stdout)
+    assert len(found) == 3
     result = run("-", stdin='{"prompt": ')
     assert sentence(result).startswith("error: stdin: line 1: content is not JSON")
     result = run("-", stdin='{"prompt": "the car", "adapter": "x"}')
@@ -197,13 +199,21 @@ def test_template_variables_reach_the_template_and_the_identity(folder: Path) ->
     assert "was begun with other settings (chat_template_kwargs" in sentence(plain)
 
 
+# each list holds the one before it nine times
+LISTS = ", ".join(f"&x{i} [{', '.join(9 * [f'*x{i - 1}'])}]" for i in range(1, 20))
+BOMB = f"[&x0 [1], {LISTS}]"
+
+
 @pytest.mark.parametrize(
     ("word", "problem"),
     [
         ("enable_thinking", "has no value, expected KEY=VALUE"),
         ("messages=[]", "messages is set by fastsafe itself"),
         ("a=[", "expected YAML"),
-        ("a=2024-01-01", "expected a value of JSON"),
+        ("a=.inf", "expected a value of JSON"),
+        ("a={b: 1, b: 2}", "key 'b' is written twice"),
+        ("a=!!bool x", "tag 'tag:yaml.org,2002:bool' is not supported"),
+        (f"a={BOMB}", "aliases make it over"),
     ],
 )
 def test_template_variables_that_are_none(folder: Path, word: str, problem: str) -> None:
