@@ -13,7 +13,6 @@ from fastsafe.data import readers
 from fastsafe.data.mixture import mix
 from fastsafe.errors import DataError, TrainingError, UsageError
 from fastsafe.io import atomic, hub
-from fastsafe.io.lock import exclusive
 from fastsafe.progress import Progress, stage
 from fastsafe.safety.sources import sources
 
@@ -25,7 +24,6 @@ if TYPE_CHECKING:
     from fastsafe.train import FinetuneJob, FinetuneResult
     from fastsafe.train.presets import Preset
 
-LOCK = ".lock"  # no job can have this name
 _PROBES = 16  # shipped behaviours that drift is measured on
 
 
@@ -261,9 +259,7 @@ def execute(
     for line in plan_training(base, plan.jobs, options).describe():
         announce(f"memory: {line}")
     progress.event("run_started", out=str(out), jobs=[job.name for job in plan.jobs])
-    out.mkdir(parents=True, exist_ok=True)
-    locked = exclusive(out, label="folder", name=LOCK)
-    with locked, stage(progress, "train", steps, "steps"):
+    with stage(progress, "train", steps, "steps"):
         results = finetune(base, plan.jobs, out, on_step, options=options)
     progress.event("run_finished", results=[summary(result) for result in results])
     errors = [result.error for result in results if result.error is not None]

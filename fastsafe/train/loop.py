@@ -19,6 +19,7 @@ from torch import Tensor
 from fastsafe.data.packing import TrainExample
 from fastsafe.errors import UsageError
 from fastsafe.io import atomic
+from fastsafe.io.lock import exclusive
 from fastsafe.model.cpu_threads import TileRunner, is_out_of_memory, tile_runner
 from fastsafe.train.batches import Tile
 from fastsafe.train.checkpoint import JobCheckpoint, base_digest, job_identity
@@ -29,6 +30,7 @@ from fastsafe.train.memory import TrainMemory, plan_memory
 
 OnStep = Callable[[int, Mapping[str, float]], None]
 
+LOCK = ".lock"  # in the folder of adapters; no job can have this name
 _DEFAULTS = TrainOptions()
 _LOGGER = logging.getLogger(__name__)
 
@@ -67,6 +69,7 @@ def finetune(
         DataError: A row is malformed or has nothing to train on.
         AdapterError: ``target_modules`` name a module that the base lacks.
         CheckpointError: A checkpoint to resume from is damaged.
+        StoreError: Another training writes to ``out_dir``, or it cannot be written.
     """
     check_jobs(jobs)
     if isinstance(llm, str | Path):
@@ -77,17 +80,18 @@ def finetune(
         base = base_digest(llm.model)
         for run in runs:
             run.checkpoint = JobCheckpoint(out, run.name, job_identity(run.config, run.rows, base))
-    if options.resume:
-        if out.exists():
-            atomic.remove_leftovers(out)
-        for run in runs:
-            run.resume()
     plan = plan_memory(llm.model, runs, options)
     for line in plan.describe():
         _LOGGER.info("memory: %s", line)
-    with tile_runner(llm.model.device) as runner:
-        waiting = deque(run for run in runs if run.adapter_dir is None)
-        _Loop(llm, waiting, out, on_step, options, plan, runner).run()
+    out.mkdir(parents=True, exist_ok=True)
+    with exclusive(out, label="folder", name=LOCK):
+        if options.resume:
+            atomic.remove_leftovers(out)
+            for run in runs:
+                run.resume()
+        with tile_runner(llm.model.device) as runner:
+            waiting = deque(run for run in runs if run.adapter_dir is None)
+            _Loop(llm, waiting, out, on_step, options, plan, runner).run()
     return [run.result() for run in runs]
 
 

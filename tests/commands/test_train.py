@@ -22,6 +22,7 @@ from fastsafe.model import nf4
 from fastsafe.organism import path as organism
 from fastsafe.progress import Progress
 from fastsafe.train.config import TrainConfig
+from fastsafe.train.loop import LOCK
 from fastsafe.train.presets import preset, presets
 
 
@@ -249,13 +250,13 @@ def test_two_trainings_into_one_folder_exclude_each_other(
     plan = make(files, "code")
     message = f"folder {tmp_path}: is in use by process {os.getpid()} on host "
     with (
-        exclusive(tmp_path, name=train.LOCK),
+        exclusive(tmp_path, name=LOCK),
         pytest.raises(StoreError, match=re.escape(message)),
     ):
         train.execute(plan, tmp_path, Progress())
     (result,) = train.execute(plan, tmp_path, Progress())
     assert result.error is None
-    assert not (tmp_path / train.LOCK).exists()
+    assert not (tmp_path / LOCK).exists()
 
 
 def test_a_file_in_the_place_of_an_adapter_is_refused_before_training(

@@ -1,6 +1,7 @@
 """finetune: many jobs equal each job alone, and what a user can get wrong."""
 
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import pytest
 import torch
 
 from fastsafe import LLM, FinetuneJob, TrainConfig, finetune
-from fastsafe.errors import AdapterError, DataError, UsageError
+from fastsafe.errors import AdapterError, DataError, StoreError, UsageError
 from fastsafe.io import safetensors
 
 
@@ -183,3 +184,18 @@ def test_epochs_are_not_rounded_up_by_a_bit() -> None:
 def test_huge_seeds_work(llm: LLM, tmp_path: Path) -> None:
     config = TrainConfig(max_steps=1, seed=2**70)
     assert finetune(llm, [FinetuneJob("a", rows(4), config)], tmp_path)[0].losses
+
+
+def test_two_trainings_into_one_folder_are_refused(llm: LLM, tmp_path: Path) -> None:
+    """The second one would delete what the first one is writing."""
+    job = FinetuneJob("one", rows(30, 1), TrainConfig(max_steps=1))
+    refused: list[str] = []
+
+    def second(step: int, losses: Mapping[str, float]) -> None:
+        with pytest.raises(StoreError, match="is in use by process") as caught:
+            finetune(llm, [job], tmp_path)
+        refused.append(str(caught.value))
+
+    (result,) = finetune(llm, [job], tmp_path, second)
+    assert (len(refused), result.error) == (1, None)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["one"]
